@@ -1,0 +1,5 @@
+"""`python -m voicepass` is `voicepass`."""
+
+from voicepass.cli import main
+
+main()

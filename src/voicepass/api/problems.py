@@ -1,0 +1,84 @@
+"""Every refusal as application/problem+json (RFC 9457): one place words them all."""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from voicepass.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    Refusal,
+    RequestInvalid,
+)
+
+PROBLEM_JSON = "application/problem+json"
+
+_log = structlog.get_logger("voicepass.api")
+
+_BY_STATUS: dict[int, type[Refusal]] = {
+    refusal.status: refusal for refusal in (NotFound, MethodNotAllowed, BodyTooLarge, HeadersTooLarge, RequestInvalid)
+}
+
+
+def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
+    """Word `refusal` for the one who asked: code, status, what to do, and the id to look for in the log."""
+    body: dict[str, Any] = {
+        "type": f"urn:voicepass:problem:{refusal.code}",
+        "title": refusal.title,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.code,
+        "request_id": request_id,
+    }
+    headers = {}
+    if refusal.retry_after_seconds is not None:
+        body["retry_after_seconds"] = refusal.retry_after_seconds
+        headers["Retry-After"] = str(refusal.retry_after_seconds)
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        invalid = "" if refusal.code == "token_missing" else ' error="invalid_token"'
+        headers["WWW-Authenticate"] = f"Bearer{invalid}"  # RFC 6750, section 3
+    return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
+
+
+def internal_error(error: Exception, *, request_id: str) -> JSONResponse:
+    """Answer 500 for a mistake of ours. The log has where it happened, and not the message, which may hold anything."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else None
+    _log.error("request.failed", request_id=request_id, cause=type(error).__name__, where=where)
+    return problem(InternalError(), request_id=request_id)
+
+
+def word_problems(app: FastAPI) -> None:
+    """Make `app` answer every refusal, and every error that the framework raises itself, as a problem."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        return problem(refusal, request_id=request.state.request_id)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
+        # Not a word of the error: it repeats what was sent.
+        return problem(RequestInvalid(), request_id=request.state.request_id)
+
+    @app.exception_handler(HTTPException)
+    async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
+        response = problem(_BY_STATUS.get(error.status_code, RequestInvalid)(), request_id=request.state.request_id)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(_methods_of(request))  # the framework names the first route's only
+        return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    at_this_path = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in at_this_path for method in route.methods})

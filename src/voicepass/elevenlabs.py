@@ -1,0 +1,332 @@
+"""Everything voicepass knows of ElevenLabs' HTTP: how a credential is asked for, checked, and refused.
+
+Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the official
+SDKs' source, and error bodies that users published. Paths, field names and error codes stand in this file alone.
+"""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import Coroutine
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import httpx
+import structlog
+
+from voicepass.errors import (
+    AgentUnknown,
+    BadAnswer,
+    Busy,
+    ElevenLabsRefusal,
+    KeyRejected,
+    QuotaExhausted,
+    Timeout,
+    Unavailable,
+)
+from voicepass.model import Agent, Clock, Credential, Transport
+
+SIGNED_URL_SECONDS: Final = 900
+"""A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
+
+MAX_ANSWER_BYTES: Final = 64 * 1024
+VENDOR_DOMAIN: Final = "elevenlabs.io"
+
+_PATHS: Final = {
+    Transport.WEBSOCKET: "/v1/convai/conversation/get-signed-url",
+    Transport.WEBRTC: "/v1/convai/conversation/token",
+}
+_CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as the official JavaScript SDK reads it
+_HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
+_MAX_RETRY_AFTER_SECONDS: Final = 3600
+_QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
+
+_Meaning = tuple[type[ElevenLabsRefusal], str]
+_KEY: _Meaning = (
+    KeyRejected,
+    "ELEVENLABS_API_KEY was not accepted: mistyped, revoked, or of another region than ELEVENLABS_BASE_URL",
+)
+_PERMISSION: _Meaning = (
+    KeyRejected,
+    "ELEVENLABS_API_KEY is valid but lacks the permission convai_write: give the key 'ElevenAgents: Write'",
+)
+_BLOCKED: _Meaning = (KeyRejected, "ElevenLabs blocks this account or network as unusual; a paid plan lifts that")
+_AGENT: _Meaning = (
+    AgentUnknown,
+    "ElevenLabs knows no such agent in this workspace and region: check ELEVENLABS_AGENT_ID (agent_…)",
+)
+_QUOTA: _Meaning = (QuotaExhausted, "the workspace's quota at ElevenLabs is used up: raise it or wait for its reset")
+_AT_LIMIT: _Meaning = (Busy, "ElevenLabs is at a limit; if it stays, raise the plan's concurrency")
+_OUT_OF_ORDER: _Meaning = (Unavailable, "ElevenLabs is out of order; see its status page")
+_UNEXPECTED: _Meaning = (BadAnswer, "ElevenLabs answered unexpectedly; is ELEVENLABS_BASE_URL right?")
+
+_BY_CODE: Final[dict[str, _Meaning]] = {
+    "missing_permissions": _PERMISSION,
+    "insufficient_permissions": _PERMISSION,
+    "forbidden": _PERMISSION,
+    "detected_unusual_activity": _BLOCKED,
+    "document_not_found": _AGENT,
+    "agent_not_found": _AGENT,
+    "quota_exceeded": _QUOTA,
+    "insufficient_credits": _QUOTA,
+    "too_many_concurrent_requests": _AT_LIMIT,
+    "concurrent_limit_exceeded": _AT_LIMIT,
+    "rate_limit_exceeded": _AT_LIMIT,
+    "system_busy": _AT_LIMIT,
+}
+_BY_STATUS: Final[dict[int, _Meaning]] = {
+    400: _AGENT,
+    401: _KEY,
+    402: _QUOTA,
+    403: _KEY,
+    404: _AGENT,
+    408: _OUT_OF_ORDER,
+    422: _AGENT,
+    429: _AT_LIMIT,
+}
+
+_log = structlog.get_logger("voicepass.elevenlabs")
+
+
+def http_client(*, deadline_seconds: float) -> httpx.AsyncClient:
+    """Return the one shared client. Every wait is shorter than the deadline, which bounds their sum.
+
+    No redirect is followed, because httpx would carry `xi-api-key` to the other origin; no proxy is taken from the
+    environment; compression is not asked for, because a bomb inflates inside httpx before any cap can see it.
+    """
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(
+            connect=deadline_seconds / 4, write=deadline_seconds / 4, pool=deadline_seconds / 8, read=deadline_seconds
+        ),
+        limits=httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=5),
+        follow_redirects=False,
+        trust_env=False,
+        verify=True,
+        headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"},
+    )
+
+
+class ElevenLabs:
+    """Asks ElevenLabs for the credential of one conversation with the server-held key."""
+
+    def __init__(
+        self, *, client: httpx.AsyncClient, base_url: str, api_key: str, deadline_seconds: float, clock: Clock
+    ) -> None:
+        self._client = client
+        self._base = urlsplit(base_url)
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._deadline_seconds = deadline_seconds
+        self._clock = clock
+        self._calls: set[asyncio.Task[Credential]] = set()
+
+    async def credential(self, agent: Agent, transport: Transport) -> Credential:
+        """Return a fresh credential for one conversation with `agent`.
+
+        A signed URL is asked for with `include_conversation_id=true`, which makes it single-use and names the
+        conversation before it begins. Raises an ElevenLabsRefusal, within the deadline.
+        """
+        return await self._within_deadline(self._ask(agent, transport))
+
+    async def aclose(self) -> None:
+        """Give up the calls that outlived their deadline."""
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _within_deadline(self, call: Coroutine[Any, Any, Credential]) -> Credential:
+        # In a task of its own, never cancelled on time-out: cancelling httpx amid a call can lose the connection's
+        # place in the pool for good (httpcore issue 1093). It ends by its own timeouts; nobody waits for it.
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._forget)
+        done, _ = await asyncio.wait({task}, timeout=self._deadline_seconds)
+        if not done:
+            raise Timeout(operator_note=f"no complete answer within {self._deadline_seconds:g} s")
+        return task.result()
+
+    def _forget(self, task: asyncio.Task[Credential]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
+
+    async def _ask(self, agent: Agent, transport: Transport) -> Credential:
+        asked_at = self._clock()
+        query = {"agent_id": agent.agent_id}
+        if transport is Transport.WEBSOCKET:
+            query["include_conversation_id"] = "true"
+        try:
+            status, headers, body = await self._get(_PATHS[transport], query)
+        except httpx.TimeoutException as error:
+            raise Timeout(operator_note=f"{type(error).__name__} while asking {self._base.hostname}") from error
+        except httpx.TransportError as error:
+            raise Unavailable(
+                operator_note=f"{type(error).__name__} while asking {self._base.hostname}; "
+                "check ELEVENLABS_BASE_URL, DNS and the way out of this network"
+            ) from error
+        if status != httpx.codes.OK:
+            raise refusal_for(status, body, retry_after=headers.get("retry-after"), now=asked_at)
+        answer = _json_object(body)
+        if transport is Transport.WEBRTC:
+            return _conversation_token(answer)
+        return self._signed_url(answer, agent, asked_at)
+
+    async def _get(self, path: str, query: dict[str, str]) -> tuple[int, httpx.Headers, bytes]:
+        give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
+        request = self._client.build_request(
+            "GET", f"{self._base_url}{path}", params=query, headers={"xi-api-key": self._api_key}
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise BadAnswer(operator_note="the answer is compressed, though compression was not asked for")
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise BadAnswer(operator_note=f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise Timeout(operator_note="the answer trickled in more slowly than the deadline allows")
+        finally:
+            await response.aclose()
+        return response.status_code, response.headers, bytes(body)
+
+    def _signed_url(self, answer: dict[str, object], agent: Agent, asked_at: float) -> Credential:
+        url = answer.get("signed_url")
+        if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
+            raise BadAnswer(operator_note="the answer holds no usable signed_url")
+        try:
+            parts = urlsplit(url)
+            self._check_destination(parts)
+            query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
+        except ValueError as error:
+            raise BadAnswer(operator_note="the signed_url is malformed") from error
+        if {name for name, _ in query} <= {"agent_id", "conversation_id"}:
+            # Opened, it would be closed at once: the very fault that voicepass is there to cure.
+            raise BadAnswer(operator_note="the signed_url carries no signature")
+        named_agents = [value for name, value in query if name == "agent_id"]
+        if any(value != agent.agent_id for value in named_agents):
+            raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
+        named_conversations = [value for name, value in query if name == "conversation_id"]
+        return Credential(
+            secret=url,
+            conversation_id=_conversation_id(*named_conversations, answer.get("conversation_id")),
+            expires_at=asked_at + SIGNED_URL_SECONDS,
+        )
+
+    def _check_destination(self, url: SplitResult) -> None:
+        plain = url.scheme == "ws" and self._base.scheme == "http"  # settings admit http:// to loopback only
+        if url.scheme != "wss" and not plain:
+            raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
+        if url.username is not None or url.password is not None or url.fragment:
+            raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
+        expected = (self._base.hostname, _port(self._base))
+        if (url.hostname, _port(url)) == expected:
+            return
+        if _port(url) == _port(self._base) and _is_vendor(url.hostname) and _is_vendor(self._base.hostname):
+            _log.warning("signed_url.host_differed", configured=self._base.hostname, answered=url.hostname)
+            return
+        raise BadAnswer(operator_note=f"the signed_url leads to {url.hostname}, not to {self._base.hostname}")
+
+
+def _port(url: SplitResult) -> int | None:
+    return url.port or _DEFAULT_PORTS.get(url.scheme)
+
+
+def _is_vendor(host: str | None) -> bool:
+    return host is not None and (host == VENDOR_DOMAIN or host.endswith("." + VENDOR_DOMAIN))
+
+
+def _conversation_token(answer: dict[str, object]) -> Credential:
+    """Read a LiveKit token: opaque to us, except for when it ends and which room (so conversation) it opens."""
+    token = answer.get("token")
+    if not isinstance(token, str) or not _HEADER_SAFE.fullmatch(token):
+        raise BadAnswer(operator_note="the answer holds no usable token")
+    claims = _unverified_claims(token)
+    expires_at = claims.get("exp")
+    video = claims.get("video")
+    room = video.get("room") if isinstance(video, dict) else None
+    in_room = _ROOM_CONVERSATION_ID.search(room) if isinstance(room, str) else None
+    return Credential(
+        secret=token,
+        conversation_id=_conversation_id(answer.get("conversation_id"), in_room and in_room.group()),
+        expires_at=expires_at if isinstance(expires_at, int) and 0 < expires_at < 2**32 else None,
+    )
+
+
+def _unverified_claims(token: str) -> dict[str, object]:
+    # Not ours to verify: the claims only tell the reader of the pass what to expect.
+    try:
+        payload = token.split(".")[1]
+        return _json_object(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, BadAnswer):
+        return {}
+
+
+def _conversation_id(*candidates: object) -> str | None:
+    for candidate in candidates:
+        if isinstance(candidate, str) and _CONVERSATION_ID.fullmatch(candidate):
+            return candidate
+    return None
+
+
+def _json_object(body: bytes) -> dict[str, object]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(operator_note="the answer is not JSON; is ELEVENLABS_BASE_URL right?") from error
+    if not isinstance(answer, dict):
+        raise BadAnswer(operator_note="the answer is not a JSON object")
+    return answer
+
+
+def refusal_for(status: int, body: bytes, *, retry_after: str | None, now: float) -> ElevenLabsRefusal:
+    """Turn an error answer into the refusal it means, with a note that tells the operator what to do.
+
+    The vendor's own code decides before the HTTP status: a key without the permission is 401 in the field and 403 in
+    the documentation, and so is an exhausted quota 401 or 402. Both error envelopes are understood.
+    """
+    code, message = _vendor_error(body)
+    refusal, note = _BY_CODE.get(code) or _BY_STATUS.get(status) or (_OUT_OF_ORDER if status >= 500 else _UNEXPECTED)  # noqa: PLR2004
+    wait = _retry_after_seconds(retry_after, now=now) if refusal in {Busy, Unavailable} else None
+    said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
+    return refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait)
+
+
+def _vendor_error(body: bytes) -> tuple[str, str]:
+    """Return (code, message) of either envelope, or of none. The message is the vendor's text: for the log alone."""
+    try:
+        detail = _json_object(body).get("detail")
+    except BadAnswer:
+        return "", _quoted(body.decode("utf-8", "replace"))
+    match detail:
+        case {"code": str(code), **rest} | {"status": str(code), **rest}:
+            return code, _quoted(str(rest.get("message", "")))
+        case str():
+            return "", _quoted(detail)
+        case _:
+            return "", _quoted(json.dumps(detail))
+
+
+def _quoted(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:_QUOTED_CHARACTERS])
+
+
+def _retry_after_seconds(value: str | None, *, now: float) -> int | None:
+    """Read a Retry-After header (seconds or a date, RFC 9110 section 10.2.3); None for anything else."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        seconds = float(value[:10])
+    else:
+        try:
+            until = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - now
+    return max(1, min(round(seconds), _MAX_RETRY_AFTER_SECONDS))

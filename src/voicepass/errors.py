@@ -1,0 +1,142 @@
+"""Every refusal voicepass can give: its stable code, its HTTP status, and the sentence its reader may see.
+
+    Refusal
+    ├── the caller must act ──  TokenMissing 401 · TokenInvalid 401 · TokenExpired 401 · AgentNotAllowed 403
+    │                           RequestInvalid 422 · BodyTooLarge 413 · HeadersTooLarge 431
+    │                           NotFound 404 · MethodNotAllowed 405
+    ├── we are at fault ──────  LedgerUnavailable 503 · InternalError 500
+    └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
+                                Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
+
+`detail` is public: it never holds a vendor's text, a token or a key. `operator_note` is for the log alone: what went
+wrong and what whoever runs the service should do about it. The technical cause is chained with `raise ... from`.
+"""
+
+from typing import ClassVar
+
+
+class Refusal(Exception):
+    """Something voicepass will not do, worded for the person who asked for it.
+
+    `retry_after_seconds` is set where waiting helps; it becomes the `Retry-After` header.
+    """
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+    detail: str
+    retry_after_seconds: int | None = None
+
+    def __init__(
+        self, detail: str | None = None, *, operator_note: str = "", retry_after_seconds: int | None = None
+    ) -> None:
+        if detail is not None:
+            self.detail = detail
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
+        self.operator_note = operator_note
+        super().__init__(self.detail)
+
+
+class TokenMissing(Refusal):
+    code, status, title = "token_missing", 401, "No token"
+    detail = "Send the user's JWT in the header 'Authorization: Bearer <token>'."
+
+
+class TokenInvalid(Refusal):
+    """`operator_note` names the check that failed; the caller only learns that one did."""
+
+    code, status, title = "token_invalid", 401, "Token not accepted"
+    detail = "The token was not accepted. Sign in again to get a new one; the service's log says which check failed."
+
+
+class TokenExpired(Refusal):
+    code, status, title = "token_expired", 401, "Token expired"
+    detail = "The token has expired. Sign in again to get a new one."
+
+
+class AgentNotAllowed(Refusal):
+    """The same answer for an alias that does not exist and one that is closed to this user: neither can be probed."""
+
+    code, status, title = "agent_not_allowed", 403, "Agent not allowed"
+    detail = "There is no agent of this name that you may use. Ask for it by its alias, or send none for the default."
+
+
+class RequestInvalid(Refusal):
+    code, status, title = "request_invalid", 422, "Request not understood"
+    detail = "Send a JSON object that holds nothing but 'agent' (an alias, text), or no body at all."
+
+
+class BodyTooLarge(Refusal):
+    code, status, title = "body_too_large", 413, "Body too large"
+    detail = "The body is larger than 16 kB."
+
+
+class HeadersTooLarge(Refusal):
+    code, status, title = "headers_too_large", 431, "Headers too large"
+    detail = "The request's headers are more than 100, or longer than 16 kB in all, or the token is longer than 8 kB."
+
+
+class NotFound(Refusal):
+    code, status, title = "not_found", 404, "No such route"
+    detail = "There is nothing at this path. Paths are exact: mind a slash too many at the end."
+
+
+class MethodNotAllowed(Refusal):
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+    detail = "This path does not answer that method; the header 'Allow' says which it does."
+
+
+class InternalError(Refusal):
+    code, status, title = "internal_error", 500, "Internal error"
+    detail = "Something broke inside voicepass. Give the request id to whoever runs it."
+
+
+class LedgerUnavailable(Refusal):
+    """Fails closed: a pass that nobody wrote down is not handed out."""
+
+    code, status, title = "ledger_unavailable", 503, "Ledger unavailable"
+    detail = "The service cannot write down what it hands out, so it hands out nothing. Try again shortly."
+    retry_after_seconds = 5
+
+
+class ElevenLabsRefusal(Refusal):
+    """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words."""
+
+
+class KeyRejected(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_key_rejected", 502, "ElevenLabs refused the service's key"
+    detail = "ElevenLabs did not accept this service's API key. Whoever runs the service has to mend it."
+
+
+class AgentUnknown(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_agent_unknown", 502, "ElevenLabs does not know the agent"
+    detail = "ElevenLabs does not know the agent that this service is set up with. Whoever runs it has to mend it."
+
+
+class BadAnswer(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_bad_answer", 502, "ElevenLabs gave an unusable answer"
+    detail = "ElevenLabs answered with something that cannot be handed on safely. Try again; if it stays, report it."
+
+
+class Busy(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_busy", 503, "ElevenLabs is busy"
+    detail = "ElevenLabs takes no further conversations at the moment. Try again shortly."
+    retry_after_seconds = 5
+
+
+class QuotaExhausted(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_quota_exhausted", 503, "ElevenLabs quota exhausted"
+    detail = "This service's quota at ElevenLabs is used up. Whoever runs the service has to raise it."
+
+
+class Unavailable(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_unavailable", 503, "ElevenLabs unavailable"
+    detail = "ElevenLabs cannot be reached or is out of order. Try again shortly."
+    retry_after_seconds = 5
+
+
+class Timeout(ElevenLabsRefusal):
+    code, status, title = "elevenlabs_timeout", 504, "ElevenLabs took too long"
+    detail = "ElevenLabs did not answer in time. Try again."
+    retry_after_seconds = 2

@@ -1,0 +1,148 @@
+"""One Attempt becomes a log line and metrics; and how logging is set up, for people and for machines."""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from voicepass.model import Attempt
+
+LogFormat = Literal["json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_HANDLER_NAME: Final = "voicepass"
+
+_log = structlog.get_logger("voicepass.passes")
+
+# Whatever level we are set to, these never speak below theirs: at DEBUG they print requests with their secrets.
+_THIRD_PARTY_LEVELS: Final = {
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "uvicorn": logging.INFO,
+    "websockets": logging.INFO,
+    "asyncio": logging.WARNING,
+}
+
+_SECRETS: Final = (
+    (re.compile(r"(conversation_signature|token)=[^&\s\"']+"), r"\1=[redacted]"),
+    (re.compile(r"\b(?:sk_|cvtkn_)[A-Za-z0-9_-]+"), "[redacted]"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"), "[redacted token]"),
+)
+
+
+class AttemptLog:
+    """Writes one line per attempt: `pass.granted`, or `pass.refused` with the code and what to do about it."""
+
+    def __call__(self, attempt: Attempt) -> None:
+        fields: dict[str, object] = {
+            "request_id": attempt.request_id,
+            "transport": attempt.transport.value,
+            "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text
+            "user_id": attempt.user.id if attempt.user else None,
+            "conversation_id": attempt.conversation_id,
+            "duration_ms": round(attempt.duration_seconds * 1000, 1),
+        }
+        if attempt.outcome == "granted":
+            _log.info("pass.granted", credential_sha256=attempt.credential_sha256, **fields)
+            if attempt.conversation_id is None:
+                _log.warning(
+                    "conversation_id.missing",
+                    request_id=attempt.request_id,
+                    note="ElevenLabs named no conversation; nothing binds this conversation to its user",
+                )
+            return
+        write = _log.error if attempt.outcome.startswith(("elevenlabs_", "ledger_", "internal_")) else _log.info
+        write(
+            "pass.refused",
+            code=attempt.outcome,
+            note=attempt.operator_note or None,
+            cause=type(attempt.cause).__name__ if attempt.cause else None,
+            **fields,
+        )
+
+
+class AttemptMetrics:
+    """Counts attempts. Labels are bounded: outcomes are our codes, transports are two."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._attempts = Counter(
+            "voicepass_attempts", "Requests for a pass, by outcome", ["transport", "outcome"], registry=registry
+        )
+        self._seconds = Histogram(
+            "voicepass_attempt_duration_seconds",
+            "From the request to the pass or the refusal",
+            ["transport"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8),
+            registry=registry,
+        )
+        self._unbound = Counter(
+            "voicepass_conversation_id_missing",
+            "Passes granted though ElevenLabs named no conversation",
+            ["transport"],
+            registry=registry,
+        )
+
+    def __call__(self, attempt: Attempt) -> None:
+        transport = attempt.transport.value
+        self._attempts.labels(transport, attempt.outcome).inc()
+        self._seconds.labels(transport).observe(attempt.duration_seconds)
+        if attempt.outcome == "granted" and attempt.conversation_id is None:
+            self._unbound.labels(transport).inc()
+
+
+def redact(text: str) -> str:
+    """Take out of `text` whatever looks like a signature, an API key or a token."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _redacted(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # The last line of defence, for text that is not ours: our own events never carry a secret.
+    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
+    """Send every log line of the process to standard error: one JSON object a line, or coloured text for people.
+
+    Called again, it replaces what it set up before and leaves other handlers alone.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redacted,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    handler.set_name(_HANDLER_NAME)
+    root.handlers[:] = [other for other in root.handlers if other.get_name() != _HANDLER_NAME] + [handler]
+    root.setLevel(level.upper())
+    for name, least in _THIRD_PARTY_LEVELS.items():
+        logging.getLogger(name).setLevel(max(least, root.level))

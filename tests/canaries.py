@@ -1,0 +1,32 @@
+"""The secrets of the suite, each recognisable, and a log that remembers all that was written while they were in use."""
+
+import io
+import logging
+
+API_KEY = "sk_canary5c6ee1f0f3a94c0b9e5d7a1b2c3d4e5f60718293a4b5c6d7"
+JWT_SECRET = "canary-jwt-secret-4f9a1c7e2b8d5036e1f0a9b8c7d6e5f4"
+SIGNATURE = "cvtkn_canary01k0abcdefghjkmnpqrstvwx"
+
+FORBIDDEN = (API_KEY, JWT_SECRET, SIGNATURE, "cvtkn_", "conversation_signature=c", "eyJhbGciOi", "xi-api-key")
+"""What nothing written may hold; the last ones are how every signature, signed URL and token begins."""
+
+
+def secrets_in(text: str) -> list[str]:
+    """Name what is in `text` and must not be."""
+    return [secret for secret in FORBIDDEN if secret.lower() in text.lower()]
+
+
+class CanaryLog:
+    """Keeps every record that reaches the root logger, formatted, with tracebacks."""
+
+    def __init__(self) -> None:
+        self._lines = io.StringIO()
+        self._handler = logging.StreamHandler(self._lines)
+        self._handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._handler)
+
+    def text(self) -> str:
+        return self._lines.getvalue()
+
+    def close(self) -> None:
+        logging.getLogger().removeHandler(self._handler)

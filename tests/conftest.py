@@ -1,0 +1,106 @@
+"""What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import respx
+from jose import jwt
+from pydantic import SecretStr
+
+from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
+from voicepass.app import create_app
+from voicepass.demo import DemoSettings
+from voicepass.settings import Settings
+
+AGENT_ID = "agent_7x"
+TOKEN_ISSUER = "https://login.example"
+AUDIENCE = "voicepass"
+UPSTREAM = "https://api.elevenlabs.io"
+SIGNED_URL_PATH = "/v1/convai/conversation/get-signed-url"
+
+MakeToken = Callable[..., str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the search for logged secrets last: it reads what all others made the service write."""
+    items.sort(key=lambda item: item.path.name == "test_secrets.py")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def canary_log() -> Iterator[CanaryLog]:
+    """Everything that is logged during the suite, at DEBUG; the last test looks for secrets in it."""
+    log = CanaryLog()
+    yield log
+    log.close()
+
+
+def settings_with(**overrides: Any) -> Settings:
+    """Settings of a working service, whatever the environment says."""
+    values: dict[str, Any] = {
+        "elevenlabs_api_key": SecretStr(API_KEY),
+        "elevenlabs_agent_id": AGENT_ID,
+        "voicepass_jwt_secret": SecretStr(JWT_SECRET),
+        "voicepass_jwt_issuer": TOKEN_ISSUER,
+        "voicepass_jwt_audience": AUDIENCE,
+        "voicepass_database_url": "sqlite://",
+        "voicepass_log_level": "debug",
+    }
+    return DemoSettings(**(values | overrides))
+
+
+@pytest.fixture
+def make_token() -> MakeToken:
+    """Makes a good token; keyword arguments change its claims, and None takes one out."""
+
+    def make(**claims: object) -> str:
+        good: dict[str, object] = {
+            "iss": TOKEN_ISSUER,
+            "aud": AUDIENCE,
+            "sub": "u-1",
+            "name": "Ada",
+            "exp": int(time.time()) + 600,
+        }
+        return str(jwt.encode({k: v for k, v in (good | claims).items() if v is not None}, JWT_SECRET, "HS256"))
+
+    return make
+
+
+@pytest.fixture
+def bearer(make_token: MakeToken) -> dict[str, str]:
+    """The Authorization header of a signed-in user."""
+    return {"Authorization": f"Bearer {make_token()}"}
+
+
+@pytest.fixture
+def upstream() -> Iterator[respx.MockRouter]:
+    """ElevenLabs' HTTP edge: the route named `signed_url` answers with a good URL until a test says otherwise."""
+    with respx.mock(base_url=UPSTREAM, assert_all_called=False) as router:
+        router.get(SIGNED_URL_PATH, name="signed_url").respond(json={"signed_url": signed_url()})
+        yield router
+
+
+def signed_url(
+    *, scheme: str = "wss", host: str = "api.elevenlabs.io", agent_id: str = AGENT_ID, conversation_id: str = "conv_1"
+) -> str:
+    query = f"agent_id={agent_id}&conversation_signature={SIGNATURE}&conversation_id={conversation_id}"
+    return f"{scheme}://{host}/v1/convai/conversation?{query}"
+
+
+@pytest.fixture
+async def api(request: pytest.FixtureRequest, upstream: respx.MockRouter) -> AsyncIterator[httpx.AsyncClient]:
+    """The service, in process, in front of `upstream`. Parametrise indirectly with settings to change them."""
+    app = create_app(settings_with(**getattr(request, "param", {})))
+    del upstream
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+    ):
+        yield client

@@ -1,0 +1,327 @@
+"""The adapter at its HTTP edge: what it asks for, what it hands on, and what each of ElevenLabs' refusals becomes."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import respx
+import structlog
+
+from tests.canaries import API_KEY, secrets_in
+from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
+from tests.servers import listening
+from voicepass.elevenlabs import ElevenLabs, http_client, refusal_for
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, Timeout, Unavailable
+from voicepass.model import Agent, Transport
+
+pytestmark = pytest.mark.anyio
+
+AGENT = Agent(alias="default", agent_id=AGENT_ID)
+NOW = 1_790_000_000.0
+
+
+@asynccontextmanager
+async def adapter(base_url: str = UPSTREAM, *, deadline_seconds: float = 4.0) -> AsyncIterator[ElevenLabs]:
+    async with http_client(deadline_seconds=deadline_seconds) as client:
+        provider = ElevenLabs(
+            client=client, base_url=base_url, api_key=API_KEY, deadline_seconds=deadline_seconds, clock=lambda: NOW
+        )
+        yield provider
+        await provider.aclose()
+
+
+async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end(upstream: respx.MockRouter) -> None:
+    async with adapter() as provider:
+        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert credential.secret == signed_url()
+    assert credential.conversation_id == "conv_1"
+    assert credential.expires_at == NOW + 900
+
+
+@pytest.mark.parametrize(
+    ("answer", "conversation_id"),
+    [
+        ({"signed_url": signed_url(), "conversation_id": "conv_json"}, "conv_1"),
+        ({"signed_url": signed_url().partition("&conversation_id")[0], "conversation_id": "conv_json"}, "conv_json"),
+        ({"signed_url": signed_url().partition("&conversation_id")[0]}, None),
+        ({"signed_url": signed_url(conversation_id="a%20b")}, None),
+        ({"signed_url": f"{UPSTREAM.replace('https', 'wss')}/x?conversation_id=conv_2&token=t"}, "conv_2"),
+    ],
+)
+async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
+    upstream: respx.MockRouter, answer: dict[str, str], conversation_id: str | None
+) -> None:
+    upstream["signed_url"].respond(json=answer)
+
+    async with adapter() as provider:
+        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert credential.conversation_id == conversation_id
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        signed_url(scheme="ws"),
+        signed_url(scheme="https"),
+        signed_url(scheme="javascript"),
+        signed_url(host="elevenlabs.io.evil.test"),
+        signed_url(host="evilelevenlabs.io"),
+        signed_url(host="127.0.0.1"),
+        signed_url(host="api.elevenlabs.io:8443"),
+        signed_url(host="api.elevenlabs.io:99999"),
+        signed_url(host="user@api.elevenlabs.io"),
+        signed_url(host="api.elevenlabs.io@evil.test"),
+        signed_url(host="evil.test\\api.elevenlabs.io"),
+        signed_url(host="evil.test#api.elevenlabs.io"),
+        signed_url(host=""),
+        signed_url(agent_id="agent_other"),
+        signed_url() + "&agent_id=agent_other",
+        signed_url() + "#fragment",
+        signed_url() + "\n",
+        signed_url() + " ",
+        signed_url() + "\u202e",
+        "wss://api.elevenlabs.io/v1/convai/conversation",
+        f"wss://api.elevenlabs.io/v1/convai/conversation?agent_id={AGENT_ID}&conversation_id=conv_1",
+        "//api.elevenlabs.io/x?a=b",
+        "",
+        None,
+        7,
+        ["wss://api.elevenlabs.io/x?a=b"],
+    ],
+)
+async def test_a_url_that_leads_elsewhere_is_never_handed_on(upstream: respx.MockRouter, url: object) -> None:
+    upstream["signed_url"].respond(json={"signed_url": url})
+
+    async with adapter() as provider:
+        with pytest.raises(BadAnswer) as refused:
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert secrets_in(refused.value.operator_note) == []
+
+
+async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: respx.MockRouter) -> None:
+    upstream["signed_url"].respond(json={"signed_url": signed_url(host="api.us.elevenlabs.io")})
+
+    with structlog.testing.capture_logs() as logged:
+        async with adapter() as provider:
+            credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert credential.secret.startswith("wss://api.us.elevenlabs.io/")
+    assert [line["event"] for line in logged] == ["signed_url.host_differed"]
+
+
+async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None:
+    async with adapter("https://proxy.example") as provider:
+        with respx.mock(base_url="https://proxy.example") as router, pytest.raises(BadAnswer):
+            router.get(SIGNED_URL_PATH).respond(json={"signed_url": signed_url()})
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+
+@pytest.mark.parametrize("token", [None, "", 7, "a b", "a\r\nX: y"])
+async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, token: object) -> None:
+    upstream.get("/v1/convai/conversation/token").respond(json={"token": token})
+
+    async with adapter() as provider:
+        with pytest.raises(BadAnswer):
+            await provider.credential(AGENT, Transport.WEBRTC)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"html": "<h1>Please wait</h1>"},
+        {"content": b""},
+        {"content": b"\xff\xfe"},
+        {"content": b"[" * 50_000},
+        {"json": []},
+        {"json": {}},
+        {"content": gzip.compress(b" " * 1_000_000), "headers": {"content-encoding": "gzip"}},
+        {"content": b"{" + b" " * 70_000 + b"}"},
+        {"status_code": 204},
+        {"status_code": 302, "headers": {"location": "https://evil.test/"}},
+        {"status_code": 405, "json": {"detail": "Method Not Allowed"}},
+    ],
+)
+async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, answer: dict[str, Any]) -> None:
+    upstream["signed_url"].respond(**answer)
+
+    async with adapter() as provider:
+        with pytest.raises(BadAnswer):
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert len(upstream.calls) == 1, "a redirect was followed, and with it went the key"
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (httpx.ConnectTimeout, Timeout),
+        (httpx.ReadTimeout, Timeout),
+        (httpx.PoolTimeout, Timeout),
+        (httpx.ConnectError, Unavailable),
+        (httpx.ReadError, Unavailable),
+        (httpx.RemoteProtocolError, Unavailable),
+    ],
+)
+async def test_a_broken_line_becomes_a_refusal_with_a_remedy(
+    upstream: respx.MockRouter, error: type[httpx.TransportError], refusal: type[ElevenLabsRefusal]
+) -> None:
+    upstream["signed_url"].mock(side_effect=error(API_KEY))
+
+    async with adapter() as provider:
+        with pytest.raises(refusal) as refused:
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert error.__name__ in refused.value.operator_note
+    assert API_KEY not in refused.value.operator_note
+
+
+def legacy(status: str, message: str = "vendor words") -> dict[str, object]:
+    return {"detail": {"status": status, "message": message}}
+
+
+def current(code: str, kind: str = "x") -> dict[str, object]:
+    return {"detail": {"type": kind, "code": code, "message": "vendor words", "status": code, "request_id": "r"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "remedy"),
+    [
+        (401, legacy("invalid_api_key"), "elevenlabs_key_rejected", "mistyped, revoked, or of another region"),
+        (401, current("invalid_api_key"), "elevenlabs_key_rejected", "mistyped, revoked, or of another region"),
+        (401, legacy("missing_permissions"), "elevenlabs_key_rejected", "lacks the permission convai_write"),
+        (403, current("insufficient_permissions"), "elevenlabs_key_rejected", "lacks the permission convai_write"),
+        (403, "<html>", "elevenlabs_key_rejected", "mistyped"),
+        (401, legacy("detected_unusual_activity"), "elevenlabs_key_rejected", "unusual"),
+        (401, legacy("quota_exceeded"), "elevenlabs_quota_exhausted", "used up"),
+        (402, current("insufficient_credits"), "elevenlabs_quota_exhausted", "used up"),
+        (402, {"detail": "pay"}, "elevenlabs_quota_exhausted", "used up"),
+        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "ELEVENLABS_AGENT_ID"),
+        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "ELEVENLABS_AGENT_ID"),
+        (400, {"detail": "Invalid agent ID"}, "elevenlabs_agent_unknown", "Invalid agent ID"),
+        (
+            422,
+            {"detail": [{"loc": ["query", "agent_id"], "msg": "m", "type": "t"}]},
+            "elevenlabs_agent_unknown",
+            "agent_id",
+        ),
+        (429, legacy("too_many_concurrent_requests"), "elevenlabs_busy", "limit"),
+        (429, current("rate_limit_exceeded"), "elevenlabs_busy", "limit"),
+        (429, "", "elevenlabs_busy", "limit"),
+        (503, legacy("system_busy"), "elevenlabs_busy", "limit"),
+        (500, current("internal_error"), "elevenlabs_unavailable", "out of order"),
+        (502, "Bad gateway", "elevenlabs_unavailable", "Bad gateway"),
+        (503, current("maintenance"), "elevenlabs_unavailable", "maintenance"),
+        (504, "", "elevenlabs_unavailable", "out of order"),
+        (418, {}, "elevenlabs_bad_answer", "HTTP 418"),
+    ],
+)
+def test_every_error_answer_becomes_its_code_and_tells_the_operator_what_to_do(
+    status: int, body: object, code: str, remedy: str
+) -> None:
+    sent = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+
+    refusal = refusal_for(status, sent, retry_after=None, now=NOW)
+
+    assert refusal.code == code
+    assert remedy in refusal.operator_note
+    assert "vendor words" not in refusal.detail
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        (None, 5),
+        ("1", 1),
+        ("0", 1),
+        ("3600", 3600),
+        ("99999999999999999999", 3600),
+        ("Mon, 21 Sep 2026 14:13:50 GMT", 30),
+        ("Mon, 21 Sep 2020 14:13:50 GMT", 1),
+        ("soon", 5),
+        ("-3", 5),
+        ("1.5", 5),
+        ("\u0663", 5),
+        ("", 5),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_understood_in_every_form_and_kept_within_reason(
+    retry_after: str | None, seconds: int, status: int
+) -> None:
+    refusal = refusal_for(status, b"{}", retry_after=retry_after, now=NOW)
+
+    assert refusal.retry_after_seconds == seconds
+
+
+def test_the_vendors_words_cannot_forge_or_flood_the_log() -> None:
+    words = 'a\n{"event": "pass.granted"}\x1b[31m\u2028' + "x" * 10_000
+
+    note = refusal_for(500, json.dumps(legacy("x", words)).encode(), retry_after=None, now=NOW).operator_note
+
+    assert note.isprintable()
+    assert len(note) < 500
+
+
+async def trickle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    del writer
+    await reader.read()
+
+
+@pytest.mark.parametrize("behave", [trickle, silence])
+async def test_no_upstream_outlives_the_deadline(behave: Any) -> None:
+    loop = asyncio.get_running_loop()
+    async with listening(behave) as base_url, adapter(base_url, deadline_seconds=0.3) as provider:
+        begun = loop.time()
+
+        with pytest.raises(Timeout):
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+        assert loop.time() - begun < 3
+
+
+async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: respx.MockRouter) -> None:
+    release = asyncio.Event()
+
+    async def answer_late(_request: httpx.Request) -> httpx.Response:
+        await release.wait()
+        return httpx.Response(200, json={"signed_url": signed_url()})
+
+    upstream["signed_url"].mock(side_effect=answer_late)
+
+    async with adapter() as provider:
+        caller = asyncio.create_task(provider.credential(AGENT, Transport.WEBSOCKET))
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        release.set()
+        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert credential.conversation_id == "conv_1"
+
+
+async def test_the_client_takes_no_proxy_and_follows_no_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+    async with http_client(deadline_seconds=4) as client:
+        assert client.trust_env is False
+        assert client.follow_redirects is False
+        timeouts = client.timeout.as_dict()
+
+    assert all(seconds is not None and 0 < seconds <= 4 for seconds in timeouts.values())

@@ -1,0 +1,46 @@
+"""No secret is ever written. This file runs last (see conftest.py): it searches what the whole suite logged."""
+
+import pytest
+
+from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
+from tests.conftest import settings_with, signed_url
+from voicepass.model import Agent, Credential, PassRequest, Transport, User
+from voicepass.observe import redact
+
+
+def test_no_secret_was_logged_during_the_whole_suite(canary_log: CanaryLog, request: pytest.FixtureRequest) -> None:
+    logged = canary_log.text()
+
+    if len(request.session.items) > 50:
+        assert "pass.granted" in logged, "the log was not recorded, so this test could not fail"
+    assert secrets_in(logged) == []
+
+
+def test_a_secret_shows_in_no_repr() -> None:
+    holders = [
+        settings_with(),
+        Credential(secret=signed_url(), conversation_id="conv_1", expires_at=1.0),
+        PassRequest(request_id="r", authorization=(f"Bearer {SIGNATURE}",), alias="a", transport=Transport.WEBRTC),
+        User(issuer="i", id="u-1", claims={"secret": JWT_SECRET}),
+        Agent(alias="a", agent_id="agent_1"),
+    ]
+
+    shown = " ".join(f"{holder!r} {holder!s}" for holder in holders)
+
+    assert secrets_in(shown) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"GET {signed_url()} failed",
+        f"Illegal header value b'{API_KEY}'",
+        "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln",
+        "wss://x/?token=abc123&y=1 " + SIGNATURE,
+    ],
+)
+def test_redaction_takes_secrets_out_of_foreign_text(text: str) -> None:
+    redacted = redact(text)
+
+    assert secrets_in(redacted) == []
+    assert "abc123" not in redacted

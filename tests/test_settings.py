@@ -1,0 +1,239 @@
+"""The environment: what starts the service, what does not, and that no message ever holds a value."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from voicepass.settings import Settings, SettingsRefusedError, load_settings, settings_to_serve
+
+ROOT = Path(__file__).parents[1]
+SECRET = "canary-value-0123456789-0123456789-0123456789"
+GOOD = {
+    "ELEVENLABS_API_KEY": "sk_canary-value",
+    "ELEVENLABS_AGENT_ID": "agent_1",
+    "VOICEPASS_JWT_SECRET": SECRET,
+    "VOICEPASS_JWT_ISSUER": "https://login.example",
+    "VOICEPASS_JWT_AUDIENCE": "voicepass",
+}
+
+
+def _public_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+RSA_PEM = _public_pem(RSA_KEY)
+RSA_PRIVATE_PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+SMALL_RSA_PEM = _public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - the small key is the point
+EC_PEM = _public_pem(ec.generate_private_key(ec.SECP256R1()))
+
+WITHOUT = None
+BAD: dict[str, tuple[dict[str, str | None], str]] = {
+    "no API key": ({"ELEVENLABS_API_KEY": WITHOUT}, "ELEVENLABS_API_KEY"),
+    "an empty API key": ({"ELEVENLABS_API_KEY": ""}, "ELEVENLABS_API_KEY"),
+    "an API key with a space": ({"ELEVENLABS_API_KEY": "sk canary-value"}, "ELEVENLABS_API_KEY"),
+    "an API key beyond ASCII": ({"ELEVENLABS_API_KEY": "sk_canary-valué"}, "ELEVENLABS_API_KEY"),
+    "an API key with a line break inside": ({"ELEVENLABS_API_KEY": "sk\ncanary-value"}, "ELEVENLABS_API_KEY"),
+    "no agent": ({"ELEVENLABS_AGENT_ID": WITHOUT}, "ELEVENLABS_AGENT_ID"),
+    "an agent with a signature glued on": (
+        {"ELEVENLABS_AGENT_ID": "a&conversation_signature=x"},
+        "ELEVENLABS_AGENT_ID",
+    ),
+    "a conversation for an agent": ({"ELEVENLABS_AGENT_ID": "conv_1"}, "ELEVENLABS_AGENT_ID"),
+    "a plain base URL": ({"ELEVENLABS_BASE_URL": "http://api.elevenlabs.io"}, "ELEVENLABS_BASE_URL"),
+    "a base URL with a user": ({"ELEVENLABS_BASE_URL": "https://u:p@api.elevenlabs.io"}, "ELEVENLABS_BASE_URL"),
+    "a base URL with a query": ({"ELEVENLABS_BASE_URL": "https://api.elevenlabs.io?x=1"}, "ELEVENLABS_BASE_URL"),
+    "no key to verify tokens with": ({"VOICEPASS_JWT_SECRET": WITHOUT}, "VOICEPASS_JWT_SECRET"),
+    "a short secret": ({"VOICEPASS_JWT_SECRET": "canary-value"}, "VOICEPASS_JWT_SECRET"),
+    "a blank secret": ({"VOICEPASS_JWT_SECRET": " " * 40}, "VOICEPASS_JWT_SECRET"),
+    "a PEM for a secret": ({"VOICEPASS_JWT_SECRET": RSA_PEM}, "VOICEPASS_JWT_SECRET"),
+    "an unknown algorithm": ({"VOICEPASS_JWT_ALGORITHM": "none"}, "VOICEPASS_JWT_ALGORITHM"),
+    "an algorithm python-jose lacks": ({"VOICEPASS_JWT_ALGORITHM": "PS256"}, "VOICEPASS_JWT_ALGORITHM"),
+    "a secret for RS256": ({"VOICEPASS_JWT_ALGORITHM": "RS256"}, "VOICEPASS_JWT_SECRET"),
+    "a secret and a public key": ({"VOICEPASS_JWT_PUBLIC_KEY": RSA_PEM}, "VOICEPASS_JWT_PUBLIC_KEY"),
+    "no public key for RS256": (
+        {"VOICEPASS_JWT_ALGORITHM": "RS256", "VOICEPASS_JWT_SECRET": WITHOUT},
+        "VOICEPASS_JWT_PUBLIC_KEY",
+    ),
+    "a private key for RS256": (
+        {
+            "VOICEPASS_JWT_ALGORITHM": "RS256",
+            "VOICEPASS_JWT_SECRET": WITHOUT,
+            "VOICEPASS_JWT_PUBLIC_KEY": RSA_PRIVATE_PEM,
+        },
+        "VOICEPASS_JWT_PUBLIC_KEY",
+    ),
+    "RSA of 1024 bits": (
+        {
+            "VOICEPASS_JWT_ALGORITHM": "RS256",
+            "VOICEPASS_JWT_SECRET": WITHOUT,
+            "VOICEPASS_JWT_PUBLIC_KEY": SMALL_RSA_PEM,
+        },
+        "VOICEPASS_JWT_PUBLIC_KEY",
+    ),
+    "a curve for RS256": (
+        {"VOICEPASS_JWT_ALGORITHM": "RS256", "VOICEPASS_JWT_SECRET": WITHOUT, "VOICEPASS_JWT_PUBLIC_KEY": EC_PEM},
+        "VOICEPASS_JWT_PUBLIC_KEY",
+    ),
+    "no issuer": ({"VOICEPASS_JWT_ISSUER": WITHOUT}, "VOICEPASS_JWT_ISSUER"),
+    "no audience": ({"VOICEPASS_JWT_AUDIENCE": WITHOUT}, "VOICEPASS_JWT_AUDIENCE"),
+    "a negative leeway": ({"VOICEPASS_JWT_LEEWAY_SECONDS": "-1"}, "VOICEPASS_JWT_LEEWAY_SECONDS"),
+    "a system variable": ({"VOICEPASS_VARIABLES": "system__time=iat"}, "VOICEPASS_VARIABLES"),
+    "a secret variable": ({"VOICEPASS_VARIABLES": "secret__key=key"}, "VOICEPASS_VARIABLES"),
+    "a variable that is the user's id": ({"VOICEPASS_VARIABLES": "user_id=email"}, "VOICEPASS_VARIABLES"),
+    "a variable twice": ({"VOICEPASS_VARIABLES": "a=b,a=c"}, "VOICEPASS_VARIABLES"),
+    "a variable without a claim": ({"VOICEPASS_VARIABLES": "canary-value"}, "VOICEPASS_VARIABLES"),
+    "every origin": ({"VOICEPASS_ALLOWED_ORIGINS": "*"}, "VOICEPASS_ALLOWED_ORIGINS"),
+    "an origin with a path": ({"VOICEPASS_ALLOWED_ORIGINS": "https://a.example/"}, "VOICEPASS_ALLOWED_ORIGINS"),
+    "the null origin": ({"VOICEPASS_ALLOWED_ORIGINS": "null"}, "VOICEPASS_ALLOWED_ORIGINS"),
+    "another database": ({"VOICEPASS_DATABASE_URL": "mysql://canary-value"}, "VOICEPASS_DATABASE_URL"),
+    "no deadline": ({"VOICEPASS_DEADLINE_SECONDS": "0"}, "VOICEPASS_DEADLINE_SECONDS"),
+    "an unknown log format": ({"VOICEPASS_LOG_FORMAT": "canary-value"}, "VOICEPASS_LOG_FORMAT"),
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith(("ELEVENLABS_", "VOICEPASS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # away from any .env
+
+
+def given(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> None:
+    for name, value in (GOOD | changes).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_configuration_does_not_start_and_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    changes, named = BAD[case]
+    given(monkeypatch, changes)
+
+    with pytest.raises(SettingsRefusedError) as refused:
+        settings_to_serve()
+
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{named} ")
+    assert "canary-value" not in str(refused.value)
+    assert "MII" not in problem
+    assert refused.value.__context__ is None or refused.value.__suppress_context__, "a traceback would show the value"
+
+
+def test_a_good_configuration_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, {"VOICEPASS_VARIABLES": "plan=plan, shop=app_metadata.shop"})
+
+    settings = settings_to_serve()
+
+    assert settings.voicepass_variables == {"plan": "plan", "shop": "app_metadata.shop"}
+    assert "canary-value" not in repr(settings)
+
+
+@pytest.mark.parametrize("pem", [RSA_PEM, RSA_PEM.replace("\n", "\\n"), RSA_PEM.strip()])
+def test_a_public_key_may_stand_in_one_line(monkeypatch: pytest.MonkeyPatch, pem: str) -> None:
+    given(
+        monkeypatch,
+        {"VOICEPASS_JWT_ALGORITHM": "RS256", "VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_PUBLIC_KEY": pem},
+    )
+
+    assert settings_to_serve().verification_key().algorithm == "RS256"
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(SettingsRefusedError) as refused:
+        settings_to_serve()
+
+    assert [problem.split()[0] for problem in refused.value.problems] == [
+        "VOICEPASS_JWT_SECRET",
+        "ELEVENLABS_API_KEY",
+        "ELEVENLABS_AGENT_ID",
+        "VOICEPASS_JWT_ISSUER",
+        "VOICEPASS_JWT_AUDIENCE",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_a_secret_may_come_from_a_file_and_its_line_break_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
+) -> None:
+    (tmp_path / "key").write_bytes(f"sk_from_file{ending}".encode())
+    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
+
+    key = settings_to_serve().elevenlabs_api_key
+
+    assert key is not None
+    assert key.get_secret_value() == "sk_from_file"
+
+
+def test_a_secret_in_two_places_is_a_contradiction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk_from_file")
+    given(monkeypatch, {"ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
+
+    with pytest.raises(SettingsRefusedError, match="both set"):
+        load_settings()
+
+
+def test_a_file_that_is_not_there_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "none")})
+
+    with pytest.raises(SettingsRefusedError, match="ELEVENLABS_API_KEY_FILE names a file that cannot be read"):
+        load_settings()
+
+
+def test_serve_prints_a_line_for_each_problem_and_exits(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ELEVENLABS_", "VOICEPASS_"))}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "voicepass", "serve"],
+        env=clean | {"VOICEPASS_JWT_SECRET": "canary-value"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 5
+    assert all(re.match(r"(ELEVENLABS|VOICEPASS)_[A-Z_]+ ", line) for line in lines)
+    assert "canary-value" not in ended.stderr
+
+
+def test_the_example_file_lists_every_variable_with_its_default() -> None:
+    text = (ROOT / ".env.example").read_text()
+
+    written = dict(re.findall(r"^#? ?([A-Z_]+)=(.*)$", text, re.MULTILINE))
+
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = "" if default is None or default in ({}, []) else str(default)
+        expected[name.upper()] = {"True": "true", "False": "false"}.get(shown, shown)
+    filled_in = {"VOICEPASS_JWT_ISSUER", "VOICEPASS_JWT_AUDIENCE"}
+    assert list(written) == list(expected)
+    assert {n: v for n, v in written.items() if n not in filled_in} == {
+        n: v for n, v in expected.items() if n not in filled_in
+    }
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        assert field.description in text, name
+
+
+def test_the_example_file_needs_only_what_is_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    monkeypatch.setenv("ELEVENLABS_API_KEY", "sk_1")
+    monkeypatch.setenv("ELEVENLABS_AGENT_ID", "agent_1")
+    monkeypatch.setenv("VOICEPASS_JWT_SECRET", SECRET)
+
+    assert settings_to_serve().elevenlabs_base_url == "https://api.elevenlabs.io"
