@@ -42,7 +42,7 @@ def canary_log() -> Iterator[CanaryLog]:
     log.close()
 
 
-def settings_with(**overrides: Any) -> Settings:
+def settings_with(**overrides: object) -> Settings:
     """Settings of a working service, whatever the environment says."""
     values: dict[str, Any] = {
         "elevenlabs_api_key": SecretStr(API_KEY),

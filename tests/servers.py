@@ -1,10 +1,14 @@
-"""Real servers for tests: an ASGI app on a loopback port of its own, in a thread."""
+"""Real servers for tests: an app in a thread, raw bytes in the running loop, a command in a process of its own."""
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
+import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -79,3 +83,53 @@ async def listening(
         for connection in connections:
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], within_seconds: float = 30
+) -> Iterator[list[str]]:
+    """Run a command of ours that serves, from when it listens until the block ends; it must end well on SIGTERM.
+
+    Yields the lines it has written so far, a list that grows.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    too_late = threading.Timer(within_seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
+    too_late.start()
+    output: list[str] = []
+    stdout = process.stdout
+    assert stdout is not None
+    try:
+        for line in stdout:
+            output.append(line)
+            if "Uvicorn running on" in line:
+                break
+        else:
+            raise AssertionError(f"{command} did not start:\n{''.join(output)}")
+        too_late.cancel()
+        reader = threading.Thread(target=output.extend, args=(stdout,), daemon=True)
+        reader.start()
+        yield output
+    finally:
+        too_late.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        code = process.wait(timeout=20)
+    reader.join(timeout=10)
+    stdout.close()
+    assert code in {0, -signal.SIGTERM, 128 + signal.SIGTERM}, "".join(output)

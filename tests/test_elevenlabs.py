@@ -35,7 +35,8 @@ async def adapter(base_url: str = UPSTREAM, *, deadline_seconds: float = 4.0) ->
         await provider.aclose()
 
 
-async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end(upstream: respx.MockRouter) -> None:
+@pytest.mark.usefixtures("upstream")
+async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end() -> None:
     async with adapter() as provider:
         credential = await provider.credential(AGENT, Transport.WEBSOCKET)
 
@@ -118,10 +119,12 @@ async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: resp
 
 
 async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None:
-    async with adapter("https://proxy.example") as provider:
-        with respx.mock(base_url="https://proxy.example") as router, pytest.raises(BadAnswer):
-            router.get(SIGNED_URL_PATH).respond(json={"signed_url": signed_url()})
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+    with respx.mock(base_url="https://proxy.example") as router:
+        router.get(SIGNED_URL_PATH).respond(json={"signed_url": signed_url()})
+
+        async with adapter("https://proxy.example") as provider:
+            with pytest.raises(BadAnswer):
+                await provider.credential(AGENT, Transport.WEBSOCKET)
 
 
 @pytest.mark.parametrize("token", [None, "", 7, "a b", "a\r\nX: y"])

@@ -154,10 +154,10 @@ def test_every_problem_is_named_at_once() -> None:
 
     assert [problem.split()[0] for problem in refused.value.problems] == [
         "VOICEPASS_JWT_SECRET",
-        "ELEVENLABS_API_KEY",
-        "ELEVENLABS_AGENT_ID",
         "VOICEPASS_JWT_ISSUER",
         "VOICEPASS_JWT_AUDIENCE",
+        "ELEVENLABS_API_KEY",
+        "ELEVENLABS_AGENT_ID",
     ]
 
 

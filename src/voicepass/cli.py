@@ -100,9 +100,10 @@ def token(
     """Print a test JWT for curl, signed with the VOICEPASS_JWT_SECRET that you hold."""
     try:
         settings = load_settings()
-        settings.verification_key()
     except SettingsRefusedError as error:
         _fail(error)
+    if problems := settings.identity_problems():
+        _fail(SettingsRefusedError(problems))
     secret, algorithm = settings.voicepass_jwt_secret, settings.voicepass_jwt_algorithm
     if secret is None or algorithm not in HMAC_ALGORITHMS:
         typer.echo(
@@ -125,7 +126,7 @@ def token(
         if not separator:
             raise typer.BadParameter("must read key=value", param_hint="--claim")
         claims[key] = _json_or_text(value)
-    typer.echo(jwt.encode({k: v for k, v in claims.items() if v is not None}, secret.get_secret_value(), algorithm))
+    typer.echo(jwt.encode(claims, secret.get_secret_value(), algorithm))
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ alg of a JWK are ignored. So every key is built here, as one object for one algo
 """
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
 # Not `jose.backends`: that falls back, silently, to the pure-Python `ecdsa` and its timing leak (CVE-2024-23342).
 from jose.backends.cryptography_backend import CryptographyECKey, CryptographyHMACKey, CryptographyRSAKey
@@ -102,19 +101,17 @@ def key_from_secret(secret: str, algorithm: str, *, kid: str | None = None) -> V
 
 
 def _is_public_key_text(secret: str) -> bool:
-    if PEM_MARK in secret or secret.startswith(("ssh-", "ecdsa-sha2-")):
+    if PEM_MARK in secret or '"kty"' in secret or secret.startswith(("ssh-", "ecdsa-sha2-")):
         return True
-    try:
-        parsed = json.loads(secret)
-    except ValueError:
-        parsed = None
-    if isinstance(parsed, dict) and "kty" in parsed:
+    # DER in base64 or base64url, in one line or many: a PEM without its marks, or an entry of a JWK's x5c.
+    digits = "".join(secret.split()).translate(str.maketrans("-_", "+/"))
+    for load in (load_der_public_key, load_der_x509_certificate):
+        try:
+            load(base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True))
+        except (ValueError, UnsupportedAlgorithm):
+            continue
         return True
-    try:
-        load_der_public_key(base64.b64decode(secret, validate=True))
-    except (ValueError, UnsupportedAlgorithm):
-        return False
-    return True
+    return False
 
 
 def _hmac_key(secret: bytes, algorithm: str, kid: str | None) -> VerificationKey:

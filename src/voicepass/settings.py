@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -223,17 +222,21 @@ class Settings(BaseSettings):
 
     def problems(self) -> list[str]:
         """Name what keeps the service from starting: a line each, the variable and the remedy, never a value."""
-        return [*self._key_or_problems()[1], *self._unset()]
-
-    def _unset(self) -> Iterator[str]:
+        problems = self.identity_problems()
         if self.elevenlabs_api_key is None:
-            yield "ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write' at ElevenLabs"
+            problems.append("ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'")
         if self.elevenlabs_agent_id is None:
-            yield "ELEVENLABS_AGENT_ID is not set: copy the id of your agent (agent_…) from the ElevenLabs dashboard"
+            problems.append("ELEVENLABS_AGENT_ID is not set: copy your agent's id (agent_…) from the dashboard")
+        return problems
+
+    def identity_problems(self) -> list[str]:
+        """Name what keeps tokens from being verified, or test tokens from being made."""
+        problems = self._key_or_problems()[1]
         if self.voicepass_jwt_issuer is None:
-            yield "VOICEPASS_JWT_ISSUER is not set: give the exact 'iss' of your tokens"
+            problems.append("VOICEPASS_JWT_ISSUER is not set: give the exact 'iss' of your tokens")
         if self.voicepass_jwt_audience is None:
-            yield "VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service"
+            problems.append("VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service")
+        return problems
 
 
 class _SecretFiles(PydanticBaseSettingsSource):

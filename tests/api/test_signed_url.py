@@ -3,6 +3,7 @@
 import base64
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ def livekit_token(claims: dict[str, object]) -> str:
     ],
 )
 async def test_a_signed_in_user_gets_a_pass(
-    api: httpx.AsyncClient, bearer: dict[str, str], method: str, extra: dict[str, dict[str, str]]
+    api: httpx.AsyncClient, bearer: dict[str, str], method: str, extra: dict[str, Any]
 ) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
 

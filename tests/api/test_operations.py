@@ -1,0 +1,65 @@
+"""What operators and machines read: liveness, readiness, metrics, and the OpenAPI document."""
+
+import json
+
+import httpx
+import pytest
+
+from voicepass.errors import Refusal
+
+pytestmark = pytest.mark.anyio
+
+OPERATIONS = {("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")}
+PASSES = {(m, p) for m in ("get", "post") for p in ("/v1/signed-url", "/v1/conversation-token")}
+
+
+async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncClient) -> None:
+    health = await api.get("/healthz")
+    ready = await api.get("/readyz")
+
+    assert health.json() == {"status": "ok"}
+    assert ready.json() == {"status": "ready", "ledger": "ok"}
+    assert health.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)
+async def test_every_pass_route_refuses_a_stranger(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
+
+    answers = {route: (await api.request(route[0], route[1])).status_code for route in routes}
+
+    assert answers == dict.fromkeys(PASSES, 401) | dict.fromkeys(OPERATIONS, 200)
+
+
+@pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)
+async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+
+    for method, path in PASSES:
+        answers = document["paths"][path][method]["responses"]
+        examples = {
+            code: int(status)
+            for status, answer in answers.items()
+            for code in answer["content"].get("application/problem+json", {}).get("examples", {})
+        }
+        expected = {refusal.code: refusal.status for refusal in every(Refusal)}
+        del expected["not_found"], expected["method_not_allowed"]  # no route of its own can answer these
+        assert examples == expected
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+def every(refusal: type[Refusal]) -> list[type[Refusal]]:
+    found = [refusal] if hasattr(refusal, "code") else []
+    return found + [deeper for child in refusal.__subclasses__() for deeper in every(child)]
+
+
+async def test_metrics_are_prometheus_text(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+    await api.post("/v1/signed-url")
+
+    response = await api.get("/metrics")
+
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert 'voicepass_attempts_total{outcome="granted",transport="websocket"} 1.0' in response.text
+    assert 'voicepass_attempts_total{outcome="token_missing",transport="websocket"} 1.0' in response.text

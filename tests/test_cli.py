@@ -1,0 +1,141 @@
+"""The command line as people type it: real processes, real ports."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from jose import jwt
+
+from tests.canaries import API_KEY, JWT_SECRET, secrets_in
+from tests.servers import free_port, started
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("ELEVENLABS_", "VOICEPASS_"))}
+ENVIRONMENT = CLEAN | {
+    "ELEVENLABS_API_KEY": API_KEY,
+    "ELEVENLABS_AGENT_ID": "agent_demo",
+    "VOICEPASS_JWT_SECRET": JWT_SECRET,
+    "VOICEPASS_JWT_ISSUER": "https://login.example",
+    "VOICEPASS_JWT_AUDIENCE": "voicepass",
+    "VOICEPASS_LOG_LEVEL": "debug",
+}
+
+
+def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "voicepass", *arguments],
+        env=dict(environment),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[list[str]]:
+    with started([sys.executable, "-m", "voicepass", *arguments], cwd=cwd, environment=environment) as output:
+        yield output
+    assert secrets_in("".join(output)) == []
+
+
+def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
+    arguments = ["token", "--user", "u-1", "--name", "Ada", "--ttl", "60", "--claim", "plan=pro", "--claim", "n=3"]
+
+    ended = run(*arguments, "--claim", 'roles=["seller"]', cwd=tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    claims = jwt.decode(
+        ended.stdout.strip(), JWT_SECRET, ["HS256"], audience="voicepass", issuer="https://login.example"
+    )
+    assert claims["exp"] - claims["iat"] == 60
+    del claims["exp"], claims["iat"]
+    assert claims == {
+        "iss": "https://login.example",
+        "aud": "voicepass",
+        "sub": "u-1",
+        "name": "Ada",
+        "plan": "pro",
+        "n": 3,
+        "roles": ["seller"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"VOICEPASS_JWT_SECRET": ""}, "VOICEPASS_JWT_SECRET is not set"),
+        ({"VOICEPASS_JWT_SECRET": "short"}, "VOICEPASS_JWT_SECRET must be"),
+        ({"VOICEPASS_JWT_ALGORITHM": "PS256"}, "VOICEPASS_JWT_ALGORITHM must be one of"),
+        ({"VOICEPASS_JWT_ISSUER": ""}, "VOICEPASS_JWT_ISSUER is not set"),
+    ],
+)
+def test_token_says_what_it_lacks(tmp_path: Path, changes: dict[str, str], named: str) -> None:
+    ended = run("token", "--user", "u-1", cwd=tmp_path, environment=ENVIRONMENT | changes)
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(named)
+
+
+def test_a_claim_without_a_value_is_explained(tmp_path: Path) -> None:
+    ended = run("token", "--user", "u-1", "--claim", "plan", cwd=tmp_path)
+
+    assert ended.returncode == 2
+    assert "key=value" in ended.stderr
+
+
+def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
+    emulator_port, port = free_port(), free_port()
+    environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": f"http://127.0.0.1:{emulator_port}"}
+    token = run("token", "--user", "u-1", "--name", "Ada", cwd=tmp_path).stdout.strip()
+
+    with (
+        serving("emulator", "--port", str(emulator_port), "--key", API_KEY, cwd=tmp_path),
+        serving("serve", "--port", str(port), cwd=tmp_path, environment=environment) as log,
+    ):
+        health = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+        response = httpx.post(
+            f"http://127.0.0.1:{port}/v1/signed-url", headers={"Authorization": f"Bearer {token}"}, trust_env=False
+        )
+
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    assert "server" not in health.headers
+    assert response.status_code == 200
+    assert response.json()["signed_url"].startswith(f"ws://127.0.0.1:{emulator_port}/v1/convai/conversation?")
+    assert response.json()["dynamic_variables"] == {"user_id": "u-1", "user_name": "Ada"}
+    assert "pass.granted" in "".join(log)
+    assert (tmp_path / "voicepass.db").exists()
+
+
+def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
+    port = free_port()
+
+    with serving("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}):
+        ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+
+
+def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None:
+    port = free_port()
+
+    with serving("emulator", "--port", str(port), "--fault", '{"status": 503}', cwd=tmp_path):
+        url = f"http://127.0.0.1:{port}/v1/convai/conversation/get-signed-url?agent_id=agent_demo"
+        response = httpx.get(url, headers={"xi-api-key": "sk_emulator"}, trust_env=False)
+    refused = run("emulator", "--fault", '{"status": 7}', cwd=tmp_path)
+
+    assert response.status_code == 503
+    assert refused.returncode == 2
+    assert "--fault" in refused.stderr
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path, environment=CLEAN | {"COLUMNS": "100"}).stdout
+
+    assert re.findall(r"^│ (\w+) ", shown, re.MULTILINE) == ["serve", "demo", "emulator", "token"]

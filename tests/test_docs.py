@@ -1,0 +1,160 @@
+"""The documents tell the truth: the README's commands are run, its tables equal the code, the map is complete."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+
+import voicepass
+from tests.canaries import API_KEY, JWT_SECRET
+from tests.servers import free_port, running, started
+from tests.test_cli import CLEAN
+from voicepass import errors
+from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands(kind: str) -> list[str]:
+    """The shell blocks of the README that are marked `<!-- kind -->`, in order."""
+    return re.findall(rf"<!-- {kind} -->\n```sh\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like a clone after the first command: the environment in `.venv`, the example beside it."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".env.example").write_text((ROOT / ".env.example").read_text())
+    return tmp_path
+
+
+def bash(command: str) -> list[str]:
+    return ["bash", "-c", command]
+
+
+def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
+    copy, curl = commands("run")
+    (serve,) = commands("serve")
+    port = free_port()
+    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_1")], api_keys={API_KEY: frozenset({"convai_write"})})
+
+    with running(lambda _url: create_emulator(emulator)) as elevenlabs:
+        subprocess.run(bash(copy), cwd=checkout, check=True)
+        values = {
+            "ELEVENLABS_API_KEY": API_KEY,
+            "ELEVENLABS_AGENT_ID": "agent_1",
+            "VOICEPASS_JWT_SECRET": JWT_SECRET,
+        }
+        filled_in = (checkout / ".env").read_text()
+        for name, value in values.items():
+            filled_in = filled_in.replace(f"\n{name}=\n", f"\n{name}={value}\n")
+        (checkout / ".env").write_text(f"{filled_in}\nELEVENLABS_BASE_URL={elevenlabs}\n")
+        with started(bash(f"{serve.strip()} --port {port}"), cwd=checkout, environment=CLEAN):
+            answer = subprocess.run(
+                bash(curl.replace(":8000", f":{port}")),
+                cwd=checkout,
+                env=CLEAN,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+
+    assert '"signed_url":"ws://127.0.0.1' in answer
+    assert '"dynamic_variables":{"user_id":"u-1","user_name":"Ada"}' in answer
+
+
+def test_the_demo_and_the_emulator_start_as_printed(checkout: Path) -> None:
+    (demo,), (emulator,) = commands("demo"), commands("emulator")
+    port = free_port()
+    start_demo = demo.strip().split(" && ")[-1]
+
+    with started(bash(f"{start_demo} --port {port}"), cwd=checkout, environment=CLEAN):
+        page = httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+    with started(bash(emulator.strip().replace("9000", str(port))), cwd=checkout, environment=CLEAN):
+        requests = httpx.get(f"http://127.0.0.1:{port}/_emulator/requests", trust_env=False)
+
+    assert (page.status_code, requests.status_code) == (200, 200)
+    assert "Start conversation" in page.text
+
+
+@pytest.mark.long
+def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
+    subprocess.run(bash(f"git clone -q '{ROOT}' '{tmp_path}/clone'"), check=True)
+    (demo,) = commands("demo")
+    port = free_port()
+
+    with started(bash(f"{demo.strip()} --port {port}"), cwd=tmp_path / "clone", environment=CLEAN, within_seconds=60):
+        page = httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+
+    assert "Start conversation" in page.text
+
+
+def test_the_readme_lists_every_refusal() -> None:
+    listed = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", README, re.MULTILINE))
+
+    refusals = [
+        refusal
+        for refusal in vars(errors).values()
+        if isinstance(refusal, type) and issubclass(refusal, errors.Refusal) and hasattr(refusal, "code")
+    ]
+    assert listed == {refusal.code: str(refusal.status) for refusal in refusals}
+    assert list(listed.values()) == sorted(listed.values())
+    tree = errors.__doc__ or ""
+    for refusal in refusals:
+        assert f"{refusal.__name__} {refusal.status}" in tree
+
+
+def test_the_map_names_every_module_and_no_other() -> None:
+    listed = re.findall(r"^    (\w+) {2,}\S", voicepass.__doc__ or "", re.MULTILINE)
+
+    package = ROOT / "src" / "voicepass"
+    modules = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    assert set(listed) == modules - {"__init__", "__main__"}
+    assert len(listed) == len(set(listed))
+
+
+def test_the_lock_pins_what_the_project_asks_for_and_names_no_index() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    asked = {re.split(r"[\[><=]", dependency)[0] for dependency in project["dependencies"]}
+    assert asked <= pinned
+    assert "http:" not in lock
+    assert "https:" not in lock
+    for pin in re.split(r"\n(?=[a-z])", lock.strip()):
+        assert "--hash=sha256:" in pin
+
+
+@pytest.mark.long
+def test_the_image_would_hold_a_service_that_starts(tmp_path: Path) -> None:
+    """No container engine is needed: these are the Dockerfile's steps, run in a fresh environment."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "--require-hashes --no-deps -r requirements.lock" in dockerfile
+    assert 'ENTRYPOINT ["python", "-m", "voicepass"]\nCMD ["serve", "--host", "0.0.0.0"]' in dockerfile
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    install = ["pip", "install", "-q", "--require-hashes", "--no-deps", "-r", str(ROOT / "requirements.lock")]
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", *install], check=True)
+    port = free_port()
+    environment = CLEAN | {
+        "PYTHONPATH": str(ROOT / "src"),
+        "PORT": str(port),
+        "ELEVENLABS_API_KEY": API_KEY,
+        "ELEVENLABS_AGENT_ID": "agent_1",
+        "VOICEPASS_JWT_SECRET": JWT_SECRET,
+        "VOICEPASS_JWT_ISSUER": "i",
+        "VOICEPASS_JWT_AUDIENCE": "a",
+    }
+
+    with started([python, "-m", "voicepass", "serve"], cwd=tmp_path, environment=environment):
+        health = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+
+    assert health.status_code == 200

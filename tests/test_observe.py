@@ -1,0 +1,116 @@
+"""What is written of an attempt: one line, parseable, with the cause for the operator and no secret for anyone."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from tests.canaries import secrets_in
+from tests.conftest import signed_url
+from voicepass.model import Agent, Attempt, Transport, User
+from voicepass.observe import AttemptLog, AttemptMetrics, LogFormat, configure_logging
+
+HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    yield
+    configure_logging(log_format="json", level="debug")
+
+
+def attempt(**changes: object) -> Attempt:
+    values: dict[str, object] = {
+        "request_id": "r-1",
+        "transport": Transport.WEBSOCKET,
+        "alias": "default",
+        "user": User(issuer="i", id="u-1", claims={}),
+        "agent": Agent(alias="default", agent_id="agent_1"),
+        "conversation_id": "conv_1",
+        "credential_sha256": "0" * 64,
+        "outcome": "granted",
+    }
+    return Attempt(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="info")
+
+    AttemptLog()(attempt(duration_seconds=0.0123))
+
+    (line,) = capsys.readouterr().err.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["level"], event["logger"]) == ("pass.granted", "info", "voicepass.passes")
+    assert (event["user_id"], event["conversation_id"], event["duration_ms"]) == ("u-1", "conv_1", 12.3)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
+    configure_logging(log_format=log_format, level="info")
+
+    AttemptLog()(attempt(user=User(issuer="i", id=HOSTILE, claims={})))
+
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 1
+    assert "\x1b[31m" not in written
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        ("token_expired", "info"),
+        ("agent_not_allowed", "info"),
+        ("cancelled", "info"),
+        ("elevenlabs_key_rejected", "error"),
+        ("ledger_unavailable", "error"),
+        ("internal_error", "error"),
+    ],
+)
+def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_mend(
+    capsys: pytest.CaptureFixture[str], outcome: str, level: str
+) -> None:
+    configure_logging(log_format="json", level="info")
+
+    AttemptLog()(attempt(outcome=outcome, operator_note="give the key convai_write", cause=ValueError(signed_url())))
+
+    written = capsys.readouterr().err
+    event = json.loads(written)
+    assert (event["event"], event["code"], event["level"]) == ("pass.refused", outcome, level)
+    assert (event["note"], event["cause"]) == ("give the key convai_write", "ValueError")
+    assert secrets_in(written) == []
+
+
+def test_an_unknown_alias_is_the_callers_text_and_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="info")
+
+    AttemptLog()(attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
+
+    assert "xxxx" not in capsys.readouterr().err
+
+
+def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="debug")
+
+    logging.getLogger("some.library").warning("dialling %s", signed_url())
+    logging.getLogger("httpcore").debug("send_request_headers xi-api-key")
+    logging.getLogger("uvicorn.error").debug("< GET %s", signed_url())
+    structlog.get_logger("voicepass.x").info("thing.happened", text=signed_url())
+
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 2
+    assert secrets_in(written) == []
+
+
+def test_metrics_have_bounded_labels() -> None:
+    registry = CollectorRegistry()
+    count = AttemptMetrics(registry=registry)
+
+    for number in range(100):
+        count(attempt(alias=f"alias-{number}", user=User(issuer="i", id=f"u-{number}", claims={})))
+
+    value = registry.get_sample_value("voicepass_attempts_total", {"outcome": "granted", "transport": "websocket"})
+    assert value == 100
+    assert len(list(registry.collect())) == 3
