@@ -124,12 +124,15 @@ def started(
         too_late.cancel()
         reader = threading.Thread(target=output.extend, args=(stdout,), daemon=True)
         reader.start()
-        yield output
+        try:
+            yield output
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            reader.join(timeout=20)  # it ends when the last of the group has closed its output
     finally:
         too_late.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         code = process.wait(timeout=20)
-    reader.join(timeout=10)
-    stdout.close()
+        stdout.close()
     assert code in {0, -signal.SIGTERM, 128 + signal.SIGTERM}, "".join(output)

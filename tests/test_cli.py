@@ -116,8 +116,12 @@ def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
 def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
     port = free_port()
 
-    with serving("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}):
-        ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
+    with (
+        serving("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}),
+        # The parent says that it runs before its workers listen.
+        httpx.Client(transport=httpx.HTTPTransport(retries=5), trust_env=False) as client,
+    ):
+        ready = client.get(f"http://127.0.0.1:{port}/readyz")
 
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
 
