@@ -1,0 +1,23 @@
+"""A pretend ElevenLabs for tests and the demo: the same wire, no account, nothing spent.
+
+`create_emulator(Emulator(agents=[EmulatedAgent(agent_id="agent_demo")]))` is an ASGI app that mints signed URLs, holds
+the conversations behind them with an agent that takes orders, refuses as the real service refuses (`CLOSINGS` says how
+sure we are of each row), and goes wrong on demand (`Fault`). It imports nothing else of voicepass.
+"""
+
+from voicepass.emulator.closings import CLOSINGS, Closing
+from voicepass.emulator.faults import Fault
+from voicepass.emulator.records import RecordedCall, RecordedConversation
+from voicepass.emulator.server import create_emulator
+from voicepass.emulator.service import EmulatedAgent, Emulator
+
+__all__ = [
+    "CLOSINGS",
+    "Closing",
+    "EmulatedAgent",
+    "Emulator",
+    "Fault",
+    "RecordedCall",
+    "RecordedConversation",
+    "create_emulator",
+]
