@@ -187,3 +187,25 @@ async def test_a_preflight_is_answered_and_may_be_remembered(api: httpx.AsyncCli
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == "https://app.example"
     assert response.headers["access-control-max-age"] == "600"
+
+
+async def test_a_caller_who_hangs_up_amid_the_body_is_given_nothing(
+    bearer: dict[str, str], upstream: respx.MockRouter
+) -> None:
+    app = create_app(settings_with())
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[object] = []
+    headers = [(b"authorization", bearer["Authorization"].encode()), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/signed-url", "headers": headers, "query_string": b""}
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+
+    assert sent == []
+    assert not upstream.calls

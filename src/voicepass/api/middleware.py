@@ -53,7 +53,8 @@ class Surface:
         try:
             _check_headers(scope)
             body = await _read(receive)
-            await self._app(scope, _replayed(body, receive), send_safely)
+            if body is not None:
+                await self._app(scope, _replayed(body, receive), send_safely)
         except Refusal as refusal:
             await problem(refusal, request_id=request_id)(scope, receive, send_safely)
         except Exception as error:  # noqa: BLE001 - the edge: nothing may reach the caller as a bare 500
@@ -76,12 +77,13 @@ def _check_headers(scope: Scope) -> None:
         raise HeadersTooLarge
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive) -> bytes | None:
+    """Return the whole body, or None where the caller hung up before its end: then nobody waits for an answer."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b""
+            return None
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLarge
