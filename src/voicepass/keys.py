@@ -180,7 +180,7 @@ def _may_verify(key_ops: object) -> bool:
 def _member_bytes(jwk: Mapping[str, object], key_type: str, member: str) -> bytes:
     value = jwk.get(member)
     if jwk.get("kty") != key_type or not isinstance(value, str) or not value:
-        raise KeyUnusableError(f"is not a {key_type} key with a member '{member}'")
+        raise KeyUnusableError(f"is no {key_type} key with a member '{member}'")
     try:
         return base64url_decode(value)
     except ValueError:
