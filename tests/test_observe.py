@@ -27,8 +27,8 @@ def attempt(**changes: object) -> Attempt:
         "request_id": "r-1",
         "transport": Transport.WEBSOCKET,
         "alias": "default",
-        "user": User(issuer="i", id="u-1", claims={}),
-        "agent": Agent(alias="default", agent_id="agent_1"),
+        "user": User(issuer="i", id="u-1", name=None, claims={}),
+        "agent": Agent(alias="default", agent_id="agent_1", base_url="https://x"),
         "conversation_id": "conv_1",
         "credential_sha256": "0" * 64,
         "outcome": "granted",
@@ -51,7 +51,7 @@ def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) 
 def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, level="info")
 
-    AttemptLog()(attempt(user=User(issuer="i", id=HOSTILE, claims={})))
+    AttemptLog()(attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
 
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 1
@@ -94,13 +94,14 @@ def test_an_unknown_alias_is_the_callers_text_and_is_not_repeated(capsys: pytest
 def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="debug")
 
-    logging.getLogger("some.library").warning("dialling %s", signed_url())
+    logging.getLogger("some.library").warning("dialling wss://x/?conversation_signature=zzz9&a=b")
     logging.getLogger("httpcore").debug("send_request_headers xi-api-key")
     logging.getLogger("uvicorn.error").debug("< GET %s", signed_url())
-    structlog.get_logger("voicepass.x").info("thing.happened", text=signed_url())
+    structlog.get_logger("voicepass.x").info("thing.happened", text="token=zzz9")
 
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 2
+    assert "zzz9" not in written
     assert secrets_in(written) == []
 
 
@@ -109,7 +110,7 @@ def test_metrics_have_bounded_labels() -> None:
     count = AttemptMetrics(registry=registry)
 
     for number in range(100):
-        count(attempt(alias=f"alias-{number}", user=User(issuer="i", id=f"u-{number}", claims={})))
+        count(attempt(alias=f"alias-{number}", user=User(issuer="i", id=f"u-{number}", name=None, claims={})))
 
     value = registry.get_sample_value("voicepass_attempts_total", {"outcome": "granted", "transport": "websocket"})
     assert value == 100

@@ -1,0 +1,439 @@
+// The demo page: sign in, fetch a pass, open a conversation with it, and show each step as it happens.
+// The token and the signed URL live in this module's memory: never stored, never logged, never drawn unmasked.
+
+const PASS_SECONDS = 15 * 60;
+const WORKLETS = "static/vendor/elevenlabs-client/worklets";
+const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
+const FAULTS = {
+  expired: "The pass was 15 minutes and one second old by the emulator's clock. Start again for a fresh one.",
+  reused: "A pass opens one conversation, and this one had opened its own already.",
+  tampered: "One character of the signature was changed on the way.",
+  absent: "The agent requires authentication, and the address carried no signature.",
+  variable: "The agent needs user_name and did not get it, so it connects and hangs up.",
+};
+
+const $ = (id) => document.getElementById(id);
+let user = null; // { token, user_id, name }
+let pass = null; // { deadline, badge }, for the countdown
+let live = null; // the attempt under way: { voice, typed, session, connected }
+
+function el(tag, text, className = "") {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  node.className = className;
+  return node;
+}
+
+// ---------------------------------------------------------------- the service
+
+/** An answer other than 2xx; carries the RFC 9457 problem. */
+class Refusal extends Error {
+  constructor(status, problem) {
+    super(problem.detail ?? `The service answered ${status}.`);
+    this.code = problem.code ?? String(status);
+    this.requestId = problem.request_id;
+    this.retryAfter = problem.retry_after_seconds;
+    this.signInAgain = status === 401;
+  }
+}
+
+async function call(path, { token, body } = {}) {
+  const response = await fetch(path, {
+    method: body ? "POST" : "GET",
+    headers: { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) },
+    body: body && JSON.stringify(body),
+  });
+  if (!response.ok) throw new Refusal(response.status, await response.json().catch(() => ({})));
+  return response.status === 204 ? null : response.json();
+}
+
+const signIn = (name) => call("demo/sign-in", { body: { name } });
+const fetchPass = (token) => call("v1/signed-url", { token, body: { agent: "default" } });
+
+// ---------------------------------------------------------------- what the page shows
+
+const STEPS = ["step-sign-in", "step-pass", "step-conversation"];
+
+function atStep(current) {
+  STEPS.forEach((id, index) => {
+    $(id).classList.toggle("done", index < current);
+    if (index === current) $(id).setAttribute("aria-current", "step");
+    else $(id).removeAttribute("aria-current");
+  });
+}
+
+/** The one line that says how things stand; every button follows from it. */
+function show(state, title, { code = "", reason = "", hint = "" } = {}) {
+  const focused = document.activeElement;
+  const running = state === "connecting" || state === "connected";
+  $("status").dataset.state = state;
+  $("status").replaceChildren(el("strong", title));
+  if (code) $("status").append(" ", el("code", code));
+  if (reason) $("status").append(" ", el("span", reason));
+  $("hint").textContent = hint;
+  $("start").hidden = running;
+  $("start").disabled = !user;
+  $("end").hidden = !running;
+  $("mode").disabled = $("fault").disabled = running;
+  $("message").disabled = $("send").disabled = state !== "connected";
+  if (state !== "connected") hearing("");
+  // A control that vanishes must not take the keyboard's place on the page with it.
+  if (running && focused === $("start")) $("end").focus();
+  if (state === "connected" && !live.voice && document.activeElement === $("end")) $("message").focus();
+  if (!running && user && [$("end"), $("message"), $("send")].includes(focused)) $("start").focus();
+}
+
+function hearing(mode) {
+  $("mode-now").hidden = !mode;
+  $("mode-now").dataset.mode = mode;
+  $("mode-now").lastElementChild.textContent = mode === "speaking" ? "Agent speaks" : "Listening";
+}
+
+function say(who, text, kind) {
+  const line = el("p", "", `line ${kind}`);
+  line.append(el("b", who), " ", el("span", text));
+  $("log").append(line);
+  $("log").scrollTop = $("log").scrollHeight;
+}
+
+function showPass(voicePass) {
+  const { searchParams } = new URL(voicePass.signed_url);
+  const signature = searchParams.get("conversation_signature") ?? "";
+  const prefix = signature.includes("_") ? signature.slice(0, signature.indexOf("_") + 1) : "";
+  pass = { deadline: Date.parse(voicePass.expires_at), badge: "Unused" };
+  $("pass-user").textContent = voicePass.dynamic_variables.user_name ?? voicePass.user_id;
+  $("pass-agent").textContent = voicePass.agent_id;
+  $("pass-conversation").textContent = voicePass.conversation_id;
+  $("pass-signature").textContent = `${prefix}••••••••••••`;
+  $("pass-variables").textContent = Object.entries(voicePass.dynamic_variables).map(([k, v]) => `${k}: ${v}`).join("\n");
+  $("pass-empty").hidden = true;
+  $("pass-body").hidden = false;
+  atStep(2);
+  tick();
+}
+
+function stampPass(badge) {
+  if (pass) pass.badge = badge;
+  tick();
+}
+
+function tick() {
+  $("pass-badge").hidden = !pass;
+  if (!pass) return;
+  const left = Math.max(0, Math.min(PASS_SECONDS, Math.ceil((pass.deadline - Date.now()) / 1000)));
+  if (left === 0 && pass.badge === "Unused") pass.badge = "Expired";
+  $("pass").dataset.state = pass.badge.toLowerCase();
+  $("pass-badge").textContent = pass.badge;
+  $("pass-time").textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
+  $("pass-ring").style.strokeDashoffset = 100 - (100 * left) / PASS_SECONDS;
+}
+
+function hidePass() {
+  pass = null;
+  $("pass").dataset.state = "none";
+  $("pass-empty").hidden = false;
+  $("pass-body").hidden = true;
+  for (const shown of $("pass-body").querySelectorAll("dd > code, #pass-user")) shown.textContent = "";
+  tick();
+}
+
+/** The client tool: the agent calls it when it has understood an order. */
+function createProduct({ item, price, currency, unit }) {
+  let amount = `${price} ${currency ?? ""}`;
+  try {
+    amount = new Intl.NumberFormat("en", { style: "currency", currency }).format(price);
+  } catch {
+    // Not an ISO 4217 code: the agent's own words will do.
+  }
+  const product = el("li", "");
+  product.append(el("strong", item), " ", el("span", `${amount} ${!unit || unit === "each" ? "each" : `per ${unit}`}`));
+  $("products").append(product);
+  $("products-empty").hidden = true;
+  return "created";
+}
+
+// ---------------------------------------------------------------- the conversation
+
+function options(attempt, signedUrl, voicePass, variables) {
+  const isLive = () => live === attempt;
+  return {
+    signedUrl,
+    userId: voicePass.user_id,
+    dynamicVariables: variables,
+    textOnly: !attempt.voice,
+    clientTools: { create_product: createProduct },
+    // Served from here, because a strict script-src allows neither blob: nor data:.
+    workletPaths: {
+      rawAudioProcessor: `${WORKLETS}/rawAudioProcessor.js`,
+      audioConcatProcessor: `${WORKLETS}/audioConcatProcessor.js`,
+    },
+    onConversationCreated: (session) => (attempt.session = session),
+    onConnect: ({ conversationId }) => isLive() && connected(attempt, conversationId),
+    onDisconnect: (details) => isLive() && disconnected(details),
+    onModeChange: ({ mode }) => isLive() && attempt.voice && attempt.connected && hearing(mode),
+    onMessage: ({ role, message }) => isLive() && heard(attempt, role, message),
+  };
+}
+
+function connected(attempt, conversationId) {
+  attempt.connected = true;
+  $("status").dataset.conversationId = conversationId;
+  stampPass("Used");
+  show("connected", "Connected", { hint: attempt.voice ? "Speak, or type." : "Type a line, and the agent answers." });
+  if (attempt.voice) hearing("listening");
+}
+
+function heard(attempt, role, message) {
+  if (role !== "user") return say("Agent", message, "agent");
+  // Typed lines are on the page already; an echo of one is not a second line.
+  const echo = attempt.typed.indexOf(message);
+  if (echo >= 0) attempt.typed.splice(echo, 1);
+  else if (attempt.voice) say(user.name, message, "user");
+}
+
+function disconnected({ reason, message, closeCode, closeReason, context }) {
+  const fault = FAULTS[$("fault").value];
+  const text = { user: "You ended the conversation.", agent: closeReason ?? "The agent ended the conversation." }[reason];
+  live = null;
+  atStep(1);
+  show(reason === "error" ? "failed" : "ended", "Disconnected", {
+    code: closeCode ?? context?.code ?? 1000,
+    reason: text ?? message,
+    hint: (reason === "error" && fault) || "Start again whenever you like: every start gets a fresh pass.",
+  });
+}
+
+function failed(error) {
+  live = null;
+  atStep(user ? 1 : 0);
+  if (error instanceof Refusal) {
+    if (error.signInAgain) signOut();
+    const wait = error.retryAfter ? `Try again in ${error.retryAfter} s. ` : "";
+    const ask = error.requestId ? `If you ask for help, say request ${error.requestId}.` : "";
+    return show("failed", "No pass", { code: error.code, reason: error.message, hint: wait + ask });
+  }
+  const { name, message, closeCode } = error;
+  if (closeCode !== undefined) {
+    const hint = FAULTS[$("fault").value] ?? "The pass was refused. Start again for a fresh one.";
+    return show("failed", "Disconnected", { code: closeCode, reason: message, hint });
+  }
+  const reason = name === "NotAllowedError" ? "The browser may not use the microphone." : message;
+  const hint = "Nothing was opened. Text needs no microphone and works in every browser.";
+  return show("failed", "Disconnected", { reason, hint });
+}
+
+/** Does to a good pass what the chosen fault says; returns what to open the conversation with. */
+async function broken(fault, voicePass) {
+  const url = new URL(voicePass.signed_url);
+  const variables = { ...voicePass.dynamic_variables };
+  if (fault === "expired") {
+    await call("demo/expire", { body: {} });
+    pass.deadline -= (PASS_SECONDS + 1) * 1000;
+    stampPass("Expired");
+  } else if (fault === "reused") {
+    const quiet = { signedUrl: url.href, userId: voicePass.user_id, dynamicVariables: variables, textOnly: true };
+    await (await ElevenLabsClient.Conversation.startSession(quiet)).endSession();
+    stampPass("Used");
+  } else if (fault === "tampered") {
+    const signature = url.searchParams.get("conversation_signature");
+    // In the middle: the last character of base64url may carry bits that nobody reads.
+    const at = Math.floor(signature.length / 2);
+    const swapped = signature[at] === "A" ? "B" : "A";
+    url.searchParams.set("conversation_signature", signature.slice(0, at) + swapped + signature.slice(at + 1));
+  } else if (fault === "absent") {
+    url.searchParams.delete("conversation_signature");
+  } else if (fault === "variable") {
+    delete variables.user_name;
+  }
+  return { signedUrl: fault ? url.href : voicePass.signed_url, variables };
+}
+
+async function start() {
+  const voice = document.querySelector("input[name=mode]:checked").value === "voice";
+  const attempt = (live = { voice, typed: [], session: null, connected: false });
+  $("log").replaceChildren();
+  $("status").dataset.conversationId = "";
+  atStep(1);
+  show("connecting", "Connecting", { hint: "Fetching a pass and opening the conversation." });
+  try {
+    const voicePass = await fetchPass(user.token);
+    if (live !== attempt) return;
+    showPass(voicePass);
+    const { signedUrl, variables } = await broken($("fault").value, voicePass);
+    if (live !== attempt) return;
+    const session = await ElevenLabsClient.Conversation.startSession(options(attempt, signedUrl, voicePass, variables));
+    if (live !== attempt) await session.endSession(); // ended while it was still opening
+  } catch (error) {
+    if (live === attempt) failed(error);
+  }
+}
+
+function end() {
+  const session = live?.session;
+  if (session) session.endSession();
+  else if (live) disconnected({ reason: "user" });
+}
+
+function signOut() {
+  const session = live?.session;
+  live = null;
+  session?.endSession();
+  user = null;
+  hidePass();
+  $("sign-in-form").hidden = false;
+  $("signed-in").hidden = true;
+  $("status").dataset.conversationId = "";
+  atStep(0);
+  show("idle", "Not connected", { hint: "Sign in first, then start." });
+  $("name").focus();
+}
+
+// ---------------------------------------------------------------- before and after
+
+function tracer(list) {
+  list.replaceChildren();
+  return (kind, text, code) => {
+    const item = el("li", text, kind);
+    if (code) item.append(" ", el("code", code));
+    list.insertBefore(item, list.querySelector(".last"));
+    return item;
+  };
+}
+
+/** The socket that people write by hand: it opens, and it sends without looking whether it is still open. */
+function handWritten(url, variables, { onOpen, onFrame, onClose, onLost }) {
+  const socket = new WebSocket(url, ["convai"]);
+  const send = (frame) => {
+    if (socket.readyState > WebSocket.OPEN) onLost();
+    socket.send(JSON.stringify(frame));
+  };
+  socket.onopen = () => {
+    onOpen();
+    send({
+      type: "conversation_initiation_client_data",
+      conversation_config_override: { conversation: { text_only: true } },
+      dynamic_variables: variables,
+    });
+  };
+  socket.onmessage = ({ data }) => onFrame(JSON.parse(data));
+  socket.onclose = onClose;
+  return { send, close: () => socket.close(1000, "User ended conversation") };
+}
+
+async function before() {
+  const trace = tracer($("before-trace"));
+  $("before").disabled = true;
+  try {
+    const { agent_id: agentId, ws_base: base } = await call("demo/config");
+    const { send } = handWritten(`${base}/v1/convai/conversation?agent_id=${agentId}`, {}, {
+      onOpen: () => trace("good", "The socket opens, so the page believes it is connected."),
+      onFrame: () => {},
+      onClose: ({ code, reason }) => {
+        trace("bad", "The server closes it at once:", `${code} ${reason}`);
+        setTimeout(() => {
+          trace("", "The user types “Hello”, and the page sends it.");
+          send({ type: "user_message", text: "Hello" });
+          $("before").disabled = false;
+        }, 350);
+      },
+      onLost: () => trace("bad", "Nobody hears it. The console prints:", CONSOLE_LINE),
+    });
+  } catch (error) {
+    trace("bad", error.message);
+    $("before").disabled = false;
+  }
+}
+
+let closeAfter = null;
+
+async function after() {
+  if (closeAfter) return closeAfter();
+  const trace = tracer($("after-trace"));
+  let pings = 0;
+  let spoken = false;
+  let timer = 0;
+  $("after").disabled = true;
+  try {
+    const { token } = user ?? (await signIn($("name").value.trim() || "Guest"));
+    const voicePass = await fetchPass(token);
+    trace("good", "The service checks the sign-in and answers with a pass.");
+    const { send, close } = handWritten(voicePass.signed_url, voicePass.dynamic_variables, {
+      onOpen: () => trace("good", "The socket opens."),
+      onFrame: (frame) => {
+        if (frame.type === "ping") pings += 1;
+        if (frame.type === "ping") send({ type: "pong", event_id: frame.ping_event.event_id });
+        if (frame.type !== "agent_response") return;
+        trace("good", `Agent: ${frame.agent_response_event.agent_response}`);
+        if (spoken) return;
+        spoken = true;
+        trace("", "The user types “Hello”, and the page sends it.");
+        send({ type: "user_message", text: "Hello" });
+        const opened = Date.now();
+        const item = trace("good last", "");
+        const count = () => {
+          const seconds = Math.round((Date.now() - opened) / 1000);
+          item.textContent = `Still open after ${seconds} s, ${pings} pings answered. The console stays empty.`;
+        };
+        // Counting aloud every second would drown a screen reader.
+        item.setAttribute("aria-live", "off");
+        count();
+        timer = setInterval(count, 1000);
+      },
+      onClose: ({ code, reason }) => {
+        clearInterval(timer);
+        closeAfter = null;
+        $("after").textContent = "Try with a pass";
+        $("after-trace").querySelector(".last")?.classList.remove("last");
+        trace(code === 1000 ? "" : "bad", "Closed:", `${code} ${reason}`);
+      },
+      onLost: () => trace("bad", "The console prints:", CONSOLE_LINE),
+    });
+    closeAfter = close;
+    $("after").textContent = "Close the connection";
+  } catch (error) {
+    trace("bad", error.message, error.code);
+  }
+  $("after").disabled = false;
+}
+
+// ---------------------------------------------------------------- wiring
+
+$("sign-in-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = event.submitter;
+  if (button) button.disabled = true;
+  try {
+    user = await signIn($("name").value.trim());
+    $("user-name").textContent = user.name;
+    $("user-id").textContent = user.user_id;
+    $("initial").textContent = [...user.name][0].toUpperCase();
+    $("sign-in-form").hidden = true;
+    $("signed-in").hidden = false;
+    atStep(1);
+    show("idle", "Not connected", { hint: "Ready when you are." });
+    $("start").focus();
+  } catch (error) {
+    show("failed", "Not signed in", { code: error.code, reason: error.message });
+  }
+  if (button) button.disabled = false;
+});
+$("sign-out").addEventListener("click", signOut);
+$("start").addEventListener("click", start);
+$("end").addEventListener("click", end);
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("message").value.trim();
+  if (!text || !live?.session?.isOpen()) return;
+  live.typed.push(text);
+  say(user.name, text, "user");
+  live.session.sendUserMessage(text);
+  $("message").value = "";
+});
+$("before").addEventListener("click", before);
+$("after").addEventListener("click", after);
+setInterval(tick, 1000);
+
+if (!navigator.mediaDevices) {
+  document.querySelector("input[value=voice]").disabled = true;
+  $("hint").textContent = "Voice needs https or localhost. Text works here.";
+}

@@ -1,0 +1,41 @@
+"""The console error that voicepass exists to end: there without a pass, gone with one."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Demo
+
+pytestmark = pytest.mark.browser
+
+_ERROR = "error: WebSocket is already in CLOSING or CLOSED state."
+
+
+def test_without_a_pass_the_socket_closes_and_the_console_complains(demo: Demo) -> None:
+    demo.button("Try without a pass").click()
+
+    steps = demo.page.get_by_role("list", name="What happened without a pass")
+    expect(steps).to_contain_text("3000 Could not authorize the conversation.")
+    expect(steps).to_contain_text("WebSocket is already in CLOSING or CLOSED state.")
+    assert demo.console == [_ERROR]
+
+
+def test_with_a_pass_the_same_socket_stays_and_the_console_is_empty(demo: Demo) -> None:
+    demo.sign_in("Ada")
+
+    demo.button("Try with a pass").click()
+
+    steps = demo.page.get_by_role("list", name="What happened with a pass")
+    expect(steps.get_by_text("Agent:")).to_have_count(2)
+    expect(steps).to_contain_text("Ada")
+    expect(steps).to_contain_text("Still open after 1 s")
+    demo.button("Close the connection").click()
+    expect(steps).to_contain_text("Closed: 1000")
+    expect(demo.button("Try with a pass")).to_be_visible()
+    assert demo.console == []
+
+
+def test_a_stranger_may_try_the_pass_as_a_guest(demo: Demo) -> None:
+    demo.button("Try with a pass").click()
+
+    expect(demo.page.get_by_role("list", name="What happened with a pass")).to_contain_text("Guest")
+    assert demo.console == []

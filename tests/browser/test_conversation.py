@@ -1,0 +1,179 @@
+"""A signed-in user talks to the agent, by text and by voice."""
+
+import json
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Demo
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_signed_in_user_orders_and_ends_with_an_empty_console(demo: Demo) -> None:
+    demo.sign_in("Ada")
+    demo.start()
+    expect(demo.transcript).to_contain_text(re.compile(r"Agent.*Ada"))
+    demo.say("I want to sell eggs for 2 dollars each")
+
+    expect(demo.transcript.locator("p", has_text="Ada I want to sell eggs")).to_have_count(1)
+    expect(demo.transcript).to_contain_text(re.compile(r"eggs for \$2 each"))
+    expect(demo.products.get_by_role("listitem")).to_have_text(re.compile(r"eggs \$2\.00 each"))
+    expect(demo.status).to_have_attribute("data-conversation-id", re.compile(r"^conv_\w+$"))
+
+    demo.button("End conversation").click()
+
+    expect(demo.status).to_have_text("Disconnected 1000 You ended the conversation.")
+    expect(demo.button("Start conversation")).to_be_focused()
+    assert demo.console == []
+
+
+def test_the_conversation_on_the_line_is_the_one_on_the_pass(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+
+    shown = demo.status.get_attribute("data-conversation-id") or "nothing"
+
+    expect(demo.voice_pass).to_contain_text(shown)
+    assert parse_qs(urlsplit(demo.sockets[0].url).query)["conversation_id"] == [shown]
+
+
+def test_a_second_conversation_gets_a_pass_of_its_own(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+    first = demo.status.get_attribute("data-conversation-id")
+    demo.button("End conversation").click()
+    expect(demo.status).to_contain_text("Disconnected")
+
+    demo.start()
+
+    expect(demo.transcript).to_contain_text("Ada")
+    assert demo.status.get_attribute("data-conversation-id") != first
+    assert demo.console == []
+
+
+def test_send_waits_for_a_connection(demo: Demo) -> None:
+    expect(demo.button("Start conversation")).to_be_disabled()
+    expect(demo.button("Send")).to_be_disabled()
+
+    demo.sign_in()
+    expect(demo.button("Send")).to_be_disabled()
+    demo.start()
+    expect(demo.button("Send")).to_be_enabled()
+    demo.button("End conversation").click()
+
+    expect(demo.button("Send")).to_be_disabled()
+    expect(demo.message).to_be_disabled()
+
+
+def test_a_name_of_markup_is_only_ever_text(demo: Demo) -> None:
+    demo.sign_in("<b>Eve</b>")
+    demo.start()
+    demo.say("I want to sell <i>eggs</i> for 2 dollars each")
+
+    expect(demo.transcript).to_contain_text("I want to sell <i>eggs</i>")
+    expect(demo.transcript.locator("i")).to_have_count(0)
+    expect(demo.page.get_by_role("region", name="Sign in")).to_contain_text("<b>Eve</b>")
+
+
+def test_signing_out_hangs_up_and_forgets_the_pass(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+
+    demo.button("Sign out").click()
+
+    expect(demo.status).to_contain_text("Not connected")
+    expect(demo.button("Start conversation")).to_be_disabled()
+    expect(demo.voice_pass).not_to_contain_text("conv_")
+    if not demo.sockets[0].is_closed():
+        demo.sockets[0].wait_for_event("close")
+
+
+def test_the_pass_masks_its_signature_and_counts_down(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+    timer = demo.page.get_by_role("timer", name="Time left")
+    expect(timer).to_have_text(re.compile(r"^(15:00|14:5\d)$"))
+    at_first = timer.inner_text()
+
+    expect(timer).not_to_have_text(at_first)
+
+    signature = parse_qs(urlsplit(demo.sockets[0].url).query)["conversation_signature"][0]
+    expect(demo.voice_pass).to_contain_text("cvtkn_••••")
+    assert signature not in demo.page.content()
+    assert signature.removeprefix("cvtkn_")[:4] not in demo.voice_pass.inner_text()
+
+
+def test_nothing_of_the_sign_in_is_kept_by_the_browser(demo: Demo) -> None:
+    with demo.page.expect_response("**/demo/sign-in") as answer:
+        demo.sign_in()
+    token = answer.value.json()["token"]
+    demo.start()
+
+    kept = demo.page.evaluate(
+        "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    )
+
+    assert json.loads(kept)[:3] == [{}, {}, ""]
+    assert token not in kept + demo.page.content()
+    assert demo.page.context.cookies() == []
+
+
+def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Demo) -> None:
+    problem = {
+        "type": "about:blank",
+        "title": "Too Many Requests",
+        "status": 429,
+        "detail": "Too many passes in the last minute.",
+        "code": "rate_limited",
+        "request_id": "req-7",
+        "retry_after_seconds": 12,
+    }
+    demo.page.route(
+        "**/v1/signed-url",
+        lambda route: route.fulfill(status=429, content_type="application/problem+json", body=json.dumps(problem)),
+    )
+    demo.sign_in()
+
+    demo.button("Start conversation").click()
+
+    expect(demo.status).to_have_text("No pass rate_limited Too many passes in the last minute.")
+    expect(demo.page.get_by_text("Try again in 12 s. If you ask for help, say request req-7.")).to_be_visible()
+    expect(demo.button("Start conversation")).to_be_enabled()
+
+
+def test_voice_connects_speaks_and_is_heard(demo: Demo) -> None:
+    demo.sign_in("Ada")
+    demo.page.get_by_role("radio", name="Voice").check()
+
+    demo.start()
+
+    expect(demo.transcript).to_contain_text(re.compile(r"Agent.*Ada"))
+    expect(demo.page.get_by_text("Agent speaks", exact=True)).to_be_visible()
+    expect(demo.page.get_by_text("Listening", exact=True)).to_be_visible()
+    expect(demo.transcript.locator("p", has_text="Ada I want to sell")).to_be_visible()
+    demo.button("End conversation").click()
+    expect(demo.status).to_contain_text("Disconnected 1000")
+    assert any("user_audio_chunk" in frame for frame in demo.sent)
+    # The resolver knows 127.0.0.1 alone: anything fetched from elsewhere would have failed, aloud.
+    assert demo.hosts == {"127.0.0.1"}
+    assert demo.console == []
+
+
+@pytest.mark.long
+def test_a_conversation_stays_connected_and_answers_every_ping(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+
+    demo.page.wait_for_timeout(35_000)
+
+    pings = [frame["ping_event"]["event_id"] for frame in demo.received if frame["type"] == "ping"]
+    pongs = [frame["event_id"] for frame in demo.sent if frame["type"] == "pong"]
+    expect(demo.status).to_have_text("Connected")
+    assert len(pings) > 3
+    assert pongs == pings
+    demo.say("I want to sell eggs for 2 dollars each")
+    expect(demo.products).to_contain_text("eggs")
+    assert demo.console == []

@@ -1,0 +1,65 @@
+"""A pass that is broken in one way only is refused, and the page says how."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Demo
+
+pytestmark = pytest.mark.browser
+
+_UNAUTHORIZED = "3000 Could not authorize the conversation."
+
+
+@pytest.mark.parametrize(
+    ("fault", "ending"),
+    [
+        ("Expired", _UNAUTHORIZED),
+        ("Used before", _UNAUTHORIZED),
+        ("Tampered with", _UNAUTHORIZED),
+        ("Signature absent", _UNAUTHORIZED),
+        (
+            "Variable user_name missing",
+            "1008 Missing required dynamic variables in first message: {'user_name'}",
+        ),
+    ],
+)
+def test_a_broken_pass_ends_with_code_and_reason(demo: Demo, fault: str, ending: str) -> None:
+    demo.sign_in()
+    demo.page.get_by_text("Faults").click()
+    demo.page.get_by_role("combobox", name="Try a broken pass").select_option(fault)
+
+    demo.button("Start conversation").click()
+
+    expect(demo.status).to_have_text(f"Disconnected {ending}")
+    expect(demo.button("Send")).to_be_disabled()
+    assert not [line for line in demo.console if "CLOSING or CLOSED" in line]
+
+
+def test_a_voice_conversation_is_refused_in_the_same_words(demo: Demo) -> None:
+    demo.sign_in()
+    demo.page.get_by_role("radio", name="Voice").check()
+    demo.page.get_by_text("Faults").click()
+    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("Tampered with")
+
+    demo.button("Start conversation").click()
+
+    expect(demo.status).to_have_text(f"Disconnected {_UNAUTHORIZED}")
+
+
+def test_an_expired_pass_has_no_time_left_and_the_next_one_is_fresh(demo: Demo) -> None:
+    demo.sign_in()
+    demo.page.get_by_text("Faults").click()
+    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("Expired")
+    demo.button("Start conversation").click()
+    timer = demo.page.get_by_role("timer", name="Time left")
+    expect(timer).to_have_text("0:00")
+    expect(demo.voice_pass).to_contain_text("Expired")
+    expect(demo.status).to_contain_text("Disconnected")
+
+    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("None, a good pass")
+    demo.start()
+
+    expect(timer).to_have_text(re.compile(r"^1[45]:"))
+    expect(demo.voice_pass).to_contain_text("Used")
