@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -27,21 +28,20 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running(make_app: Callable[[str], ASGIApp]) -> Iterator[str]:
+def running(make_app: Callable[[str], ASGIApp], **uvicorn_options: Any) -> Iterator[str]:
     """Serve `make_app(base_url)` until the block ends; yields the base URL, such as `http://127.0.0.1:49152`.
 
     The port is bound before the app is made, because some apps must know their own address.
     """
+    options = {"log_config": None, "access_log": False, "ws": "websockets-sansio"} | uvicorn_options
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = _Server(
             uvicorn.Config(
                 make_app(base_url),
-                log_config=None,
-                access_log=False,
-                ws="websockets-sansio",
                 timeout_graceful_shutdown=1,
+                **options,
             )
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

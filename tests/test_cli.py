@@ -139,7 +139,78 @@ def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None
     assert "--fault" in refused.stderr
 
 
+POLICY = """
+[agents.default]
+id = "agent_1"
+allow = "everyone"
+variables.plan = { claim = "plan", default = "free" }
+
+[agents.seller]
+id = "agent_2"
+allow = [{ role = ["seller", "admin"] }]
+
+[agents.closed]
+id = "agent_3"
+"""
+
+
+def test_policy_check_prints_who_may_do_what_and_needs_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY)
+
+    ended = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        "agent default (agent_1) is open to every signed-in user",
+        "  plan = the claim plan, else 'free'",
+        "agent seller (agent_2) is open to users whose role is seller or admin",
+        "agent closed (agent_3) is open to nobody",
+    ]
+
+
+def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY.replace("allow =", "alow ="))
+
+    ended = run("policy", "check", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_POLICY_FILE": "policy.toml"})
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    lines = ended.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["agents.default.alow", "agents.seller.alow"]
+    assert all("allowed here: id, allow, variables, base_url, api_key_env" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("claims", "agent", "code", "said"),
+    [
+        (
+            ["--claim", "role=seller"],
+            "seller",
+            0,
+            "may use the agent seller (agent_2), open to users whose role is seller",
+        ),
+        ([], "default", 0, "plan = 'free'"),
+        (["--claim", "role=buyer"], "seller", 1, "refused: agent_not_allowed: no rule opens the agent 'seller'"),
+        ([], "closed", 1, "refused: agent_not_allowed: no rule opens the agent 'closed'"),
+        ([], "missing", 1, "refused: agent_not_allowed: no agent has this alias"),
+        (["--claim", "exp=1"], "default", 1, "refused: token_expired"),
+        (["--claim", "aud=other"], "default", 1, "refused: token_invalid: token refused: aud does not name"),
+    ],
+)
+def test_policy_explain_says_which_check_or_rule_decided(
+    tmp_path: Path, claims: list[str], agent: str, code: int, said: str
+) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY)
+    environment = ENVIRONMENT | {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_AGENT_ID": ""}
+    token = run("token", "--user", "u-1", *claims, cwd=tmp_path).stdout.strip()
+
+    ended = run("policy", "explain", token, "--agent", agent, cwd=tmp_path, environment=environment)
+
+    assert ended.returncode == code
+    assert said in ended.stdout + ended.stderr
+    assert token not in ended.stdout + ended.stderr
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = run("--help", cwd=tmp_path, environment=CLEAN | {"COLUMNS": "100"}).stdout
 
-    assert re.findall(r"^│ (\w+) ", shown, re.MULTILINE) == ["serve", "demo", "emulator", "token"]
+    assert re.findall(r"^│ (\w+) ", shown, re.MULTILINE) == ["serve", "demo", "emulator", "token", "policy"]

@@ -120,6 +120,23 @@ def test_the_map_names_every_module_and_no_other() -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_every_test_that_the_security_table_names_is_there() -> None:
+    table = (ROOT / "SECURITY.md").read_text()
+
+    named: list[tuple[str, str]] = []
+    for row in table.splitlines():
+        file = ""
+        for new_file, name in re.findall(r"`((?:api/)?test_\w+\.py)?(?:::(\w+))?`", row):
+            file = new_file or file
+            if file:
+                named.append((file, name))
+
+    assert len(named) > 40
+    for file, name in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert not name or f"def {name}(" in text, f"{file}::{name}"
+
+
 def test_the_lock_pins_what_the_project_asks_for_and_names_no_index() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,21 +15,29 @@ import structlog
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.servers import listening
-from voicepass.elevenlabs import ElevenLabs, http_client, refusal_for
-from voicepass.errors import BadAnswer, ElevenLabsRefusal, Timeout, Unavailable
+from voicepass.elevenlabs import ElevenLabs, Workspace, http_client, refusal_for
+from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
 from voicepass.model import Agent, Transport
 
 pytestmark = pytest.mark.anyio
 
-AGENT = Agent(alias="default", agent_id=AGENT_ID)
+
+def agent_at(base_url: str) -> Agent:
+    return Agent(alias="default", agent_id=AGENT_ID, base_url=base_url)
+
+
+AGENT = agent_at(UPSTREAM)
 NOW = 1_790_000_000.0
 
 
 @asynccontextmanager
-async def adapter(base_url: str = UPSTREAM, *, deadline_seconds: float = 4.0) -> AsyncIterator[ElevenLabs]:
+async def adapter(
+    base_url: str = UPSTREAM, *, api_keys: Sequence[str] = (API_KEY,), deadline_seconds: float = 4.0
+) -> AsyncIterator[ElevenLabs]:
     async with http_client(deadline_seconds=deadline_seconds) as client:
+        workspace = Workspace(base_url=base_url, api_keys=api_keys)
         provider = ElevenLabs(
-            client=client, base_url=base_url, api_key=API_KEY, deadline_seconds=deadline_seconds, clock=lambda: NOW
+            client=client, workspaces=[workspace], deadline_seconds=deadline_seconds, clock=lambda: NOW
         )
         yield provider
         await provider.aclose()
@@ -124,7 +132,7 @@ async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None
 
         async with adapter("https://proxy.example") as provider:
             with pytest.raises(BadAnswer):
-                await provider.credential(AGENT, Transport.WEBSOCKET)
+                await provider.credential(agent_at("https://proxy.example"), Transport.WEBSOCKET)
 
 
 @pytest.mark.parametrize("token", [None, "", 7, "a b", "a\r\nX: y"])
@@ -293,7 +301,7 @@ async def test_no_upstream_outlives_the_deadline(behave: Any) -> None:
         begun = loop.time()
 
         with pytest.raises(Timeout):
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.credential(agent_at(base_url), Transport.WEBSOCKET)
 
         assert loop.time() - begun < 3
 
@@ -328,3 +336,47 @@ async def test_the_client_takes_no_proxy_and_follows_no_redirect(monkeypatch: py
         timeouts = client.timeout.as_dict()
 
     assert all(seconds is not None and 0 < seconds <= 4 for seconds in timeouts.values())
+
+
+def rejecting(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers["xi-api-key"] in bad_keys:
+            return httpx.Response(401, json=legacy("invalid_api_key"))
+        return httpx.Response(200, json={"signed_url": signed_url()})
+
+    return answer
+
+
+async def test_while_keys_are_rotated_the_one_that_works_is_tried_once_and_remembered(
+    upstream: respx.MockRouter,
+) -> None:
+    upstream["signed_url"].mock(side_effect=rejecting("sk_old"))
+
+    with structlog.testing.capture_logs() as logged:
+        async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+            for _ in range(3):
+                await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert [call.request.headers["xi-api-key"] for call in upstream.calls] == ["sk_old", "sk_new", "sk_new", "sk_new"]
+    assert [(line["event"], line["position"], line["of"]) for line in logged] == [("api_key.switched", 2, 2)]
+    assert "sk_" not in str(logged)
+
+
+async def test_two_rejected_keys_are_one_refusal(upstream: respx.MockRouter) -> None:
+    upstream["signed_url"].mock(side_effect=rejecting("sk_old", "sk_new"))
+
+    async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+        with pytest.raises(KeyRejected):
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert len(upstream.calls) == 2
+
+
+async def test_another_fault_than_the_key_spends_no_second_key(upstream: respx.MockRouter) -> None:
+    upstream["signed_url"].respond(404, json=legacy("document_not_found"))
+
+    async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+        with pytest.raises(AgentUnknown):
+            await provider.credential(AGENT, Transport.WEBSOCKET)
+
+    assert len(upstream.calls) == 1

@@ -19,9 +19,9 @@ from tests.hostile_tokens import (
     valid_tokens,
 )
 from voicepass.errors import HeadersTooLarge, Refusal, TokenExpired, TokenInvalid, TokenMissing
-from voicepass.identity import JwtAuthenticator, TrustedIssuer, verified_payload
+from voicepass.identity import FixedKey, JwtAuthenticator, TrustedIssuer, check_header, check_signature, parse
 from voicepass.keys import ALGORITHMS, HMAC_ALGORITHMS, VerificationKey, key_from_pem, key_from_secret
-from voicepass.model import User
+from voicepass.model import Credentials, User
 
 pytestmark = pytest.mark.anyio
 
@@ -45,21 +45,28 @@ def key_for(mint: Mint) -> VerificationKey:
     return build(mint.signer.published, algorithm, kid=mint.kid)
 
 
+def verify(token: str, key: VerificationKey) -> None:
+    """Form, header and signature, as `user_of` checks them."""
+    parsed = parse(token)
+    check_signature(parsed, check_header(parsed.header, key.algorithm), key)
+
+
 def authenticator_for(mint: Mint, *, user_id_claim: str = "sub", now: float | None = None) -> JwtAuthenticator:
     trusted = TrustedIssuer(
         token_issuer=mint.token_issuer,
+        algorithm=mint.signer.algorithm,
         audience=mint.audience,
-        key=key_for(mint),
+        keys=FixedKey(key_for(mint)),
         leeway_seconds=mint.leeway_seconds,
         user_id_claim=user_id_claim,
     )
-    return JwtAuthenticator(trusted=trusted, clock=lambda: mint.now if now is None else now)
+    return JwtAuthenticator(trusted=[trusted], clock=lambda: mint.now if now is None else now)
 
 
 async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str]) -> User | type[Refusal]:
     """Any exception but a refusal escapes, and fails the test."""
     try:
-        return await authenticator.authenticate(authorization)
+        return await authenticator.authenticate(Credentials(authorization=tuple(authorization)))
     except Refusal as refusal:
         return type(refusal)
 
@@ -108,7 +115,7 @@ async def test_a_key_without_a_name_answers_to_any_kid(algorithm: str) -> None:
     mint = mint_for(algorithm, kid=None)
     authenticator = authenticator_for(mint)
 
-    user = await authenticator.authenticate([f"Bearer {mint.token(header=mint.header(kid='whatever'))}"])
+    user = await authenticator.user_of(mint.token(header=mint.header(kid="whatever")))
 
     assert user.id == "u-1"
 
@@ -129,9 +136,9 @@ async def test_a_claim_nested_beyond_reason_gets_a_verdict(algorithm: str) -> No
 async def test_every_algorithm_can_be_configured(algorithm: str) -> None:
     mint = mint_for(algorithm)
 
-    user = await authenticator_for(mint).authenticate([f"Bearer {mint.token(claims=mint.claims(name='Ada'))}"])
+    user = await authenticator_for(mint).user_of(mint.token(claims=mint.claims(name="Ada")))
 
-    assert user == User(issuer=ISSUER, id="u-1", claims=mint.claims(name="Ada"))
+    assert user == User(issuer=ISSUER, id="u-1", name="Ada", claims=mint.claims(name="Ada"))
 
 
 @each_algorithm
@@ -182,7 +189,7 @@ def mutants(token: str, count: int, chance: random.Random) -> list[str]:
 
 def verifies(token: str, key: VerificationKey) -> bool:
     try:
-        verified_payload(token, key)
+        verify(token, key)
     except TokenInvalid:
         return False
     return True
@@ -254,7 +261,7 @@ def test_the_verifier_bounds_the_length_by_itself() -> None:
     mint = mint_for()
 
     with pytest.raises(TokenInvalid):
-        verified_payload(token_of_length(mint, 8193), key_for(mint))
+        verify(token_of_length(mint, 8193), key_for(mint))
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
@@ -293,7 +300,7 @@ async def test_nbf_and_iat_are_the_first_instant_at_which_a_token_is_accepted(le
 
 async def test_the_clock_is_read_for_each_token() -> None:
     mint, times = mint_for(), iter([NOW, NOW + 1e6, NOW])
-    trusted = authenticator_for(mint)._trusted
+    trusted = list(authenticator_for(mint)._trusted.values())
     authenticator = JwtAuthenticator(trusted=trusted, clock=lambda: next(times))
 
     outcomes = [await outcome(authenticator, [f"Bearer {mint.token()}"]) for _ in range(3)]
@@ -315,7 +322,7 @@ async def test_an_expired_token_with_a_bad_signature_is_invalid_not_expired() ->
 USER_IDS: dict[str, tuple[str, dict[str, object], str]] = {
     "sub": ("sub", {}, "u-1"),
     "sub of one character": ("sub", {"sub": "u"}, "u"),
-    "sub of 255 characters": ("sub", {"sub": "u" * 255}, "u" * 255),
+    "sub of 200 characters": ("sub", {"sub": "u" * 200}, "u" * 200),
     "sub with the signs of identity providers": ("sub", {"sub": "auth0|5f7c8e@clients"}, "auth0|5f7c8e@clients"),
     "sub beyond ASCII": ("sub", {"sub": "Ağça 🎙"}, "Ağça 🎙"),
     "sub in another case": ("sub", {"sub": "U-1"}, "U-1"),
@@ -334,9 +341,7 @@ async def test_the_user_id_comes_from_the_configured_claim_exactly(name: str) ->
     claim, claims, expected = USER_IDS[name]
     mint = mint_for()
 
-    user = await authenticator_for(mint, user_id_claim=claim).authenticate(
-        [f"Bearer {mint.token(claims=mint.claims(**claims))}"]
-    )
+    user = await authenticator_for(mint, user_id_claim=claim).user_of(mint.token(claims=mint.claims(**claims)))
 
     assert user.id == expected
     assert user.issuer == ISSUER
@@ -403,7 +408,7 @@ async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_fail
 
 async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:
     with pytest.raises(Refusal) as caught:
-        await authenticator.authenticate([f"Bearer {hostile.token}"])
+        await authenticator.authenticate(Credentials(authorization=(f"Bearer {hostile.token}",)))
     return hostile, caught.value
 
 
@@ -411,7 +416,7 @@ async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple
     ("changes", "note"),
     [
         ({"aud": "other"}, "token refused: aud does not name the configured audience"),
-        ({"iss": "other"}, "token refused: iss is not the configured issuer"),
+        ({"iss": "other"}, "token refused: iss is no configured issuer"),
         ({"exp": "soon"}, "token refused: exp is not a number"),
         ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
         ({"sub": 7}, "token refused: sub is missing or not text"),
@@ -421,6 +426,6 @@ async def test_the_operator_learns_which_check_failed(changes: dict[str, object]
     mint = mint_for()
 
     with pytest.raises(TokenInvalid) as caught:
-        await authenticator_for(mint).authenticate([f"Bearer {mint.token(claims=mint.claims(**changes))}"])
+        await authenticator_for(mint).user_of(mint.token(claims=mint.claims(**changes)))
 
     assert caught.value.operator_note == note

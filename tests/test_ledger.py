@@ -8,9 +8,9 @@ import pytest
 
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
-from voicepass.errors import BadAnswer, LedgerUnavailable
+from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Agent, Credential, Grant, Transport
+from voicepass.model import Credential, Grant, Transport
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,8 @@ GRANT = Grant(
     granted_at=1000.0,
     token_issuer="https://login.example",
     user_id="u-1",
-    agent=Agent(alias="default", agent_id="agent_1"),
+    agent_alias="default",
+    agent_id="agent_1",
     transport=Transport.WEBSOCKET,
     conversation_id="conv_1",
     credential_sha256=CREDENTIAL.sha256,
@@ -32,7 +33,7 @@ def rows(path: Path) -> list[tuple[object, ...]]:
     with sqlite3.connect(path) as connection:
         found = connection.execute("SELECT * FROM grants ORDER BY rowid").fetchall()
     connection.close()
-    return found
+    return [tuple(row) for row in found]
 
 
 async def test_a_row_says_who_was_given_which_conversation_and_holds_no_secret(tmp_path: Path) -> None:
@@ -67,6 +68,18 @@ async def test_a_conversation_has_one_owner(tmp_path: Path) -> None:
             await ledger.record(replace(GRANT, token_issuer="https://other.example"))
 
     assert len(rows(tmp_path / "ledger.db")) == 1
+
+
+async def test_a_conversation_is_found_by_its_id_and_no_other_is() -> None:
+    async with open_sqlite(":memory:") as ledger:
+        await ledger.record(GRANT)
+
+        found = await ledger.issued("conv_1")
+
+        assert found == GRANT
+        for unknown in ("conv_2", "CONV_1", "", "%", "conv_1' OR '1'='1"):
+            with pytest.raises(ConversationUnknown):
+                await ledger.issued(unknown)
 
 
 async def test_passes_without_a_conversation_id_are_written_too() -> None:

@@ -1,18 +1,18 @@
 """The use case with hand-made ports: its order, and that every attempt is closed exactly once."""
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
 from voicepass.errors import AgentNotAllowed, LedgerUnavailable, Refusal, TokenInvalid, Unavailable
-from voicepass.model import Agent, Attempt, Credential, Grant, PassRequest, Transport, User
+from voicepass.model import Agent, Attempt, Credential, Credentials, Grant, PassRequest, Transport, User
 from voicepass.passes import Passes
-from voicepass.policy import Policy
+from voicepass.policy import AgentRules, Policy, Rule
 
 pytestmark = pytest.mark.anyio
 
-AGENT = Agent(alias="default", agent_id="agent_1")
+AGENT = Agent(alias="default", agent_id="agent_1", base_url="https://x")
+CREDENTIALS = Credentials(authorization=("Bearer t",))
 CREDENTIAL = Credential(secret="wss://x/?s=1", conversation_id="conv_1", expires_at=900.0)
 
 
@@ -26,10 +26,10 @@ class Ports:
         self._failing = failing
         self._error = error or RuntimeError("unset")
 
-    async def authenticate(self, authorization: Sequence[str]) -> User:
+    async def authenticate(self, credentials: Credentials) -> User:
         self._note("authenticate")
-        assert authorization == ("Bearer t",)
-        return User(issuer="i", id="u-1", claims={"name": "Ada"})
+        assert credentials == CREDENTIALS
+        return User(issuer="i", id="u-1", name="Ada", claims={})
 
     async def credential(self, agent: Agent, transport: Transport) -> Credential:
         self._note("credential")
@@ -49,7 +49,7 @@ class Ports:
 def passes(ports: Ports) -> Passes:
     return Passes(
         authenticator=ports,
-        policy=Policy(agents={"default": AGENT}, user_name_claim="name", variables={}),
+        policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}),
         provider=ports,
         ledger=ports,
         observers=[ports.attempts.append],
@@ -58,7 +58,7 @@ def passes(ports: Ports) -> Passes:
 
 
 def asked(alias: str = "default") -> PassRequest:
-    return PassRequest(request_id="r-1", authorization=("Bearer t",), alias=alias, transport=Transport.WEBSOCKET)
+    return PassRequest(request_id="r-1", credentials=CREDENTIALS, alias=alias, transport=Transport.WEBSOCKET)
 
 
 async def test_the_pass_leaves_only_after_its_row_is_written() -> None:

@@ -7,16 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicepass.errors import TokenInvalid
-from voicepass.model import User, claim_at
-from voicepass.policy import MAX_VARIABLE_CHARACTERS, Policy, clean, clean_text
+from voicepass.errors import AgentNotAllowed
+from voicepass.model import Agent, User, claim_at
+from voicepass.policy import MAX_VARIABLE_CHARACTERS, AgentRules, Policy, Rule, Variable, clean, clean_text
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
 
-def variables_of(claims: dict[str, object], *, user_id: str = "u-1", **mapped: str) -> dict[str, object]:
-    policy = Policy(agents={}, user_name_claim="name", variables=mapped)
-    return dict(policy.variables_for(User(issuer="i", id=user_id, claims=claims)))
+AGENT = Agent(alias="default", agent_id="agent_1", base_url="https://x")
+
+
+def user_with(claims: dict[str, object], *, name: str | None = "Ada") -> User:
+    return User(issuer="i", id="u-1", name=name, claims=claims)
+
+
+def variables_of(claims: dict[str, object], *, name: str | None = "Ada", **variables: Variable) -> dict[str, object]:
+    policy = Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),), variables=variables)})
+    return dict(policy.variables_for(user_with(claims, name=name), AGENT))
 
 
 @settings(max_examples=2000)
@@ -58,35 +65,101 @@ def test_text_is_cleaned_and_names_of_all_scripts_survive(text: str, cleaned: st
 @pytest.mark.parametrize("claim", [None, [], {}, ["a"], {"a": 1}, float("nan"), float("inf"), 2**53, -(2**60)])
 def test_a_claim_that_no_variable_can_hold_is_left_out(claim: object) -> None:
     assert clean(claim) is None
-    assert "extra" not in variables_of({"extra": claim}, extra="extra")
+    assert "extra" not in variables_of({"extra": claim}, extra=Variable(claim="extra"))
 
 
 @pytest.mark.parametrize("claim", [True, False, 0, -7, 2**53 - 1, 1.5, "text"])
 def test_numbers_booleans_and_text_pass_as_they_are(claim: object) -> None:
-    variables = variables_of({"extra": claim}, extra="extra")
+    variables = variables_of({"extra": claim}, extra=Variable(claim="extra"))
 
     assert (type(variables["extra"]), variables["extra"]) == (type(claim), claim)
     json.dumps(variables, allow_nan=False)
 
 
-@pytest.mark.parametrize("name", [None, "", "\u202e\x00", ["Ada"], {"first": "Ada"}])
-def test_a_user_without_a_usable_name_is_called_by_their_id(name: object) -> None:
-    assert variables_of({"name": name}) == {"user_id": "u-1", "user_name": "u-1"}
-
-
-def test_a_name_that_is_a_number_is_still_a_name() -> None:
-    assert variables_of({"name": 7})["user_name"] == "7"
+@pytest.mark.parametrize("name", [None, "", "\u202e\x00"])
+def test_a_user_without_a_usable_name_is_called_by_their_id(name: str | None) -> None:
+    assert variables_of({}, name=name) == {"user_id": "u-1", "user_name": "u-1"}
 
 
 def test_no_mapped_claim_replaces_the_users_id_or_name() -> None:
-    variables = variables_of({"name": "Ada", "x": "forged"}, user_name="x")
+    forged = Variable(claim="x")
+
+    variables = variables_of({"x": "forged"}, user_id=forged, user_name=forged)
 
     assert variables == {"user_id": "u-1", "user_name": "Ada"}
 
 
-def test_an_id_without_a_printable_character_is_refused() -> None:
-    with pytest.raises(TokenInvalid):
-        variables_of({}, user_id="\u202e\u2066")
+@pytest.mark.parametrize(
+    ("claims", "value"),
+    [
+        ({"plan": "pro"}, "pro"),
+        ({}, "free"),
+        ({"plan": 7}, "free"),
+        ({"plan": None}, "free"),
+        ({"plan": ["pro"]}, "free"),
+        ({"plan": True}, "free"),
+    ],
+)
+def test_a_variable_has_its_type_or_its_default(claims: dict[str, object], value: str) -> None:
+    variables = variables_of(claims, plan=Variable(claim="plan", type="string", default="free"))
+
+    assert variables["plan"] == value
+
+
+RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
+
+
+@pytest.mark.parametrize(
+    ("rule", "claims", "admitted"),
+    [
+        (Rule({}), {}, True),
+        (RULE, {"role": "seller", "app": {"plan": "pro"}}, True),
+        (RULE, {"role": ["buyer", "admin"], "app": {"plan": "pro"}}, True),
+        (RULE, {"role": "seller"}, False),
+        (RULE, {"role": "Seller", "app": {"plan": "pro"}}, False),
+        (RULE, {"role": "seller admin", "app": {"plan": "pro"}}, False),
+        (RULE, {"role": {"seller": True}, "app": {"plan": "pro"}}, False),
+        (RULE, {"role": [["seller"]], "app": {"plan": "pro"}}, False),
+        (Rule({"scope": ("voice:talk",)}), {"scope": "openid voice:talk"}, True),
+        (Rule({"scope": ("voice:talk",)}), {"scope": "openid voice:talker"}, False),
+        (Rule({"scp": ("voice:talk",)}), {"scp": ["voice:talk"]}, True),
+        (Rule({"verified": (True,)}), {"verified": True}, True),
+        (Rule({"verified": (True,)}), {"verified": 1}, False),
+        (Rule({"verified": (True,)}), {"verified": "true"}, False),
+        (Rule({"level": (1,)}), {"level": True}, False),
+        (Rule({"level": (1,)}), {"level": 1.0}, True),
+        (Rule({"missing": ("None",)}), {}, False),
+    ],
+)
+def test_a_rule_admits_exactly_those_whose_claims_hold(
+    rule: Rule, claims: dict[str, object], *, admitted: bool
+) -> None:
+    assert rule.admits(claims) is admitted
+
+
+def test_nobody_may_use_an_agent_that_no_rule_opens_and_an_unknown_one_answers_alike() -> None:
+    policy = Policy({"closed": AgentRules(agent=AGENT, allow=()), "open": AgentRules(agent=AGENT, allow=(RULE,))})
+    user = user_with({"role": "buyer"})
+
+    refusals = []
+    for alias in ("closed", "open", "missing"):
+        with pytest.raises(AgentNotAllowed) as refused:
+            policy.agent_for(user, alias)
+        refusals.append((refused.value.code, refused.value.detail, refused.value.status))
+
+    assert len(set(refusals)) == 1
+
+
+def test_one_rule_of_several_is_enough() -> None:
+    rules = AgentRules(agent=AGENT, allow=(RULE, Rule({"staff": (True,)})))
+
+    agent = Policy({"default": rules}).agent_for(user_with({"staff": True}), "default")
+
+    assert agent is AGENT
+    assert str(rules.admitting(user_with({"staff": True}))) == "staff is true"
+    assert str(RULE) == "role is seller or admin and app.plan is pro"
+    assert RULE.whom == "users whose role is seller or admin and app.plan is pro"
+    assert Rule({}).whom == "every signed-in user"
 
 
 @pytest.mark.parametrize(

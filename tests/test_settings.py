@@ -10,7 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from voicepass.settings import Settings, SettingsRefusedError, load_settings, settings_to_serve
+from voicepass.configuration import configure
+from voicepass.settings import Settings, SettingsRefusedError, load_settings
 
 ROOT = Path(__file__).parents[1]
 SECRET = "canary-value-0123456789-0123456789-0123456789"
@@ -98,6 +99,12 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
 }
 
 
+def settings_to_serve() -> Settings:
+    settings = load_settings()
+    configure(settings)
+    return settings
+
+
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
@@ -145,7 +152,7 @@ def test_a_public_key_may_stand_in_one_line(monkeypatch: pytest.MonkeyPatch, pem
         {"VOICEPASS_JWT_ALGORITHM": "RS256", "VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_PUBLIC_KEY": pem},
     )
 
-    assert settings_to_serve().verification_key().algorithm == "RS256"
+    assert configure(load_settings()).trusted[0].algorithm == "RS256"
 
 
 def test_every_problem_is_named_at_once() -> None:

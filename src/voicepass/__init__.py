@@ -6,14 +6,20 @@ The map, in reading order:
     errors       every refusal: code, HTTP status, public sentence
     policy       pure rules: who may use which agent, which claims become dynamic variables
     passes       the use case: authenticate, allow, get a credential, write it down, hand it over
-    identity     from an unverified token to a User, every check spelled out
+    identity     from an unverified token to a User, every check of a token spelled out
+    credentials  which token a request offers: header, session cookie, service token
     keys         what a key must be before a token is verified with it
+    jwks         the keys that an issuer publishes: fetched, cached, rotated, outlived
     elevenlabs   everything we know of ElevenLabs' HTTP
     ledger       the only state: which conversation was issued to whom
     observe      one attempt becomes a log line and metrics; how logging is set up
-    settings     every environment variable, typed; refuses to start open
+    settings     every environment variable, typed
+    policyfile   the policy file: agents, rules, variables, issuers
+    configuration  both of them become what the service is built from, or a named contradiction
+    addresses    which URLs and proxies may be trusted
     app          the composition root
-    cli          serve, demo, emulator, token
+    server       how uvicorn is run, and the limits that ASGI cannot see
+    cli          serve, demo, emulator, token, policy
     api          HTTP in, HTTP out: routes, schemas, problems, middleware
     emulator     a pretend ElevenLabs; imports nothing of ours
     demo         service, emulator and page in one process

@@ -3,59 +3,54 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TypeVar
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry
 
+from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
 from voicepass.api.problems import word_problems
-from voicepass.api.routes import operation_routes, pass_routes
+from voicepass.api.routes import backend_routes, operation_routes, pass_routes
+from voicepass.configuration import Configuration, configure
+from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.elevenlabs import ElevenLabs, http_client
-from voicepass.identity import JwtAuthenticator, TrustedIssuer
+from voicepass.identity import JwtAuthenticator
+from voicepass.jwks import PublishedKeys
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import DEFAULT_ALIAS, Agent
 from voicepass.observe import AttemptLog, AttemptMetrics, configure_logging
 from voicepass.passes import Passes
-from voicepass.policy import Policy
-from voicepass.settings import Settings, settings_to_serve
-
-PREFLIGHT_SECONDS = 600
-
-Value = TypeVar("Value")
+from voicepass.settings import Settings, load_settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError."""
-    settings = settings or settings_to_serve()
+    settings = settings or load_settings()
+    configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*pass_routes.routes, *operation_routes.routes],
-        lifespan=_lifespan(settings),
+        routes=[*pass_routes.routes, *backend_routes.routes, *operation_routes.routes],
+        lifespan=_lifespan(settings, configuration),
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.voicepass_docs else None,
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
     word_problems(app)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.voicepass_allowed_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-        expose_headers=["X-Request-ID", "Retry-After"],
-        allow_credentials=False,
-        max_age=PREFLIGHT_SECONDS,
+    app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies)
+    app.add_middleware(  # the last one added is the outermost
+        Cors,
+        allowed_origins=settings.voicepass_allowed_origins,
+        with_cookies=settings.voicepass_session_cookie is not None,
     )
-    app.add_middleware(Surface)
     return app
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: Settings, configuration: Configuration
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -63,18 +58,25 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             client = await stack.enter_async_context(http_client(deadline_seconds=settings.voicepass_deadline_seconds))
             provider = ElevenLabs(
                 client=client,
-                base_url=settings.elevenlabs_base_url,
-                api_key=_required(settings.elevenlabs_api_key).get_secret_value(),
+                workspaces=configuration.workspaces,
                 deadline_seconds=settings.voicepass_deadline_seconds,
                 clock=time.time,
             )
             stack.push_async_callback(provider.aclose)
+            for issuer in configuration.trusted:
+                if isinstance(issuer.keys, PublishedKeys):
+                    stack.push_async_callback(issuer.keys.aclose)
             registry = CollectorRegistry()
             app.state.ledger = ledger
             app.state.registry = registry
+            app.state.service_tokens = ServiceTokens(
+                [token.get_secret_value() for token in settings.voicepass_service_tokens]
+            )
             app.state.passes = Passes(
-                authenticator=JwtAuthenticator(trusted=_trusted_issuer(settings), clock=time.time),
-                policy=_policy(settings),
+                authenticator=JwtAuthenticator(
+                    trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
+                ),
+                policy=configuration.policy,
                 provider=provider,
                 ledger=ledger,
                 observers=[AttemptLog(), AttemptMetrics(registry=registry)],
@@ -85,26 +87,6 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     return lifespan
 
 
-def _trusted_issuer(settings: Settings) -> TrustedIssuer:
-    return TrustedIssuer(
-        token_issuer=_required(settings.voicepass_jwt_issuer),
-        audience=_required(settings.voicepass_jwt_audience),
-        key=settings.verification_key(),
-        leeway_seconds=settings.voicepass_jwt_leeway_seconds,
-        user_id_claim=settings.voicepass_user_id_claim,
-    )
-
-
-def _policy(settings: Settings) -> Policy:
-    agent = Agent(alias=DEFAULT_ALIAS, agent_id=_required(settings.elevenlabs_agent_id))
-    return Policy(
-        agents={agent.alias: agent},
-        user_name_claim=settings.voicepass_user_name_claim,
-        variables=settings.voicepass_variables,
-    )
-
-
-def _required(value: Value | None) -> Value:
-    if value is None:
-        raise RuntimeError("settings_to_serve() lets no such settings through")
-    return value
+def _session_cookie(settings: Settings) -> SessionCookie | None:
+    name = settings.voicepass_session_cookie
+    return SessionCookie(name, frozenset(settings.voicepass_allowed_origins)) if name is not None else None

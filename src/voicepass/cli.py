@@ -1,17 +1,26 @@
 """The command line: parse, call, print."""
 
+import asyncio
 import json
 import math
+import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Never
 
 import typer
-import uvicorn
 from jose import jwt
 
+from voicepass.configuration import Configuration, configure
+from voicepass.errors import Refusal
+from voicepass.identity import JwtAuthenticator
 from voicepass.keys import HMAC_ALGORITHMS
+from voicepass.model import DEFAULT_ALIAS
 from voicepass.observe import configure_logging
-from voicepass.settings import SettingsRefusedError, load_settings, settings_to_serve
+from voicepass.policy import Rule
+from voicepass.policyfile import PolicyFileError, read_policy_file
+from voicepass.server import run
+from voicepass.settings import Settings, SettingsRefusedError, load_settings
 
 LOOPBACK = "127.0.0.1"
 
@@ -32,19 +41,17 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port.")] = 1,
 ) -> None:
     """Run the service. It does not start open: what is missing is named, a line each."""
-    try:
-        settings = settings_to_serve()
-    except SettingsRefusedError as error:
-        _fail(error)
+    settings = _settings()
+    _configuration(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
-    _listen(
+    run(
         "voicepass.app:create_app",
         host=host,
         port=port,
         factory=True,
         workers=workers,
         # Longer than the deadline: past it uvicorn would cut the requests that are still being answered.
-        timeout_graceful_shutdown=math.ceil(settings.voicepass_deadline_seconds) + 2,
+        drain_seconds=math.ceil(settings.voicepass_deadline_seconds) + 2,
     )
 
 
@@ -56,7 +63,7 @@ def demo(port: Port = 8000) -> None:
     base_url = f"http://{LOOPBACK}:{port}"
     typer.echo(f"voicepass demo: open {base_url} in a browser, sign in with any name, start a conversation.")
     typer.echo("Nothing leaves this machine. Ctrl-C ends it.")
-    _listen(create_demo(base_url), host=LOOPBACK, port=port, timeout_graceful_shutdown=1)
+    run(create_demo(base_url), host=LOOPBACK, port=port, drain_seconds=1)
 
 
 @app.command()
@@ -87,7 +94,7 @@ def emulator(
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"A pretend ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")
-    _listen(create_emulator(pretend), host=LOOPBACK, port=port, timeout_graceful_shutdown=1)
+    run(create_emulator(pretend), host=LOOPBACK, port=port, drain_seconds=1)
 
 
 @app.command()
@@ -98,12 +105,9 @@ def token(
     claim: Annotated[list[str] | None, typer.Option(help="A further claim, key=value; the value may be JSON.")] = None,
 ) -> None:
     """Print a test JWT for curl, signed with the VOICEPASS_JWT_SECRET that you hold."""
-    try:
-        settings = load_settings()
-    except SettingsRefusedError as error:
-        _fail(error)
-    if problems := settings.identity_problems():
-        _fail(SettingsRefusedError(problems))
+    settings = _settings()
+    if problems := settings.issuer_problems():
+        _fail(problems)
     secret, algorithm = settings.voicepass_jwt_secret, settings.voicepass_jwt_algorithm
     if secret is None or algorithm not in HMAC_ALGORITHMS:
         typer.echo(
@@ -129,6 +133,56 @@ def token(
     typer.echo(jwt.encode(claims, secret.get_secret_value(), algorithm))
 
 
+policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
+app.add_typer(policy, name="policy")
+
+
+@policy.command("check")
+def policy_check(
+    file: Annotated[str | None, typer.Argument(help="The file; VOICEPASS_POLICY_FILE where none is named.")] = None,
+) -> None:
+    """Check a policy file, without any secret, and print who may do what; exit 1 with a line for each mistake."""
+    path = file or _settings().voicepass_policy_file
+    if path is None:
+        _fail(["name a file, or set VOICEPASS_POLICY_FILE"])
+    try:
+        policy_file = read_policy_file(path)
+    except PolicyFileError as error:
+        _fail(error.problems)
+    for issuer in policy_file.issuers:
+        addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(issuer.required_claims)}"
+        typer.echo(f"believes {issuer.algorithm} tokens of {issuer.issuer} {addressee}")
+    for alias, entry in policy_file.agents.items():
+        typer.echo(
+            f"agent {alias} ({entry.id}) is open to {', and to '.join(rule.whom for rule in entry.rules) or 'nobody'}"
+        )
+        for name, variable in entry.variables.items():
+            default = "" if variable.default is None else f", else {variable.default!r}"
+            typer.echo(f"  {name} = the claim {variable.claim}{default}")
+
+
+@policy.command("explain")
+def policy_explain(
+    token: Annotated[str, typer.Argument(help="A JWT, or - to read it from standard input.")],
+    agent: Annotated[str, typer.Option(help="The alias it is to be used for.")] = DEFAULT_ALIAS,
+) -> None:
+    """Say for a token which check or rule decides; exit 1 where it is refused. The token is verified, not spent."""
+    configuration = _configuration()
+    unverified_token = sys.stdin.read().strip() if token == "-" else token  # noqa: S105
+    authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
+    try:
+        user = asyncio.run(authenticator.user_of(unverified_token))
+        typer.echo(f"user {user.id!r} of {user.issuer}")
+        allowed = configuration.policy.agent_for(user, agent)
+        rule = configuration.policy.agents[agent].admitting(user)
+        typer.echo(f"may use the agent {agent} ({allowed.agent_id}), open to {rule.whom if rule else 'nobody'}")
+        for name, value in configuration.policy.variables_for(user, allowed).items():
+            typer.echo(f"  {name} = {value!r}")
+    except Refusal as refusal:
+        typer.echo(f"refused: {refusal.code}: {refusal.operator_note or refusal.detail}", err=True)
+        raise typer.Exit(1) from None
+
+
 def main() -> None:
     """Run the command line."""
     app()
@@ -141,22 +195,21 @@ def _json_or_text(value: str) -> object:
         return value
 
 
-def _fail(error: SettingsRefusedError) -> Never:
-    for problem in error.problems:
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsRefusedError as error:
+        _fail(error.problems)
+
+
+def _configuration(settings: Settings | None = None) -> Configuration:
+    try:
+        return configure(settings or load_settings())
+    except SettingsRefusedError as error:
+        _fail(error.problems)
+
+
+def _fail(problems: Sequence[str]) -> Never:
+    for problem in problems:
         typer.echo(problem, err=True)
     raise typer.Exit(1)
-
-
-def _listen(application: Any, *, host: str, port: int, **options: Any) -> None:  # noqa: ANN401
-    uvicorn.run(
-        application,
-        host=host,
-        port=port,
-        log_config=None,  # configure_logging owns it
-        access_log=False,  # one line per attempt says more, and no query string
-        server_header=False,
-        proxy_headers=False,  # uvicorn would believe anyone on loopback
-        ws="websockets-sansio",
-        h11_max_incomplete_event_size=64 * 1024,  # ours is the limit that answers with a problem
-        **options,
-    )

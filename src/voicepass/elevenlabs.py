@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -111,16 +111,34 @@ def http_client(*, deadline_seconds: float) -> httpx.AsyncClient:
     )
 
 
+class Workspace:
+    """One ElevenLabs host and the API keys of the workspace there: one, or two while they are rotated."""
+
+    def __init__(self, *, base_url: str, api_keys: Sequence[str]) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.base = urlsplit(base_url)
+        self.keys = tuple(api_keys)
+        self.preferred = 0
+
+    def positions(self) -> list[int]:
+        """Return the positions of the keys, the one that was accepted last in front."""
+        return sorted(range(len(self.keys)), key=lambda position: position != self.preferred)
+
+    def prefer(self, position: int) -> None:
+        """Remember that the key at `position` was accepted; it is named by position, never by value."""
+        if position != self.preferred:
+            self.preferred = position
+            _log.warning("api_key.switched", host=self.base.hostname, position=position + 1, of=len(self.keys))
+
+
 class ElevenLabs:
     """Asks ElevenLabs for the credential of one conversation with the server-held key."""
 
     def __init__(
-        self, *, client: httpx.AsyncClient, base_url: str, api_key: str, deadline_seconds: float, clock: Clock
+        self, *, client: httpx.AsyncClient, workspaces: Sequence[Workspace], deadline_seconds: float, clock: Clock
     ) -> None:
         self._client = client
-        self._base = urlsplit(base_url)
-        self._base_url = base_url.rstrip("/")
-        self._api_key = api_key
+        self._workspaces = {workspace.base_url: workspace for workspace in workspaces}
         self._deadline_seconds = deadline_seconds
         self._clock = clock
         self._calls: set[asyncio.Task[Credential]] = set()
@@ -131,7 +149,7 @@ class ElevenLabs:
         A signed URL is asked for with `include_conversation_id=true`, which makes it single-use and names the
         conversation before it begins. Raises an ElevenLabsRefusal, within the deadline.
         """
-        return await self._within_deadline(self._ask(agent, transport))
+        return await self._within_deadline(self._ask(agent, transport, self._workspaces[agent.base_url]))
 
     async def aclose(self) -> None:
         """Give up the calls that outlived their deadline."""
@@ -155,32 +173,43 @@ class ElevenLabs:
         if not task.cancelled():
             task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
-    async def _ask(self, agent: Agent, transport: Transport) -> Credential:
+    async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
         asked_at = self._clock()
-        query = {"agent_id": agent.agent_id}
-        if transport is Transport.WEBSOCKET:
-            query["include_conversation_id"] = "true"
-        try:
-            status, headers, body = await self._get(_PATHS[transport], query)
-        except httpx.TimeoutException as error:
-            raise Timeout(operator_note=f"{type(error).__name__} while asking {self._base.hostname}") from error
-        except httpx.TransportError as error:
-            raise Unavailable(
-                operator_note=f"{type(error).__name__} while asking {self._base.hostname}; "
-                "check ELEVENLABS_BASE_URL, DNS and the way out of this network"
-            ) from error
-        if status != httpx.codes.OK:
-            raise refusal_for(status, body, retry_after=headers.get("retry-after"), now=asked_at)
+        body = await self._answer(agent, transport, workspace)
         answer = _json_object(body)
         if transport is Transport.WEBRTC:
             return _conversation_token(answer)
-        return self._signed_url(answer, agent, asked_at)
+        return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
-    async def _get(self, path: str, query: dict[str, str]) -> tuple[int, httpx.Headers, bytes]:
+    async def _answer(self, agent: Agent, transport: Transport, workspace: Workspace) -> bytes:
+        """Return the body of a good answer, by the key accepted last or else by the other."""
+        query = {"agent_id": agent.agent_id}
+        if transport is Transport.WEBSOCKET:
+            query["include_conversation_id"] = "true"
+        rejected: KeyRejected | None = None
+        for position in workspace.positions():
+            url = workspace.base_url + _PATHS[transport]
+            try:
+                status, headers, body = await self._get(url, query, workspace.keys[position])
+            except httpx.TimeoutException as error:
+                raise Timeout(operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}") from error
+            except httpx.TransportError as error:
+                raise Unavailable(
+                    operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}; "
+                    "check ELEVENLABS_BASE_URL, DNS and the way out of this network"
+                ) from error
+            if status == httpx.codes.OK:
+                workspace.prefer(position)
+                return body
+            refusal = refusal_for(status, body, retry_after=headers.get("retry-after"), now=self._clock())
+            if not isinstance(refusal, KeyRejected):
+                raise refusal
+            rejected = rejected or refusal
+        raise rejected or KeyRejected(operator_note="no API key is configured")
+
+    async def _get(self, url: str, query: dict[str, str], api_key: str) -> tuple[int, httpx.Headers, bytes]:
         give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
-        request = self._client.build_request(
-            "GET", f"{self._base_url}{path}", params=query, headers={"xi-api-key": self._api_key}
-        )
+        request = self._client.build_request("GET", url, params=query, headers={"xi-api-key": api_key})
         response = await self._client.send(request, stream=True)
         try:
             if response.headers.get("content-encoding", "identity") != "identity":
@@ -196,42 +225,39 @@ class ElevenLabs:
             await response.aclose()
         return response.status_code, response.headers, bytes(body)
 
-    def _signed_url(self, answer: dict[str, object], agent: Agent, asked_at: float) -> Credential:
-        url = answer.get("signed_url")
-        if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
-            raise BadAnswer(operator_note="the answer holds no usable signed_url")
-        try:
-            parts = urlsplit(url)
-            self._check_destination(parts)
-            query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
-        except ValueError as error:
-            raise BadAnswer(operator_note="the signed_url is malformed") from error
-        if {name for name, _ in query} <= {"agent_id", "conversation_id"}:
-            # Opened, it would be closed at once: the very fault that voicepass is there to cure.
-            raise BadAnswer(operator_note="the signed_url carries no signature")
-        named_agents = [value for name, value in query if name == "agent_id"]
-        if any(value != agent.agent_id for value in named_agents):
-            raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
-        named_conversations = [value for name, value in query if name == "conversation_id"]
-        return Credential(
-            secret=url,
-            conversation_id=_conversation_id(*named_conversations, answer.get("conversation_id")),
-            expires_at=asked_at + SIGNED_URL_SECONDS,
-        )
 
-    def _check_destination(self, url: SplitResult) -> None:
-        plain = url.scheme == "ws" and self._base.scheme == "http"  # settings admit http:// to loopback only
-        if url.scheme != "wss" and not plain:
-            raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
-        if url.username is not None or url.password is not None or url.fragment:
-            raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
-        expected = (self._base.hostname, _port(self._base))
-        if (url.hostname, _port(url)) == expected:
-            return
-        if _port(url) == _port(self._base) and _is_vendor(url.hostname) and _is_vendor(self._base.hostname):
-            _log.warning("signed_url.host_differed", configured=self._base.hostname, answered=url.hostname)
-            return
-        raise BadAnswer(operator_note=f"the signed_url leads to {url.hostname}, not to {self._base.hostname}")
+def _signed_url(answer: dict[str, object], agent: Agent, base: SplitResult, *, expires_at: float) -> Credential:
+    url = answer.get("signed_url")
+    if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
+        raise BadAnswer(operator_note="the answer holds no usable signed_url")
+    try:
+        parts = urlsplit(url)
+        _check_destination(parts, base)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
+    except ValueError as error:
+        raise BadAnswer(operator_note="the signed_url is malformed") from error
+    if {name for name, _ in query} <= {"agent_id", "conversation_id"}:
+        # Opened, it would be closed at once: the very fault that voicepass is there to cure.
+        raise BadAnswer(operator_note="the signed_url carries no signature")
+    if any(value != agent.agent_id for name, value in query if name == "agent_id"):
+        raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
+    named = [value for name, value in query if name == "conversation_id"]
+    conversation_id = _conversation_id(*named, answer.get("conversation_id"))
+    return Credential(secret=url, conversation_id=conversation_id, expires_at=expires_at)
+
+
+def _check_destination(url: SplitResult, base: SplitResult) -> None:
+    plain = url.scheme == "ws" and base.scheme == "http"  # settings admit http:// to loopback only
+    if url.scheme != "wss" and not plain:
+        raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
+    if url.username is not None or url.password is not None or url.fragment:
+        raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
+    if (url.hostname, _port(url)) == (base.hostname, _port(base)):
+        return
+    if _port(url) == _port(base) and _is_vendor(url.hostname) and _is_vendor(base.hostname):
+        _log.warning("signed_url.host_differed", configured=base.hostname, answered=url.hostname)
+        return
+    raise BadAnswer(operator_note=f"the signed_url leads to {url.hostname}, not to {base.hostname}")
 
 
 def _port(url: SplitResult) -> int | None:

@@ -1,10 +1,12 @@
 """Every refusal voicepass can give: its stable code, its HTTP status, and the sentence its reader may see.
 
     Refusal
-    ├── the caller must act ──  TokenMissing 401 · TokenInvalid 401 · TokenExpired 401 · AgentNotAllowed 403
-    │                           RequestInvalid 422 · BodyTooLarge 413 · HeadersTooLarge 431
-    │                           NotFound 404 · MethodNotAllowed 405
-    ├── we are at fault ──────  LedgerUnavailable 503 · InternalError 500
+    ├── the caller must act ──  Malformed 400 · CredentialsConflict 400
+    │                           TokenMissing 401 · TokenInvalid 401 · TokenExpired 401
+    │                           OriginNotAllowed 403 · AgentNotAllowed 403 · ConversationUnknown 404 · NotFound 404
+    │                           MethodNotAllowed 405 · BodyTooLarge 413 · UnsupportedMediaType 415 · RequestInvalid 422
+    │                           HeadersTooLarge 431
+    ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
@@ -38,6 +40,11 @@ class Refusal(Exception):
         super().__init__(self.detail)
 
 
+class Malformed(Refusal):
+    code, status, title = "request_malformed", 400, "Not HTTP as it should be"
+    detail = "The request is not HTTP/1.1, or is HTTP that two readers could take in two ways."
+
+
 class TokenMissing(Refusal):
     code, status, title = "token_missing", 401, "No token"
     detail = "Send the user's JWT in the header 'Authorization: Bearer <token>'."
@@ -55,6 +62,16 @@ class TokenExpired(Refusal):
     detail = "The token has expired. Sign in again to get a new one."
 
 
+class CredentialsConflict(Refusal):
+    code, status, title = "credentials_conflict", 400, "Two users in one request"
+    detail = "The Authorization header and the session cookie speak of different users. Send one of them."
+
+
+class OriginNotAllowed(Refusal):
+    code, status, title = "origin_not_allowed", 403, "Origin not allowed"
+    detail = "This service does not answer pages of that origin. Whoever runs it can list it."
+
+
 class AgentNotAllowed(Refusal):
     """The same answer for an alias that does not exist and one that is closed to this user: neither can be probed."""
 
@@ -65,6 +82,11 @@ class AgentNotAllowed(Refusal):
 class RequestInvalid(Refusal):
     code, status, title = "request_invalid", 422, "Request not understood"
     detail = "Send a JSON object that holds nothing but 'agent' (an alias, text), or no body at all."
+
+
+class UnsupportedMediaType(Refusal):
+    code, status, title = "unsupported_media_type", 415, "Not JSON"
+    detail = "Send the header 'Content-Type: application/json', with a JSON body such as {}."
 
 
 class BodyTooLarge(Refusal):
@@ -82,6 +104,11 @@ class NotFound(Refusal):
     detail = "There is nothing at this path. Paths are exact: mind a slash too many at the end."
 
 
+class ConversationUnknown(Refusal):
+    code, status, title = "conversation_unknown", 404, "Conversation unknown"
+    detail = "This conversation was not issued here: do not act for anyone on its word."
+
+
 class MethodNotAllowed(Refusal):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
     detail = "This path does not answer that method; the header 'Allow' says which it does."
@@ -90,6 +117,14 @@ class MethodNotAllowed(Refusal):
 class InternalError(Refusal):
     code, status, title = "internal_error", 500, "Internal error"
     detail = "Something broke inside voicepass. Give the request id to whoever runs it."
+
+
+class KeysUnavailable(Refusal):
+    """Fails closed: without its issuer's keys no token can be told from a forged one."""
+
+    code, status, title = "keys_unavailable", 503, "Signing keys unavailable"
+    detail = "The keys that tokens are verified with cannot be had at the moment. Try again shortly."
+    retry_after_seconds = 5
 
 
 class LedgerUnavailable(Refusal):

@@ -22,13 +22,27 @@ class Transport(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Everything in a request that may say who sent it: header values as they came, none of them trusted."""
+
+    authorization: tuple[str, ...] = field(default=(), repr=False)
+    cookies: tuple[str, ...] = field(default=(), repr=False)
+    is_post: bool = False
+    origin: str | None = None
+    fetch_site: str | None = None
+    host: str | None = None
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassRequest:
-    """One request as it arrived: nothing in it is trusted yet."""
+    """One request as it arrived: nothing in it is trusted yet. `client`: the address it came from."""
 
     request_id: str
-    authorization: tuple[str, ...] = field(repr=False)
+    credentials: Credentials
     alias: str
     transport: Transport
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +51,7 @@ class User:
 
     issuer: str
     id: str
+    name: str | None
     claims: Mapping[str, object] = field(repr=False)
 
 
@@ -46,6 +61,8 @@ class Agent:
 
     alias: str
     agent_id: str
+    base_url: str
+    """The ElevenLabs host of its workspace: each residency region has one, with keys and agents of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +101,8 @@ class Grant:
     granted_at: float
     token_issuer: str
     user_id: str
-    agent: Agent
+    agent_alias: str
+    agent_id: str
     transport: Transport
     conversation_id: str | None
     credential_sha256: str
@@ -101,6 +119,7 @@ class Attempt:
     request_id: str
     transport: Transport
     alias: str
+    client: str | None = None
     user: User | None = None
     agent: Agent | None = None
     conversation_id: str | None = None

@@ -40,6 +40,7 @@ class AttemptLog:
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {
             "request_id": attempt.request_id,
+            "client": attempt.client,
             "transport": attempt.transport.value,
             "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text
             "user_id": attempt.user.id if attempt.user else None,

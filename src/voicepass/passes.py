@@ -7,14 +7,25 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from voicepass.errors import InternalError, Refusal
-from voicepass.model import Agent, Attempt, Clock, Credential, Grant, PassRequest, Transport, User, VoicePass
+from voicepass.model import (
+    Agent,
+    Attempt,
+    Clock,
+    Credential,
+    Credentials,
+    Grant,
+    PassRequest,
+    Transport,
+    User,
+    VoicePass,
+)
 from voicepass.policy import Policy
 
 
 class Authenticator(Protocol):
-    """Raises TokenMissing, TokenInvalid, TokenExpired or HeadersTooLarge for anyone who is not a signed-in user."""
+    """Raises a refusal for anyone who is not a signed-in user."""
 
-    async def authenticate(self, authorization: Sequence[str], /) -> User: ...
+    async def authenticate(self, credentials: Credentials, /) -> User: ...
 
 
 class VoiceProvider(Protocol):
@@ -56,9 +67,9 @@ class Passes:
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not."""
         with self._attempt(request) as attempt:
-            attempt.user = user = await self._authenticator.authenticate(request.authorization)
+            attempt.user = user = await self._authenticator.authenticate(request.credentials)
             attempt.agent = agent = self._policy.agent_for(user, request.alias)
-            variables = self._policy.variables_for(user)
+            variables = self._policy.variables_for(user, agent)
             credential = await self._provider.credential(agent, request.transport)
             attempt.conversation_id = credential.conversation_id
             attempt.credential_sha256 = credential.sha256
@@ -77,7 +88,8 @@ class Passes:
             granted_at=self._clock(),
             token_issuer=user.issuer,
             user_id=user.id,
-            agent=agent,
+            agent_alias=agent.alias,
+            agent_id=agent.agent_id,
             transport=attempt.transport,
             conversation_id=credential.conversation_id,
             credential_sha256=credential.sha256,
@@ -87,7 +99,9 @@ class Passes:
     @contextmanager
     def _attempt(self, request: PassRequest) -> Iterator[Attempt]:
         """Open an attempt and close it exactly once, whatever happens; the observers see it then."""
-        attempt = Attempt(request_id=request.request_id, transport=request.transport, alias=request.alias)
+        attempt = Attempt(
+            request_id=request.request_id, transport=request.transport, alias=request.alias, client=request.client
+        )
         begun = time.monotonic()
         try:
             yield attempt

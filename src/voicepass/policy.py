@@ -3,9 +3,10 @@
 import math
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from voicepass.errors import AgentNotAllowed, TokenInvalid
+from voicepass.errors import AgentNotAllowed
 from voicepass.model import Agent, Scalar, User, claim_at
 
 MAX_VARIABLE_CHARACTERS = 200
@@ -14,40 +15,92 @@ MAX_SAFE_INTEGER = 2**53 - 1  # what a browser's JSON.parse keeps exact
 RESERVED_PREFIXES = ("system__", "secret__")
 """`system__` belongs to ElevenLabs; `secret__` values must never pass through a browser."""
 
+SCOPE_CLAIMS = frozenset({"scope", "scp"})
+"""Claims whose text is a list of words (RFC 8693, section 4.2)."""
+
 _REMOVED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Joiners are format characters, yet many scripts and emoji cannot be written without them.
 _KEPT_CHARACTERS = frozenset("\u200c\u200d")
 
+VariableType = Literal["string", "number", "boolean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Opens an agent to users whose claims hold, each, one of the listed values. Without conditions: to every user."""
+
+    conditions: Mapping[str, tuple[Scalar, ...]]
+
+    def admits(self, claims: Mapping[str, object]) -> bool:
+        """Whether every condition holds for a user with these claims."""
+        return all(
+            any(_same(held, wanted) for held in _values_of(claim, claims) for wanted in values)
+            for claim, values in self.conditions.items()
+        )
+
+    def __str__(self) -> str:
+        return " and ".join(
+            f"{claim} is {' or '.join(map(_shown, values))}" for claim, values in self.conditions.items()
+        )
+
+    @property
+    def whom(self) -> str:
+        """Whom the rule admits, in words."""
+        return f"users whose {self}" if self.conditions else "every signed-in user"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """Where a dynamic variable comes from, and what it is when the claim is missing or of another type."""
+
+    claim: str
+    type: VariableType | None = None
+    default: Scalar | None = None
+
+    def value_for(self, user: User) -> Scalar | None:
+        """Return the variable's value, or None where it has none."""
+        value = clean(claim_at(user.claims, self.claim))
+        return self.default if value is None or not _is_of(self.type, value) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRules:
+    """An agent, whom it is open to (nobody, until a rule says so), and which variables it is given."""
+
+    agent: Agent
+    allow: tuple[Rule, ...]
+    variables: Mapping[str, Variable] = field(default_factory=dict)
+
+    def admitting(self, user: User) -> Rule | None:
+        """Return the first rule that opens the agent to this user."""
+        return next((rule for rule in self.allow if rule.admits(user.claims)), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator allows. `variables` maps the name of a dynamic variable to the claim that fills it."""
+    """What the operator allows, by the alias of the agent."""
 
-    agents: Mapping[str, Agent]
-    user_name_claim: str
-    variables: Mapping[str, str]
+    agents: Mapping[str, AgentRules]
 
-    def agent_for(self, user: User, alias: str) -> Agent:  # noqa: ARG002 - the user decides as soon as agents have rules
-        """Return the agent behind `alias`, or raise AgentNotAllowed."""
-        try:
-            return self.agents[alias]
-        except KeyError:
-            raise AgentNotAllowed(operator_note="no agent has this alias") from None
+    def agent_for(self, user: User, alias: str) -> Agent:
+        """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""
+        rules = self.agents.get(alias)
+        if rules is None:
+            raise AgentNotAllowed(operator_note="no agent has this alias")
+        if rules.admitting(user) is None:
+            raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
+        return rules.agent
 
-    def variables_for(self, user: User) -> dict[str, Scalar]:
-        """Return the user's dynamic variables: always `user_id` and `user_name`, then what the configuration maps.
+    def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
+        """Return the dynamic variables for `agent`: always `user_id` and `user_name`, then what is configured.
 
         A user without a name gets their id as `user_name`: an agent that refers to a variable it was not given
-        closes the conversation with 1008. Raises TokenInvalid when nothing printable is left of the user's id.
+        closes the conversation with 1008.
         """
-        user_id = clean_text(user.id)
-        if not user_id:
-            raise TokenInvalid(operator_note="the user id holds no printable character")
-        name = clean(claim_at(user.claims, self.user_name_claim))
-        mapped = {variable: clean(claim_at(user.claims, claim)) for variable, claim in self.variables.items()}
+        mapped = {name: variable.value_for(user) for name, variable in self.agents[agent.alias].variables.items()}
         return {variable: value for variable, value in mapped.items() if value is not None} | {
-            "user_id": user_id,
-            "user_name": user_id if name is None or name == "" else str(name),
+            "user_id": user.id,
+            "user_name": clean_text(user.name or "") or user.id,
         }
 
 
@@ -78,3 +131,23 @@ def clean_text(text: str) -> str:
     while "{{" in kept or "}}" in kept:
         kept = kept.replace("{{", "{ {").replace("}}", "} }")
     return kept[:MAX_VARIABLE_CHARACTERS].rstrip()
+
+
+def _values_of(claim: str, claims: Mapping[str, object]) -> list[object]:
+    value = claim_at(claims, claim)
+    if claim in SCOPE_CLAIMS and isinstance(value, str):
+        return list(value.split(" "))
+    return value if isinstance(value, list) else [value]
+
+
+def _same(held: object, wanted: Scalar) -> bool:
+    return isinstance(held, bool) == isinstance(wanted, bool) and held == wanted  # to Python, True is 1
+
+
+def _is_of(wanted: VariableType | None, value: Scalar) -> bool:
+    kind = "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
+    return wanted is None or wanted == kind
+
+
+def _shown(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,7 +1,7 @@
 """Every environment variable, typed, with its unit; refuses combinations that would start the service open."""
 
-import ipaddress
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -16,21 +16,27 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from voicepass.addresses import Network, is_safe_url
 from voicepass.keys import (
-    ALGORITHMS,
     HMAC_ALGORITHMS,
+    MIN_SECRET_BYTES,
     KeyUnusableError,
     VerificationKey,
     key_from_pem,
     key_from_secret,
 )
 from voicepass.observe import LogFormat, LogLevel
-from voicepass.policy import RESERVED_PREFIXES
+from voicepass.policyfile import (
+    checked_agent_id,
+    checked_algorithm,
+    checked_base_url,
+    checked_token_issuer,
+    checked_variable_name,
+    is_header_value,
+)
 
 _FILE_SUFFIX: Final = "_FILE"
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS")
-_AGENT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 
@@ -41,6 +47,10 @@ class SettingsRefusedError(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+def _unless_none(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
+    return lambda value: value if value is None else check(value)
 
 
 class Settings(BaseSettings):
@@ -68,6 +78,9 @@ class Settings(BaseSettings):
     )
     voicepass_jwt_secret: SecretStr | None = Field(None, description="For HS*: at least 32 bytes.")
     voicepass_jwt_public_key: SecretStr | None = Field(None, description="For RS* and ES*: a PEM key or certificate.")
+    voicepass_jwks_url: str | None = Field(
+        None, description="For RS* and ES*: your provider's JWKS, or its …/.well-known/openid-configuration."
+    )
     voicepass_jwt_issuer: str | None = Field(None, description="The exact `iss` of your tokens.")
     voicepass_jwt_audience: str | None = Field(None, description="The `aud` that your tokens must name.")
     voicepass_jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = Field(
@@ -80,6 +93,18 @@ class Settings(BaseSettings):
     )
     voicepass_allowed_origins: Annotated[list[str], NoDecode] = Field(
         [], description="Exact origins of browser frontends, comma-separated: https://app.example."
+    )
+    voicepass_session_cookie: str | None = Field(
+        None, description="Name of a cookie that carries the JWT; counts on POST from own or allowed origins only."
+    )
+    voicepass_policy_file: str | None = Field(
+        None, description="TOML: agents by alias, who may use them, their variables, further issuers."
+    )
+    voicepass_service_tokens: Annotated[list[SecretStr], NoDecode] = Field(
+        [], description="Bearer tokens of your own backends, comma-separated, at least 32 characters each."
+    )
+    voicepass_trusted_proxies: Annotated[list[Network], NoDecode] = Field(
+        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated."
     )
     voicepass_database_url: str = Field(
         "sqlite:///voicepass.db", description="sqlite:///file, sqlite:////absolute/file, or sqlite:// for memory."
@@ -99,19 +124,18 @@ class Settings(BaseSettings):
         pairs = [entry.partition("=") for entry in _listed(value)]
         variables = {variable.strip(): claim.strip() for variable, _, claim in pairs}
         for variable, claim in variables.items():
-            if not _VARIABLE_NAME.fullmatch(variable) or not claim:
+            if not claim:
                 raise ValueError("must read variable=claim, separated by commas")
-            if variable.startswith(RESERVED_PREFIXES):
-                raise ValueError("may not define system__ or secret__ variables: the browser would see or forge them")
-            if variable in {"user_id", "user_name"}:
-                raise ValueError("may not define user_id or user_name; VOICEPASS_USER_*_CLAIM does")
+            checked_variable_name(variable)
         if len(variables) != len(pairs):
             raise ValueError("names a variable twice")
         return variables
 
-    @field_validator("voicepass_allowed_origins", mode="before")
+    @field_validator(
+        "voicepass_allowed_origins", "voicepass_service_tokens", "voicepass_trusted_proxies", mode="before"
+    )
     @classmethod
-    def _parse_origins(cls, value: object) -> object:
+    def _parse_list(cls, value: object) -> object:
         return _listed(value) if isinstance(value, str) else value
 
     @field_validator("voicepass_allowed_origins")
@@ -119,8 +143,9 @@ class Settings(BaseSettings):
     def _exact_origins(cls, origins: list[str]) -> list[str]:
         for origin in origins:
             parts = urlsplit(origin)
-            bare = f"{parts.scheme}://{parts.netloc}"
-            if origin == "*" or parts.scheme not in {"http", "https"} or not parts.hostname or bare != origin.lower():
+            bare = f"{parts.scheme}://{parts.netloc}".lower()
+            plain = parts.scheme in {"http", "https"} and parts.hostname and not {"*", "@"} & set(origin)
+            if not plain or bare != origin or parts.port == {"http": 80, "https": 443}[parts.scheme]:
                 raise ValueError("must list exact origins such as https://app.example, without a path; * is refused")
         return origins
 
@@ -140,37 +165,36 @@ class Settings(BaseSettings):
     @classmethod
     def _key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
         # Checked here, because httpx and h11 print the whole key in the error they raise for it.
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value(), re.ASCII):
+        if key is not None and not all(map(is_header_value, _listed(key.get_secret_value()))):
             raise ValueError("holds a space, a line break or a character that no HTTP header can carry")
         return key
 
-    @field_validator("elevenlabs_agent_id")
+    @field_validator("voicepass_service_tokens")
     @classmethod
-    def _agent_id_is_bare(cls, agent_id: str | None) -> str | None:
-        if agent_id is None or _AGENT_ID.fullmatch(agent_id):
-            if agent_id is not None and agent_id.startswith("conv_"):
-                raise ValueError("is a conversation's id; an agent's looks like agent_…")
-            return agent_id
-        raise ValueError("must be the bare agent id, such as agent_…, without '&' or '='")
+    def _tokens_cannot_be_guessed(cls, tokens: list[SecretStr]) -> list[SecretStr]:
+        values = [token.get_secret_value() for token in tokens]
+        if any(len(value) < MIN_SECRET_BYTES or not is_header_value(value) for value in values):
+            raise ValueError(f"must be {MIN_SECRET_BYTES} plain characters or more; make one: openssl rand -base64 48")
+        return tokens
 
-    @field_validator("elevenlabs_base_url")
+    @field_validator("voicepass_session_cookie")
     @classmethod
-    def _base_url_is_safe(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.query or parts.fragment or parts.username is not None or not parts.hostname:
-            raise ValueError("must be a plain URL such as https://api.elevenlabs.io")
-        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+    def _cookie_has_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name, re.ASCII):
+            raise ValueError("must be a cookie's name: letters, digits, - _ .")
+        return name
+
+    @field_validator("voicepass_jwks_url")
+    @classmethod
+    def _jwks_url_is_safe(cls, url: str | None) -> str | None:
+        if url is not None and not is_safe_url(url):
             raise ValueError("must be https://, or http:// to a loopback address")
-        return url.rstrip("/")
+        return url
 
-    @field_validator("voicepass_jwt_algorithm")
-    @classmethod
-    def _algorithm_is_known(cls, algorithm: str) -> str:
-        if algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"must be one of {', '.join(sorted(ALGORITHMS))} (python-jose implements no PS*, EdDSA or ES256K)"
-            )
-        return algorithm
+    _bare_agent_id = field_validator("elevenlabs_agent_id")(_unless_none(checked_agent_id))
+    _safe_base_url = field_validator("elevenlabs_base_url")(checked_base_url)
+    _known_algorithm = field_validator("voicepass_jwt_algorithm")(checked_algorithm)
+    _known_issuer = field_validator("voicepass_jwt_issuer")(_unless_none(checked_token_issuer))
 
     @field_validator("voicepass_database_url")
     @classmethod
@@ -195,48 +219,53 @@ class Settings(BaseSettings):
         """The file behind `voicepass_database_url`."""
         return self.voicepass_database_url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
 
-    def verification_key(self) -> VerificationKey:
-        """Build the one key that tokens are verified with. Raises SettingsRefusedError."""
-        key, problems = self._key_or_problems()
-        if key is None:
-            raise SettingsRefusedError(problems)
-        return key
+    @property
+    def api_keys(self) -> list[str]:
+        """The API key, or both while they are rotated."""
+        key = self.elevenlabs_api_key
+        return _listed(key.get_secret_value()) if key is not None else []
 
-    def _key_or_problems(self) -> tuple[VerificationKey | None, list[str]]:
-        algorithm, secret, pem = self.voicepass_jwt_algorithm, self.voicepass_jwt_secret, self.voicepass_jwt_public_key
-        symmetric = algorithm in HMAC_ALGORITHMS
-        given, other = (secret, pem) if symmetric else (pem, secret)
-        name, other_name = "VOICEPASS_JWT_SECRET", "VOICEPASS_JWT_PUBLIC_KEY"
-        if not symmetric:
-            name, other_name = other_name, name
-        if other is not None:
-            return None, [f"{other_name} is set, but VOICEPASS_JWT_ALGORITHM is {algorithm}: unset one of the two"]
-        if given is None:
-            remedy = "make one with: openssl rand -base64 48" if symmetric else "give the PEM of your identity provider"
-            return None, [f"{name} is not set, so no token could be verified: {remedy}"]
-        try:
-            build = key_from_secret if symmetric else key_from_pem
-            return build(given.get_secret_value(), algorithm), []
-        except KeyUnusableError as error:
-            return None, [f"{name} {error}"]
-
-    def problems(self) -> list[str]:
-        """Name what keeps the service from starting: a line each, the variable and the remedy, never a value."""
-        problems = self.identity_problems()
-        if self.elevenlabs_api_key is None:
-            problems.append("ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'")
-        if self.elevenlabs_agent_id is None:
-            problems.append("ELEVENLABS_AGENT_ID is not set: copy your agent's id (agent_…) from the dashboard")
-        return problems
-
-    def identity_problems(self) -> list[str]:
-        """Name what keeps tokens from being verified, or test tokens from being made."""
-        problems = self._key_or_problems()[1]
+    def issuer_problems(self) -> list[str]:
+        """Name what keeps the issuer of this environment from being trusted, or test tokens from being made."""
+        problems = self._key_problems()
         if self.voicepass_jwt_issuer is None:
             problems.append("VOICEPASS_JWT_ISSUER is not set: give the exact 'iss' of your tokens")
         if self.voicepass_jwt_audience is None:
             problems.append("VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service")
         return problems
+
+    def _key_problems(self) -> list[str]:
+        algorithm = self.voicepass_jwt_algorithm
+        keys = {
+            "VOICEPASS_JWT_SECRET": self.voicepass_jwt_secret,
+            "VOICEPASS_JWT_PUBLIC_KEY": self.voicepass_jwt_public_key,
+            "VOICEPASS_JWKS_URL": self.voicepass_jwks_url,
+        }
+        fitting = {"VOICEPASS_JWT_SECRET"} if algorithm in HMAC_ALGORITHMS else keys.keys() - {"VOICEPASS_JWT_SECRET"}
+        given = [name for name, value in keys.items() if value is not None]
+        if unfit := [name for name in given if name not in fitting]:
+            return [f"{unfit[0]} is set, but VOICEPASS_JWT_ALGORITHM is {algorithm}: unset one of the two"]
+        if len(given) > 1:
+            return [f"{given[0]} and {given[1]} are both set: unset one of them"]
+        if not given:
+            remedy = "make one with: openssl rand -base64 48"
+            if algorithm not in HMAC_ALGORITHMS:
+                remedy = "give your provider's key as PEM, or VOICEPASS_JWKS_URL"
+            name = "VOICEPASS_JWT_SECRET" if algorithm in HMAC_ALGORITHMS else "VOICEPASS_JWT_PUBLIC_KEY"
+            return [f"{name} is not set, so no token could be verified: {remedy}"]
+        try:
+            self.fixed_key()
+        except KeyUnusableError as error:
+            return [f"{given[0]} {error}"]
+        return []
+
+    def fixed_key(self) -> VerificationKey | None:
+        """Build the key that stands in the environment, or None where keys are fetched. Raises KeyUnusableError."""
+        if self.voicepass_jwt_secret is not None:
+            return key_from_secret(self.voicepass_jwt_secret.get_secret_value(), self.voicepass_jwt_algorithm)
+        if self.voicepass_jwt_public_key is not None:
+            return key_from_pem(self.voicepass_jwt_public_key.get_secret_value(), self.voicepass_jwt_algorithm)
+        return None
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
@@ -247,24 +276,35 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        surroundings = {
-            **DotEnvSettingsSource(self.settings_cls).env_vars,
-            **EnvSettingsSource(self.settings_cls).env_vars,
-        }
-        secrets = {}
-        for name in self.settings_cls.model_fields:
-            path = surroundings.get(name + _FILE_SUFFIX.lower())
-            if not path or not name.upper().endswith(_SECRET_SUFFIXES):
-                continue
-            if surroundings.get(name):
-                raise SettingsRefusedError([f"{name.upper()} and {name.upper()}_FILE are both set: unset one of them"])
-            try:
-                text = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                problem = f"{name.upper()}_FILE names a file that cannot be read ({type(error).__name__})"
-                raise SettingsRefusedError([problem]) from None
-            secrets[name] = text
-        return secrets
+        surroundings = _surroundings()
+        names = [name for name in self.settings_cls.model_fields if name.upper().endswith(_SECRET_SUFFIXES)]
+        values = {name: _from_file(name.upper(), surroundings) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _surroundings() -> Mapping[str, str | None]:
+    """Return the environment over `.env`, names in lower case."""
+    return {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+
+
+def _from_file(name: str, surroundings: Mapping[str, str | None]) -> str | None:
+    path = surroundings.get((name + _FILE_SUFFIX).lower())
+    if not path:
+        return None
+    if surroundings.get(name.lower()):
+        raise SettingsRefusedError([f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them"])
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{name}{_FILE_SUFFIX} names a file that cannot be read ({type(error).__name__})"
+        raise SettingsRefusedError([problem]) from None
+
+
+def secret_named(name: str) -> str | None:
+    """Return the secret that the policy file calls by `name`: from NAME or NAME_FILE, in the environment or `.env`."""
+    surroundings = _surroundings()
+    secret = _from_file(name, surroundings) or surroundings.get(name.lower())
+    return secret and secret.removesuffix("\n").removesuffix("\r")
 
 
 def load_settings() -> Settings:
@@ -277,24 +317,6 @@ def load_settings() -> Settings:
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise SettingsRefusedError(problems) from None  # the original would print the values
-
-
-def settings_to_serve() -> Settings:
-    """Read settings that are fit to start the service with, or raise SettingsRefusedError."""
-    settings = load_settings()
-    if problems := settings.problems():
-        raise SettingsRefusedError(problems)
-    return settings
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether `host` is this machine by its own name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return host is not None and ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listed(value: str) -> list[str]:

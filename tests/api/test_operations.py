@@ -1,15 +1,18 @@
 """What operators and machines read: liveness, readiness, metrics, and the OpenAPI document."""
 
 import json
+import re
 
 import httpx
 import pytest
 
+from voicepass.api.schemas import ANYWHERE, OF_A_PASS
 from voicepass.errors import Refusal
 
 pytestmark = pytest.mark.anyio
 
 OPERATIONS = {("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")}
+CONVERSATION = ("get", "/v1/conversations/{conversation_id}")
 PASSES = {(m, p) for m in ("get", "post") for p in ("/v1/signed-url", "/v1/conversation-token")}
 
 
@@ -23,13 +26,13 @@ async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)
-async def test_every_pass_route_refuses_a_stranger(api: httpx.AsyncClient) -> None:
+async def test_every_route_that_gives_something_away_refuses_a_stranger(api: httpx.AsyncClient) -> None:
     document = (await api.get("/openapi.json")).json()
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
 
     answers = {route: (await api.request(route[0], route[1])).status_code for route in routes}
 
-    assert answers == dict.fromkeys(PASSES, 401) | dict.fromkeys(OPERATIONS, 200)
+    assert answers == dict.fromkeys({*PASSES, CONVERSATION}, 401) | dict.fromkeys(OPERATIONS, 200)
 
 
 @pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)
@@ -43,9 +46,10 @@ async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.Asy
             for status, answer in answers.items()
             for code in answer["content"].get("application/problem+json", {}).get("examples", {})
         }
-        expected = {refusal.code: refusal.status for refusal in every(Refusal)}
-        del expected["not_found"], expected["method_not_allowed"]  # no route of its own can answer these
-        assert examples == expected
+        assert examples == {refusal.code: refusal.status for refusal in (*OF_A_PASS, *ANYWHERE)}
+    described = {code for code in re.findall(r"urn:voicepass:problem:([a-z_]+)", json.dumps(document))}
+    all_codes = {refusal.code for refusal in every(Refusal)}
+    assert all_codes - described == {"not_found", "method_not_allowed"}, "these are for what is no route"
     assert "HTTPValidationError" not in json.dumps(document)
 
 

@@ -76,10 +76,10 @@ async def test_elevenlabs_is_asked_once_with_the_key_for_one_single_use_url(
 async def test_the_answer_cannot_be_cached_and_names_its_request(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
-    mine = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": "0f3c-my-own.id_7"})
+    mine = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": "my-own.id_7"})
     forged = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": 'a"b\tc'})
 
-    assert mine.headers["x-request-id"] == "0f3c-my-own.id_7"
+    assert mine.headers["x-request-id"] == "my-own.id_7"
     assert len(forged.headers["x-request-id"]) == 32
     assert mine.headers["cache-control"] == "no-store"
     assert mine.headers["x-content-type-options"] == "nosniff"

@@ -2,23 +2,27 @@
 
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicepass.api.problems import internal_error, problem
-from voicepass.errors import BodyTooLarge, HeadersTooLarge, Refusal
+from voicepass.addresses import Network, client_address
+from voicepass.api.problems import internal_error, noted
+from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADER_FIELDS: Final = 100
 MAX_BODY_BYTES: Final = 16 * 1024
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,128}", re.ASCII)
+_VERSIONS: Final = {"1.0", "1.1", "2", "3"}  # a parser may also report 0.9, 1.2 or 2.0
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _SAFE_HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-site",
 }
 
 
@@ -28,8 +32,9 @@ class Surface:
     The body is read here, whole, before the app runs: it is small by decree, and so no route can meet half of one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = ()) -> None:
         self._app = app
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; anything but HTTP passes untouched."""
@@ -37,30 +42,47 @@ class Surface:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["client"] = self._client(scope)
         begun = False
 
         async def send_safely(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                for name, value in _SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                label(MutableHeaders(scope=message), request_id=request_id)
             await send(message)
 
         try:
+            _check_form(scope)
             _check_headers(scope)
             body = await _read(receive)
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send_safely)
         except Refusal as refusal:
-            await problem(refusal, request_id=request_id)(scope, receive, send_safely)
+            refused = noted(refusal, request_id=request_id)
+            if isinstance(refusal, Malformed):
+                refused.headers["Connection"] = "close"  # where the next request begins is anyone's guess
+            await refused(scope, receive, send_safely)
         except Exception as error:  # noqa: BLE001 - the edge: nothing may reach the caller as a bare 500
             answer = internal_error(error, request_id=request_id)
             if not begun:
                 await answer(scope, receive, send_safely)
+
+    def _client(self, scope: Scope) -> str | None:
+        peer = scope["client"][0] if scope.get("client") else None
+        return client_address(peer, Headers(scope=scope).getlist("x-forwarded-for"), self._trusted_proxies)
+
+
+def label(headers: MutableHeaders, *, request_id: str) -> None:
+    """Give an answer the headers that every answer of ours bears."""
+    headers["X-Request-ID"] = request_id
+    for name, value in _SAFE_HEADERS.items():
+        headers.setdefault(name, value)
+    if not headers.get("content-type", "").startswith("text/html"):  # but for /docs, where it is asked for
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    headers.add_vary_header("Origin")
 
 
 def _request_id(scope: Scope) -> str:
@@ -68,6 +90,21 @@ def _request_id(scope: Scope) -> str:
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return sent[0]
     return uuid.uuid4().hex
+
+
+def _check_form(scope: Scope) -> None:
+    """Refuse what two readers of the same bytes could take in two ways: each parser lets one or another through."""
+    headers = Headers(scope=scope)
+    version, hosts = scope.get("http_version", "1.0"), len(headers.getlist("host"))
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    if (
+        version not in _VERSIONS
+        or hosts > 1
+        or (hosts == 0 and version == "1.1")
+        or ("transfer-encoding" in headers and "content-length" in headers)
+        or ("upgrade" in headers and has_body)  # httptools drops such a body, or takes it for the next request
+    ):
+        raise Malformed
 
 
 def _check_headers(scope: Scope) -> None:

@@ -29,7 +29,7 @@ _BY_STATUS: dict[int, type[Refusal]] = {
 }
 
 
-def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
+def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
     """Word `refusal` for the one who asked: code, status, what to do, and the id to look for in the log."""
     body: dict[str, Any] = {
         "type": f"urn:voicepass:problem:{refusal.code}",
@@ -39,14 +39,27 @@ def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
         "code": refusal.code,
         "request_id": request_id,
     }
-    headers = {}
     if refusal.retry_after_seconds is not None:
         body["retry_after_seconds"] = refusal.retry_after_seconds
+    return body
+
+
+def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
+    """Answer with `refusal`."""
+    headers = {}
+    if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         invalid = "" if refusal.code == "token_missing" else ' error="invalid_token"'
         headers["WWW-Authenticate"] = f"Bearer{invalid}"  # RFC 6750, section 3
+    body = problem_body(refusal, request_id=request_id)
     return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
+
+
+def noted(refusal: Refusal, *, request_id: str) -> JSONResponse:
+    """Answer with `refusal`, and write a line for the request id to lead to."""
+    _log.info("request.refused", code=refusal.code, note=refusal.operator_note or None, request_id=request_id)
+    return problem(refusal, request_id=request_id)
 
 
 def internal_error(error: Exception, *, request_id: str) -> JSONResponse:
@@ -64,16 +77,18 @@ def word_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        return problem(refusal, request_id=request.state.request_id)
+        if getattr(request.state, "is_attempt", False):  # its observers have written it down
+            return problem(refusal, request_id=request.state.request_id)
+        return noted(refusal, request_id=request.state.request_id)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
         # Not a word of the error: it repeats what was sent.
-        return problem(RequestInvalid(), request_id=request.state.request_id)
+        return noted(RequestInvalid(), request_id=request.state.request_id)
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
-        response = problem(_BY_STATUS.get(error.status_code, RequestInvalid)(), request_id=request.state.request_id)
+        response = noted(_BY_STATUS.get(error.status_code, RequestInvalid)(), request_id=request.state.request_id)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             response.headers["Allow"] = ", ".join(_methods_of(request))  # the framework names the first route's only
         return response

@@ -2,12 +2,21 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from voicepass.api.schemas import ConversationTokenPass, PassBody, SignedUrlPass, pass_refusals
-from voicepass.errors import RequestInvalid
-from voicepass.model import PassRequest, Transport, VoicePass
+from voicepass.api.schemas import (
+    OF_A_CONVERSATION,
+    OF_A_PASS,
+    ConversationTokenPass,
+    IssuedConversation,
+    PassBody,
+    SignedUrlPass,
+    refusals,
+)
+from voicepass.errors import LedgerUnavailable, RequestInvalid, UnsupportedMediaType
+from voicepass.model import Credentials, PassRequest, Transport, VoicePass
 from voicepass.passes import Passes
 
 
@@ -19,7 +28,15 @@ def _asked_by_query(request: Request, query: Annotated[PassBody, Depends()]) -> 
     return query
 
 
-def _asked_by_body(body: Annotated[PassBody | None, Body()] = None) -> PassBody:
+async def _says_it_is_json(request: Request) -> None:
+    """Refuse a form, or a body like a form's, before it is read: only a cookie can vouch for what has no header."""
+    if "authorization" not in request.headers and _media_type(request) != "application/json" and await request.body():
+        raise UnsupportedMediaType
+
+
+def _asked_by_body(
+    _: Annotated[None, Depends(_says_it_is_json)], body: Annotated[PassBody | None, Body()] = None
+) -> PassBody:
     return body or PassBody()
 
 
@@ -27,19 +44,44 @@ ByQuery = Annotated[PassBody, Depends(_asked_by_query)]
 ByBody = Annotated[PassBody, Depends(_asked_by_body)]
 
 
+def _credentials(request: Request) -> Credentials:
+    headers = request.headers
+    return Credentials(
+        authorization=tuple(headers.getlist("authorization")),
+        cookies=tuple(headers.getlist("cookie")),
+        is_post=request.method == "POST",
+        origin=headers.get("origin"),
+        fetch_site=headers.get("sec-fetch-site"),
+        host=headers.get("host"),
+        media_type=_media_type(request),
+    )
+
+
+def _media_type(request: Request) -> str | None:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() or None
+
+
 async def _issue(request: Request, asked: PassBody, transport: Transport) -> VoicePass:
     passes: Passes = request.app.state.passes
+    request.state.is_attempt = True
     return await passes.issue(
         PassRequest(
             request_id=request.state.request_id,
-            authorization=tuple(request.headers.getlist("authorization")),
+            credentials=_credentials(request),
             alias=asked.agent,
             transport=transport,
+            client=request.state.client,
         )
     )
 
 
-pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=pass_refusals())
+# These only tell the OpenAPI document; what a token must be is checked by the use case.
+USER_TOKEN = HTTPBearer(auto_error=False, scheme_name="user", bearerFormat="JWT", description="A signed-in user's JWT.")
+SERVICE_TOKEN = HTTPBearer(auto_error=False, scheme_name="service", description="One of VOICEPASS_SERVICE_TOKENS.")
+
+pass_routes = APIRouter(
+    prefix="/v1", tags=["passes"], responses=refusals(*OF_A_PASS), dependencies=[Depends(USER_TOKEN)]
+)
 
 
 @pass_routes.post("/signed-url", summary="A pass for the WebSocket")
@@ -62,7 +104,21 @@ async def get_conversation_token(request: Request, asked: ByQuery) -> Conversati
     return ConversationTokenPass.of(await _issue(request, asked, Transport.WEBRTC))
 
 
-operation_routes = APIRouter(tags=["operations"])
+backend_routes = APIRouter(
+    prefix="/v1", tags=["backends"], responses=refusals(*OF_A_CONVERSATION), dependencies=[Depends(SERVICE_TOKEN)]
+)
+
+ConversationId = Annotated[str, Path(max_length=128, description="As in the pass, or `system__conversation_id`.")]
+
+
+@backend_routes.get("/conversations/{conversation_id}", summary="Whose conversation this is")
+async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
+    """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
+    request.app.state.service_tokens.check(_credentials(request))
+    return IssuedConversation.of(await request.app.state.ledger.issued(conversation_id))
+
+
+operation_routes = APIRouter(tags=["operations"], responses=refusals())
 
 
 @operation_routes.get("/healthz", summary="The process is alive")
@@ -71,7 +127,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@operation_routes.get("/readyz", summary="The service can hand out passes")
+@operation_routes.get("/readyz", summary="The service can hand out passes", responses=refusals(LedgerUnavailable))
 async def readyz(request: Request) -> dict[str, str]:
     """Ask the ledger. ElevenLabs is not asked: its outage is no reason to send users to no instance at all."""
     await request.app.state.ledger.check()

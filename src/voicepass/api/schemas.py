@@ -5,26 +5,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from voicepass.errors import (
-    AgentNotAllowed,
-    AgentUnknown,
-    BadAnswer,
-    BodyTooLarge,
-    Busy,
-    HeadersTooLarge,
-    InternalError,
-    KeyRejected,
-    LedgerUnavailable,
-    QuotaExhausted,
-    Refusal,
-    RequestInvalid,
-    Timeout,
-    TokenExpired,
-    TokenInvalid,
-    TokenMissing,
-    Unavailable,
-)
-from voicepass.model import DEFAULT_ALIAS, Scalar, VoicePass
+from voicepass import errors
+from voicepass.api.problems import PROBLEM_JSON, problem_body
+from voicepass.errors import Refusal
+from voicepass.model import DEFAULT_ALIAS, Grant, Scalar, VoicePass
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -100,47 +84,78 @@ class Problem(BaseModel):
     retry_after_seconds: int | None = None
 
 
-_PASS_REFUSALS: tuple[type[Refusal], ...] = (
-    TokenMissing,
-    TokenInvalid,
-    TokenExpired,
-    AgentNotAllowed,
-    RequestInvalid,
-    BodyTooLarge,
-    HeadersTooLarge,
-    InternalError,
-    LedgerUnavailable,
-    KeyRejected,
-    AgentUnknown,
-    BadAnswer,
-    Busy,
-    QuotaExhausted,
-    Unavailable,
-    Timeout,
+class IssuedConversation(BaseModel):
+    """To whom a conversation was issued. `user_id` is exact, as `token_issuer` wrote it: the two name one person."""
+
+    conversation_id: str = Field(examples=["conv_01k0example"])
+    user_id: str = Field(examples=["u-1"])
+    token_issuer: str = Field(examples=["https://login.example"])
+    agent: str = Field(examples=["default"])
+    agent_id: str = Field(examples=["agent_01k0example"])
+    issued_at: datetime = Field(examples=["2026-11-22T12:00:00Z"])
+    request_id: str = Field(description="The line of the service's log that granted it.")
+
+    @classmethod
+    def of(cls, grant: Grant) -> Self:
+        """Show a grant as this answer."""
+        return cls(
+            conversation_id=grant.conversation_id or "",
+            user_id=grant.user_id,
+            token_issuer=grant.token_issuer,
+            agent=grant.agent_alias,
+            agent_id=grant.agent_id,
+            issued_at=datetime.fromtimestamp(int(grant.granted_at), UTC),
+            request_id=grant.request_id,
+        )
+
+
+ANYWHERE: tuple[type[Refusal], ...] = (
+    errors.Malformed,
+    errors.BodyTooLarge,
+    errors.HeadersTooLarge,
+    errors.RequestInvalid,
+    errors.InternalError,
+)
+"""What any route may answer."""
+
+OF_A_PASS: tuple[type[Refusal], ...] = (
+    errors.CredentialsConflict,
+    errors.TokenMissing,
+    errors.TokenInvalid,
+    errors.TokenExpired,
+    errors.OriginNotAllowed,
+    errors.AgentNotAllowed,
+    errors.UnsupportedMediaType,
+    errors.KeysUnavailable,
+    errors.LedgerUnavailable,
+    errors.KeyRejected,
+    errors.AgentUnknown,
+    errors.BadAnswer,
+    errors.Busy,
+    errors.QuotaExhausted,
+    errors.Unavailable,
+    errors.Timeout,
+)
+"""What a request for a pass may be answered with besides."""
+
+OF_A_CONVERSATION: tuple[type[Refusal], ...] = (
+    errors.TokenMissing,
+    errors.TokenInvalid,
+    errors.ConversationUnknown,
+    errors.LedgerUnavailable,
 )
 
 
-def pass_refusals() -> dict[int | str, dict[str, Any]]:
-    """Describe every refusal of the pass routes for the OpenAPI document, by status, with each code."""
+def refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for the OpenAPI document: by status, with an example for each code."""
     responses: dict[int | str, dict[str, Any]] = {}
-    for refusal in _PASS_REFUSALS:
-        known = responses.setdefault(
-            refusal.status,
-            {
-                "description": "",
-                "content": {"application/problem+json": {"schema": Problem.model_json_schema(), "examples": {}}},
-            },
-        )
+    for refusal in (*kinds, *ANYWHERE):
+        known = responses.setdefault(refusal.status, {"description": "", "content": {PROBLEM_JSON: _shape()}})
         known["description"] = f"{known['description']} · `{refusal.code}`".removeprefix(" · ")
-        known["content"]["application/problem+json"]["examples"][refusal.code] = {
-            "value": Problem(
-                type=f"urn:voicepass:problem:{refusal.code}",
-                title=refusal.title,
-                status=refusal.status,
-                detail=refusal.detail,
-                code=refusal.code,
-                request_id="3f0c8c1e4b7a4d0c9d9d6f1f2b8b6a57",
-                retry_after_seconds=refusal.retry_after_seconds,
-            ).model_dump(exclude_none=True)
-        }
+        example = problem_body(refusal(), request_id="3f0c8c1e4b7a4d0c9d9d6f1f2b8b6a57")
+        known["content"][PROBLEM_JSON]["examples"][refusal.code] = {"value": example}
     return responses
+
+
+def _shape() -> dict[str, Any]:
+    return {"schema": Problem.model_json_schema(), "examples": {}}

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import TypeVar
 
-from voicepass.errors import BadAnswer, LedgerUnavailable
-from voicepass.model import Grant
+from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
+from voicepass.model import Grant, Transport
 
 Result = TypeVar("Result")
 
@@ -27,9 +27,11 @@ WHERE NOT EXISTS (
 )
 """
 
+_FIND = "SELECT * FROM grants WHERE conversation_id = ? ORDER BY granted_at DESC LIMIT 1"
+
 
 class SqliteLedger:
-    """Writes grants. Made by `open_sqlite`, which also brings the schema up to date."""
+    """Writes and finds grants. Made by `open_sqlite`, which also brings the schema up to date."""
 
     def __init__(self, *, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
         self._connection = connection
@@ -43,15 +45,20 @@ class SqliteLedger:
         if not await self._run(lambda: self._insert(grant)):
             raise BadAnswer(operator_note="ElevenLabs named a conversation that was issued to another user before")
 
+    async def issued(self, conversation_id: str) -> Grant:
+        """Return the grant of a conversation, or raise ConversationUnknown where it was not issued here."""
+        row = await self._run(lambda: self._connection.execute(_FIND, (conversation_id,)).fetchone())
+        if row is None:
+            raise ConversationUnknown
+        return Grant(**(dict(row) | {"transport": Transport(row["transport"])}))
+
     async def check(self) -> None:
         """Raise LedgerUnavailable unless the ledger answers."""
         await self._run(lambda: self._connection.execute("SELECT 1 FROM grants LIMIT 1").fetchone())
 
     def _insert(self, grant: Grant) -> bool:
-        row = asdict(grant) | {"agent_alias": grant.agent.alias, "agent_id": grant.agent.agent_id}
-        del row["agent"]
         with self._connection:
-            return self._connection.execute(_INSERT, row).rowcount == 1
+            return self._connection.execute(_INSERT, asdict(grant)).rowcount == 1
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         try:
@@ -78,6 +85,7 @@ async def open_sqlite(path: str) -> AsyncIterator[SqliteLedger]:
 
 def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level="IMMEDIATE")
+    connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a pass that was handed out survives a power cut
     _migrate(connection)

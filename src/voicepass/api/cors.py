@@ -1,0 +1,40 @@
+"""Which pages of other origins may read the answers: those listed, letter for letter."""
+
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from voicepass.api.middleware import label
+from voicepass.api.problems import noted
+from voicepass.errors import OriginNotAllowed
+
+PREFLIGHT_SECONDS = 600
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS for an exact list of origins; it stands around all else, so that a page can read refusals too."""
+
+    def __init__(self, app: ASGIApp, *, allowed_origins: Sequence[str], with_cookies: bool) -> None:
+        super().__init__(
+            app,
+            allow_origins=allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+            allow_credentials=with_cookies,
+            max_age=PREFLIGHT_SECONDS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight; one that is turned away is a problem like any other."""
+        request_id = uuid.uuid4().hex
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:  # noqa: PLR2004
+            refusal = OriginNotAllowed("This service does not answer such requests from pages of that origin.")
+            response = noted(refusal, request_id=request_id)
+        label(response.headers, request_id=request_id)
+        return response

@@ -1,0 +1,256 @@
+"""The session cookie: it counts where our own pages sent it, and nowhere that another site could make a browser go."""
+
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from tests.conftest import MakeToken
+
+OURS = "https://app.example"
+HOST = "http://voicepass.test"
+JSON = {"content-type": "application/json"}
+ON = {"voicepass_session_cookie": "session", "voicepass_allowed_origins": OURS}
+
+pytestmark = pytest.mark.anyio
+with_the_cookie = pytest.mark.parametrize("api", [ON], indirect=True)
+
+FOREIGN: dict[str, dict[str, str]] = {
+    "neither Origin nor Sec-Fetch-Site": {},
+    "another site": {"origin": "https://evil.example"},
+    "the null origin": {"origin": "null"},
+    "an empty origin": {"origin": ""},
+    "ours as the beginning of a host": {"origin": f"{OURS}.evil.example"},
+    "ours as the end of a host": {"origin": "https://evil-app.example"},
+    "a subdomain": {"origin": "https://www.app.example"},
+    "the parent domain": {"origin": "https://example"},
+    "ours in capitals": {"origin": OURS.upper()},
+    "ours at another port": {"origin": f"{OURS}:8443"},
+    "ours with its port spelled out": {"origin": f"{OURS}:443"},
+    "ours over http": {"origin": "http://app.example"},
+    "ours with a slash": {"origin": f"{OURS}/"},
+    "ours with a dot": {"origin": f"{OURS}."},
+    "ours as user info": {"origin": f"{OURS}@evil.example"},
+    "ours with user info": {"origin": "https://evil@app.example"},
+    "ours among others": {"origin": f"{OURS} https://evil.example"},
+    "ours in a list": {"origin": f"{OURS},https://evil.example"},
+    "every origin": {"origin": "*"},
+    "our own host, on the page's word alone": {"origin": HOST},
+    "cross-site": {"sec-fetch-site": "cross-site"},
+    "same-site": {"sec-fetch-site": "same-site"},
+    "none, as from the address bar": {"sec-fetch-site": "none"},
+    "same-origin in capitals": {"sec-fetch-site": "Same-Origin"},
+    "same-origin among others": {"sec-fetch-site": "same-origin, cross-site"},
+    "cross-site from our own host": {"sec-fetch-site": "cross-site", "origin": HOST},
+    "same-site from our own host": {"sec-fetch-site": "same-site", "origin": HOST},
+    "same-origin from another site": {"sec-fetch-site": "same-origin", "origin": "https://evil.example"},
+    "same-origin from the null origin": {"sec-fetch-site": "same-origin", "origin": "null"},
+    "same-origin from nowhere": {"sec-fetch-site": "same-origin", "origin": "", "host": ""},
+    "same-origin, our host at another port": {"sec-fetch-site": "same-origin", "origin": f"{HOST}:8080"},
+    "same-origin, our host as a beginning": {"sec-fetch-site": "same-origin", "origin": f"{HOST}.evil.example"},
+    "same-origin, our host with user info": {"sec-fetch-site": "same-origin", "origin": "http://u@voicepass.test"},
+    "same-origin, our host with a path": {"sec-fetch-site": "same-origin", "origin": f"{HOST}/evil"},
+    "same-origin, our host in an extension": {
+        "sec-fetch-site": "same-origin",
+        "origin": "chrome-extension://voicepass.test",
+    },
+    "same-origin, half an IPv6 address": {"sec-fetch-site": "same-origin", "origin": "http://[::1"},
+    "same-origin, brackets around a name": {"sec-fetch-site": "same-origin", "origin": "http://[voicepass.test]"},
+}
+
+NOT_JSON: dict[str, dict[str, Any]] = {
+    "text": {"content": b"{}", "headers": {"content-type": "text/plain"}},
+    "text that calls itself JSON later": {"content": b"{}", "headers": {"content-type": "text/plain;application/json"}},
+    "text with a charset": {"content": b"{}", "headers": {"content-type": "text/plain; charset=utf-8"}},
+    "another JSON": {"content": b"{}", "headers": {"content-type": "text/json"}},
+    "a kind of JSON": {"content": b"{}", "headers": {"content-type": "application/problem+json"}},
+    "almost JSON": {"content": b"{}", "headers": {"content-type": "application/json5"}},
+    "two types": {"content": b"{}", "headers": {"content-type": "application/json, text/plain"}},
+    "a form": {"data": {"agent": "default"}},
+    "a form of several parts": {"files": {"agent": b"default"}},
+    "a form that spells JSON": {"content": b'{"agent":"default"}=', "headers": {"content-type": "text/plain"}},
+    "bytes without a type": {"content": b"{}"},
+    "an empty type": {"content": b"{}", "headers": {"content-type": ""}},
+    "no body and no type": {},
+    "no body, text": {"headers": {"content-type": "text/plain"}},
+    "no body, a form": {"headers": {"content-type": "application/x-www-form-urlencoded"}},
+}
+
+OWN: dict[str, dict[str, str]] = {
+    "a listed origin": {"origin": OURS},
+    "a listed origin, and the browser agrees": {"origin": OURS, "sec-fetch-site": "cross-site"},
+    "our own host": {"origin": HOST, "sec-fetch-site": "same-origin"},
+    "our own host behind a proxy that ends TLS": {"origin": "https://voicepass.test", "sec-fetch-site": "same-origin"},
+    "our own host without an Origin": {"sec-fetch-site": "same-origin"},
+    "our own host at a port": {"origin": "http://voicepass.test:8000", "sec-fetch-site": "same-origin"}
+    | {"host": "voicepass.test:8000"},
+    "a charset": {"origin": OURS, "content-type": "application/json; charset=utf-8"},
+    "a type in capitals": {"origin": OURS, "content-type": "Application/JSON"},
+}
+
+
+@pytest.fixture
+def cookie(make_token: MakeToken) -> dict[str, str]:
+    return {"cookie": f"theme=dark; session={make_token()}; lang=en"}
+
+
+def outcome(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "set-cookie" not in response.headers
+    return response.status_code, response.json()["code"]
+
+
+@with_the_cookie
+@pytest.mark.parametrize("case", FOREIGN)
+async def test_a_cookie_from_a_foreign_page_is_refused(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], case: str
+) -> None:
+    response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | FOREIGN[case])
+
+    assert outcome(response) == (403, "origin_not_allowed")
+    assert not upstream.calls
+
+
+@with_the_cookie
+@pytest.mark.parametrize("case", NOT_JSON)
+async def test_a_cookie_without_json_is_refused_because_any_sites_form_can_be_sent_without_asking(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], case: str
+) -> None:
+    headers = cookie | {"origin": OURS} | NOT_JSON[case].get("headers", {})
+
+    response = await api.post("/v1/signed-url", **(NOT_JSON[case] | {"headers": headers}))
+
+    assert outcome(response) == (415, "unsupported_media_type")
+    assert not upstream.calls
+
+
+@with_the_cookie
+@pytest.mark.parametrize("case", OWN)
+async def test_a_cookie_from_our_own_page_gets_a_pass(
+    api: httpx.AsyncClient, cookie: dict[str, str], case: str
+) -> None:
+    response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | OWN[case])
+
+    assert response.status_code == 200
+    assert response.json()["user_id"] == "u-1"
+    assert "set-cookie" not in response.headers
+
+
+@with_the_cookie
+@pytest.mark.parametrize("route", ["/v1/signed-url", "/v1/conversation-token"])
+@pytest.mark.parametrize("headers", [{"origin": OURS}, {"sec-fetch-site": "same-origin"}, {}])
+async def test_a_get_never_spends_a_cookie(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], route: str, headers: dict[str, str]
+) -> None:
+    response = await api.get(route, headers=cookie | JSON | headers)
+
+    assert outcome(response) == (401, "token_missing")
+    assert not upstream.calls
+
+
+@with_the_cookie
+async def test_the_other_route_guards_the_cookie_as_well(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str]
+) -> None:
+    foreign = await api.post("/v1/conversation-token", json={}, headers=cookie | {"origin": "https://evil.example"})
+    form = await api.post("/v1/conversation-token", data={"agent": "default"}, headers=cookie | {"origin": OURS})
+
+    assert outcome(foreign) == (403, "origin_not_allowed")
+    assert outcome(form) == (415, "unsupported_media_type")
+    assert not upstream.calls
+
+
+@with_the_cookie
+async def test_a_cookie_that_is_there_twice_is_refused_because_nobody_knows_which_one_the_page_set(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
+) -> None:
+    pair = f"session={make_token()}"
+    origin = [("origin", OURS), ("content-type", "application/json")]
+
+    in_one_header = await api.post("/v1/signed-url", headers=[("cookie", f"{pair}; {pair}"), *origin])
+    in_two_headers = await api.post("/v1/signed-url", headers=[("cookie", pair), ("cookie", pair), *origin])
+
+    assert [outcome(in_one_header), outcome(in_two_headers)] == [(401, "token_invalid")] * 2
+    assert not upstream.calls
+
+
+@with_the_cookie
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("session=", (401, "token_missing")),
+        ("Session=x.y.z", (401, "token_missing")),
+        ("xsession=x.y.z; session2=x.y.z", (401, "token_missing")),
+        ("session", (401, "token_missing")),
+        ("session=nonsense", (401, "token_invalid")),
+        ("session=[" + "[" * 1500, (401, "token_invalid")),
+        ("session=" + "a" * 8193, (431, "headers_too_large")),
+    ],
+)
+async def test_a_cookie_that_holds_no_good_token_is_refused(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, value: str, expected: tuple[int, str]
+) -> None:
+    response = await api.post("/v1/signed-url", headers=JSON | {"origin": OURS, "cookie": value})
+
+    assert outcome(response) == expected
+    assert not upstream.calls
+
+
+@with_the_cookie
+async def test_an_expired_cookie_is_told_apart(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
+) -> None:
+    cookie = {"cookie": f"session={make_token(exp=1_700_000_000)}"}
+
+    response = await api.post("/v1/signed-url", json={}, headers=cookie | {"origin": OURS})
+
+    assert outcome(response) == (401, "token_expired")
+    assert not upstream.calls
+
+
+@with_the_cookie
+@pytest.mark.parametrize("claims", [{"sub": "u-2"}, {"sub": "U-1"}, {"sub": "u-1\u200d"}])
+async def test_a_header_and_a_cookie_of_different_users_are_a_conflict(
+    api: httpx.AsyncClient,
+    upstream: respx.MockRouter,
+    make_token: MakeToken,
+    bearer: dict[str, str],
+    claims: dict[str, str],
+) -> None:
+    cookie = {"cookie": f"session={make_token(**claims)}"}
+
+    response = await api.post("/v1/signed-url", json={}, headers=bearer | cookie)
+
+    assert outcome(response) == (400, "credentials_conflict")
+    assert not upstream.calls
+
+
+@with_the_cookie
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {},
+        {"exp": 4_000_000_000},
+        {"name": "Eve"},
+    ],
+)
+async def test_a_header_and_a_cookie_of_one_user_are_none_and_the_header_speaks(
+    api: httpx.AsyncClient, make_token: MakeToken, bearer: dict[str, str], claims: dict[str, object]
+) -> None:
+    cookie = {"cookie": f"session={make_token(**claims)}"}
+
+    response = await api.post("/v1/signed-url", json={}, headers=bearer | cookie)
+
+    assert response.status_code == 200
+    assert response.json()["dynamic_variables"] == {"user_id": "u-1", "user_name": "Ada"}
+
+
+@pytest.mark.parametrize("api", [{"voicepass_allowed_origins": OURS}], indirect=True)
+async def test_no_cookie_counts_until_it_is_named(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str]
+) -> None:
+    response = await api.post("/v1/signed-url", json={}, headers=cookie | {"origin": OURS})
+
+    assert outcome(response) == (401, "token_missing")
+    assert not upstream.calls

@@ -1,0 +1,157 @@
+"""Which pages may read an answer: those of listed origins, letter for letter, on every kind of answer."""
+
+import httpx
+import pytest
+import respx
+
+from voicepass.settings import SettingsRefusedError, load_settings
+
+pytestmark = pytest.mark.anyio
+
+OURS = "https://app.example"
+DEVELOPMENT = "http://localhost:5173"
+LISTED = {"voicepass_allowed_origins": f"{OURS},{DEVELOPMENT}"}
+WITH_COOKIES = LISTED | {"voicepass_session_cookie": "session"}
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+
+HOSTILE = [
+    *("https://evil.example", "null", "NULL", "", " ", "*", "https://*", "https://*.app.example", "file://"),
+    *("http://app.example", "HTTPS://app.example", "https://APP.example", "https://App.Example", "wss://app.example"),
+    *("https://app.example.evil.test", "https://evil-app.example", "https://evilapp.example", "https://app.example-x.test"),
+    *("https://www.app.example", "https://x.app.example", "https://example", "https://app", "https://pp.example"),
+    *("https://app.example:443", "https://app.example:8443", "https://app.example:0", "https://app.example:"),
+    *("https://app.example.", "https://app.example/", "https://app.example/path", "https://app.example?", "https://app.example#"),
+    *("https://evil@app.example", "https://app.example@evil.test", "https://app.example:x@evil.test"),
+    *("https://app.example%2eevil.test", "https://app.example\\@evil.test", "https:/app.example", "//app.example"),
+    *("app.example", "https//app.example", "https://app.exampIe", "https://xn--pp-eka.example", "https://арр.example"),
+    *("https://app.example https://evil.test", "https://app.example,https://evil.test", "https://app.example\tx"),
+    *("https://app.example\r\nx: y", "https://app.example\0", "https://app.example\x0b", " https://app.example"),
+    *("http://localhost", "http://localhost:5174", "http://127.0.0.1:5173", "http://[::1]:5173", "http://localhost:05173"),
+]  # fmt: skip
+
+ANSWERS: dict[str, tuple[str, str, dict[str, str], int]] = {
+    "a pass by POST": ("POST", "/v1/signed-url", {}, 200),
+    "a pass by GET": ("GET", "/v1/signed-url", {}, 200),
+    "an unknown alias": ("GET", "/v1/signed-url?agent=unknown", {}, 403),
+    "a refused token": ("POST", "/v1/signed-url", {"authorization": "Bearer x.y.z"}, 401),
+    "a bad query": ("GET", "/v1/signed-url?agent_id=x", {}, 422),
+    "a form": ("POST", "/v1/conversations/conv_1", {}, 405),
+    "no such path": ("GET", "/nowhere", {}, 404),
+    "OPTIONS without a question": ("OPTIONS", "/v1/signed-url", {}, 405),
+    "headers too large": ("GET", "/healthz", {"x-filler": "a" * 17_000}, 431),
+    "liveness": ("GET", "/healthz", {}, 200),
+    "metrics": ("GET", "/metrics", {}, 200),
+}
+
+
+def permission(response: httpx.Response) -> str | None:
+    allowed: str | None = response.headers.get("access-control-allow-origin")
+    return allowed
+
+
+def from_page(origin: str, headers: dict[str, str]) -> httpx.Headers:
+    return httpx.Headers(headers | {"origin": origin}, encoding="utf-8")
+
+
+@pytest.mark.parametrize("api", [LISTED, WITH_COOKIES], indirect=True)
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_no_hostile_origin_may_read_an_answer(
+    api: httpx.AsyncClient, bearer: dict[str, str], answer: str
+) -> None:
+    method, path, headers, status = ANSWERS[answer]
+
+    responses = [await api.request(method, path, headers=from_page(origin, bearer | headers)) for origin in HOSTILE]
+
+    assert [origin for origin, response in zip(HOSTILE, responses, strict=True) if permission(response)] == []
+    assert {response.status_code for response in responses} == {status}
+    assert all("origin" in response.headers["vary"].lower() for response in responses)
+
+
+@pytest.mark.parametrize("api", [{}, LISTED, WITH_COOKIES], indirect=True)
+async def test_a_hostile_preflight_is_refused_as_a_problem(api: httpx.AsyncClient, upstream: respx.MockRouter) -> None:
+    responses = [await api.options("/v1/signed-url", headers=from_page(origin, PREFLIGHT)) for origin in HOSTILE]
+
+    assert len(set(HOSTILE)) >= 40
+    assert {(r.status_code, r.json()["code"]) for r in responses} == {(403, "origin_not_allowed")}
+    assert {r.headers["content-type"] for r in responses} == {"application/problem+json"}
+    assert all("origin" in r.headers["vary"].lower() for r in responses)
+    assert not any(name.startswith("access-control") for r in responses for name in r.headers)
+    assert not upstream.calls
+
+
+@pytest.mark.parametrize("api", [LISTED], indirect=True)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"access-control-request-method": "DELETE"},
+        {"access-control-request-method": "post"},
+        {"access-control-request-headers": "authorization,x-api-key"},
+        {"access-control-request-headers": "cookie"},
+        {"access-control-request-private-network": "true"},
+    ],
+)
+async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
+    api: httpx.AsyncClient, asked: dict[str, str]
+) -> None:
+    response = await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": OURS} | asked)
+
+    assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
+    assert permission(response) is None
+
+
+@pytest.mark.parametrize("api", [LISTED, WITH_COOKIES], indirect=True)
+@pytest.mark.parametrize("origin", [OURS, DEVELOPMENT])
+async def test_a_listed_origin_may_read_passes_and_the_refusals_of_routes(
+    api: httpx.AsyncClient, bearer: dict[str, str], origin: str
+) -> None:
+    headers = {"origin": origin}
+
+    preflight = await api.options("/v1/signed-url", headers=PREFLIGHT | headers)
+    granted = await api.post("/v1/signed-url", headers=bearer | headers)
+    refused = await api.post("/v1/signed-url", headers=headers)
+
+    assert [r.status_code for r in (preflight, granted, refused)] == [200, 200, 401]
+    assert [permission(r) for r in (preflight, granted, refused)] == [origin] * 3
+    assert all("origin" in r.headers["vary"].lower() for r in (preflight, granted, refused))
+    assert preflight.headers["access-control-allow-methods"] == "GET, POST"
+    assert granted.headers["access-control-expose-headers"] == "X-Request-ID, Retry-After"
+
+
+@pytest.mark.parametrize(("api", "said"), [(LISTED, None), (WITH_COOKIES, "true")], indirect=["api"])
+async def test_a_browser_may_send_cookies_only_where_one_is_configured(
+    api: httpx.AsyncClient, bearer: dict[str, str], said: str | None
+) -> None:
+    preflight = await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": OURS})
+    answer = await api.post("/v1/signed-url", headers=bearer | {"origin": OURS})
+
+    assert preflight.headers.get("access-control-allow-credentials") == said
+    assert answer.headers.get("access-control-allow-credentials") == said
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_for_another(
+    api: httpx.AsyncClient, bearer: dict[str, str], answer: str
+) -> None:
+    method, path, headers, status = ANSWERS[answer]
+
+    response = await api.request(method, path, headers=bearer | headers)
+
+    assert response.status_code == status
+    assert "origin" in response.headers["vary"].lower()
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        *("*", "null", f"{OURS},*", f"null,{OURS}", "app.example", f"{OURS}/", f"{OURS}/path", f"{OURS}?x"),
+        *("HTTPS://APP.EXAMPLE", "https://App.example", "https://", "file://", "ftp://app.example", "//app.example"),
+    ],
+)  # fmt: skip
+def test_what_is_no_exact_origin_does_not_start(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
+    monkeypatch.setenv("VOICEPASS_ALLOWED_ORIGINS", origins)
+
+    with pytest.raises(SettingsRefusedError) as refused:
+        load_settings()
+
+    (problem,) = refused.value.problems
+    assert problem.startswith("VOICEPASS_ALLOWED_ORIGINS must list exact origins")

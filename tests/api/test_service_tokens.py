@@ -1,0 +1,207 @@
+"""Whose conversation is this? Answered to backends that hold a service token, and to nobody else."""
+
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+import httpx
+import pytest
+import respx
+
+from tests.conftest import AGENT_ID, TOKEN_ISSUER, MakeToken
+
+TOOL = "canary-service-token-of-the-tools-1b9f3a5c"
+WEBHOOKS = "canary-service-token-of-the-webhooks-77e0d2"
+TOKENS = {"voicepass_service_tokens": f"{TOOL},{WEBHOOKS}"}
+
+pytestmark = pytest.mark.anyio
+with_two_tokens = pytest.mark.parametrize("api", [TOKENS], indirect=True)
+
+WRONG: dict[str, str] = {
+    "empty": "Bearer ",
+    "blank": "Bearer    ",
+    "only the scheme": "Bearer",
+    "no scheme": TOOL,
+    "another scheme": f"Basic {TOOL}",
+    "a tab after the scheme": f"Bearer\t{TOOL}",
+    "something else": f"Bearer {'x' * len(TOOL)}",
+    "another last character": f"Bearer {TOOL[:-1]}d",
+    "another first character": f"Bearer C{TOOL[1:]}",
+    "another character amid": f"Bearer {TOOL[:20]}X{TOOL[21:]}",
+    "cut by one": f"Bearer {TOOL[:-1]}",
+    "without its first": f"Bearer {TOOL[1:]}",
+    "its first half": f"Bearer {TOOL[: len(TOOL) // 2]}",
+    "one character": "Bearer c",
+    "one too many": f"Bearer {TOOL}c",
+    "twice": f"Bearer {TOOL}{TOOL}",
+    "in capitals": f"Bearer {TOOL.upper()}",
+    "in quotes": f'Bearer "{TOOL}"',
+    "both, as they are configured": f"Bearer {TOOL},{WEBHOOKS}",
+    "both, by a space": f"Bearer {TOOL} {WEBHOOKS}",
+    "a NUL and more after it": f"Bearer {TOOL}\0x",
+    "scheme twice": f"Bearer Bearer {TOOL}",
+    "bytes beyond ASCII": "Bearer \xff\xfe" + TOOL,
+    "the null of JavaScript": "Bearer null",
+}
+
+IDS: dict[str, tuple[str, int, str]] = {
+    "another's": ("conv_2", 404, "conversation_unknown"),
+    "in capitals": ("CONV_1", 404, "conversation_unknown"),
+    "cut": ("conv_", 404, "conversation_unknown"),
+    "a space after it": ("conv_1 ", 404, "conversation_unknown"),
+    "a NUL after it": ("conv_1\0", 404, "conversation_unknown"),
+    "a line feed after it": ("conv_1\n", 404, "conversation_unknown"),
+    "a pattern of SQL": ("conv_%", 404, "conversation_unknown"),
+    "any one": ("%", 404, "conversation_unknown"),
+    "a joker": ("*", 404, "conversation_unknown"),
+    "a condition of SQL": ("' OR '1'='1", 404, "conversation_unknown"),
+    "a comment of SQL": ("conv_1'--", 404, "conversation_unknown"),
+    "a union": ("x' UNION SELECT * FROM grants --", 404, "conversation_unknown"),
+    "null": ("null", 404, "conversation_unknown"),
+    "a number": ("0", 404, "conversation_unknown"),
+    "fullwidth": ("\uff43onv_1", 404, "conversation_unknown"),
+    "right to left": ("\u202econv_1", 404, "conversation_unknown"),
+    "a query's": ("conv_1?x=1", 404, "conversation_unknown"),
+    "128 characters": ("c" * 128, 404, "conversation_unknown"),
+    "129 characters": ("c" * 129, 422, "request_invalid"),
+    "a path upwards": ("../conversations/conv_1", 404, "not_found"),
+    "a slash after it": ("conv_1/", 404, "not_found"),
+    "nothing": ("", 404, "not_found"),
+}
+
+
+def outcome(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, response.json()["code"]
+
+
+def authorized(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@with_two_tokens
+@pytest.mark.parametrize("token", [TOOL, WEBHOOKS])
+async def test_each_of_two_service_tokens_opens_the_conversation_of_a_pass(
+    api: httpx.AsyncClient, bearer: dict[str, str], token: str
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    voice_pass = await api.post("/v1/signed-url", headers=bearer)
+
+    response = await api.get("/v1/conversations/conv_1", headers=authorized(token))
+
+    assert response.status_code == 200
+    issued = response.json()
+    issued_at = datetime.fromisoformat(issued.pop("issued_at"))
+    assert before <= issued_at <= before + timedelta(seconds=5)
+    assert issued == {
+        "conversation_id": "conv_1",
+        "user_id": "u-1",
+        "token_issuer": TOKEN_ISSUER,
+        "agent": "default",
+        "agent_id": AGENT_ID,
+        "request_id": voice_pass.headers["x-request-id"],
+    }
+    assert response.headers["cache-control"] == "no-store"
+
+
+@with_two_tokens
+@pytest.mark.parametrize("header", ["bearer {}", "BEARER {}", "Bearer   {}", "Bearer {}  "])
+async def test_scheme_and_spaces_are_read_as_http_says(
+    api: httpx.AsyncClient, bearer: dict[str, str], header: str
+) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+
+    response = await api.get("/v1/conversations/conv_1", headers={"Authorization": header.format(TOOL)})
+
+    assert response.status_code == 200
+
+
+@with_two_tokens
+@pytest.mark.parametrize("case", WRONG)
+async def test_a_wrong_service_token_learns_nothing_of_a_conversation_that_exists(
+    api: httpx.AsyncClient, bearer: dict[str, str], case: str
+) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+    headers = httpx.Headers({"Authorization": WRONG[case]}, encoding="latin-1")
+
+    known = await api.get("/v1/conversations/conv_1", headers=headers)
+    unknown = await api.get("/v1/conversations/conv_2", headers=headers)
+
+    assert outcome(known) in {(401, "token_missing"), (401, "token_invalid")}
+    assert outcome(known) == outcome(unknown)
+    assert known.headers["www-authenticate"].startswith("Bearer")
+
+
+@with_two_tokens
+async def test_without_a_token_or_with_two_nothing_is_said(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+
+    none = await api.get("/v1/conversations/conv_1")
+    two = await api.get("/v1/conversations/conv_1", headers=[("authorization", f"Bearer {TOOL}")] * 2)
+    elsewhere = await api.get("/v1/conversations/conv_1?token=" + TOOL, headers={"cookie": f"session={TOOL}"})
+
+    assert [outcome(response) for response in (none, two, elsewhere)] == [
+        (401, "token_missing"),
+        (401, "token_invalid"),
+        (401, "token_missing"),
+    ]
+
+
+@with_two_tokens
+async def test_a_users_token_opens_no_backend_route(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+
+    response = await api.get("/v1/conversations/conv_1", headers=bearer)
+
+    assert outcome(response) == (401, "token_invalid")
+
+
+@with_two_tokens
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("route", ["/v1/signed-url", "/v1/conversation-token"])
+async def test_a_service_token_opens_no_pass(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, method: str, route: str
+) -> None:
+    response = await api.request(method, route, headers=authorized(TOOL))
+
+    assert outcome(response) == (401, "token_invalid")
+    assert not upstream.calls
+
+
+@with_two_tokens
+@pytest.mark.parametrize("case", IDS)
+async def test_a_conversation_that_was_not_issued_here_is_unknown(
+    api: httpx.AsyncClient, bearer: dict[str, str], case: str
+) -> None:
+    conversation_id, status, code = IDS[case]
+    await api.post("/v1/signed-url", headers=bearer)
+    url = httpx.URL(f"http://voicepass.test/v1/conversations/{quote(conversation_id, safe='')}")
+
+    response = await api.get(url, headers=authorized(TOOL))
+
+    assert outcome(response) == (status, code)
+
+
+@with_two_tokens
+async def test_each_conversation_is_its_own_users(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
+) -> None:
+    for user in ("u-1", "u-2"):
+        url = f"wss://api.elevenlabs.io/c?conversation_signature=cvtkn_canary&conversation_id=conv_{user}"
+        upstream["signed_url"].respond(json={"signed_url": url})
+        await api.post("/v1/signed-url", headers=authorized(make_token(sub=user)))
+
+    answers = [await api.get(f"/v1/conversations/conv_{user}", headers=authorized(TOOL)) for user in ("u-1", "u-2")]
+
+    assert [answer.json()["user_id"] for answer in answers] == ["u-1", "u-2"]
+
+
+@pytest.mark.parametrize("api", [{}], indirect=True)
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer x", f"Bearer {TOOL}", "Bearer " + "0" * 64])
+async def test_where_no_service_token_is_configured_none_is_right(
+    api: httpx.AsyncClient, bearer: dict[str, str], header: str
+) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+
+    response = await api.get("/v1/conversations/conv_1", headers={"Authorization": header})
+
+    assert response.status_code == 401
