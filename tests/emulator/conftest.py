@@ -2,30 +2,37 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.emulator.wire import AGENT, Serve, Service, Stage
+from tests.emulator.wire import AGENT, Serve, Service
 from tests.servers import running
 from voicepass.emulator import Emulator, create_emulator
 
 
-@pytest.fixture(scope="session")
-def stage() -> Stage:
-    return Stage()
+class _Stage:
+    """The app behind the one server of a test run: whatever a test has put on it."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
 
 
 @pytest.fixture(scope="session")
-def base_url(stage: Stage) -> Iterator[str]:
-    with running(lambda _: stage) as url:
-        yield url
+def stage() -> Iterator[tuple[_Stage, str]]:
+    stage = _Stage()
+    with running(lambda _url: stage) as url:
+        yield stage, url
 
 
 @pytest.fixture
-def serve(stage: Stage, base_url: str) -> Iterator[Serve]:
-    with httpx.Client(base_url=base_url) as http:
+def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
+    with httpx.Client(base_url=stage[1], trust_env=False) as http:
 
         def served(emulator: Emulator) -> Service:
-            stage.app = create_emulator(emulator)
-            return Service(emulator=emulator, url=base_url, http=http)
+            stage[0].app = create_emulator(emulator)
+            return Service(emulator=emulator, url=stage[1], http=http)
 
         yield served
 

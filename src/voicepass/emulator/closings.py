@@ -1,14 +1,10 @@
 """Every way the emulator ends a conversation, with how sure we are that ElevenLabs ends it so."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 # RFC 6455, 5.5: a control frame carries 125 bytes, two of them are the code.
 _REASON_BYTES = 123
-
-_DOOR: Literal["door"] = "door"
-_START: Literal["start"] = "start"
 
 
 @dataclass(frozen=True)
@@ -28,60 +24,48 @@ class Closing:
     source: str
     error_type: str | None = None
 
-    @property
-    def needs_facts(self) -> bool:
-        """Whether the reason names something that only the conversation at hand knows."""
-        return "{" in self.reason
-
-    def about(self, **facts: str) -> "Closing":
-        """Fill the reason's placeholders; the result is cut to what a close frame can carry."""
-        reason = self.reason.format(**facts).encode(errors="replace")[:_REASON_BYTES]
-        return replace(self, reason=reason.decode(errors="ignore"))
-
 
 # fmt: off
 _TABLE = (
-    Closing("unauthorized", 3000, "Could not authorize the conversation.", _DOOR,
+    Closing("unauthorized", 3000, "Could not authorize the conversation.", "door",
             "observed", "users' reports; absent, expired, spent and forged signatures are not told apart"),
-    Closing("unknown_agent", 3000, "The AI agent you are trying to reach does not exist", _DOOR,
+    Closing("unknown_agent", 3000, "The AI agent you are trying to reach does not exist", "door",
             "assumed", "text: the vendor's help centre; code and moment: our guess"),
-    Closing("host_not_allowed", 3000, "Host {host} is not allowed to connect to this agent", _DOOR,
+    Closing("host_not_allowed", 3000, "Host {host} is not allowed to connect to this agent", "door",
             "assumed", "text: the vendor's help centre; code and moment: our guess, 1008 is as likely"),
-    Closing("request_error", 3000, "Request error", _DOOR,
+    Closing("request_error", 3000, "Request error", "door",
             "observed", "elevenlabs/packages#626: a stale branch in the URL"),
-    Closing("invalid_message", 1008, "Invalid message received", _DOOR,
+    Closing("invalid_message", 1008, "Invalid message received", "door",
             "assumed", "code: the published message schema; text and moment: our guess"),
-    Closing("first_frame_timeout", 1002, "No conversation initiation data received in time", _DOOR,
+    Closing("first_frame_timeout", 1002, "No conversation initiation data received in time", "door",
             "assumed", "code: the published message schema has 1002 for timeouts; text: our guess"),
-    Closing("frame_too_big", 1009, "Message too big", _DOOR,
-            "assumed", "RFC 6455, 7.4.1; the vendor's own bound is unknown"),
-    Closing("variables_missing_in_first_message", 1008,
-            "Missing required dynamic variables in first message: {variables}", _START,
-            "observed", "elevenlabs/elevenlabs-examples#138: about 170 ms after the metadata",
+    # The braces that remain around the names are those of a printed Python set.
+    Closing("variables_missing", 1008, "Missing required dynamic variables in {place}: {{{variables}}}", "start",
+            "observed", "elevenlabs/elevenlabs-examples#138 (first message), elevenlabs/packages#360 (every tool's)",
             "missing_dynamic_variable"),
-    Closing("variables_missing_in_tools", 1008, "Missing required dynamic variables in tools: {variables}", _START,
-            "observed", "elevenlabs/packages#360: every variable of every attached tool", "missing_dynamic_variable"),
-    Closing("override_not_allowed", 1008, "Override for field '{field}' is not allowed by config.", _START,
+    Closing("override_not_allowed", 1008, "Override for field '{field}' is not allowed by config.", "start",
             "observed", "elevenlabs/packages#23 and #337", "override_error"),
-    Closing("quota_exceeded", 1002, "This request exceeds your quota limit.", _START,
+    Closing("quota_exceeded", 1002, "This request exceeds your quota limit.", "start",
             "observed", "elevenlabs/packages#911: the URL is minted, the socket says no"),
-    Closing("agent_misconfigured", 1002, "The AI agent you are trying to reach appears to be misconfigured", _START,
+    Closing("agent_misconfigured", 1002, "The AI agent you are trying to reach appears to be misconfigured", "start",
             "observed", "elevenlabs/elevenlabs-examples#137: wrong credentials of a custom LLM", "custom_llm_error"),
-    Closing("daily_limit", 1008, "Agent has exceeded its daily call limit of 100000", _START,
+    Closing("daily_limit", 1008, "Agent has exceeded its daily call limit of 100000", "start",
             "assumed", "text: the vendor's help centre; code and moment: our guess"),
-    Closing("too_many_concurrent", 3008, "too many concurrent connections", _START,
+    Closing("too_many_concurrent", 3008, "too many concurrent connections", "start",
             "assumed", "a mock in the vendor's widget; nobody reports it from the wire"),
-    Closing("internal_error", 1011, "", _START,
+    Closing("internal_error", 1011, "", "start",
             "observed", "elevenlabs/elevenlabs-docs#768: no reason given"),
 )
 # fmt: on
 
-CLOSINGS: Mapping[str, Closing] = {row.name: row for row in _TABLE}
+CLOSINGS = {row.name: row for row in _TABLE}
 
 
 class Refused(Exception):  # noqa: N818  a refusal is an expected outcome here, not an error
-    """The conversation ends with the row of this name; `facts` fill its reason."""
+    """The conversation ends with the row of this name; `facts` fill its reason, cut to what a close frame carries."""
 
     def __init__(self, name: str, **facts: str) -> None:
         super().__init__(name)
-        self.closing = CLOSINGS[name].about(**facts)
+        row = CLOSINGS[name]
+        reason = row.reason.format(**facts).encode()[:_REASON_BYTES]
+        self.closing = replace(row, reason=reason.decode(errors="ignore"))

@@ -1,30 +1,51 @@
-"""One open conversation: the handshake, the agent's turns, what the microphone brings, and the end."""
+"""One open conversation: the handshake, the agent's turns, what the microphone brings, and the end.
+
+Frames have the shapes of the vendor's published message schema.
+"""
 
 import asyncio
+import base64
+import itertools
 import json
+import math
 import re
 import secrets
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
+from pydantic import BaseModel, TypeAdapter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from voicepass.emulator import frames, script, sound
+from voicepass.emulator import script
 from voicepass.emulator.closings import Refused
-from voicepass.emulator.records import RecordedConversation, scrubbed
-from voicepass.emulator.service import Admission, Emulator
+from voicepass.emulator.records import RecordedConversation
+from voicepass.emulator.service import EmulatedAgent, Emulator
 
-_CLIENT_FRAMES = frozenset(
-    {
-        "client_tool_result",
-        "contextual_update",
-        "feedback",
-        "mcp_tool_approval_result",
-        "multimodal_message",
-        "pong",
-        "user_activity",
-        "user_message",
-    }
-)
+_FIRST_FRAME_SECONDS = 10
+_PING_SECONDS = 2
+
+_FRAME = TypeAdapter(dict[str, object])
+_PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
+# The member that holds the event, where it is not `<type>_event`.
+_EVENTS = {
+    "agent_chat_response_part": "text_response_part",
+    "client_tool_call": "client_tool_call",
+    "user_transcript": "user_transcription_event",
+}
+
+_AUDIO_FORMAT = "pcm_16000"  # signed 16-bit little-endian mono samples, 16 000 a second
+_SAMPLES_PER_SECOND = 16_000
+_TONE_SECONDS = 0.25
+_SECONDS_PER_SPOKEN_LINE = 3  # of microphone audio: time enough for the agent to end its answer to the line before
+
+
+class Initiation(BaseModel):
+    """What matters of the client's first frame."""
+
+    type: Literal["conversation_initiation_client_data"]
+    conversation_config_override: dict[str, object] = {}
+    dynamic_variables: dict[str, str | int | float | bool] = {}
 
 
 class Conversation:
@@ -34,212 +55,161 @@ class Conversation:
     """
 
     def __init__(
-        self, websocket: WebSocket, *, emulator: Emulator, admission: Admission, record: RecordedConversation
+        self, websocket: WebSocket, *, emulator: Emulator, agent: EmulatedAgent, record: RecordedConversation
     ) -> None:
-        self._websocket, self._emulator, self._admission, self._record = websocket, emulator, admission, record
-        self._agent = script.OrderTaker()
+        self._websocket, self._emulator, self._agent, self._record = websocket, emulator, agent, record
+        self._event_ids = itertools.count(1)
         self._text_only = False
-        self._event_id = 0
-        self._pending_tool: str | None = None
-        self._pinged: tuple[int, float] = (0, 0.0)
-        self._ping_ms: int | None = None
+        self._order = script.Order()
+        self._tool_calls: dict[str, script.Order] = {}
+        self._spoken_lines = iter(script.SPOKEN_LINES)
+        self._next_line_at_seconds = float(_SECONDS_PER_SPOKEN_LINE)
         self._speaking_until = 0.0
-        self._lines = iter(emulator.spoken_lines)
-        self._sound_seconds = self._audio_seconds = self._unheard_seconds = 0.0
 
-    async def hold(self) -> None:
-        """Hold the conversation until it must be closed (`Refused`) or the client has gone (`WebSocketDisconnect`)."""
+    async def hold(self, *, forced: str | None = None) -> None:
+        """Hold the conversation, or only begin it when `forced` names the closing that it must end with.
+
+        Raises `Refused` or pydantic's `ValidationError` when the client must go, `WebSocketDisconnect` when it went.
+        """
         initiation = await self._initiation()
-        await self._send(frames.metadata(self._admission.conversation_id))
-        if self._admission.forced:
-            raise Refused(self._admission.forced)
-        variables = self._accepted(initiation)
-        await self._say(script.filled(self._admission.agent.first_message, variables))
+        # Nothing may come before the metadata: the JavaScript SDK hangs on any other first frame.
+        await self._send(
+            "conversation_initiation_metadata",
+            conversation_id=self._record.conversation_id,
+            agent_output_audio_format=_AUDIO_FORMAT,
+            user_input_audio_format=_AUDIO_FORMAT,
+        )
+        if forced:
+            raise Refused(forced)
+        self._override(initiation.conversation_config_override)
+        await self._say(self._greeting(initiation.dynamic_variables))
         await self._listen()
 
-    async def _initiation(self) -> dict[str, object]:
+    async def _initiation(self) -> Initiation:
         try:
-            async with asyncio.timeout(self._emulator.first_frame_timeout_seconds):
+            async with asyncio.timeout(_FIRST_FRAME_SECONDS):
                 frame = await self._receive()
         except TimeoutError as late:
             raise Refused("first_frame_timeout") from late
-        if frame.get("type") != "conversation_initiation_client_data":
-            raise Refused("invalid_message")
-        self._record.initiation = scrubbed(frame, secrets=self._emulator.api_keys)
-        for name in ("conversation_config_override", "dynamic_variables"):
-            if not isinstance(frame.get(name, {}), dict):
-                raise Refused("invalid_message")
-        if not all(isinstance(value, str | int | float) for value in _members(frame, "dynamic_variables").values()):
-            raise Refused("invalid_message")
-        return frame
+        self._record.initiation = self._emulator.records.scrubbed(frame)
+        return Initiation.model_validate(frame)
 
-    def _accepted(self, initiation: Mapping[str, object]) -> Mapping[str, object]:
-        """Check the wishes against the agent's configuration; returns the dynamic variables."""
-        agent = self._admission.agent
-        override = _members(initiation, "conversation_config_override")
-        # The Python SDK says text_only here, outside `conversation`, where no permission is asked for.
-        self._text_only = override.get("text_only") is True
-        for path in _leaves({name: member for name, member in override.items() if name != "text_only"}):
-            if path not in agent.allowed_overrides:
-                raise Refused("override_not_allowed", field=path.rpartition(".")[2])
-        self._text_only |= _members(override, "conversation").get("text_only") is True
-        given = {
-            name: value
-            for name, value in _members(initiation, "dynamic_variables").items()
-            if not name.startswith("system__")  # reserved: the service sets them itself
-        }
-        variables = given | {
-            "system__agent_id": agent.agent_id,
-            "system__conversation_id": self._admission.conversation_id,
-            "system__is_text_only": self._text_only,
-        }
-        wanted = frozenset(script.PLACEHOLDER.findall(agent.first_message))
-        if missing := wanted - variables.keys():
-            raise Refused("variables_missing_in_first_message", variables=_python_set(missing))
-        if missing := agent.tool_variables - variables.keys():
-            raise Refused("variables_missing_in_tools", variables=_python_set(missing))
-        return variables
+    def _override(self, override: Mapping[str, object]) -> None:
+        wishes = dict(_leaves(override))
+        # The Python SDK says text_only outside `conversation`, where no permission is asked for.
+        if forbidden := sorted(wishes.keys() - self._agent.allowed_overrides - {"text_only"}):
+            raise Refused("override_not_allowed", field=forbidden[0].rpartition(".")[2])
+        self._text_only = True in (wishes.get("text_only"), wishes.get("conversation.text_only"))
+
+    def _greeting(self, variables: Mapping[str, object]) -> str:
+        first_message = self._agent.first_message
+        wanted = {"first message": set(_PLACEHOLDER.findall(first_message)), "tools": self._agent.tool_variables}
+        for place, names in wanted.items():
+            if missing := sorted(names - variables.keys()):
+                raise Refused("variables_missing", place=place, variables=", ".join(map(repr, missing)))
+        return _PLACEHOLDER.sub(lambda match: str(variables[match[1]]), first_message)
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        ping_at = loop.time() + self._emulator.ping_interval_seconds
+        ping_at = loop.time() + _PING_SECONDS
         while True:
-            if loop.time() >= ping_at:
-                ping_at = loop.time() + self._emulator.ping_interval_seconds
-                self._pinged = (self._next_event_id(), loop.time())
-                await self._send(frames.ping(self._pinged[0], self._ping_ms))
             try:
                 async with asyncio.timeout_at(ping_at):
                     frame = await self._receive()
             except TimeoutError:
-                continue
-            await self._handle(frame)
+                # Nothing is measured, but the key must be there: the Python SDK reads it without a default.
+                await self._send("ping", event_id=next(self._event_ids), ping_ms=None)
+                ping_at = loop.time() + _PING_SECONDS
+            else:
+                await self._handle(frame)
 
     async def _handle(self, frame: Mapping[str, object]) -> None:
+        kind = "user_audio_chunk" if "user_audio_chunk" in frame else str(frame.get("type"))
+        self._record.frames_received[self._emulator.records.scrubbed_text(kind)] += 1
         match frame:
             case {"user_audio_chunk": str(chunk)}:
-                self._record.frames_received["user_audio_chunk"] += 1
-                await self._hear(sound.decoded(chunk))
-                return
-            case {"type": "pong", "event_id": int(event_id)} if event_id == self._pinged[0]:
-                elapsed = asyncio.get_running_loop().time() - self._pinged[1]
-                # Never 0: the Python SDK takes that for "not measured".
-                self._ping_ms = max(1, round(elapsed * 1000))
+                await self._hear(chunk)
             case {"type": "user_message", "text": str(text)}:
                 await self._answer(text)
-            case {"type": "multimodal_message", "text": {"text": str(text)}}:
-                await self._answer(text)
-            case {"type": "client_tool_result", "tool_call_id": str(call_id)} if call_id == self._pending_tool:
-                self._pending_tool = None
-                self._agent, actions = self._agent.tool_answered(
-                    str(frame.get("result")), is_error=frame.get("is_error") is True
-                )
-                await self._perform(actions)
-        kind = frame.get("type")
-        self._record.frames_received[kind if isinstance(kind, str) and kind in _CLIENT_FRAMES else "unknown"] += 1
+            case {"type": "client_tool_result", "tool_call_id": str(call_id)} if call_id in self._tool_calls:
+                order, is_error = self._tool_calls.pop(call_id), frame.get("is_error") is True
+                await self._say(script.outcome(order, str(frame.get("result")), is_error=is_error))
 
-    async def _hear(self, pcm: bytes) -> None:
-        seconds = sound.seconds_of(pcm)
-        self._record.microphone_seconds += seconds
-        if self._text_only:
+    async def _hear(self, chunk_base_64: str) -> None:
+        """Count the audio, whatever is in it: enough of it, and the next line of the script counts as spoken."""
+        samples = len(chunk_base_64) * 3 / 4 / 2
+        self._record.microphone_seconds += samples / _SAMPLES_PER_SECOND
+        if self._text_only or self._record.microphone_seconds < self._next_line_at_seconds:
             return
-        if self._unheard_seconds > 0:
-            self._unheard_seconds -= seconds
-            return
-        self._audio_seconds += seconds
-        self._sound_seconds += 0 if sound.is_silent(pcm) else seconds
-        if (
-            self._sound_seconds < self._emulator.speech_seconds
-            and self._audio_seconds < self._emulator.any_audio_seconds
-        ):
-            return
-        self._sound_seconds = self._audio_seconds = 0.0
-        self._unheard_seconds = self._emulator.pause_seconds
-        if line := next(self._lines, None):
-            await self._send(frames.user_transcript(self._next_event_id(), line))
+        self._next_line_at_seconds += _SECONDS_PER_SPOKEN_LINE
+        if line := next(self._spoken_lines, None):
+            await self._send("user_transcript", user_transcript=line, event_id=next(self._event_ids))
             await self._answer(line)
 
     async def _answer(self, line: str) -> None:
         if asyncio.get_running_loop().time() < self._speaking_until:
-            self._speaking_until = 0.0
-            await self._send(frames.interruption(self._next_event_id()))
-        self._agent, actions = self._agent.hear(line)
-        await self._perform(actions)
-
-    async def _perform(self, actions: tuple[script.Say | script.CallTool, ...]) -> None:
-        for action in actions:
-            match action:
-                case script.Say(text):
-                    await self._say(text)
-                case script.CallTool(name, parameters):
-                    self._pending_tool = f"call_{secrets.token_hex(8)}"
-                    await self._send(
-                        frames.client_tool_call(
-                            self._next_event_id(),
-                            tool_call_id=self._pending_tool,
-                            tool_name=name,
-                            parameters=parameters,
-                        )
-                    )
+            self._speaking_until = 0
+            # Clients drop what they have of audio whose event id does not exceed this one.
+            await self._send("interruption", event_id=next(self._event_ids))
+        words, self._order = script.answer(line, self._order)
+        await self._say(words)
+        if self._order.is_complete:
+            call_id = f"call_{secrets.token_hex(8)}"
+            await self._send(
+                "client_tool_call",
+                tool_name="create_product",
+                tool_call_id=call_id,
+                parameters=self._order.parameters,
+                event_id=next(self._event_ids),
+            )
+            self._tool_calls[call_id] = self._order
+            self._order = script.Order()
 
     async def _say(self, text: str) -> None:
         if not text:
             return  # an agent without a first message waits for the user
-        event_id = self._next_event_id()
+        event_id = next(self._event_ids)
         if self._text_only:
-            await self._send(frames.agent_chat_response_part(event_id, "start"))
-            for words in re.findall(r"(?:\S+\s*){1,5}", text):
-                await self._send(frames.agent_chat_response_part(event_id, "delta", words))
-            await self._send(frames.agent_chat_response_part(event_id, "stop"))
-            await self._send(frames.agent_response(event_id, text))
+            parts = [("start", ""), *(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
+            for kind, part in parts:
+                await self._send("agent_chat_response_part", type=kind, text=part, event_id=event_id)
+        await self._send("agent_response", agent_response=text, event_id=event_id)
+        if self._text_only:
             return
-        await self._send(frames.agent_response(event_id, text))
-        seconds = min(0.4 + len(text) / 100, 1.5)
-        self._speaking_until = max(self._speaking_until, asyncio.get_running_loop().time()) + seconds
-        for chunk in sound.tone(seconds):
-            await self._send(frames.audio(self._next_event_id(), chunk))
+        for _ in range(min(2 + len(text) // 25, 6)):
+            await self._send("audio", audio_base_64=_TONE, event_id=next(self._event_ids))
+            self._speaking_until = max(self._speaking_until, asyncio.get_running_loop().time()) + _TONE_SECONDS
 
-    def _next_event_id(self) -> int:
-        # One counter for every kind of event: so no audio is ever older than the last interruption.
-        self._event_id += 1
-        return self._event_id
-
-    async def _send(self, frame: frames.Frame) -> None:
-        # Escaped to ASCII: what a client sent as a lone surrogate could not be encoded otherwise.
-        await self._websocket.send_text(json.dumps(frame))
+    async def _send(self, kind: str, **event: object) -> None:
+        await self._websocket.send_text(framed(kind, **event))
 
     async def _receive(self) -> dict[str, object]:
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
-        text = message.get("text")
-        if not isinstance(text, str):
-            raise Refused("invalid_message")
-        if len(text) > self._emulator.max_frame_characters:
-            raise Refused("frame_too_big")
-        try:
-            frame = json.loads(text)
-        except (ValueError, RecursionError) as unreadable:
-            raise Refused("invalid_message") from unreadable
-        if not isinstance(frame, dict):
-            raise Refused("invalid_message")
-        return frame
+        return _FRAME.validate_json(message.get("text") or "")
 
 
-def _members(frame: Mapping[str, object], name: str) -> dict[str, object]:
-    value = frame.get(name)
-    return value if isinstance(value, dict) else {}
+def framed(kind: str, **event: object) -> str:
+    """Put an event into a frame of its type."""
+    return json.dumps({"type": kind, _EVENTS.get(kind, f"{kind}_event"): event})
 
 
-def _leaves(override: Mapping[str, object], prefix: str = "", *, depth: int = 5) -> list[str]:
-    """List the dotted paths that are overridden. An empty object, as the JavaScript SDK always sends, is none."""
-    paths: list[str] = []
+def _leaves(override: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """List what is overridden, by dotted path. An empty object, as the JavaScript SDK always sends, is nothing."""
     for name, member in override.items():
-        path = f"{prefix}{name}"
-        paths += _leaves(member, f"{path}.", depth=depth - 1) if isinstance(member, dict) and depth else [path]
-    return paths
+        if isinstance(member, dict):
+            yield from _leaves(member, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", member
 
 
-def _python_set(names: frozenset[str]) -> str:
-    # The real reasons carry the printed form of a Python set; sorted here, so that it can be compared.
-    return "{" + ", ".join(repr(name) for name in sorted(names)) + "}"
+def _tone() -> str:
+    """Synthesise a soft tone that swells and fades, in base64."""
+    count = int(_TONE_SECONDS * _SAMPLES_PER_SECOND)
+    loudness = [2_600 * math.sin(math.pi * n / count) for n in range(count)]
+    samples = [int(loudness[n] * math.sin(math.tau * 330 * n / _SAMPLES_PER_SECOND)) for n in range(count)]
+    return base64.b64encode(struct.pack(f"<{count}h", *samples)).decode()
+
+
+_TONE = _tone()

@@ -1,9 +1,8 @@
 """What the emulator was asked, for assertions; and the one place that knows what must never be kept or logged."""
 
-import math
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode
@@ -15,21 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 RAW_QUERY = "voicepass.emulator.raw_query"
 
 _KEPT = 1_000  # of each kind; a forgotten emulator must not eat the machine
-_SECRET_PARAMETERS = frozenset({"conversation_signature", "token"})
 _SIGNATURE = re.compile(r"cvtkn_\w*")
-
-KeySeen = Literal["right", "wrong", "absent"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedCall:
-    """One REST call. Of the headers only the names are kept; secrets in the query are left out."""
+    """One REST call."""
 
     method: str
     path: str
     query: Mapping[str, str]
-    header_names: tuple[str, ...]
-    key: KeySeen
+    key: Literal["right", "wrong", "absent"]
     status: int
 
 
@@ -37,12 +32,8 @@ class RecordedCall:
 class RecordedConversation:
     """One WebSocket, filled in while it is open: the only value here that grows, because a log does."""
 
-    agent_id: str
+    query: Mapping[str, str]
     signed: bool
-    source: str | None
-    version: str | None
-    origin: str | None
-    subprotocols: tuple[str, ...]
     conversation_id: str | None = None
     initiation: object = None
     frames_received: Counter[str] = field(default_factory=Counter)
@@ -51,16 +42,12 @@ class RecordedConversation:
     close_reason: str | None = None
     closed_by: Literal["client", "emulator"] | None = None
 
-    def closed(self, code: int, reason: str, *, by: Literal["client", "emulator"]) -> None:
-        """Note the end; the first end stands."""
-        if self.close_code is None:
-            self.close_code, self.close_reason, self.closed_by = code, reason, by
-
 
 class Records:
-    """The latest calls and conversations, oldest first."""
+    """The latest calls and conversations, oldest first, without the API keys and without signatures."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, api_keys: Collection[str]) -> None:
+        self._api_keys = api_keys
         self.calls: deque[RecordedCall] = deque(maxlen=_KEPT)
         self.conversations: deque[RecordedConversation] = deque(maxlen=_KEPT)
 
@@ -69,28 +56,30 @@ class Records:
         self.calls.clear()
         self.conversations.clear()
 
+    def judged(self, key: str | None) -> Literal["right", "wrong", "absent"]:
+        """Say what a key is worth, instead of keeping it."""
+        if key is None:
+            return "absent"
+        return "right" if key in self._api_keys else "wrong"
 
-def scrubbed(value: object, *, secrets: Collection[str], depth: int = 10) -> object:
-    """Copy JSON without signatures, without the given secrets and without values named `secret__…`.
+    def scrubbed_text(self, text: str) -> str:
+        """Take keys and signatures out of a text."""
+        for key in self._api_keys:
+            text = text.replace(key, "[secret]")
+        return _SIGNATURE.sub("[signature]", text)
 
-    What no JSON encoder would take again (infinities, lone surrogates, bottomless nesting) is made harmless.
-    """
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "[secret]")
-        return _SIGNATURE.sub("[signature]", value).encode(errors="replace").decode()
-    if isinstance(value, dict | list) and depth == 0:
-        return "[too deep]"
-    if isinstance(value, dict):
-        return {
-            scrubbed(name, secrets=secrets): "[secret]"
-            if name.startswith("secret__")
-            else scrubbed(member, secrets=secrets, depth=depth - 1)
-            for name, member in value.items()
-        }
-    if isinstance(value, list):
-        return [scrubbed(member, secrets=secrets, depth=depth - 1) for member in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    def scrubbed(self, value: object) -> object:
+        """Copy JSON without keys, signatures, and the values of variables named `secret__…`."""
+        if isinstance(value, str):
+            return self.scrubbed_text(value)
+        if isinstance(value, list):
+            return [self.scrubbed(member) for member in value]
+        if isinstance(value, dict):
+            return {
+                self.scrubbed_text(name): "[secret]" if name.startswith("secret__") else self.scrubbed(member)
+                for name, member in value.items()
+            }
+        return value
 
 
 class Recorder:
@@ -100,47 +89,33 @@ class Recorder:
     scope before anything is accepted and put back without the signature, in that same dict.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        records: Records,
-        key_seen: Callable[[str | None], KeySeen],
-        secrets: Collection[str],
-    ) -> None:
-        self._app, self._records, self._key_seen, self._secrets = app, records, key_seen, secrets
+    def __init__(self, app: ASGIApp, *, records: Records) -> None:
+        self._app, self._records = app, records
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        shown = {
-            str(scrubbed(name, secrets=self._secrets)): str(scrubbed(value, secrets=self._secrets))
-            for name, value in query
-            if name not in _SECRET_PARAMETERS
+        scope[RAW_QUERY] = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        scrub = self._records.scrubbed_text
+        query = {
+            scrub(name): scrub(value) for name, value in scope[RAW_QUERY].items() if name != "conversation_signature"
         }
-        scope[RAW_QUERY] = dict(query)
-        scope["query_string"] = urlencode(shown).encode()
-        path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "websocket" or not path.startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
+        scope["query_string"] = urlencode(query).encode()
+        path = scrub(scope["path"].removeprefix(scope.get("root_path", "")))
+        key = Headers(scope=scope).get("xi-api-key")
 
         async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._records.calls.append(
-                    RecordedCall(
-                        method=scope["method"],
-                        path=str(scrubbed(path, secrets=self._secrets)),
-                        query=shown,
-                        header_names=tuple(sorted(headers.keys())),
-                        key=self._key_seen(headers.get("xi-api-key")),
-                        status=message["status"],
-                    )
+            if message["type"] == "http.response.start" and path.startswith("/v1/"):
+                call = RecordedCall(
+                    method=scope["method"],
+                    path=path,
+                    query=query,
+                    key=self._records.judged(key),
+                    status=message["status"],
                 )
+                self._records.calls.append(call)
             await send(message)
 
         await self._app(scope, receive, noting)

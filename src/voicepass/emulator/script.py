@@ -1,48 +1,37 @@
-"""The agent that takes orders: hears a line, says a line, and calls `create_product` once it knows enough.
+"""The agent that takes orders: what it understands of a line, and what it says to it.
 
 Pure: no clock, no socket. It stands in for a language model, so it understands only plain sentences about selling.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-TOOL_NAME = "create_product"
-PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
+EXAMPLE = "I want to sell eggs for 2 dollars each"
+# What the microphone is taken to have said, one after the other.
+SPOKEN_LINES = (EXAMPLE, "I am also selling honey for 7.50 a jar", "That is all, thank you, goodbye")
 
-_LINE_LIMIT = 500  # characters that are listened to; the patterns below never meet more
-_RESULT_LIMIT = 200  # characters of a tool's own words that are repeated
-_EXAMPLE = "I want to sell eggs for 2 dollars each"
+_HEARD_CHARACTERS = 500  # of a line; the patterns never meet more
 
+_CURRENCIES = {"$": "USD", "dollar": "USD", "€": "EUR", "euro": "EUR", "£": "GBP", "pound": "GBP"}
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£"}
-_CURRENCIES = {"$": "USD", "dollar": "USD", "buck": "USD", "usd": "USD", "€": "EUR", "euro": "EUR", "eur": "EUR"}
-_CURRENCIES |= {"£": "GBP", "pound": "GBP", "gbp": "GBP"}
-_NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
-_NUMBERS |= {"ten": 10, "eleven": 11, "twelve": 12, "fifteen": 15, "twenty": 20, "fifty": 50}
 
-_NUMBER = r"\d{1,6}(?:[.,]\d{1,2})?(?!\d)"
-_WORD = r"(?:dollar|buck|euro|pound|cent)s?\b|(?:usd|eur|gbp)\b"
-_BEFORE = r"\b(?:for|at|costs?|price is)\s+"
-_PRICE = re.compile(
-    rf"(?:{_BEFORE})?(?:(?P<symbol>[$€£])\s?(?P<after>{_NUMBER})(?:\s?(?:{_WORD}))?"
-    rf"|(?P<before>{_NUMBER})\s?(?P<word>[$€£]|{_WORD}))"
-    rf"|{_BEFORE}(?P<bare>{_NUMBER})"
+# "sell 12 apples", up to the price.
+_SALE = re.compile(
+    r"\bsell(?:ing)?\s+(?:(?:some|my|the)\s+)?(?:(?P<quantity>\d{1,6})\s+)?"
+    r"(?!for\b|at\b)(?P<item>[^\d$€£,.]+?)(?=\s+(?:for|at)\b|\s*[\d$€£,.]|$)"
 )
-_UNIT = re.compile(r"\s*(?:(?P<each>each|apiece|a piece)\b|(?:(?:per|for a|a|an)\s+|/\s*)(?P<unit>[a-z]+))")
-_SALE = re.compile(r"\b(?:sell|selling|offer|offering)\b\s*")
-_ITEM_END = re.compile(r"\s(?:for|at|that|which|costs?|each|per|and the)\b|[,.;!?@]")
-_LEADING = re.compile(r"^(?:(?:some|my|the|our|a|an|of)\s+)+")
-_QUANTITY = re.compile(r"^(\d{1,6})\s+")
+# "$2.50", "3 euros", "7.50"
+_PRICE = re.compile(
+    r"(?P<symbol>[$€£])?\s?\b(?P<figure>\d{1,6}(?:[.,]\d{1,2})?)\b\s?(?P<word>[$€£]|dollar|euro|pound)?"
+)
+# "each", "per dozen", "a jar"
+_UNIT = re.compile(r"\beach\b|\b(?:per|an?)\s+(?P<measure>\w+)")
 
-_HELP = re.compile(r"\b(?:help|what can you do|how does this work)\b")
-_BYE = re.compile(r"\b(?:bye|goodbye|see you|that is all|that's all)\b")
-_THANKS = re.compile(r"\b(?:thanks|thank you|cheers)\b")
-_HELLO = re.compile(r"\b(?:hello|hi|hey|good (?:morning|afternoon|evening))\b")
-_ANSWERS = {
-    _HELP: f'Tell me what you want to sell, for how much, and per what. For example: "{_EXAMPLE}".',
-    _BYE: "Goodbye, and good luck with your sales!",
-    _THANKS: "You are welcome! Is there anything else you would like to sell?",
-    _HELLO: "Hello! What would you like to sell?",
+_SMALL_TALK = {
+    "help": f'Tell me what you want to sell, for how much, and per what. For example: "{EXAMPLE}".',
+    "bye|goodbye": "Goodbye, and good luck with your sales!",
+    "thanks|thank you": "You are welcome! Is there anything else you would like to sell?",
+    "hello|hi|hey": "Hello! What would you like to sell?",
 }
 
 
@@ -57,137 +46,68 @@ class Order:
     unit: str | None = None
 
     @property
-    def parameters(self) -> dict[str, object]:
-        """The arguments of `create_product`. `quantity` is there only if the user said one."""
-        price = int(self.price) if self.price and self.price.is_integer() else self.price
-        known: dict[str, object] = {"item": self.item, "price": price, "currency": self.currency, "unit": self.unit}
-        return known if self.quantity is None else known | {"quantity": self.quantity}
+    def is_complete(self) -> bool:
+        """Whether the product can be created."""
+        return None not in {self.item, self.price, self.unit}
 
     @property
-    def spoken_price(self) -> str:
-        """The price with its currency, such as `$2.50`."""
-        price = self.price or 0.0
-        return _SYMBOLS[self.currency] + (f"{price:.0f}" if price.is_integer() else f"{price:.2f}")
+    def parameters(self) -> dict[str, object]:
+        """The arguments of the client tool; `quantity` is there only if the user said one."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def spoken(self) -> str:
-        """The offer in words, such as `12 apples for €3 per kilo`."""
+        """A complete offer in words, such as `12 apples for €3 per kilo`."""
         count = "" if self.quantity is None else f"{self.quantity} "
         return f"{count}{self.item} for {self.spoken_price} {'each' if self.unit == 'each' else f'per {self.unit}'}"
 
     @property
-    def question(self) -> str | None:
-        """What to ask next; None once nothing is missing."""
-        if self.item is None:
-            return f"{self.spoken_price} for what? Which product would you like to sell?"
-        if self.price is None:
-            return f"How much would you like for {self.item}?"
-        if self.unit is None:
-            return f"{self.spoken_price} for {self.item}: is that each, per dozen, or per kilo?"
-        return None
+    def spoken_price(self) -> str:
+        """The price with its currency, such as `$2.50`."""
+        return _SYMBOLS[self.currency] + f"{self.price or 0:.2f}".removesuffix(".00")
 
 
-@dataclass(frozen=True)
-class Say:
-    """The agent says this."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class CallTool:
-    """The agent calls a client tool and waits for its result."""
-
-    name: str
-    parameters: Mapping[str, object]
+def answer(line: str, draft: Order) -> tuple[str, Order]:
+    """Answer what the user said or typed; returns the agent's words and what is known of the order by now."""
+    text = " ".join(line[:_HEARD_CHARACTERS].lower().split()).strip(" .!?")
+    order = _understood(text, draft)
+    if order == draft:
+        for words, reply in _SMALL_TALK.items():
+            if re.search(rf"\b(?:{words})\b", text):
+                return reply, draft
+        if text and draft.price is not None:  # a short answer to "for what?" or "per what?"
+            order = replace(draft, unit=text.rsplit(maxsplit=1)[-1]) if draft.item else replace(draft, item=text)
+    return _words_about(order), order
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrderTaker:
-    """The agent's memory between two lines. Each method returns the next memory and what to do now."""
-
-    draft: Order = Order()
-    placed: Order | None = None
-
-    def hear(self, line: str) -> tuple["OrderTaker", tuple[Say | CallTool, ...]]:
-        """Answer what the user said or typed."""
-        text = _plain(line)
-        order = _understood(text, self.draft)
-        if order == self.draft:
-            return self, (Say(self._small_talk(text)),)
-        if question := order.question:
-            return replace(self, draft=order), (Say(question),)
-        promise = Say(f"Got it: {order.spoken}. I am creating the product now.")
-        return OrderTaker(placed=order), (promise, CallTool(TOOL_NAME, order.parameters))
-
-    def tool_answered(self, result: str, *, is_error: bool) -> tuple["OrderTaker", tuple[Say, ...]]:
-        """Confirm the product that was asked for last, or apologise for it."""
-        if self.placed is None:
-            return self, ()
-        words = f"Done! You are now selling {self.placed.spoken}. Is there anything else you would like to sell?"
-        if is_error:
-            words = f"I am sorry, I could not create {self.placed.item}: {result[:_RESULT_LIMIT]}. Please try again."
-        return replace(self, placed=None), (Say(words),)
-
-    def _small_talk(self, text: str) -> str:
-        for pattern, answer in _ANSWERS.items():
-            if pattern.search(text):
-                return answer
-        question = None if self.draft == Order() else self.draft.question
-        return question or f'I did not get that. You could say: "{_EXAMPLE}".'
-
-
-def filled(template: str, variables: Mapping[str, object]) -> str:
-    """Put the variables into the `{{ name }}` placeholders; booleans as JSON writes them."""
-
-    def shown(match: re.Match[str]) -> str:
-        value = variables.get(match[1], match[0])
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    return PLACEHOLDER.sub(shown, template)
+def outcome(order: Order, result: str, *, is_error: bool) -> str:
+    """Confirm the product that the client tool has created, or apologise for it."""
+    if is_error:
+        return f"I am sorry, I could not create {order.item}: {result}. Please try again."
+    return f"Done! You are now selling {order.spoken}. Is there anything else you would like to sell?"
 
 
 def _understood(text: str, draft: Order) -> Order:
-    """Add to the draft what this line says; the draft itself if it says nothing of use."""
-    order, price, sale = draft, _PRICE.search(text), _SALE.search(text)
-    small_talk = any(pattern.search(text) for pattern in _ANSWERS)
-    if price:
-        order = _priced(order, price)
-    elif draft.item and draft.price is None and re.fullmatch(_NUMBER, text):
-        order = replace(order, price=_figure(text))
-    if sale:
-        behind = text[sale.end() :]
-        order = _with_item(order, text[sale.end() : price.start()] if price and price.start() > sale.end() else behind)
-    elif draft.price is not None and draft.item is None and not price and not small_talk:
-        order = _with_item(order, text)
-    if order.price is not None and (unit := _UNIT.match(text[price.end() :] if price else text)):
-        order = replace(order, unit="each" if unit["each"] else unit["unit"])
-    elif draft.item and draft.price is not None and re.fullmatch(r"[a-z]+", text) and not small_talk:
-        order = replace(order, unit=text)  # "each, per dozen, or per kilo?" is often answered with one bare word
+    order, rest = draft, text
+    if sale := _SALE.search(rest):
+        order = replace(order, item=sale["item"], quantity=int(sale["quantity"]) if sale["quantity"] else None)
+        rest = rest[sale.end() :]
+    if price := _PRICE.search(rest):
+        currency = _CURRENCIES[price["symbol"] or price["word"] or "$"]
+        order = replace(order, price=float(price["figure"].replace(",", ".")), currency=currency)
+        rest = rest[price.end() :]
+    if order.price is not None and (unit := _UNIT.search(rest)):
+        order = replace(order, unit=unit["measure"] or "each")
     return order
 
 
-def _priced(order: Order, match: re.Match[str]) -> Order:
-    figure = _figure(match["after"] or match["before"] or match["bare"])
-    name = (match["symbol"] or match["word"] or "$").rstrip("s")
-    if name == "cent":
-        return replace(order, price=figure / 100, currency="USD")
-    return replace(order, price=figure, currency=_CURRENCIES[name])
-
-
-def _with_item(order: Order, words: str) -> Order:
-    phrase = _LEADING.sub("", _ITEM_END.split(words, maxsplit=1)[0].strip())
-    quantity = _QUANTITY.match(phrase)
-    item = _LEADING.sub("", _QUANTITY.sub("", phrase)).strip()
-    if not item or re.fullmatch(_NUMBER, item):
-        return order
-    return replace(order, item=item, quantity=int(quantity[1]) if quantity else None)
-
-
-def _plain(line: str) -> str:
-    text = " ".join(line[:_LINE_LIMIT].lower().split()).rstrip(" .!?")
-    return re.sub(rf"\b(?:{'|'.join(_NUMBERS)})\b", lambda match: str(_NUMBERS[match[0]]), text)
-
-
-def _figure(number: str) -> float:
-    return float(number.replace(",", "."))
+def _words_about(order: Order) -> str:
+    if order == Order():
+        return f'I did not get that. You could say: "{EXAMPLE}".'
+    if order.item is None:
+        return f"{order.spoken_price} for what? Which product would you like to sell?"
+    if order.price is None:
+        return f"How much would you like for {order.item}?"
+    if order.unit is None:
+        return f"{order.spoken_price} for {order.item}: is that each, per dozen, or per kilo?"
+    return f"Got it: {order.spoken}. I am creating the product now."

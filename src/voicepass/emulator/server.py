@@ -1,24 +1,19 @@
 """The emulator on the wire: the REST calls, the WebSocket's door, and the control routes under `/_emulator`."""
 
-import base64
-import hashlib
-import hmac
 import json
 import secrets
-from dataclasses import asdict
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Body, FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from jose import jwt
+from pydantic import ValidationError
 
-from voicepass.emulator import frames
-from voicepass.emulator.closings import Closing, Refused
-from voicepass.emulator.conversation import Conversation
+from voicepass.emulator.closings import CLOSINGS, Closing, Refused
+from voicepass.emulator.conversation import Conversation, framed
 from voicepass.emulator.faults import Fault
-from voicepass.emulator.records import RAW_QUERY, RecordedConversation, Recorder, scrubbed
-from voicepass.emulator.service import EmulatedAgent, Emulator, new_conversation_id
+from voicepass.emulator.records import RAW_QUERY, RecordedConversation, Recorder
+from voicepass.emulator.service import EmulatedAgent, Emulator, new_id
 
 _PREFIX = "/v1/convai/conversation"
 # A third party's note; the vendor's documentation does not say.
@@ -27,174 +22,138 @@ _TOKEN_SECONDS = 10 * 60
 ApiKey = Annotated[str | None, Header(alias="xi-api-key")]
 
 
-class AgentSettings(BaseModel):
-    """The body of `PUT /_emulator/agents/{agent_id}`; what is left out takes its default."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    requires_auth: bool = True
-    first_message: str = EmulatedAgent.first_message
-    tool_variables: frozenset[str] = EmulatedAgent.tool_variables
-    allowed_overrides: frozenset[str] = EmulatedAgent.allowed_overrides
-    allowed_hosts: frozenset[str] = EmulatedAgent.allowed_hosts
-
-
-class ClockAdvance(BaseModel):
-    """The body of `POST /_emulator/clock`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    advance_seconds: float = Field(ge=0, allow_inf_nan=False)
-
-
 def create_emulator(emulator: Emulator) -> FastAPI:
     """Put the emulator on the wire, at the root or mounted under a prefix of another app.
 
     State lives in `emulator`, in memory: serve it from one process.
     """
     app = FastAPI(title="A pretend ElevenLabs", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.add_middleware(Recorder, records=emulator.records, key_seen=emulator.key_seen, secrets=emulator.api_keys)
-    app.include_router(_calls(emulator))
-    app.include_router(_door(emulator))
-    app.include_router(_control(emulator))
+    app.add_middleware(Recorder, records=emulator.records)
+    _add_calls(app, emulator)
+    _add_door(app, emulator)
+    _add_control(app, emulator)
     return app
 
 
-def _calls(emulator: Emulator) -> APIRouter:
-    router = APIRouter()
-
-    @router.get(f"{_PREFIX}/get-signed-url")
-    @router.get(f"{_PREFIX}/get_signed_url")  # deprecated by the vendor in May 2025, still served
+def _add_calls(app: FastAPI, emulator: Emulator) -> None:
+    @app.get(f"{_PREFIX}/get-signed-url")
+    @app.get(f"{_PREFIX}/get_signed_url")  # deprecated by the vendor in May 2025, still served
     async def get_signed_url(
         request: Request, agent_id: str, key: ApiKey = None, *, include_conversation_id: bool = False
     ) -> Response:
-        fault = emulator.trouble.take("signed_url")
-        if fault and (refusal := await fault.strike(request)):
+        fault = emulator.take_fault("signed_url")
+        if refusal := await fault.refusal():
             return refusal
         _authorise(emulator, agent_id, key, public_needs_key=True)
-        forgetful = fault is not None and fault.body == "missing_conversation_id"
-        signature, conversation_id = emulator.issue(agent_id, bound=include_conversation_id and not forgetful)
+        signature, conversation_id = emulator.issue(agent_id, bound=include_conversation_id)
         query = {"agent_id": agent_id, "conversation_signature": signature}
         if conversation_id:
             query["conversation_id"] = conversation_id
         # The id stands in the URL only: the answer has this one member, whatever was asked for.
-        answer = {"signed_url": f"{_ws_base(emulator, request)}{_PREFIX}?{urlencode(query)}"}
-        return fault.spoil(answer, request) if fault and fault.body else JSONResponse(answer)
+        return fault.answered({"signed_url": f"{_ws_base(emulator, request)}{_PREFIX}?{urlencode(query)}"}, request)
 
-    @router.get(f"{_PREFIX}/token")
+    @app.get(f"{_PREFIX}/token")
     async def get_token(
-        request: Request, agent_id: str, key: ApiKey = None, participant_name: str | None = None
+        request: Request, agent_id: str, key: ApiKey = None, participant_name: str = "user"
     ) -> Response:
-        """Answer with a token shaped like LiveKit's. No WebRTC server stands behind it: it opens nothing."""
-        fault = emulator.trouble.take("token")
-        if fault and (refusal := await fault.strike(request)):
+        fault = emulator.take_fault("token")
+        if refusal := await fault.refusal():
             return refusal
         # The JavaScript SDK asks this in the browser, without a key, for agents that need none.
         _authorise(emulator, agent_id, key, public_needs_key=False)
-        conversation_id = new_conversation_id()
-        token = _livekit_shaped_token(
-            agent_id, conversation_id, now=int(emulator.now()), participant=participant_name or "user"
-        )
-        answer = {"token": token, "conversation_id": conversation_id}
-        return fault.spoil(answer, request) if fault and fault.body else JSONResponse(answer)
+        conversation_id, now = new_id("conv"), int(emulator.now())
+        claims = {
+            "sub": participant_name,
+            "nbf": now,
+            "exp": now + _TOKEN_SECONDS,
+            "video": {"roomJoin": True, "room": f"room_{agent_id}_{conversation_id}", "canPublish": True},
+        }
+        # Shaped like LiveKit's, but no WebRTC server stands behind it, and nobody keeps its key: it opens nothing.
+        token = jwt.encode(claims, secrets.token_hex())
+        return fault.answered({"token": token, "conversation_id": conversation_id}, request)
 
-    return router
 
-
-def _door(emulator: Emulator) -> APIRouter:
-    router = APIRouter()
-
-    @router.websocket(_PREFIX)
+def _add_door(app: FastAPI, emulator: Emulator) -> None:
+    @app.websocket(_PREFIX)
     async def converse(websocket: WebSocket) -> None:
         query: dict[str, str] = websocket.scope[RAW_QUERY]
         offered: list[str] = websocket.scope["subprotocols"]
-        origin = websocket.headers.get("origin")
-
-        def kept(value: str | None) -> str | None:
-            return None if value is None else str(scrubbed(value, secrets=emulator.api_keys))
-
-        record = RecordedConversation(
-            agent_id=kept(query.get("agent_id")) or "",
-            signed="conversation_signature" in query,
-            source=kept(query.get("source")),
-            version=kept(query.get("version")),
-            origin=kept(origin),
-            # With an authorization the JavaScript SDK offers `bearer.<token>` too.
-            subprotocols=tuple("bearer.[secret]" if name.startswith("bearer.") else name for name in offered),
-        )
+        record = RecordedConversation(query=dict(websocket.query_params), signed="conversation_signature" in query)
         emulator.records.conversations.append(record)
+        forced = emulator.take_fault("conversation").closing
         try:
             # Accepted before it is refused, as by the real service: a browser told 403 learns neither code nor reason.
             # Browsers insist on the subprotocol they offered; the Python SDK offers none and rejects one.
             await websocket.accept(subprotocol="convai" if "convai" in offered else None)
-            admission = emulator.admit(query, origin=origin)
-            record.conversation_id = admission.conversation_id
-            await Conversation(websocket, emulator=emulator, admission=admission, record=record).hold()
+            if forced and CLOSINGS[forced].moment == "door":
+                raise Refused(forced)  # noqa: TRY301  what ends a conversation ends it below
+            agent, record.conversation_id = emulator.admit(query, origin=websocket.headers.get("origin"))
+            await Conversation(websocket, emulator=emulator, agent=agent, record=record).hold(forced=forced)
         except Refused as refused:
             await _close(websocket, refused.closing, record)
+        except ValidationError:
+            await _close(websocket, CLOSINGS["invalid_message"], record)
         except WebSocketDisconnect as gone:
-            record.closed(gone.code, kept(gone.reason) or "", by="client")
-
-    return router
-
-
-def _control(emulator: Emulator) -> APIRouter:
-    router = APIRouter(prefix="/_emulator")
-
-    @router.get("/requests")
-    async def requests() -> dict[str, object]:
-        records = emulator.records
-        return {
-            "calls": [asdict(call) for call in records.calls],
-            "conversations": [asdict(conversation) for conversation in records.conversations],
-        }
-
-    @router.delete("/requests", status_code=204)
-    async def forget() -> None:
-        emulator.records.clear()
-
-    @router.put("/faults", status_code=204)
-    async def put_fault(fault: Fault) -> None:
-        emulator.trouble.put(fault)
-
-    @router.delete("/faults", status_code=204)
-    async def clear_faults() -> None:
-        emulator.trouble.clear()
-
-    @router.put("/agents/{agent_id}", status_code=204)
-    async def put_agent(agent_id: str, settings: AgentSettings) -> None:
-        emulator.put_agent(EmulatedAgent(agent_id=agent_id, **settings.model_dump()))
-
-    @router.post("/clock")
-    async def advance_clock(body: ClockAdvance) -> dict[str, float]:
-        emulator.advance(body.advance_seconds)
-        return {"now": emulator.now()}
-
-    return router
+            record.closed_by, record.close_code = "client", gone.code
+            record.close_reason = emulator.records.scrubbed_text(gone.reason or "")
 
 
 async def _close(websocket: WebSocket, closing: Closing, record: RecordedConversation) -> None:
-    record.closed(closing.code, closing.reason, by="emulator")
+    record.closed_by, record.close_code, record.close_reason = "emulator", closing.code, closing.reason
+    event: dict[str, object] = {"code": closing.code, "message": closing.reason, "reason": closing.reason}
+    if closing.error_type:
+        event["error_type"] = closing.error_type
     try:
         if closing.moment == "start":
-            await websocket.send_text(json.dumps(frames.error(closing)))
+            await websocket.send_text(framed("error", **event))
         await websocket.close(closing.code, closing.reason)
     except WebSocketDisconnect:
         pass  # the client was quicker
 
 
+def _add_control(app: FastAPI, emulator: Emulator) -> None:
+    @app.get("/_emulator/requests")
+    async def requests() -> Response:
+        records = {"calls": list(emulator.records.calls), "conversations": list(emulator.records.conversations)}
+        return Response(json.dumps(records, default=vars), media_type="application/json")
+
+    @app.delete("/_emulator/requests", status_code=204)
+    async def forget() -> None:
+        emulator.records.clear()
+
+    @app.put("/_emulator/faults", status_code=204)
+    async def put_fault(fault: Fault) -> None:
+        emulator.faults[fault.target] = fault
+
+    @app.delete("/_emulator/faults", status_code=204)
+    async def clear_faults() -> None:
+        emulator.faults.clear()
+
+    @app.put("/_emulator/agents", status_code=204)
+    async def put_agent(agent: EmulatedAgent) -> None:
+        emulator.put_agent(agent)
+
+    @app.post("/_emulator/clock")
+    async def advance_clock(
+        advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)],
+    ) -> dict[str, float]:
+        emulator.advance(advance_seconds)
+        return {"now": emulator.now()}
+
+
 def _authorise(emulator: Emulator, agent_id: str, key: str | None, *, public_needs_key: bool) -> None:
-    agent = emulator.agent(agent_id)
+    agent = emulator.agents.get(agent_id)
     if public_needs_key or agent is None or agent.requires_auth:
-        permissions = emulator.permissions(key)
+        permissions = emulator.api_keys.get(key or "")
         if permissions is None:
-            raise _refusal(401, "invalid_api_key", "Invalid API key")
+            raise HTTPException(401, {"status": "invalid_api_key", "message": "Invalid API key"})
         if "convai_write" not in permissions:
             # 401, not 403: so the real service answers, whatever its table of errors says.
             message = "The API key you used is missing the permission convai_write to execute this operation."
-            raise _refusal(401, "missing_permissions", message)
+            raise HTTPException(401, {"status": "missing_permissions", "message": message})
     if agent is None:
-        raise _refusal(404, "document_not_found", f"Document with id {agent_id} not found.")
+        message = f"Document with id {agent_id} not found."
+        raise HTTPException(404, {"status": "document_not_found", "message": message})
 
 
 def _ws_base(emulator: Emulator, request: Request) -> str:
@@ -203,24 +162,3 @@ def _ws_base(emulator: Emulator, request: Request) -> str:
     # Not request.base_url: in a mounted app that leaves the mount's prefix out.
     scheme = "wss" if request.url.scheme == "https" else "ws"
     return f"{scheme}://{request.url.netloc}{request.scope.get('root_path', '').rstrip('/')}"
-
-
-def _refusal(status: int, code: str, message: str) -> HTTPException:
-    return HTTPException(status, detail={"status": code, "message": message})
-
-
-def _livekit_shaped_token(agent_id: str, conversation_id: str, *, now: int, participant: str) -> str:
-    claims = {
-        "sub": participant,
-        "nbf": now,
-        "exp": now + _TOKEN_SECONDS,
-        "video": {"roomJoin": True, "room": f"room_{agent_id}_{conversation_id}", "canPublish": True},
-    }
-    unsigned = f"{_segment({'alg': 'HS256', 'typ': 'JWT'})}.{_segment(claims)}"
-    # A key nobody keeps: the token cannot be verified by anyone, so it cannot be mistaken for a real one.
-    signature = hmac.digest(secrets.token_bytes(32), unsigned.encode(), hashlib.sha256)
-    return f"{unsigned}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
-
-
-def _segment(claims: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
