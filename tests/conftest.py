@@ -1,7 +1,9 @@
 """What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
 
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from typing import Any
 
 import httpx
@@ -42,8 +44,26 @@ def canary_log() -> Iterator[CanaryLog]:
     log.close()
 
 
+UNLIMITED = """
+[limits.user]
+passes_per_minute = "off"
+passes_per_day = "off"
+open_conversations = "off"
+minutes_per_day = "off"
+minutes_per_month = "off"
+"""
+
+
+@cache
+def policy_file(text: str) -> str:
+    """The path of a policy file with this text."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
+        file.write(text)
+    return file.name
+
+
 def settings_with(**overrides: object) -> Settings:
-    """Settings of a working service, whatever the environment says."""
+    """Settings of a working service, whatever the environment says; without limits, for most tests are one user."""
     values: dict[str, Any] = {
         "elevenlabs_api_key": SecretStr(API_KEY),
         "elevenlabs_agent_id": AGENT_ID,
@@ -51,6 +71,7 @@ def settings_with(**overrides: object) -> Settings:
         "voicepass_jwt_issuer": TOKEN_ISSUER,
         "voicepass_jwt_audience": AUDIENCE,
         "voicepass_database_url": "sqlite://",
+        "voicepass_policy_file": policy_file(UNLIMITED),
         "voicepass_log_level": "debug",
     }
     return DemoSettings(**(values | overrides))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -139,6 +140,20 @@ def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None
     assert "--fault" in refused.stderr
 
 
+COMMANDS = [
+    "serve",
+    "demo",
+    "emulator",
+    "token",
+    "usage",
+    "conversations",
+    "export",
+    "block",
+    "unblock",
+    "blocks",
+    "policy",
+]
+
 POLICY = """
 [agents.default]
 id = "agent_1"
@@ -175,7 +190,10 @@ def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
 
     assert (ended.returncode, ended.stdout) == (1, "")
     lines = ended.stderr.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["agents.default.alow", "agents.seller.alow"]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["policy.toml", "agents.default.alow"],
+        ["policy.toml", "agents.seller.alow"],
+    ]
     assert all("allowed here: id, allow, variables, base_url, api_key_env" in line for line in lines)
 
 
@@ -210,7 +228,43 @@ def test_policy_explain_says_which_check_or_rule_decided(
     assert token not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        (
+            {"VOICEPASS_DATABASE_URL": "sqlite:////nowhere/x.db"},
+            [],
+            "VOICEPASS_DATABASE_URL cannot be used: /nowhere/x.db",
+        ),
+        ({"VOICEPASS_DATABASE_URL": "sqlite://"}, ["--workers", "2"], "VOICEPASS_DATABASE_URL is in memory"),
+        ({"VOICEPASS_DATABASE_URL": "sqlite://"}, ["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port 8000"),
+    ],
+)
+def test_serve_says_in_a_line_why_it_cannot(
+    tmp_path: Path, changes: dict[str, str], arguments: list[str], said: str
+) -> None:
+    ended = run("serve", *arguments, cwd=tmp_path, environment=ENVIRONMENT | changes)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(said)
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_a_line_too(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        ended = run("demo", "--port", str(port), cwd=tmp_path)
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"cannot listen on 127.0.0.1 port {port} (Address already in use): choose another with --port"
+    ]
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = run("--help", cwd=tmp_path, environment=CLEAN | {"COLUMNS": "100"}).stdout
 
-    assert re.findall(r"^│ (\w+) ", shown, re.MULTILINE) == ["serve", "demo", "emulator", "token", "policy"]
+    assert re.findall(r"^│ (\w+) ", shown, re.MULTILINE) == COMMANDS

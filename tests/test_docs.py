@@ -49,6 +49,8 @@ def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
             "ELEVENLABS_API_KEY": API_KEY,
             "ELEVENLABS_AGENT_ID": "agent_1",
             "VOICEPASS_JWT_SECRET": JWT_SECRET,
+            "VOICEPASS_JWT_ISSUER": "https://login.example",
+            "VOICEPASS_JWT_AUDIENCE": "voicepass",
         }
         filled_in = (checkout / ".env").read_text()
         for name, value in values.items():

@@ -214,8 +214,8 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
         (401, legacy("quota_exceeded"), "elevenlabs_quota_exhausted", "used up"),
         (402, current("insufficient_credits"), "elevenlabs_quota_exhausted", "used up"),
         (402, {"detail": "pay"}, "elevenlabs_quota_exhausted", "used up"),
-        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "ELEVENLABS_AGENT_ID"),
-        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "ELEVENLABS_AGENT_ID"),
+        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "check its id"),
+        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "check its id"),
         (400, {"detail": "Invalid agent ID"}, "elevenlabs_agent_unknown", "Invalid agent ID"),
         (
             422,

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
+from voicepass import errors
 from voicepass.model import Agent, Attempt, Transport, User
 from voicepass.observe import AttemptLog, AttemptMetrics, LogFormat, configure_logging
 
@@ -59,26 +60,33 @@ def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_forma
 
 
 @pytest.mark.parametrize(
-    ("outcome", "level"),
+    ("refusal", "level"),
     [
-        ("token_expired", "info"),
-        ("agent_not_allowed", "info"),
-        ("cancelled", "info"),
-        ("elevenlabs_key_rejected", "error"),
-        ("ledger_unavailable", "error"),
-        ("internal_error", "error"),
+        (errors.TokenExpired, "info"),
+        (errors.AgentNotAllowed, "info"),
+        (errors.RateLimited, "info"),
+        (errors.KeysUnavailable, "error"),
+        (errors.KeyRejected, "error"),
+        (errors.LedgerUnavailable, "error"),
+        (errors.InternalError, "error"),
     ],
 )
 def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_mend(
-    capsys: pytest.CaptureFixture[str], outcome: str, level: str
+    capsys: pytest.CaptureFixture[str], refusal: type[errors.Refusal], level: str
 ) -> None:
     configure_logging(log_format="json", level="info")
 
-    AttemptLog()(attempt(outcome=outcome, operator_note="give the key convai_write", cause=ValueError(signed_url())))
+    failed = attempt(
+        outcome=refusal.code,
+        is_operators_fault=refusal.is_operators_fault,
+        operator_note="give the key convai_write",
+        cause=ValueError(signed_url()),
+    )
+    AttemptLog()(failed)
 
     written = capsys.readouterr().err
     event = json.loads(written)
-    assert (event["event"], event["code"], event["level"]) == ("pass.refused", outcome, level)
+    assert (event["event"], event["code"], event["level"]) == ("pass.refused", refusal.code, level)
     assert (event["note"], event["cause"]) == ("give the key convai_write", "ValueError")
     assert secrets_in(written) == []
 

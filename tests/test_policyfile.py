@@ -71,8 +71,8 @@ OF_AN_ISSUER = (
 WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
 SCALARS = "must be text, a number, true or false, or a list of these"
 DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
-BARE_ID = "must be the bare agent id, such as agent_…, without '&' or '='"
-BASE_URL = "must be https://, or http:// to a loopback address, without query or user"
+BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
+BASE_URL = "must be https://, or http:// to a loopback address, without path, query or user"
 ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
@@ -85,8 +85,8 @@ RESERVED = "agents.sales.variables: may not define system__ or secret__ variable
 OWN = "agents.sales.variables: may not define user_id or user_name: the user's id and name claims do"
 
 MISTAKES: dict[str, tuple[str, str]] = {
-    "an unknown table": ("[agent.sales]", "agent: there is no such key; allowed here: agents, issuers"),
-    "a table misspelt": ("[[issuer]]", "issuer: there is no such key; allowed here: agents, issuers"),
+    "an unknown table": ("[agent.sales]", "agent: there is no such key; allowed here: agents, issuers, limits"),
+    "a table misspelt": ("[[issuer]]", "issuer: there is no such key; allowed here: agents, issuers, limits"),
     "agents that are no table": (f'agents = "{CANARY}"', "agents: must be a table"),
     "agents as a list": ("[[agents]]", "agents: must be a table"),
     "an agent that is no table": (f'agents.sales = "{CANARY}"', f"{SALES}: must be a table"),

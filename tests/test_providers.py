@@ -24,7 +24,7 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import DISCOVERY_PATH, PublishedKeys
 from voicepass.model import User
 from voicepass.policy import Rule
-from voicepass.policyfile import read_policy_file
+from voicepass.policyfile import UserLimitsEntry, read_policy_file
 
 pytestmark = pytest.mark.anyio
 
@@ -247,5 +247,7 @@ def test_the_example_of_the_policy_document_is_a_good_file(tmp_path: Path) -> No
         "users whose role is seller or admin and app_metadata.plan is pro",
         "users whose scope is voice:talk",
     ]
-    for key in (*policy_file.agents["seller"].__class__.model_fields, *policy_file.issuers[0].__class__.model_fields):
+    assert policy_file.limits.user == UserLimitsEntry(), "the document shows the defaults"
+    models = (policy_file.agents["seller"], policy_file.issuers[0], policy_file.limits.user)
+    for key in (key for model in models for key in model.__class__.model_fields):
         assert f"`{key}`" in document

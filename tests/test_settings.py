@@ -49,6 +49,7 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     "a conversation for an agent": ({"ELEVENLABS_AGENT_ID": "conv_1"}, "ELEVENLABS_AGENT_ID"),
     "a plain base URL": ({"ELEVENLABS_BASE_URL": "http://api.elevenlabs.io"}, "ELEVENLABS_BASE_URL"),
     "a base URL with a user": ({"ELEVENLABS_BASE_URL": "https://u:p@api.elevenlabs.io"}, "ELEVENLABS_BASE_URL"),
+    "a base URL with a path": ({"ELEVENLABS_BASE_URL": "https://api.elevenlabs.io/v1"}, "ELEVENLABS_BASE_URL"),
     "a base URL with a query": ({"ELEVENLABS_BASE_URL": "https://api.elevenlabs.io?x=1"}, "ELEVENLABS_BASE_URL"),
     "no key to verify tokens with": ({"VOICEPASS_JWT_SECRET": WITHOUT}, "VOICEPASS_JWT_SECRET"),
     "a short secret": ({"VOICEPASS_JWT_SECRET": "canary-value"}, "VOICEPASS_JWT_SECRET"),
@@ -84,6 +85,11 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "no issuer": ({"VOICEPASS_JWT_ISSUER": WITHOUT}, "VOICEPASS_JWT_ISSUER"),
     "no audience": ({"VOICEPASS_JWT_AUDIENCE": WITHOUT}, "VOICEPASS_JWT_AUDIENCE"),
+    "a short webhook secret": ({"ELEVENLABS_WEBHOOK_SECRET": "canary-value"}, "ELEVENLABS_WEBHOOK_SECRET"),
+    "a webhook secret with a space": ({"ELEVENLABS_WEBHOOK_SECRET": f"{SECRET} x"}, "ELEVENLABS_WEBHOOK_SECRET"),
+    "a comma for a webhook secret": ({"ELEVENLABS_WEBHOOK_SECRET": ","}, "ELEVENLABS_WEBHOOK_SECRET"),
+    "three webhook secrets": ({"ELEVENLABS_WEBHOOK_SECRET": ",".join([SECRET] * 3)}, "ELEVENLABS_WEBHOOK_SECRET"),
+    "a negative wait between rounds": ({"VOICEPASS_RECONCILE_SECONDS": "-1"}, "VOICEPASS_RECONCILE_SECONDS"),
     "a negative leeway": ({"VOICEPASS_JWT_LEEWAY_SECONDS": "-1"}, "VOICEPASS_JWT_LEEWAY_SECONDS"),
     "a system variable": ({"VOICEPASS_VARIABLES": "system__time=iat"}, "VOICEPASS_VARIABLES"),
     "a secret variable": ({"VOICEPASS_VARIABLES": "secret__key=key"}, "VOICEPASS_VARIABLES"),
@@ -227,20 +233,29 @@ def test_the_example_file_lists_every_variable_with_its_default() -> None:
         default = field.default
         shown = "" if default is None or default in ({}, []) else str(default)
         expected[name.upper()] = {"True": "true", "False": "false"}.get(shown, shown)
-    filled_in = {"VOICEPASS_JWT_ISSUER", "VOICEPASS_JWT_AUDIENCE"}
-    assert list(written) == list(expected)
-    assert {n: v for n, v in written.items() if n not in filled_in} == {
-        n: v for n, v in expected.items() if n not in filled_in
-    }
+    assert list(written.items()) == list(expected.items())
     for name, field in Settings.model_fields.items():
         assert field.description
         assert field.description in text, name
 
 
-def test_the_example_file_needs_only_what_is_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["VOICEPASS_ALLOWED_ORIGIN", "VOICEPASS_JWT_SECRTE", "VOICEPASS_X", "voicepass_doc"])
+def test_a_variable_that_means_nothing_does_not_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    given(monkeypatch, {name: "canary-value"})
+
+    with pytest.raises(SettingsRefusedError) as refused:
+        load_settings()
+
+    assert str(refused.value).startswith(f"{name.upper()} is no setting; did you mean ")
+    assert "canary-value" not in str(refused.value)
+
+
+def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     monkeypatch.setenv("ELEVENLABS_API_KEY", "sk_1")
     monkeypatch.setenv("ELEVENLABS_AGENT_ID", "agent_1")
     monkeypatch.setenv("VOICEPASS_JWT_SECRET", SECRET)
+    monkeypatch.setenv("VOICEPASS_JWT_ISSUER", "https://login.example")
+    monkeypatch.setenv("VOICEPASS_JWT_AUDIENCE", "voicepass")
 
     assert settings_to_serve().elevenlabs_base_url == "https://api.elevenlabs.io"

@@ -12,13 +12,16 @@ The map, in reading order:
     jwks         the keys that an issuer publishes: fetched, cached, rotated, outlived
     elevenlabs   everything we know of ElevenLabs' HTTP
     ledger       the only state: which conversation was issued to whom
-    observe      one attempt becomes a log line and metrics; how logging is set up
+    settlement   what a conversation really used: the signed webhook, and the reconciler behind it
+    observe      an attempt or a settlement becomes a log line and metrics; how logging is set up
     settings     every environment variable, typed
     policyfile   the policy file: agents, rules, variables, issuers
+    checks       what a configured value must look like, wherever it is written
     configuration  both of them become what the service is built from, or a named contradiction
     addresses    which URLs and proxies may be trusted
     app          the composition root
     server       how uvicorn is run, and the limits that ASGI cannot see
+    reports      the command line over the ledger: usage, conversations, export, the off switch
     cli          serve, demo, emulator, token, policy
     api          HTTP in, HTTP out: routes, schemas, problems, middleware
     emulator     a pretend ElevenLabs; imports nothing of ours

@@ -10,16 +10,16 @@ from prometheus_client import CollectorRegistry
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
 from voicepass.api.problems import word_problems
-from voicepass.api.routes import backend_routes, operation_routes, pass_routes
-from voicepass.configuration import Configuration, configure
+from voicepass.api.routes import backend_routes, operation_routes, pass_routes, webhook_routes
+from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.elevenlabs import ElevenLabs, http_client
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
-from voicepass.ledger.sqlite import open_sqlite
-from voicepass.observe import AttemptLog, AttemptMetrics, configure_logging
+from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics, configure_logging
 from voicepass.passes import Passes
 from voicepass.settings import Settings, load_settings
+from voicepass.settlement import Reconciler, Settlements, Webhook
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*pass_routes.routes, *backend_routes.routes, *operation_routes.routes],
+        routes=[*pass_routes.routes, *backend_routes.routes, *webhook_routes.routes, *operation_routes.routes],
         lifespan=_lifespan(settings, configuration),
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
@@ -54,7 +54,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(open_sqlite(settings.sqlite_path))
+            ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
             client = await stack.enter_async_context(http_client(deadline_seconds=settings.voicepass_deadline_seconds))
             provider = ElevenLabs(
                 client=client,
@@ -72,16 +72,31 @@ def _lifespan(
             app.state.service_tokens = ServiceTokens(
                 [token.get_secret_value() for token in settings.voicepass_service_tokens]
             )
+            app.state.policy = configuration.policy
+            app.state.authenticator = JwtAuthenticator(
+                trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
+            )
             app.state.passes = Passes(
-                authenticator=JwtAuthenticator(
-                    trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
-                ),
+                authenticator=app.state.authenticator,
                 policy=configuration.policy,
                 provider=provider,
                 ledger=ledger,
                 observers=[AttemptLog(), AttemptMetrics(registry=registry)],
-                clock=time.time,
             )
+            settlements = Settlements(ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)])
+            app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
+            if settings.voicepass_reconcile_seconds:
+                agents = [rules.agent for rules in configuration.policy.agents.values()]
+                reconciler = Reconciler(
+                    ledger=ledger,
+                    provider=provider,
+                    settlements=settlements,
+                    base_urls={agent.agent_id: agent.base_url for agent in agents},
+                    every_seconds=settings.voicepass_reconcile_seconds,
+                    keep_seconds=settings.voicepass_retention_days * 24 * 60 * 60,
+                    clock=time.time,
+                )
+                await stack.enter_async_context(reconciler.running())
             yield
 
     return lifespan

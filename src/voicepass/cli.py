@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from typing import Annotated, Any, Never
 import typer
 from jose import jwt
 
-from voicepass.configuration import Configuration, configure
-from voicepass.errors import Refusal
+from voicepass import reports
+from voicepass.configuration import Configuration, configure, is_in_memory, open_ledger
+from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.identity import JwtAuthenticator
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.model import DEFAULT_ALIAS
@@ -23,6 +25,7 @@ from voicepass.server import run
 from voicepass.settings import Settings, SettingsRefusedError, load_settings
 
 LOOPBACK = "127.0.0.1"
+DEFAULT_EMULATOR_KEY = "sk_emulator"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +46,10 @@ def serve(
     """Run the service. It does not start open: what is missing is named, a line each."""
     settings = _settings()
     _configuration(settings)
+    if workers > 1 and is_in_memory(settings):
+        _fail(["VOICEPASS_DATABASE_URL is in memory, and each worker would have its own: name a file or PostgreSQL"])
+    _check_ledger(settings)
+    _check_port(host, port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     run(
         "voicepass.app:create_app",
@@ -63,6 +70,7 @@ def demo(port: Port = 8000) -> None:
     base_url = f"http://{LOOPBACK}:{port}"
     typer.echo(f"voicepass demo: open {base_url} in a browser, sign in with any name, start a conversation.")
     typer.echo("Nothing leaves this machine. Ctrl-C ends it.")
+    _check_port(LOOPBACK, port)
     run(create_demo(base_url), host=LOOPBACK, port=port, drain_seconds=1)
 
 
@@ -70,7 +78,7 @@ def demo(port: Port = 8000) -> None:
 def emulator(
     port: Port = 9000,
     agent: Annotated[list[str] | None, typer.Option(help="An agent id that exists; repeatable.")] = None,
-    key: Annotated[str, typer.Option(help="The API key that is accepted.")] = "sk_emulator",
+    key: Annotated[str, typer.Option(help="The API key that is accepted.")] = DEFAULT_EMULATOR_KEY,
     open_agents: Annotated[bool, typer.Option("--open", help="Let conversations in without a signature.")] = False,  # noqa: FBT002
     fault: Annotated[
         list[str] | None,
@@ -85,7 +93,8 @@ def emulator(
     try:
         faults = [Fault.model_validate_json(text) for text in fault or ()]
     except ValidationError as error:
-        raise typer.BadParameter(str(error), param_hint="--fault") from None
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter(mistakes, param_hint="--fault") from None
     agents = agent or ["agent_demo"]
     pretend = Emulator(
         agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
@@ -94,6 +103,9 @@ def emulator(
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"A pretend ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")
+    if key == DEFAULT_EMULATOR_KEY:
+        typer.echo(f"It takes the API key {key}.")
+    _check_port(LOOPBACK, port)
     run(create_emulator(pretend), host=LOOPBACK, port=port, drain_seconds=1)
 
 
@@ -135,6 +147,7 @@ def token(
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
 app.add_typer(policy, name="policy")
+reports.register(app)
 
 
 @policy.command("check")
@@ -148,7 +161,7 @@ def policy_check(
     try:
         policy_file = read_policy_file(path)
     except PolicyFileError as error:
-        _fail(error.problems)
+        _fail([f"{path}: {problem}" for problem in error.problems])
     for issuer in policy_file.issuers:
         addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(issuer.required_claims)}"
         typer.echo(f"believes {issuer.algorithm} tokens of {issuer.issuer} {addressee}")
@@ -207,6 +220,29 @@ def _configuration(settings: Settings | None = None) -> Configuration:
         return configure(settings or load_settings())
     except SettingsRefusedError as error:
         _fail(error.problems)
+
+
+def _check_ledger(settings: Settings) -> None:
+    """Open the ledger once, its schema up to date, before any worker does."""
+
+    async def open_once() -> None:
+        async with open_ledger(settings, clock=time.time) as ledger:
+            await ledger.check()
+
+    try:
+        asyncio.run(open_once())
+    except LedgerUnavailable as error:
+        _fail([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"])
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            _fail([f"cannot listen on {host} port {port} ({error.strerror}): choose another with --port"])
 
 
 def _fail(problems: Sequence[str]) -> Never:

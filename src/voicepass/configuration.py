@@ -2,22 +2,19 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from voicepass.checks import is_header_value
 from voicepass.elevenlabs import Workspace
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.jwks import PublishedKeys
 from voicepass.keys import HMAC_ALGORITHMS, KeyUnusableError, key_from_pem, key_from_secret
-from voicepass.model import DEFAULT_ALIAS, Agent
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import DEFAULT_ALIAS, Agent, Clock
 from voicepass.policy import AgentRules, Policy, Rule, Variable
-from voicepass.policyfile import (
-    AgentEntry,
-    IssuerEntry,
-    PolicyFile,
-    PolicyFileError,
-    is_header_value,
-    read_policy_file,
-)
+from voicepass.policyfile import AgentEntry, IssuerEntry, PolicyFile, PolicyFileError, read_policy_file
 from voicepass.settings import Settings, SettingsRefusedError, secret_named
 
 EVERY_USER = Rule({})
@@ -46,37 +43,18 @@ def configure(settings: Settings) -> Configuration:
     rules = _rules(settings, policy_file, problems)
     if problems:
         raise SettingsRefusedError(problems)
-    return Configuration(trusted=trusted, policy=Policy(rules), workspaces=workspaces)
+    limits = policy_file.limits
+    policy = Policy(rules, limits.limits(), limits.conversation_minutes * 60)
+    return Configuration(trusted=trusted, policy=policy, workspaces=workspaces)
 
 
 def _trusted(settings: Settings, policy_file: PolicyFile, problems: list[str]) -> list[TrustedIssuer]:
-    trusted: list[TrustedIssuer] = []
-    here = (
-        settings.voicepass_jwt_issuer,
-        settings.voicepass_jwt_secret,
-        settings.voicepass_jwt_public_key,
-        settings.voicepass_jwks_url,
-    )
-    if not policy_file.issuers or any(value is not None for value in here):
-        problems += settings.issuer_problems()
-        if not problems and settings.voicepass_jwt_issuer is not None:
-            trusted.append(
-                TrustedIssuer(
-                    token_issuer=settings.voicepass_jwt_issuer,
-                    algorithm=settings.voicepass_jwt_algorithm,
-                    keys=_key_source_here(settings, settings.voicepass_jwt_issuer),
-                    audience=settings.voicepass_jwt_audience,
-                    leeway_seconds=settings.voicepass_jwt_leeway_seconds,
-                    user_id_claim=settings.voicepass_user_id_claim,
-                    user_name_claim=settings.voicepass_user_name_claim,
-                )
-            )
+    trusted = [] if policy_file.issuers and settings.voicepass_jwt_issuer is None else _issuer_here(settings, problems)
     for number, entry in enumerate(policy_file.issuers):
-        keys = _key_source(entry, f"VOICEPASS_POLICY_FILE issuers.{number}", problems)
+        where = f"VOICEPASS_POLICY_FILE issuers.{number}"
+        keys = _key_source(entry, where, problems)
         if any(other.token_issuer == entry.issuer for other in trusted):
-            problems.append(
-                f"VOICEPASS_POLICY_FILE issuers.{number}: this issuer is there twice; each has one algorithm"
-            )
+            problems.append(f"{where}: this issuer is there twice; each has one algorithm")
         if keys is not None:
             trusted.append(
                 TrustedIssuer(
@@ -93,13 +71,26 @@ def _trusted(settings: Settings, policy_file: PolicyFile, problems: list[str]) -
     return trusted
 
 
-def _key_source_here(settings: Settings, token_issuer: str) -> KeySource:
-    if settings.voicepass_jwks_url is not None:
-        return _published(settings.voicepass_jwks_url, token_issuer, settings.voicepass_jwt_algorithm)
-    key = settings.fixed_key()
-    if key is None:
-        raise RuntimeError("issuer_problems() lets no such settings through")
-    return FixedKey(key)
+def _issuer_here(settings: Settings, problems: list[str]) -> list[TrustedIssuer]:
+    """Return the issuer of VOICEPASS_JWT_*, or name what it lacks."""
+    token_issuer, url = settings.voicepass_jwt_issuer, settings.voicepass_jwks_url
+    lacking = settings.issuer_problems()
+    key = None if lacking else settings.fixed_key()
+    if lacking or token_issuer is None or (key is None and url is None):
+        problems += lacking
+        return []
+    algorithm = settings.voicepass_jwt_algorithm
+    return [
+        TrustedIssuer(
+            token_issuer=token_issuer,
+            algorithm=algorithm,
+            keys=FixedKey(key) if key is not None else _published(url or "", token_issuer, algorithm),
+            audience=settings.voicepass_jwt_audience,
+            leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+            user_id_claim=settings.voicepass_user_id_claim,
+            user_name_claim=settings.voicepass_user_name_claim,
+        )
+    ]
 
 
 def _key_source(entry: IssuerEntry, where: str, problems: list[str]) -> KeySource | None:
@@ -171,3 +162,18 @@ def _rules_of(alias: str, entry: AgentEntry, settings: Settings) -> AgentRules:
         allow=entry.rules,
         variables={name: variable.variable() for name, variable in entry.variables.items()},
     )
+
+
+def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
+    """Open the ledger that VOICEPASS_DATABASE_URL names."""
+    url = settings.voicepass_database_url
+    if url.startswith("sqlite:"):
+        return open_sqlite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:", clock=clock)
+    from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
+
+    return open_postgres(url)
+
+
+def is_in_memory(settings: Settings) -> bool:
+    """Whether the ledger is this process' own, and gone with it."""
+    return settings.voicepass_database_url == "sqlite://"

@@ -15,6 +15,8 @@ from voicepass.model import Credentials
 
 MAX_TOKEN_CHARACTERS: Final = 8192
 
+_FOR_BACKENDS: Final = "This route is for backends: send one of the service's VOICEPASS_SERVICE_TOKENS as bearer token."
+
 
 @dataclass(frozen=True, slots=True)
 class SessionCookie:
@@ -73,12 +75,14 @@ class ServiceTokens:
 
     def check(self, credentials: Credentials) -> None:
         """Raise TokenMissing or TokenInvalid unless the request carries one of the tokens."""
+        if not self._hashes:
+            raise TokenInvalid(_FOR_BACKENDS, operator_note="VOICEPASS_SERVICE_TOKENS is not set")
         token = bearer_token(credentials)
         if token is None:
-            raise TokenMissing
+            raise TokenMissing(_FOR_BACKENDS)
         offered = _sha256(token)
         if not any(hmac.compare_digest(known, offered) for known in self._hashes):
-            raise TokenInvalid(operator_note="token refused: it is no service token")
+            raise TokenInvalid(_FOR_BACKENDS, operator_note="it is none of VOICEPASS_SERVICE_TOKENS")
 
 
 def _sha256(token: str) -> bytes:

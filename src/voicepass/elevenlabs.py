@@ -1,7 +1,8 @@
 """Everything voicepass knows of ElevenLabs' HTTP: how a credential is asked for, checked, and refused.
 
 Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the official
-SDKs' source, and error bodies that users published. Paths, field names and error codes stand in this file alone.
+SDKs' source, and error bodies that users published. Paths, field names and error codes stand in this file alone, but
+for the account of a conversation, which its webhook carries too (`settlement`).
 """
 
 import asyncio
@@ -11,8 +12,8 @@ import re
 from collections.abc import Coroutine, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 import httpx
 import structlog
@@ -21,6 +22,7 @@ from voicepass.errors import (
     AgentUnknown,
     BadAnswer,
     Busy,
+    ConversationUnknown,
     ElevenLabsRefusal,
     KeyRejected,
     QuotaExhausted,
@@ -33,12 +35,14 @@ SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
+MAX_ACCOUNT_BYTES: Final = 4 * 1024 * 1024  # it holds the whole transcript
 VENDOR_DOMAIN: Final = "elevenlabs.io"
 
 _PATHS: Final = {
     Transport.WEBSOCKET: "/v1/convai/conversation/get-signed-url",
     Transport.WEBRTC: "/v1/convai/conversation/token",
 }
+_ACCOUNT_PATH: Final = "/v1/convai/conversations/"
 _CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as the official JavaScript SDK reads it
 _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
@@ -46,24 +50,26 @@ _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _MAX_RETRY_AFTER_SECONDS: Final = 3600
 _QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
 
+_Answered = TypeVar("_Answered")
 _Meaning = tuple[type[ElevenLabsRefusal], str]
 _KEY: _Meaning = (
     KeyRejected,
-    "ELEVENLABS_API_KEY was not accepted: mistyped, revoked, or of another region than ELEVENLABS_BASE_URL",
+    "the API key was not accepted: mistyped, revoked, or of another region than the base URL",
 )
 _PERMISSION: _Meaning = (
     KeyRejected,
-    "ELEVENLABS_API_KEY is valid but lacks the permission convai_write: give the key 'ElevenAgents: Write'",
+    "ELEVENLABS_API_KEY is valid but lacks the permission {permission}: give the key '{in_dashboard}'",
 )
+_IN_DASHBOARD: Final = {"convai_write": "ElevenAgents: Write", "convai_read": "ElevenAgents: Read"}
 _BLOCKED: _Meaning = (KeyRejected, "ElevenLabs blocks this account or network as unusual; a paid plan lifts that")
 _AGENT: _Meaning = (
     AgentUnknown,
-    "ElevenLabs knows no such agent in this workspace and region: check ELEVENLABS_AGENT_ID (agent_…)",
+    "ElevenLabs knows no such agent there: check its id (ELEVENLABS_AGENT_ID or policy file) and the base URL",
 )
 _QUOTA: _Meaning = (QuotaExhausted, "the workspace's quota at ElevenLabs is used up: raise it or wait for its reset")
 _AT_LIMIT: _Meaning = (Busy, "ElevenLabs is at a limit; if it stays, raise the plan's concurrency")
 _OUT_OF_ORDER: _Meaning = (Unavailable, "ElevenLabs is out of order; see its status page")
-_UNEXPECTED: _Meaning = (BadAnswer, "ElevenLabs answered unexpectedly; is ELEVENLABS_BASE_URL right?")
+_UNEXPECTED: _Meaning = (BadAnswer, "ElevenLabs answered unexpectedly; is the base URL right?")
 
 _BY_CODE: Final[dict[str, _Meaning]] = {
     "missing_permissions": _PERMISSION,
@@ -141,7 +147,7 @@ class ElevenLabs:
         self._workspaces = {workspace.base_url: workspace for workspace in workspaces}
         self._deadline_seconds = deadline_seconds
         self._clock = clock
-        self._calls: set[asyncio.Task[Credential]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def credential(self, agent: Agent, transport: Transport) -> Credential:
         """Return a fresh credential for one conversation with `agent`.
@@ -151,13 +157,20 @@ class ElevenLabs:
         """
         return await self._within_deadline(self._ask(agent, transport, self._workspaces[agent.base_url]))
 
+    async def conversation(self, agent_base_url: str, conversation_id: str) -> dict[str, object]:
+        """Return ElevenLabs' own account of a conversation; the key needs the permission convai_read.
+
+        Raises ConversationUnknown for one that was never opened, or an ElevenLabsRefusal, within the deadline.
+        """
+        return await self._within_deadline(self._account(self._workspaces[agent_base_url], conversation_id))
+
     async def aclose(self) -> None:
         """Give up the calls that outlived their deadline."""
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
 
-    async def _within_deadline(self, call: Coroutine[Any, Any, Credential]) -> Credential:
+    async def _within_deadline(self, call: Coroutine[Any, Any, _Answered]) -> _Answered:
         # In a task of its own, never cancelled on time-out: cancelling httpx amid a call can lose the connection's
         # place in the pool for good (httpcore issue 1093). It ends by its own timeouts; nobody waits for it.
         task = asyncio.create_task(call)
@@ -168,46 +181,67 @@ class ElevenLabs:
             raise Timeout(operator_note=f"no complete answer within {self._deadline_seconds:g} s")
         return task.result()
 
-    def _forget(self, task: asyncio.Task[Credential]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._calls.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
     async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
         asked_at = self._clock()
-        body = await self._answer(agent, transport, workspace)
-        answer = _json_object(body)
+        query = {"agent_id": agent.agent_id}
+        if transport is Transport.WEBSOCKET:
+            query["include_conversation_id"] = "true"
+        answer = _json_object(await self._answer(workspace, _PATHS[transport], query))
         if transport is Transport.WEBRTC:
             return _conversation_token(answer)
         return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
-    async def _answer(self, agent: Agent, transport: Transport, workspace: Workspace) -> bytes:
+    async def _account(self, workspace: Workspace, conversation_id: str) -> dict[str, object]:
+        path = _ACCOUNT_PATH + quote(conversation_id, safe="")
+        try:
+            body = await self._answer(workspace, path, {}, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+        except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
+            raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
+        return _json_object(body)
+
+    async def _answer(
+        self,
+        workspace: Workspace,
+        path: str,
+        query: dict[str, str],
+        *,
+        permission: str = "convai_write",
+        most_bytes: int = MAX_ANSWER_BYTES,
+    ) -> bytes:
         """Return the body of a good answer, by the key accepted last or else by the other."""
-        query = {"agent_id": agent.agent_id}
-        if transport is Transport.WEBSOCKET:
-            query["include_conversation_id"] = "true"
         rejected: KeyRejected | None = None
         for position in workspace.positions():
-            url = workspace.base_url + _PATHS[transport]
+            url = workspace.base_url + path
             try:
-                status, headers, body = await self._get(url, query, workspace.keys[position])
+                status, headers, body = await self._get(url, query, workspace.keys[position], most_bytes=most_bytes)
             except httpx.TimeoutException as error:
                 raise Timeout(operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}") from error
             except httpx.TransportError as error:
                 raise Unavailable(
                     operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}; "
-                    "check ELEVENLABS_BASE_URL, DNS and the way out of this network"
+                    "check the base URL, DNS and the way out of this network"
                 ) from error
             if status == httpx.codes.OK:
-                workspace.prefer(position)
+                if permission == "convai_write":  # a key that may only read must not be tried first for passes
+                    workspace.prefer(position)
                 return body
-            refusal = refusal_for(status, body, retry_after=headers.get("retry-after"), now=self._clock())
+            if permission == "convai_read" and status == httpx.codes.NOT_FOUND and _vendor_error(body)[0]:
+                raise ConversationUnknown(operator_note="ElevenLabs knows no such conversation")
+            retry_after = headers.get("retry-after")
+            refusal = refusal_for(status, body, retry_after=retry_after, now=self._clock(), permission=permission)
             if not isinstance(refusal, KeyRejected):
                 raise refusal
             rejected = rejected or refusal
         raise rejected or KeyRejected(operator_note="no API key is configured")
 
-    async def _get(self, url: str, query: dict[str, str], api_key: str) -> tuple[int, httpx.Headers, bytes]:
+    async def _get(
+        self, url: str, query: dict[str, str], api_key: str, *, most_bytes: int
+    ) -> tuple[int, httpx.Headers, bytes]:
         give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
         request = self._client.build_request("GET", url, params=query, headers={"xi-api-key": api_key})
         response = await self._client.send(request, stream=True)
@@ -217,8 +251,8 @@ class ElevenLabs:
             body = bytearray()
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise BadAnswer(operator_note=f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                if len(body) > most_bytes:
+                    raise BadAnswer(operator_note=f"the answer is longer than {most_bytes} bytes")
                 if asyncio.get_running_loop().time() > give_up_at:
                     raise Timeout(operator_note="the answer trickled in more slowly than the deadline allows")
         finally:
@@ -305,14 +339,18 @@ def _json_object(body: bytes) -> dict[str, object]:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(operator_note="the answer is not JSON; is ELEVENLABS_BASE_URL right?") from error
+        raise BadAnswer(operator_note="the answer is not JSON; is the base URL right?") from error
     if not isinstance(answer, dict):
         raise BadAnswer(operator_note="the answer is not a JSON object")
     return answer
 
 
-def refusal_for(status: int, body: bytes, *, retry_after: str | None, now: float) -> ElevenLabsRefusal:
+def refusal_for(
+    status: int, body: bytes, *, retry_after: str | None, now: float, permission: str = "convai_write"
+) -> ElevenLabsRefusal:
     """Turn an error answer into the refusal it means, with a note that tells the operator what to do.
+
+    `permission` is the one that the call needs.
 
     The vendor's own code decides before the HTTP status: a key without the permission is 401 in the field and 403 in
     the documentation, and so is an exhausted quota 401 or 402. Both error envelopes are understood.
@@ -320,6 +358,7 @@ def refusal_for(status: int, body: bytes, *, retry_after: str | None, now: float
     code, message = _vendor_error(body)
     refusal, note = _BY_CODE.get(code) or _BY_STATUS.get(status) or (_OUT_OF_ORDER if status >= 500 else _UNEXPECTED)  # noqa: PLR2004
     wait = _retry_after_seconds(retry_after, now=now) if refusal in {Busy, Unavailable} else None
+    note = note.format(permission=permission, in_dashboard=_IN_DASHBOARD[permission])
     said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
     return refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait)
 

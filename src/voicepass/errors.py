@@ -2,10 +2,12 @@
 
     Refusal
     ├── the caller must act ──  Malformed 400 · CredentialsConflict 400
-    │                           TokenMissing 401 · TokenInvalid 401 · TokenExpired 401
-    │                           OriginNotAllowed 403 · AgentNotAllowed 403 · ConversationUnknown 404 · NotFound 404
-    │                           MethodNotAllowed 405 · BodyTooLarge 413 · UnsupportedMediaType 415 · RequestInvalid 422
-    │                           HeadersTooLarge 431
+    │   │                       TokenMissing 401 · TokenInvalid 401 · TokenExpired 401 · SignatureInvalid 401
+    │   │                       OriginNotAllowed 403 · AgentNotAllowed 403 · UserBlocked 403
+    │   │                       ConversationUnknown 404 · NotFound 404 · MethodNotAllowed 405
+    │   │                       BodyTooLarge 413 · UnsupportedMediaType 415 · RequestInvalid 422
+    │   │                       HeadersTooLarge 431
+    │   └── LimitReached ─────  RateLimited 429 · QuotaExceeded 429 · TooManyConversations 429
     ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
@@ -14,6 +16,8 @@
 wrong and what whoever runs the service should do about it. The technical cause is chained with `raise ... from`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -28,6 +32,9 @@ class Refusal(Exception):
     title: ClassVar[str]
     detail: str
     retry_after_seconds: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    is_operators_fault: ClassVar[bool] = False
+    """Whether it stays until whoever runs the service does something: the log says so as an error."""
 
     def __init__(
         self, detail: str | None = None, *, operator_note: str = "", retry_after_seconds: int | None = None
@@ -62,6 +69,14 @@ class TokenExpired(Refusal):
     detail = "The token has expired. Sign in again to get a new one."
 
 
+class SignatureInvalid(Refusal):
+    """`operator_note` names the check that failed; the sender only learns that one did."""
+
+    code, status, title = "signature_invalid", 401, "Signature not accepted"
+    detail = "The webhook's signature was not accepted; the service's log says which check failed."
+    headers = MappingProxyType({"WWW-Authenticate": "ElevenLabs-Signature"})
+
+
 class CredentialsConflict(Refusal):
     code, status, title = "credentials_conflict", 400, "Two users in one request"
     detail = "The Authorization header and the session cookie speak of different users. Send one of them."
@@ -79,9 +94,38 @@ class AgentNotAllowed(Refusal):
     detail = "There is no agent of this name that you may use. Ask for it by its alias, or send none for the default."
 
 
+class UserBlocked(Refusal):
+    code, status, title = "user_blocked", 403, "Blocked"
+    detail = "Passes are switched off for you at the moment. Whoever runs the service can switch them on again."
+
+
+class LimitReached(Refusal):
+    """A limit of the policy is reached. `resets_at`: seconds since the epoch, from when a new try can succeed."""
+
+    resets_at: float = 0.0
+
+
+class RateLimited(LimitReached):
+    code, status, title = "rate_limited", 429, "Too many passes"
+    detail = "Too many passes were asked for. Wait until the reset."
+
+
+class QuotaExceeded(LimitReached):
+    code, status, title = "quota_exceeded", 429, "Minutes used up"
+    detail = "The minutes of conversation are used up. Wait until the reset."
+
+
+class TooManyConversations(LimitReached):
+    code, status, title = "too_many_conversations", 429, "Too many conversations"
+    detail = "Too many conversations are open at once. End one, or wait until a pass that was not used has lapsed."
+
+
 class RequestInvalid(Refusal):
     code, status, title = "request_invalid", 422, "Request not understood"
-    detail = "Send a JSON object that holds nothing but 'agent' (an alias, text), or no body at all."
+    detail = (
+        "Send no body, or a JSON object with nothing but 'agent' (an alias, as text) and the header "
+        "'Content-Type: application/json'."
+    )
 
 
 class UnsupportedMediaType(Refusal):
@@ -115,6 +159,7 @@ class MethodNotAllowed(Refusal):
 
 
 class InternalError(Refusal):
+    is_operators_fault = True
     code, status, title = "internal_error", 500, "Internal error"
     detail = "Something broke inside voicepass. Give the request id to whoever runs it."
 
@@ -122,6 +167,7 @@ class InternalError(Refusal):
 class KeysUnavailable(Refusal):
     """Fails closed: without its issuer's keys no token can be told from a forged one."""
 
+    is_operators_fault = True
     code, status, title = "keys_unavailable", 503, "Signing keys unavailable"
     detail = "The keys that tokens are verified with cannot be had at the moment. Try again shortly."
     retry_after_seconds = 5
@@ -130,6 +176,7 @@ class KeysUnavailable(Refusal):
 class LedgerUnavailable(Refusal):
     """Fails closed: a pass that nobody wrote down is not handed out."""
 
+    is_operators_fault = True
     code, status, title = "ledger_unavailable", 503, "Ledger unavailable"
     detail = "The service cannot write down what it hands out, so it hands out nothing. Try again shortly."
     retry_after_seconds = 5
@@ -137,6 +184,8 @@ class LedgerUnavailable(Refusal):
 
 class ElevenLabsRefusal(Refusal):
     """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words."""
+
+    is_operators_fault = True
 
 
 class KeyRejected(ElevenLabsRefusal):

@@ -93,20 +93,117 @@ class VoicePass:
     dynamic_variables: Mapping[str, Scalar]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """The row behind a pass: to whom this conversation was issued. Holds a hash of the credential, never itself."""
+class Scope(StrEnum):
+    """Whom a limit counts together."""
 
+    USER = "user"
+    AGENT = "agent"
+    ALL = "all"
+
+
+class Counted(StrEnum):
+    """What a limit counts."""
+
+    PASSES = "passes"
+    CONVERSATIONS = "conversations"
+    """Open at once: passes that may still be used, and conversations that have not ended."""
+    SECONDS = "seconds"
+    """Of conversation: those really used, and those set aside for what is still open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A question to the ledger: at most `most` of `counted`, for each `scope`, in any window of `window_seconds`."""
+
+    name: str
+    scope: Scope
+    counted: Counted
+    most: int
+    window_seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The answer: how much is used, and when less will be (seconds since the epoch; None while nothing is used)."""
+
+    limit: Limit
+    used: int
+    resets_at: float | None
+
+    @property
+    def left(self) -> int:
+        """How much may still be used now."""
+        return max(0, self.limit.most - self.used)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A pass that is asked for, counted before it exists. `seconds` is the longest that its conversation may last."""
+
+    pass_id: str
     request_id: str
-    granted_at: float
     token_issuer: str
     user_id: str
     agent_alias: str
     agent_id: str
     transport: Transport
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What a conversation really was, as ElevenLabs tells it. `user_id` is what the browser claimed there."""
+
+    conversation_id: str
+    seconds: int
+    cost: int | None
+    user_id: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedPass:
+    """A row of the ledger: to whom a conversation was issued, and what became of it. It never holds the credential."""
+
+    pass_id: str
+    request_id: str
+    token_issuer: str
+    user_id: str
+    agent_alias: str
+    agent_id: str
+    transport: str
+    reserved_at: float
+    lapses_at: float
+    seconds: int
+    granted_at: float | None
     conversation_id: str | None
-    credential_sha256: str
-    expires_at: float | None
+    credential_sha256: str | None
+    settled_at: float | None
+    settled_by: str | None
+    cost: int | None
+    reported_user_id: str | None
+
+    @property
+    def identity_mismatch(self) -> bool:
+        """Whether the browser told ElevenLabs another user than the one this was issued to."""
+        return self.reported_user_id not in {None, self.user_id}
+
+
+class BlockKind(StrEnum):
+    """What an operator can switch off."""
+
+    USER = "user"
+    AGENT = "agent"
+    EVERYONE = "everyone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A user (of any issuer, or of one), an agent, or everyone, who gets no pass."""
+
+    kind: BlockKind
+    key: str = ""
+    token_issuer: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,6 +222,7 @@ class Attempt:
     conversation_id: str | None = None
     credential_sha256: str | None = None
     outcome: str = "internal_error"
+    is_operators_fault: bool = False
     operator_note: str = ""
     cause: BaseException | None = None
     duration_seconds: float = 0.0

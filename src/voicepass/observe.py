@@ -1,4 +1,4 @@
-"""One Attempt becomes a log line and metrics; and how logging is set up, for people and for machines."""
+"""An attempt or a settlement becomes a log line and metrics; and how logging is set up, for people and machines."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from voicepass.model import Attempt
+from voicepass.model import Attempt, IssuedPass
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -17,6 +17,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _HANDLER_NAME: Final = "voicepass"
 
 _log = structlog.get_logger("voicepass.passes")
+_settlement_log = structlog.get_logger("voicepass.settlement")
 
 # Whatever level we are set to, these never speak below theirs: at DEBUG they print requests with their secrets.
 _THIRD_PARTY_LEVELS: Final = {
@@ -56,7 +57,7 @@ class AttemptLog:
                     note="ElevenLabs named no conversation; nothing binds this conversation to its user",
                 )
             return
-        write = _log.error if attempt.outcome.startswith(("elevenlabs_", "ledger_", "internal_")) else _log.info
+        write = _log.error if attempt.is_operators_fault else _log.info
         write(
             "pass.refused",
             code=attempt.outcome,
@@ -93,6 +94,66 @@ class AttemptMetrics:
         self._seconds.labels(transport).observe(attempt.duration_seconds)
         if attempt.outcome == "granted" and attempt.conversation_id is None:
             self._unbound.labels(transport).inc()
+
+
+class SettlementLog:
+    """Writes `conversation.settled`, and a warning where the browser claimed to be another user."""
+
+    def __call__(self, settled: IssuedPass) -> None:
+        fields: dict[str, object] = {
+            "conversation_id": settled.conversation_id,
+            "user_id": settled.user_id,
+            "agent": settled.agent_alias,
+            "request_id": settled.request_id,
+        }
+        _settlement_log.info(
+            "conversation.settled",
+            source=settled.settled_by,
+            seconds=settled.seconds,
+            cost=settled.cost,
+            lag_seconds=round(_lag_seconds(settled), 1),
+            **fields,
+        )
+        if settled.identity_mismatch:  # the name that was claimed is the browser's text: it stands in the ledger only
+            _settlement_log.warning(
+                "conversation.identity_mismatch",
+                note="the browser told ElevenLabs another user; it is charged to the one it was issued to",
+                **fields,
+            )
+
+
+class SettlementMetrics:
+    """Counts settlements. The label is bounded: `webhook` or `reconciler`."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._settled = Counter("voicepass_settlements", "Conversations settled", ["source"], registry=registry)
+        self._seconds = Counter(
+            "voicepass_settled_seconds", "Seconds of conversation that were used", ["source"], registry=registry
+        )
+        self._lag = Histogram(
+            "voicepass_settlement_lag_seconds",
+            "From the pass to its settlement, without the conversation itself",
+            ["source"],
+            buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600),
+            registry=registry,
+        )
+        self._mismatches = Counter(
+            "voicepass_identity_mismatches",
+            "Conversations in which the browser told ElevenLabs another user than the one they were issued to",
+            registry=registry,
+        )
+
+    def __call__(self, settled: IssuedPass) -> None:
+        source = settled.settled_by or ""
+        self._settled.labels(source).inc()
+        self._seconds.labels(source).inc(settled.seconds)
+        self._lag.labels(source).observe(_lag_seconds(settled))
+        if settled.identity_mismatch:
+            self._mismatches.inc()
+
+
+def _lag_seconds(settled: IssuedPass) -> float:
+    return max(0.0, (settled.settled_at or settled.reserved_at) - settled.reserved_at - settled.seconds)
 
 
 def redact(text: str) -> str:

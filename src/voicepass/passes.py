@@ -2,19 +2,20 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from voicepass.errors import InternalError, Refusal
+from voicepass.errors import InternalError, LedgerUnavailable, Refusal
 from voicepass.model import (
     Agent,
     Attempt,
-    Clock,
     Credential,
     Credentials,
-    Grant,
+    Limit,
     PassRequest,
+    Reservation,
     Transport,
     User,
     VoicePass,
@@ -35,9 +36,15 @@ class VoiceProvider(Protocol):
 
 
 class Ledger(Protocol):
-    """Raises LedgerUnavailable when the row is not durable."""
+    """Every method raises LedgerUnavailable when its row is not durable."""
 
-    async def record(self, grant: Grant, /) -> None: ...
+    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
+        """Count one more pass, or raise UserBlocked or LimitReached; then nothing is counted."""
+
+    async def grant(self, reservation: Reservation, credential: Credential, /) -> None:
+        """Bind the conversation to its user, or raise BadAnswer where it is someone else's."""
+
+    async def release(self, reservation: Reservation, /) -> None: ...
 
 
 Observer = Callable[[Attempt], None]
@@ -55,45 +62,61 @@ class Passes:
         provider: VoiceProvider,
         ledger: Ledger,
         observers: Sequence[Observer],
-        clock: Clock,
     ) -> None:
         self._authenticator = authenticator
         self._policy = policy
         self._provider = provider
         self._ledger = ledger
         self._observers = observers
-        self._clock = clock
+        self._releases: set[asyncio.Future[None]] = set()
 
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not."""
         with self._attempt(request) as attempt:
             attempt.user = user = await self._authenticator.authenticate(request.credentials)
             attempt.agent = agent = self._policy.agent_for(user, request.alias)
+            reservation = self._reservation(attempt, user, agent)
+            await self._ledger.reserve(reservation, self._policy.limits)
+            try:
+                credential = await self._provider.credential(agent, request.transport)
+                attempt.conversation_id = credential.conversation_id
+                attempt.credential_sha256 = credential.sha256
+                await self._ledger.grant(reservation, credential)  # no row, no pass
+            except BaseException:
+                await self._give_back(reservation)
+                raise
             variables = self._policy.variables_for(user, agent)
-            credential = await self._provider.credential(agent, request.transport)
-            attempt.conversation_id = credential.conversation_id
-            attempt.credential_sha256 = credential.sha256
-            await self._ledger.record(self._grant(attempt, user, agent, credential))  # no row, no pass
             return VoicePass(
                 transport=request.transport,
                 credential=credential,
                 agent=agent,
-                user_id=str(variables["user_id"]),
+                user_id=user.id,
                 dynamic_variables=variables,
             )
 
-    def _grant(self, attempt: Attempt, user: User, agent: Agent, credential: Credential) -> Grant:
-        return Grant(
+    async def _give_back(self, reservation: Reservation) -> None:
+        """Release what came to nothing, even while the caller hangs up; what fails lapses by itself."""
+        release = asyncio.ensure_future(self._ledger.release(reservation))
+        self._releases.add(release)
+        release.add_done_callback(self._released)
+        with suppress(LedgerUnavailable):
+            await asyncio.shield(release)
+
+    def _released(self, release: asyncio.Future[None]) -> None:
+        self._releases.discard(release)
+        if not release.cancelled():
+            release.exception()  # retrieved; an unreleased reservation lapses after 15 minutes
+
+    def _reservation(self, attempt: Attempt, user: User, agent: Agent) -> Reservation:
+        return Reservation(
+            pass_id=uuid.uuid4().hex,
             request_id=attempt.request_id,
-            granted_at=self._clock(),
             token_issuer=user.issuer,
             user_id=user.id,
             agent_alias=agent.alias,
             agent_id=agent.agent_id,
             transport=attempt.transport,
-            conversation_id=credential.conversation_id,
-            credential_sha256=credential.sha256,
-            expires_at=credential.expires_at,
+            seconds=self._policy.conversation_seconds,
         )
 
     @contextmanager
@@ -108,13 +131,14 @@ class Passes:
             attempt.outcome = "granted"
         except Refusal as refusal:
             attempt.outcome, attempt.operator_note = refusal.code, refusal.operator_note
+            attempt.is_operators_fault = refusal.is_operators_fault
             attempt.cause = refusal.__cause__
             raise
         except asyncio.CancelledError:
             attempt.outcome = "cancelled"
             raise
         except Exception as error:
-            attempt.outcome, attempt.cause = InternalError.code, error
+            attempt.outcome, attempt.is_operators_fault, attempt.cause = InternalError.code, True, error
             raise
         finally:
             attempt.duration_seconds = time.monotonic() - begun

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from voicepass.errors import AgentNotAllowed
-from voicepass.model import Agent, Scalar, User, claim_at
+from voicepass.model import Agent, Limit, Scalar, User, claim_at
 
 MAX_VARIABLE_CHARACTERS = 200
 MAX_SAFE_INTEGER = 2**53 - 1  # what a browser's JSON.parse keeps exact
@@ -78,9 +78,11 @@ class AgentRules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator allows, by the alias of the agent."""
+    """What the operator allows, by the alias of the agent, and how much. `conversation_seconds`: set aside per pass."""
 
     agents: Mapping[str, AgentRules]
+    limits: tuple[Limit, ...] = ()
+    conversation_seconds: int = 600
 
     def agent_for(self, user: User, alias: str) -> Agent:
         """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""

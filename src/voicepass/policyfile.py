@@ -21,18 +21,24 @@ from pydantic import (
 )
 
 from voicepass.addresses import is_safe_url
-from voicepass.keys import ALGORITHMS, HMAC_ALGORITHMS
-from voicepass.model import Scalar
-from voicepass.policy import RESERVED_PREFIXES, Rule, Variable, VariableType, clean
+from voicepass.checks import (
+    checked_agent_id,
+    checked_algorithm,
+    checked_base_url,
+    checked_token_issuer,
+    checked_variable_name,
+)
+from voicepass.keys import HMAC_ALGORITHMS
+from voicepass.model import Counted, Limit, Scalar, Scope
+from voicepass.policy import Rule, Variable, VariableType, clean
 
 ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
-AGENT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 ENVIRONMENT_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,127}", re.ASCII)
-HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
-OWN_VARIABLES: Final = frozenset({"user_id", "user_name"})
 
 EVERYONE: Final = "everyone"
+OFF: Final = "off"
+DAY_SECONDS: Final = 24 * 60 * 60
+MAX_AMOUNT: Final = 10**9
 
 
 class PolicyFileError(Exception):
@@ -41,56 +47,6 @@ class PolicyFileError(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
-
-
-def is_header_value(secret: str) -> bool:
-    """Whether an HTTP header can carry this secret: printable ASCII without spaces."""
-    return HEADER_VALUE.fullmatch(secret) is not None
-
-
-def checked_agent_id(agent_id: str) -> str:
-    """Return a bare agent id, or raise ValueError: a whole query string is often pasted in its place."""
-    if not AGENT_ID.fullmatch(agent_id):
-        raise ValueError("must be the bare agent id, such as agent_…, without '&' or '='")
-    if agent_id.startswith("conv_"):
-        raise ValueError("is a conversation's id; an agent's looks like agent_…")
-    return agent_id
-
-
-def checked_variable_name(name: str) -> str:
-    """Return the name of a dynamic variable that may be filled from claims, or raise ValueError."""
-    if not VARIABLE_NAME.fullmatch(name):
-        raise ValueError("must be named with letters, digits and _")
-    if name.startswith(RESERVED_PREFIXES):
-        raise ValueError("may not define system__ or secret__ variables: the browser would see or forge them")
-    if name in OWN_VARIABLES:
-        raise ValueError("may not define user_id or user_name: the user's id and name claims do")
-    return name
-
-
-def checked_base_url(url: str) -> str:
-    """Return a base URL without its last slash, or raise ValueError where the API key may not travel there."""
-    if not is_safe_url(url) or "?" in url:
-        raise ValueError("must be https://, or http:// to a loopback address, without query or user")
-    return url.rstrip("/")
-
-
-def checked_token_issuer(token_issuer: str) -> str:
-    """Return an issuer's name, or raise ValueError: over plain http:// anyone could answer in its name."""
-    if not token_issuer.strip():
-        raise ValueError("must be the exact 'iss' of the tokens")
-    if token_issuer.lower().startswith("http:") and not is_safe_url(token_issuer):
-        raise ValueError("must not be an http:// address: anyone on the way could publish keys in its name")
-    return token_issuer
-
-
-def checked_algorithm(algorithm: str) -> str:
-    """Return one of the algorithms that tokens may be signed with, or raise ValueError."""
-    if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"must be one of {', '.join(sorted(ALGORITHMS))} (python-jose implements no PS*, EdDSA or ES256K)"
-        )
-    return algorithm
 
 
 def _environment_name(name: str) -> str:
@@ -224,11 +180,77 @@ class IssuerEntry(_Entry):
         return self
 
 
+def _amount(value: object) -> object:
+    if value == OFF:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_AMOUNT:
+        raise ValueError(f'must be a whole number, or "{OFF}"')
+    return value
+
+
+Amount = Annotated[int | None, BeforeValidator(_amount)]
+
+
+class LimitsEntry(_Entry):
+    """`[limits.agent]` or `[limits.all]`: how much of what; off until it is set. Windows roll; a month is 30 days."""
+
+    passes_per_minute: Amount = None
+    passes_per_day: Amount = None
+    open_conversations: Amount = None
+    minutes_per_day: Amount = None
+    minutes_per_month: Amount = None
+
+    def limits(self, scope: Scope) -> tuple[Limit, ...]:
+        """Return the questions to ask the ledger."""
+        questions = (
+            ("passes_per_minute", Counted.PASSES, 60, 1),
+            ("passes_per_day", Counted.PASSES, DAY_SECONDS, 1),
+            ("open_conversations", Counted.CONVERSATIONS, DAY_SECONDS, 1),
+            ("minutes_per_day", Counted.SECONDS, DAY_SECONDS, 60),
+            ("minutes_per_month", Counted.SECONDS, 30 * DAY_SECONDS, 60),
+        )
+        return tuple(
+            Limit(
+                name=f"{scope.value}_{name}",
+                scope=scope,
+                counted=counted,
+                most=getattr(self, name) * unit,
+                window_seconds=seconds,
+            )
+            for name, counted, seconds, unit in questions
+            if getattr(self, name) is not None
+        )
+
+
+class UserLimitsEntry(LimitsEntry):
+    """`[limits.user]`: on from the start, for a stolen token or a loop in a frontend costs money."""
+
+    passes_per_minute: Amount = 10
+    passes_per_day: Amount = 200
+    open_conversations: Amount = 3
+    minutes_per_day: Amount = 60
+    minutes_per_month: Amount = 600
+
+
+class LimitTables(_Entry):
+    """`[limits]`. `conversation_minutes` is set aside for each pass until it is known what it used."""
+
+    conversation_minutes: int = Field(default=10, ge=1, le=24 * 60)
+    user: UserLimitsEntry = UserLimitsEntry()
+    agent: LimitsEntry = LimitsEntry()
+    all: LimitsEntry = LimitsEntry()
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return every limit that is on."""
+        return (*self.user.limits(Scope.USER), *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
+
+
 class PolicyFile(_Entry):
     """The whole file."""
 
     agents: dict[str, AgentEntry] = {}
     issuers: list[IssuerEntry] = []
+    limits: LimitTables = LimitTables()
 
     @field_validator("agents")
     @classmethod
@@ -281,5 +303,9 @@ def _table_at(location: tuple[int | str, ...]) -> type[BaseModel]:
             return IssuerEntry
         case ("agents", _):
             return AgentEntry
+        case ("limits",):
+            return LimitTables
+        case ("limits", _):
+            return LimitsEntry
         case _:
             return VariableEntry

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -17,6 +18,14 @@ from pydantic_settings import (
 )
 
 from voicepass.addresses import Network, is_safe_url
+from voicepass.checks import (
+    checked_agent_id,
+    checked_algorithm,
+    checked_base_url,
+    checked_token_issuer,
+    checked_variable_name,
+    is_header_value,
+)
 from voicepass.keys import (
     HMAC_ALGORITHMS,
     MIN_SECRET_BYTES,
@@ -26,19 +35,13 @@ from voicepass.keys import (
     key_from_secret,
 )
 from voicepass.observe import LogFormat, LogLevel
-from voicepass.policyfile import (
-    checked_agent_id,
-    checked_algorithm,
-    checked_base_url,
-    checked_token_issuer,
-    checked_variable_name,
-    is_header_value,
-)
 
 _FILE_SUFFIX: Final = "_FILE"
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS")
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
+_MAX_RECONCILE_SECONDS: Final = 86_400
+_MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes them, and longer; this keeps out what could be guessed
 
 
 class SettingsRefusedError(Exception):
@@ -72,6 +75,10 @@ class Settings(BaseSettings):
     elevenlabs_base_url: str = Field(
         "https://api.elevenlabs.io",
         description="Or a residency host, such as https://api.eu.residency.elevenlabs.io; http:// only to loopback.",
+    )
+    elevenlabs_webhook_secret: SecretStr | None = Field(
+        None,
+        description="Of the post-call webhook to /v1/webhooks/elevenlabs; while you rotate it, both, by a comma.",
     )
     voicepass_jwt_algorithm: str = Field(
         "HS256", description="Exactly one of HS256/384/512, RS256/384/512, ES256/384/512."
@@ -107,10 +114,18 @@ class Settings(BaseSettings):
         [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated."
     )
     voicepass_database_url: str = Field(
-        "sqlite:///voicepass.db", description="sqlite:///file, sqlite:////absolute/file, or sqlite:// for memory."
+        "sqlite:///voicepass.db",
+        description="sqlite:///file, sqlite:////absolute/file, sqlite:// for memory, or postgresql://user:password@host/name.",
+        repr=False,  # it may hold a password
     )
     voicepass_deadline_seconds: Annotated[float, Field(ge=_MIN_DEADLINE_SECONDS, le=_MAX_DEADLINE_SECONDS)] = Field(
         4.0, description="How long one request may wait for ElevenLabs, in all."
+    )
+    voicepass_reconcile_seconds: Annotated[int, Field(ge=0, le=_MAX_RECONCILE_SECONDS)] = Field(
+        60, description="How often ElevenLabs is asked for what no webhook told; needs convai_read; 0: never."
+    )
+    voicepass_retention_days: Annotated[int, Field(ge=31, le=3660)] = Field(
+        400, description="Days that the ledger remembers, 31 at least; the reconciler deletes what is older."
     )
     voicepass_docs: bool = Field(default=False, description="Serve /docs and /openapi.json.")
     voicepass_log_format: LogFormat = Field("json", description="json, or console for people.")
@@ -149,7 +164,13 @@ class Settings(BaseSettings):
                 raise ValueError("must list exact origins such as https://app.example, without a path; * is refused")
         return origins
 
-    @field_validator("elevenlabs_api_key", "voicepass_jwt_secret", "voicepass_jwt_public_key", mode="before")
+    @field_validator(
+        "elevenlabs_api_key",
+        "elevenlabs_webhook_secret",
+        "voicepass_jwt_secret",
+        "voicepass_jwt_public_key",
+        mode="before",
+    )
     @classmethod
     def _without_line_break(cls, secret: object) -> object:
         # Editors and `echo` end a file with one; in a header it would be fatal, in an HS secret another secret.
@@ -168,6 +189,18 @@ class Settings(BaseSettings):
         if key is not None and not all(map(is_header_value, _listed(key.get_secret_value()))):
             raise ValueError("holds a space, a line break or a character that no HTTP header can carry")
         return key
+
+    @field_validator("elevenlabs_webhook_secret")
+    @classmethod
+    def _webhook_secrets_cannot_be_guessed(cls, secrets: SecretStr | None) -> SecretStr | None:
+        if secrets is None:
+            return None
+        values = _listed(secrets.get_secret_value())
+        if not 1 <= len(values) <= 2 or any(  # noqa: PLR2004 - the new one and the old one
+            len(value) < _MIN_WEBHOOK_SECRET_CHARACTERS or not is_header_value(value) for value in values
+        ):
+            raise ValueError("must be the secret that ElevenLabs shows for the webhook, or two, by a comma")
+        return secrets
 
     @field_validator("voicepass_service_tokens")
     @classmethod
@@ -198,9 +231,13 @@ class Settings(BaseSettings):
 
     @field_validator("voicepass_database_url")
     @classmethod
-    def _database_is_sqlite(cls, url: str) -> str:
-        if not url.startswith("sqlite://") or (url != "sqlite://" and not url.startswith("sqlite:///")):
-            raise ValueError("must be sqlite:///file, sqlite:////absolute/file, or sqlite:// for memory")
+    def _database_is_known(cls, url: str) -> str:
+        if url == "sqlite://" or url.startswith("sqlite:///"):
+            return url
+        if not re.fullmatch(r"postgres(ql)?://[!-~]+", url) or re.search(r"%(?![0-9A-Fa-f]{2})", url):
+            raise ValueError(
+                "must be sqlite:///file, sqlite:// for memory, or postgresql://… with %-escapes for the rest"
+            )
         return url
 
     @classmethod
@@ -215,15 +252,16 @@ class Settings(BaseSettings):
         return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
 
     @property
-    def sqlite_path(self) -> str:
-        """The file behind `voicepass_database_url`."""
-        return self.voicepass_database_url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
-
-    @property
     def api_keys(self) -> list[str]:
         """The API key, or both while they are rotated."""
         key = self.elevenlabs_api_key
         return _listed(key.get_secret_value()) if key is not None else []
+
+    @property
+    def webhook_secrets(self) -> list[str]:
+        """The webhook's secret, or both while they are rotated; none where no webhook is set up."""
+        secrets = self.elevenlabs_webhook_secret
+        return _listed(secrets.get_secret_value()) if secrets is not None else []
 
     def issuer_problems(self) -> list[str]:
         """Name what keeps the issuer of this environment from being trusted, or test tokens from being made."""
@@ -309,6 +347,8 @@ def secret_named(name: str) -> str | None:
 
 def load_settings() -> Settings:
     """Read the environment and `.env`. Raises SettingsRefusedError, with a line for each variable that is malformed."""
+    if problems := _unknown_names():
+        raise SettingsRefusedError(problems)
     try:
         return Settings()
     except ValidationError as error:
@@ -317,6 +357,17 @@ def load_settings() -> Settings:
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise SettingsRefusedError(problems) from None  # the original would print the values
+
+
+def _unknown_names() -> list[str]:
+    """Name the VOICEPASS_ variables that mean nothing: one letter amiss, and a protection would silently be off."""
+    known = {name.upper() for name in Settings.model_fields}
+    known |= {name + _FILE_SUFFIX for name in known if name.endswith(_SECRET_SUFFIXES)}
+    unknown = {name.upper() for name in _surroundings() if name.startswith("voicepass_")} - known
+    return [
+        f"{name} is no setting; did you mean {(get_close_matches(name, known, n=1) or ['another'])[0]}?"
+        for name in sorted(unknown)
+    ]
 
 
 def _listed(value: str) -> list[str]:

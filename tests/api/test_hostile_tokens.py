@@ -54,7 +54,7 @@ def mint_for(algorithm: str) -> Mint:
 
 def rows_in(tmp_path: Path) -> int:
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        (rows,) = connection.execute("SELECT count(*) FROM grants").fetchone()
+        (rows,) = connection.execute("SELECT count(*) FROM passes").fetchone()
     connection.close()
     return int(rows)
 

@@ -55,7 +55,7 @@ IDS: dict[str, tuple[str, int, str]] = {
     "a joker": ("*", 404, "conversation_unknown"),
     "a condition of SQL": ("' OR '1'='1", 404, "conversation_unknown"),
     "a comment of SQL": ("conv_1'--", 404, "conversation_unknown"),
-    "a union": ("x' UNION SELECT * FROM grants --", 404, "conversation_unknown"),
+    "a union": ("x' UNION SELECT * FROM passes --", 404, "conversation_unknown"),
     "null": ("null", 404, "conversation_unknown"),
     "a number": ("0", 404, "conversation_unknown"),
     "fullwidth": ("\uff43onv_1", 404, "conversation_unknown"),
@@ -98,6 +98,9 @@ async def test_each_of_two_service_tokens_opens_the_conversation_of_a_pass(
         "token_issuer": TOKEN_ISSUER,
         "agent": "default",
         "agent_id": AGENT_ID,
+        "settled_at": None,
+        "seconds": None,
+        "identity_mismatch": False,
         "request_id": voice_pass.headers["x-request-id"],
     }
     assert response.headers["cache-control"] == "no-store"

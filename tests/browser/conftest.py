@@ -1,4 +1,4 @@
-"""A real Chromium against a real demo server, both shared by this folder; every test gets a context of its own."""
+"""A real Chromium against a real demo server, both shared by this folder; most tests get a context of their own."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import shutil
 import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,10 @@ class Demo:
         return self.page.get_by_role("region", name="Pass")
 
     @property
+    def minutes(self) -> Locator:
+        return self.page.get_by_role("meter", name="Minutes today")
+
+    @property
     def products(self) -> Locator:
         return self.page.get_by_role("list", name="Products")
 
@@ -71,13 +76,27 @@ class Demo:
         self.page.get_by_role("textbox", name="Your name").fill(name)
         self.button("Sign in").click()
 
+    def sign_out(self) -> None:
+        if self.button("Sign out").is_visible():
+            self.button("Sign out").click()
+
     def start(self) -> None:
         self.button("Start conversation").click()
+        self.page.locator("[data-state=connected]").wait_for()  # looks oftener than `expect` does
         expect(self.status).to_contain_text("Connected")
+
+    def break_the_pass(self, fault: str) -> None:
+        faults = self.page.get_by_role("group").filter(has=self.page.get_by_text("Faults", exact=True))
+        faults.evaluate("(details) => (details.open = true)")
+        self.page.get_by_role("combobox", name="Try a broken pass").select_option(fault)
 
     def say(self, line: str) -> None:
         self.message.fill(line)
         self.button("Send").click()
+
+    def wait(self, seconds: float) -> None:
+        """Let this time pass for the page's timers, at once. For a page of its own time."""
+        self.page.clock.fast_forward(round(seconds * 1000))
 
 
 def _watched(page: Page) -> Demo:
@@ -128,7 +147,7 @@ def playwright_thread() -> Iterator[ThreadPoolExecutor]:
 def chromium(playwright_thread: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if not Path(_CHROMIUM).exists():
         missing = "these tests drive Debian's Chromium, which is not here: apt-get install chromium"
-        if "VOICEPASS_REQUIRE_BROWSER" in os.environ:
+        if "REQUIRE_CHROMIUM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)
     speech = tmp_path_factory.mktemp("microphone") / "speech.wav"
@@ -155,12 +174,11 @@ def base_url() -> Iterator[str]:
 OpenDemo = Callable[..., Demo]
 
 
-@pytest.fixture
-def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
-    """Opens the page in a fresh context. Tests call it, for they run in Playwright's thread; fixtures submit it."""
+@contextmanager
+def _opening(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
     contexts: list[BrowserContext] = []
 
-    def opened(*, width: int = 1280, dark: bool = False) -> Demo:
+    def opened(*, width: int = 1280, dark: bool = False, own_time: bool = False) -> Demo:
         context = chromium.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
@@ -168,6 +186,8 @@ def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExe
             permissions=["microphone"],
         )
         context.set_default_timeout(10_000)
+        if own_time:
+            context.clock.install()
         contexts.append(context)
         demo = _watched(context.new_page())
         demo.page.goto(base_url, wait_until="domcontentloaded")
@@ -179,5 +199,32 @@ def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExe
 
 
 @pytest.fixture
+def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
+    """Opens the page in a fresh context. Tests call it, for they run in Playwright's thread; fixtures submit it."""
+    with _opening(chromium, base_url, playwright_thread) as opened:
+        yield opened
+
+
+@pytest.fixture
 def demo(open_demo: OpenDemo, playwright_thread: ThreadPoolExecutor) -> Demo:
     return playwright_thread.submit(open_demo).result()
+
+
+@pytest.fixture
+def demo_in_own_time(open_demo: OpenDemo, playwright_thread: ThreadPoolExecutor) -> Demo:
+    """A demo whose clock the test may put forward, with `wait`."""
+    return playwright_thread.submit(open_demo, own_time=True).result()
+
+
+@pytest.fixture(scope="module")
+def shared_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
+    """One page for a module: half of a short test's time goes on loading it."""
+    with _opening(chromium, base_url, playwright_thread) as opened:
+        yield playwright_thread.submit(opened).result()
+
+
+@pytest.fixture
+def used_demo(shared_demo: Demo, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
+    """The module's page, signed out. Who signs in on it is a new user each time."""
+    yield shared_demo
+    playwright_thread.submit(shared_demo.sign_out).result()

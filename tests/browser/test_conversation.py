@@ -30,17 +30,19 @@ def test_a_signed_in_user_orders_and_ends_with_an_empty_console(demo: Demo) -> N
     assert demo.console == []
 
 
-def test_the_conversation_on_the_line_is_the_one_on_the_pass(demo: Demo) -> None:
+def test_the_conversation_on_the_line_is_the_one_on_the_pass(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in()
     demo.start()
 
     shown = demo.status.get_attribute("data-conversation-id") or "nothing"
 
     expect(demo.voice_pass).to_contain_text(shown)
-    assert parse_qs(urlsplit(demo.sockets[0].url).query)["conversation_id"] == [shown]
+    assert parse_qs(urlsplit(demo.sockets[-1].url).query)["conversation_id"] == [shown]
 
 
-def test_a_second_conversation_gets_a_pass_of_its_own(demo: Demo) -> None:
+def test_a_second_conversation_gets_a_pass_of_its_own(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in()
     demo.start()
     first = demo.status.get_attribute("data-conversation-id")
@@ -54,7 +56,8 @@ def test_a_second_conversation_gets_a_pass_of_its_own(demo: Demo) -> None:
     assert demo.console == []
 
 
-def test_send_waits_for_a_connection(demo: Demo) -> None:
+def test_send_waits_for_a_connection(used_demo: Demo) -> None:
+    demo = used_demo
     expect(demo.button("Start conversation")).to_be_disabled()
     expect(demo.button("Send")).to_be_disabled()
 
@@ -68,7 +71,8 @@ def test_send_waits_for_a_connection(demo: Demo) -> None:
     expect(demo.message).to_be_disabled()
 
 
-def test_a_name_of_markup_is_only_ever_text(demo: Demo) -> None:
+def test_a_name_of_markup_is_only_ever_text(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in("<b>Eve</b>")
     demo.start()
     demo.say("I want to sell <i>eggs</i> for 2 dollars each")
@@ -78,7 +82,8 @@ def test_a_name_of_markup_is_only_ever_text(demo: Demo) -> None:
     expect(demo.page.get_by_role("region", name="Sign in")).to_contain_text("<b>Eve</b>")
 
 
-def test_signing_out_hangs_up_and_forgets_the_pass(demo: Demo) -> None:
+def test_signing_out_hangs_up_and_forgets_the_pass(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in()
     demo.start()
 
@@ -87,17 +92,19 @@ def test_signing_out_hangs_up_and_forgets_the_pass(demo: Demo) -> None:
     expect(demo.status).to_contain_text("Not connected")
     expect(demo.button("Start conversation")).to_be_disabled()
     expect(demo.voice_pass).not_to_contain_text("conv_")
-    if not demo.sockets[0].is_closed():
-        demo.sockets[0].wait_for_event("close")
+    if not demo.sockets[-1].is_closed():
+        demo.sockets[-1].wait_for_event("close")
 
 
-def test_the_pass_masks_its_signature_and_counts_down(demo: Demo) -> None:
+def test_the_pass_masks_its_signature_and_counts_down(demo_in_own_time: Demo) -> None:
+    demo = demo_in_own_time
     demo.sign_in()
     demo.start()
     timer = demo.page.get_by_role("timer", name="Time left")
     expect(timer).to_have_text(re.compile(r"^(15:00|14:5\d)$"))
     at_first = timer.inner_text()
 
+    demo.wait(2)
     expect(timer).not_to_have_text(at_first)
 
     signature = parse_qs(urlsplit(demo.sockets[0].url).query)["conversation_signature"][0]
@@ -144,7 +151,8 @@ def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Dem
     expect(demo.button("Start conversation")).to_be_enabled()
 
 
-def test_voice_connects_speaks_and_is_heard(demo: Demo) -> None:
+def test_voice_connects_speaks_and_is_heard(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voicepass.emulator.conversation._SECONDS_PER_SPOKEN_LINE", 1.5)
     demo.sign_in("Ada")
     demo.page.get_by_role("radio", name="Voice").check()
 

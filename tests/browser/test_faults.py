@@ -25,10 +25,10 @@ _UNAUTHORIZED = "3000 Could not authorize the conversation."
         ),
     ],
 )
-def test_a_broken_pass_ends_with_code_and_reason(demo: Demo, fault: str, ending: str) -> None:
+def test_a_broken_pass_ends_with_code_and_reason(used_demo: Demo, fault: str, ending: str) -> None:
+    demo = used_demo
     demo.sign_in()
-    demo.page.get_by_text("Faults").click()
-    demo.page.get_by_role("combobox", name="Try a broken pass").select_option(fault)
+    demo.break_the_pass(fault)
 
     demo.button("Start conversation").click()
 
@@ -37,28 +37,29 @@ def test_a_broken_pass_ends_with_code_and_reason(demo: Demo, fault: str, ending:
     assert not [line for line in demo.console if "CLOSING or CLOSED" in line]
 
 
-def test_a_voice_conversation_is_refused_in_the_same_words(demo: Demo) -> None:
+def test_a_voice_conversation_is_refused_in_the_same_words(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in()
     demo.page.get_by_role("radio", name="Voice").check()
-    demo.page.get_by_text("Faults").click()
-    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("Tampered with")
+    demo.break_the_pass("Tampered with")
 
     demo.button("Start conversation").click()
 
     expect(demo.status).to_have_text(f"Disconnected {_UNAUTHORIZED}")
+    demo.page.get_by_role("radio", name="Text").check()
 
 
-def test_an_expired_pass_has_no_time_left_and_the_next_one_is_fresh(demo: Demo) -> None:
+def test_an_expired_pass_has_no_time_left_and_the_next_one_is_fresh(used_demo: Demo) -> None:
+    demo = used_demo
     demo.sign_in()
-    demo.page.get_by_text("Faults").click()
-    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("Expired")
+    demo.break_the_pass("Expired")
     demo.button("Start conversation").click()
     timer = demo.page.get_by_role("timer", name="Time left")
     expect(timer).to_have_text("0:00")
     expect(demo.voice_pass).to_contain_text("Expired")
     expect(demo.status).to_contain_text("Disconnected")
 
-    demo.page.get_by_role("combobox", name="Try a broken pass").select_option("None, a good pass")
+    demo.break_the_pass("None, a good pass")
     demo.start()
 
     expect(timer).to_have_text(re.compile(r"^1[45]:"))

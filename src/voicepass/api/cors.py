@@ -16,7 +16,7 @@ PREFLIGHT_SECONDS = 600
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS for an exact list of origins; it stands around all else, so that a page can read refusals too."""
+    """Starlette's CORS for an exact list; it stands around all else, so that a listed page can read refusals too."""
 
     def __init__(self, app: ASGIApp, *, allowed_origins: Sequence[str], with_cookies: bool) -> None:
         super().__init__(
@@ -34,7 +34,11 @@ class Cors(CORSMiddleware):
         request_id = uuid.uuid4().hex
         response = super().preflight_response(request_headers)
         if response.status_code != 200:  # noqa: PLR2004
-            refusal = OriginNotAllowed("This service does not answer such requests from pages of that origin.")
+            origin = request_headers.get("origin", "")[:100]
+            refusal = OriginNotAllowed(
+                operator_note=f"the preflight of {origin!r} was turned away: if it is yours, list it in "
+                "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type and X-Request-ID"
+            )
             response = noted(refusal, request_id=request_id)
         label(response.headers, request_id=request_id)
         return response

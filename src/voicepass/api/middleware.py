@@ -1,5 +1,6 @@
 """What holds for every request before any route sees it: a request id, limits on headers and body, safe headers."""
 
+import asyncio
 import re
 import uuid
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADER_FIELDS: Final = 100
 MAX_BODY_BYTES: Final = 16 * 1024
+MAX_WEBHOOK_BYTES: Final = 1024 * 1024  # a long transcript; recordings are larger, and of no use here
+WEBHOOK_PATH: Final = "/v1/webhooks/elevenlabs"
+MAX_WEBHOOKS_AT_ONCE: Final = 16
 
 _VERSIONS: Final = {"1.0", "1.1", "2", "3"}  # a parser may also report 0.9, 1.2 or 2.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -27,14 +31,16 @@ _SAFE_HEADERS: Final = {
 
 
 class Surface:
-    """Plain ASGI, the outermost layer of the API.
+    """Plain ASGI, around everything but CORS.
 
     The body is read here, whole, before the app runs: it is small by decree, and so no route can meet half of one.
+    A webhook's may be larger. Anyone can send one, so a few are read at a time, and the others wait in their sockets.
     """
 
     def __init__(self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = ()) -> None:
         self._app = app
         self._trusted_proxies = trusted_proxies
+        self._webhooks = asyncio.Semaphore(MAX_WEBHOOKS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; anything but HTTP passes untouched."""
@@ -57,11 +63,11 @@ class Surface:
         try:
             _check_form(scope)
             _check_headers(scope)
-            body = await _read(receive)
+            body = await self._body(scope, receive)
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send_safely)
         except Refusal as refusal:
-            refused = noted(refusal, request_id=request_id)
+            refused = noted(refusal, request_id=request_id, asked=f"{scope['method']} {scope['path']}")
             if isinstance(refusal, Malformed):
                 refused.headers["Connection"] = "close"  # where the next request begins is anyone's guess
             await refused(scope, receive, send_safely)
@@ -69,6 +75,12 @@ class Surface:
             answer = internal_error(error, request_id=request_id)
             if not begun:
                 await answer(scope, receive, send_safely)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        if scope["path"] != WEBHOOK_PATH:
+            return await _read(receive, MAX_BODY_BYTES)
+        async with self._webhooks:
+            return await _read(receive, MAX_WEBHOOK_BYTES)
 
     def _client(self, scope: Scope) -> str | None:
         peer = scope["client"][0] if scope.get("client") else None
@@ -82,7 +94,8 @@ def label(headers: MutableHeaders, *, request_id: str) -> None:
         headers.setdefault(name, value)
     if not headers.get("content-type", "").startswith("text/html"):  # but for /docs, where it is asked for
         headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    headers.add_vary_header("Origin")
+    if "origin" not in headers.get("vary", "").lower():
+        headers.add_vary_header("Origin")
 
 
 def _request_id(scope: Scope) -> str:
@@ -114,7 +127,7 @@ def _check_headers(scope: Scope) -> None:
         raise HeadersTooLarge
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def _read(receive: Receive, most_bytes: int) -> bytes | None:
     """Return the whole body, or None where the caller hung up before its end: then nobody waits for an answer."""
     body = bytearray()
     while True:
@@ -122,8 +135,8 @@ async def _read(receive: Receive) -> bytes | None:
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge
+        if len(body) > most_bytes:
+            raise BodyTooLarge(f"The body is larger than {most_bytes // 1024} kB.")
         if not message.get("more_body", False):
             return bytes(body)
 

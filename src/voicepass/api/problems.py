@@ -1,5 +1,7 @@
 """Every refusal as application/problem+json (RFC 9457): one place words them all."""
 
+import math
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +16,7 @@ from voicepass.errors import (
     BodyTooLarge,
     HeadersTooLarge,
     InternalError,
+    LimitReached,
     MethodNotAllowed,
     NotFound,
     Refusal,
@@ -21,6 +24,8 @@ from voicepass.errors import (
 )
 
 PROBLEM_JSON = "application/problem+json"
+
+_ASKED_CHARACTERS = 100
 
 _log = structlog.get_logger("voicepass.api")
 
@@ -41,24 +46,33 @@ def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
     }
     if refusal.retry_after_seconds is not None:
         body["retry_after_seconds"] = refusal.retry_after_seconds
+    if isinstance(refusal, LimitReached):
+        resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
+        body["resets_at"] = resets_at.isoformat().replace("+00:00", "Z")
     return body
 
 
 def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
     """Answer with `refusal`."""
-    headers = {}
+    headers = dict(refusal.headers)
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         invalid = "" if refusal.code == "token_missing" else ' error="invalid_token"'
-        headers["WWW-Authenticate"] = f"Bearer{invalid}"  # RFC 6750, section 3
+        headers.setdefault("WWW-Authenticate", f"Bearer{invalid}")  # RFC 6750, section 3
     body = problem_body(refusal, request_id=request_id)
     return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def noted(refusal: Refusal, *, request_id: str) -> JSONResponse:
-    """Answer with `refusal`, and write a line for the request id to lead to."""
-    _log.info("request.refused", code=refusal.code, note=refusal.operator_note or None, request_id=request_id)
+def noted(refusal: Refusal, *, request_id: str, asked: str | None = None) -> JSONResponse:
+    """Answer with `refusal`, and write a line for the request id to lead to. `asked`: method and path."""
+    _log.info(
+        "request.refused",
+        code=refusal.code,
+        asked=asked and asked[:_ASKED_CHARACTERS],
+        note=refusal.operator_note or None,
+        request_id=request_id,
+    )
     return problem(refusal, request_id=request_id)
 
 
@@ -79,19 +93,24 @@ def word_problems(app: FastAPI) -> None:
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
         if getattr(request.state, "is_attempt", False):  # its observers have written it down
             return problem(refusal, request_id=request.state.request_id)
-        return noted(refusal, request_id=request.state.request_id)
+        return noted(refusal, request_id=request.state.request_id, asked=_asked(request))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
         # Not a word of the error: it repeats what was sent.
-        return noted(RequestInvalid(), request_id=request.state.request_id)
+        return noted(RequestInvalid(), request_id=request.state.request_id, asked=_asked(request))
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
-        response = noted(_BY_STATUS.get(error.status_code, RequestInvalid)(), request_id=request.state.request_id)
+        refusal = _BY_STATUS.get(error.status_code, RequestInvalid)()
+        response = noted(refusal, request_id=request.state.request_id, asked=_asked(request))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             response.headers["Allow"] = ", ".join(_methods_of(request))  # the framework names the first route's only
         return response
+
+
+def _asked(request: Request) -> str:
+    return f"{request.method} {request.url.path}"  # without the query: it may hold what should not be written
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -1,22 +1,28 @@
 """The routes: each reads its request, calls the use case, and shows the result."""
 
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Request, Response
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from voicepass.api.middleware import WEBHOOK_PATH
 from voicepass.api.schemas import (
     OF_A_CONVERSATION,
     OF_A_PASS,
+    OF_A_USER,
+    OF_A_WEBHOOK,
+    BlockBody,
     ConversationTokenPass,
     IssuedConversation,
     PassBody,
     SignedUrlPass,
+    UserUsage,
     refusals,
 )
 from voicepass.errors import LedgerUnavailable, RequestInvalid, UnsupportedMediaType
-from voicepass.model import Credentials, PassRequest, Transport, VoicePass
+from voicepass.model import Block, Credentials, PassRequest, Scope, Transport, VoicePass
 from voicepass.passes import Passes
 
 
@@ -104,6 +110,14 @@ async def get_conversation_token(request: Request, asked: ByQuery) -> Conversati
     return ConversationTokenPass.of(await _issue(request, asked, Transport.WEBRTC))
 
 
+@pass_routes.get("/usage", summary="Where the user stands", responses=refusals(*OF_A_USER))
+async def get_usage(request: Request) -> UserUsage:
+    """Tell the signed-in user what is used, what is left, and when that changes."""
+    user = await request.app.state.authenticator.authenticate(_credentials(request))
+    limits = [limit for limit in request.app.state.policy.limits if limit.scope is Scope.USER]
+    return UserUsage.of(user, await request.app.state.ledger.usage(user, limits))
+
+
 backend_routes = APIRouter(
     prefix="/v1", tags=["backends"], responses=refusals(*OF_A_CONVERSATION), dependencies=[Depends(SERVICE_TOKEN)]
 )
@@ -116,6 +130,34 @@ async def get_conversation(request: Request, conversation_id: ConversationId) ->
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
     request.app.state.service_tokens.check(_credentials(request))
     return IssuedConversation.of(await request.app.state.ledger.issued(conversation_id))
+
+
+@backend_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
+async def post_block(request: Request, body: BlockBody) -> None:
+    """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
+    request.app.state.service_tokens.check(_credentials(request))
+    await request.app.state.ledger.block(Block(**body.model_dump()))
+
+
+@backend_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
+async def delete_block(request: Request, body: BlockBody) -> None:
+    request.app.state.service_tokens.check(_credentials(request))
+    await request.app.state.ledger.unblock(Block(**body.model_dump()))
+
+
+SIGNATURE = APIKeyHeader(
+    name="ElevenLabs-Signature", auto_error=False, scheme_name="signature", description="`t=…,v0=…`, by ElevenLabs."
+)
+webhook_routes = APIRouter(tags=["webhooks"], responses=refusals(*OF_A_WEBHOOK), dependencies=[Depends(SIGNATURE)])
+
+
+@webhook_routes.post(WEBHOOK_PATH, summary="What a conversation used, as ElevenLabs tells it")
+async def post_webhook(request: Request) -> dict[str, str]:
+    """Take in a post-call webhook. An event that was there before, or is of no use here, is a good one too."""
+    # Two headers read as one with a comma and a space between them, which no signature may hold.
+    signature = ", ".join(request.headers.getlist("elevenlabs-signature"))
+    await request.app.state.webhook.receive(signature=signature, body=await request.body())
+    return {"status": "received"}
 
 
 operation_routes = APIRouter(tags=["operations"], responses=refusals())

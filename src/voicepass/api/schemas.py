@@ -1,14 +1,15 @@
 """The shapes of requests and answers, as the contract and the OpenAPI document show them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from voicepass import errors
 from voicepass.api.problems import PROBLEM_JSON, problem_body
 from voicepass.errors import Refusal
-from voicepass.model import DEFAULT_ALIAS, Grant, Scalar, VoicePass
+from voicepass.model import DEFAULT_ALIAS, BlockKind, IssuedPass, Scalar, Usage, User, VoicePass
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -46,7 +47,7 @@ class _PassFields(BaseModel):
                 "conversation_id": credential.conversation_id,
                 "agent": voice_pass.agent.alias,
                 "agent_id": voice_pass.agent.agent_id,
-                "expires_at": None if expires_at is None else datetime.fromtimestamp(int(expires_at), UTC),
+                "expires_at": None if expires_at is None else _instant(expires_at),
                 "user_id": voice_pass.user_id,
                 "dynamic_variables": dict(voice_pass.dynamic_variables),
             }
@@ -82,6 +83,7 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; branch on this.", examples=["token_expired"])
     request_id: str = Field(description="The line to look for in the service's log.")
     retry_after_seconds: int | None = None
+    resets_at: datetime | None = Field(None, description="Of a limit: from when a new try can succeed.")
 
 
 class IssuedConversation(BaseModel):
@@ -93,20 +95,95 @@ class IssuedConversation(BaseModel):
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
     issued_at: datetime = Field(examples=["2026-11-22T12:00:00Z"])
+    settled_at: datetime | None = Field(description="When it was known what it used; null until then.")
+    seconds: int | None = Field(description="How long it really was; null until it is known.", examples=[84])
+    identity_mismatch: bool = Field(description="The browser told ElevenLabs another user id than this one.")
     request_id: str = Field(description="The line of the service's log that granted it.")
 
     @classmethod
-    def of(cls, grant: Grant) -> Self:
-        """Show a grant as this answer."""
+    def of(cls, issued: IssuedPass) -> Self:
+        """Show a row of the ledger as this answer."""
         return cls(
-            conversation_id=grant.conversation_id or "",
-            user_id=grant.user_id,
-            token_issuer=grant.token_issuer,
-            agent=grant.agent_alias,
-            agent_id=grant.agent_id,
-            issued_at=datetime.fromtimestamp(int(grant.granted_at), UTC),
-            request_id=grant.request_id,
+            conversation_id=issued.conversation_id or "",
+            user_id=issued.user_id,
+            token_issuer=issued.token_issuer,
+            agent=issued.agent_alias,
+            agent_id=issued.agent_id,
+            issued_at=_instant(issued.reserved_at),
+            settled_at=None if issued.settled_at is None else _instant(issued.settled_at),
+            seconds=None if issued.settled_at is None else issued.seconds,
+            identity_mismatch=issued.identity_mismatch,
+            request_id=issued.request_id,
         )
+
+
+class LimitUsage(BaseModel):
+    """Where a user stands with one limit."""
+
+    limit: str = Field(examples=["user_minutes_per_day"])
+    unit: Literal["passes", "conversations", "seconds"]
+    most: int = Field(examples=[3600])
+    used: int = Field(description="Minutes set aside for open conversations count as used.", examples=[684])
+    left: int = Field(examples=[2916])
+    resets_at: datetime | None = Field(description="When less will be used; null while nothing is.")
+
+
+class UserUsage(BaseModel):
+    """Where a user stands."""
+
+    user_id: str = Field(examples=["u-1"])
+    limits: list[LimitUsage]
+
+    @classmethod
+    def of(cls, user: User, answers: Sequence[Usage]) -> Self:
+        """Show the ledger's answers, limit by limit."""
+        return cls(
+            user_id=user.id,
+            limits=[
+                LimitUsage(
+                    limit=answer.limit.name,
+                    unit=answer.limit.counted.value,
+                    most=answer.limit.most,
+                    used=answer.used,
+                    left=answer.left,
+                    resets_at=None if answer.resets_at is None else _instant(answer.resets_at),
+                )
+                for answer in answers
+            ],
+        )
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class UserBlock(_Block):
+    """A user: of every issuer that knows the id, or of one."""
+
+    kind: Literal[BlockKind.USER]
+    key: str = Field(min_length=1, max_length=255, description="The user's id.", examples=["u-1"])
+    token_issuer: str = Field("", max_length=255, description="Only as this issuer names them.")
+
+
+class AgentBlock(_Block):
+    """An agent, by its alias."""
+
+    kind: Literal[BlockKind.AGENT]
+    key: str = Field(min_length=1, max_length=64, description="The agent's alias.", examples=["default"])
+
+
+class EveryoneBlock(_Block):
+    """Everyone."""
+
+    kind: Literal[BlockKind.EVERYONE]
+
+
+BlockBody = Annotated[UserBlock | AgentBlock | EveryoneBlock, Field(discriminator="kind")]
+"""Whom to give no more passes."""
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)
 
 
 ANYWHERE: tuple[type[Refusal], ...] = (
@@ -118,16 +195,25 @@ ANYWHERE: tuple[type[Refusal], ...] = (
 )
 """What any route may answer."""
 
-OF_A_PASS: tuple[type[Refusal], ...] = (
+OF_A_USER: tuple[type[Refusal], ...] = (
     errors.CredentialsConflict,
     errors.TokenMissing,
     errors.TokenInvalid,
     errors.TokenExpired,
     errors.OriginNotAllowed,
-    errors.AgentNotAllowed,
     errors.UnsupportedMediaType,
     errors.KeysUnavailable,
     errors.LedgerUnavailable,
+)
+"""What a request that needs a signed-in user may be answered with."""
+
+OF_A_PASS: tuple[type[Refusal], ...] = (
+    *OF_A_USER,
+    errors.AgentNotAllowed,
+    errors.UserBlocked,
+    errors.RateLimited,
+    errors.QuotaExceeded,
+    errors.TooManyConversations,
     errors.KeyRejected,
     errors.AgentUnknown,
     errors.BadAnswer,
@@ -136,7 +222,7 @@ OF_A_PASS: tuple[type[Refusal], ...] = (
     errors.Unavailable,
     errors.Timeout,
 )
-"""What a request for a pass may be answered with besides."""
+"""And what a request for a pass."""
 
 OF_A_CONVERSATION: tuple[type[Refusal], ...] = (
     errors.TokenMissing,
@@ -144,6 +230,9 @@ OF_A_CONVERSATION: tuple[type[Refusal], ...] = (
     errors.ConversationUnknown,
     errors.LedgerUnavailable,
 )
+
+
+OF_A_WEBHOOK: tuple[type[Refusal], ...] = (errors.SignatureInvalid, errors.LedgerUnavailable)
 
 
 def refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:

@@ -25,15 +25,19 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from voicepass.api.middleware import WEBHOOK_PATH, Surface
+from voicepass.api.problems import noted
 from voicepass.app import create_app
 from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
+from voicepass.errors import RequestInvalid
 from voicepass.settings import Settings
 
 AGENT_ID = "agent_demo"
 EMULATOR_PATH = "/_elevenlabs"
 TOKEN_SECONDS = 3600
 
-_STATIC = Path(str(files(__package__) / "static"))
+_HERE = Path(str(files(__package__)))
+_STATIC = _HERE / "static"
 
 
 class DemoSettings(Settings):
@@ -69,17 +73,21 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
     api_key = f"sk_{secrets.token_hex(24)}"
     emulator = emulator or Emulator(
         agents=[EmulatedAgent(agent_id=AGENT_ID)],
-        api_keys={api_key: frozenset({"convai_write"})},
+        api_keys={api_key: frozenset({"convai_write", "convai_read"})},
         public_ws_base=ws_base,
+        webhook_url=f"{base_url}{WEBHOOK_PATH}",
+        webhook_secret=f"wsec_{secrets.token_hex(32)}",
     )
     settings = DemoSettings(
         **{
             "elevenlabs_api_key": SecretStr(next(iter(emulator.api_keys))),
             "elevenlabs_agent_id": AGENT_ID,
             "elevenlabs_base_url": f"{base_url}{EMULATOR_PATH}",
+            "elevenlabs_webhook_secret": SecretStr(emulator.webhooks.secret),
             "voicepass_jwt_secret": SecretStr(secrets.token_urlsafe(48)),
             "voicepass_jwt_issuer": "voicepass-demo",
             "voicepass_jwt_audience": "voicepass",
+            "voicepass_policy_file": str(_HERE / "policy.toml"),
             "voicepass_database_url": "sqlite://",
             "voicepass_log_format": "console",
             **overrides,
@@ -102,7 +110,8 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
         try:
             name = SignIn.model_validate_json(await request.body()).name
         except ValidationError:
-            return JSONResponse({"detail": "Give a name of 1 to 100 characters."}, status_code=422)
+            refusal = RequestInvalid("Give a name of 1 to 100 characters.")
+            return noted(refusal, request_id=request.state.request_id)
         user_id = f"user_{secrets.token_hex(4)}"
         return JSONResponse({"token": _token(settings, user_id, name), "user_id": user_id, "name": name})
 
@@ -114,7 +123,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
         routes=[
             Route("/", page),
             Route("/demo/config", config),
-            Route("/demo/sign-in", sign_in, methods=["POST"]),
+            Route("/demo/sign-in", sign_in, methods=["POST"], middleware=[Middleware(Surface)]),
             Route("/demo/expire", expire, methods=["POST"]),
             Mount("/static", StaticFiles(directory=_STATIC)),
             Mount(EMULATOR_PATH, create_emulator(emulator)),

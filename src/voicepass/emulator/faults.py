@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from voicepass.emulator.closings import CLOSINGS
 
-Target = Literal["signed_url", "token", "conversation"]
+Target = Literal["signed_url", "token", "conversation", "account", "webhook"]
 BrokenAnswer = Literal["html200", "redirect", "slow_trickle"]
 BrokenJson = Literal["not_json", "truncated", "no_credential", "wrong_type", "oversized"]
 BrokenUrl = Literal["foreign_host", "http_scheme", "other_agent", "missing_conversation_id"]
@@ -36,9 +36,11 @@ _ERRORS = {
 class Fault(BaseModel):
     """One thing that goes wrong for the next `times` calls of `target`, or until cleared when `times` is None.
 
-    For `signed_url` and `token`: wait `latency_seconds`, then answer with `status` in the given `envelope`
-    (`code` and `retry_after_seconds` refine it), or with the broken `body`, or, with neither, as usual.
-    For `conversation`: end it with the row `closing` of the table of closings.
+    For `signed_url`, `token` and `account` (of a conversation that somebody asks about): wait `latency_seconds`, then
+    answer with `status` in the given `envelope` (`code` and `retry_after_seconds` refine it), or with the broken
+    `body`, or, with neither, as usual.
+    For `conversation`: end it with the row `closing` of the table of closings. For `webhook`: wait likewise, then let
+    its `delivery` be lost, be made twice, or be held back until the next one has gone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +54,7 @@ class Fault(BaseModel):
     retry_after_seconds: int | None = Field(default=None, ge=0)
     body: BrokenAnswer | BrokenJson | BrokenUrl | None = None
     closing: str | None = None
+    delivery: Literal["lost", "twice", "held_back"] | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -59,6 +62,10 @@ class Fault(BaseModel):
             raise ValueError("a conversation needs a closing, and nothing else can have one")
         if self.closing is not None and (self.closing not in CLOSINGS or "{" in CLOSINGS[self.closing].reason):
             raise ValueError("closing must name a row of the table whose reason needs no facts")
+        if self.delivery is not None and self.target != "webhook":
+            raise ValueError("only a webhook has a delivery")
+        if self.target == "webhook" and (self.status or self.body):
+            raise ValueError("a webhook is sent, not answered: it has a delivery or a latency")
         if bool(self.status) + bool(self.body) + bool(self.closing) > 1:
             raise ValueError("choose one of status, body and closing")
         return self
@@ -75,7 +82,7 @@ class Fault(BaseModel):
         headers = {} if self.retry_after_seconds is None else {"retry-after": str(self.retry_after_seconds)}
         return JSONResponse({"detail": detail}, status_code=self.status, headers=headers)
 
-    def answered(self, answer: dict[str, str], request: Request) -> Response:
+    def answered(self, answer: dict[str, Any], request: Request) -> Response:
         """Send a good answer, whose first member is the credential, broken in the way `body` says."""
         name, credential = next(iter(answer.items()))
         text = json.dumps(answer)

@@ -72,6 +72,17 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         token = jwt.encode(claims, secrets.token_hex())
         return fault.answered({"token": token, "conversation_id": conversation_id}, request)
 
+    @app.get(f"{_PREFIX}s/{{conversation_id}}")
+    async def get_conversation(request: Request, conversation_id: str, key: ApiKey = None) -> Response:
+        fault = emulator.take_fault("account")
+        if refusal := await fault.refusal():
+            return refusal
+        _check_key(emulator, key, "convai_read")
+        account = emulator.accounts.get(conversation_id)
+        if account is None:
+            raise _not_found(conversation_id)
+        return fault.answered(account.shown(), request)
+
 
 def _add_door(app: FastAPI, emulator: Emulator) -> None:
     @app.websocket(_PREFIX)
@@ -80,7 +91,7 @@ def _add_door(app: FastAPI, emulator: Emulator) -> None:
         offered: list[str] = websocket.scope["subprotocols"]
         record = RecordedConversation(query=dict(websocket.query_params), signed="conversation_signature" in query)
         emulator.records.conversations.append(record)
-        forced = emulator.take_fault("conversation").closing
+        forced, account = emulator.take_fault("conversation").closing, None
         try:
             # Accepted before it is refused, as by the real service: a browser told 403 learns neither code nor reason.
             # Browsers insist on the subprotocol they offered; the Python SDK offers none and rejects one.
@@ -88,6 +99,7 @@ def _add_door(app: FastAPI, emulator: Emulator) -> None:
             if forced and CLOSINGS[forced].moment == "door":
                 raise Refused(forced)  # noqa: TRY301  what ends a conversation ends it below
             agent, record.conversation_id = emulator.admit(query, origin=websocket.headers.get("origin"))
+            account = emulator.opened(agent, record)
             await Conversation(websocket, emulator=emulator, agent=agent, record=record).hold(forced=forced)
         except Refused as refused:
             await _close(websocket, refused.closing, record)
@@ -96,6 +108,8 @@ def _add_door(app: FastAPI, emulator: Emulator) -> None:
         except WebSocketDisconnect as gone:
             record.closed_by, record.close_code = "client", gone.code
             record.close_reason = emulator.records.scrubbed_text(gone.reason or "")
+        if account:
+            await emulator.ended(account)
 
 
 async def _close(websocket: WebSocket, closing: Closing, record: RecordedConversation) -> None:
@@ -144,16 +158,23 @@ def _add_control(app: FastAPI, emulator: Emulator) -> None:
 def _authorise(emulator: Emulator, agent_id: str, key: str | None, *, public_needs_key: bool) -> None:
     agent = emulator.agents.get(agent_id)
     if public_needs_key or agent is None or agent.requires_auth:
-        permissions = emulator.api_keys.get(key or "")
-        if permissions is None:
-            raise HTTPException(401, {"status": "invalid_api_key", "message": "Invalid API key"})
-        if "convai_write" not in permissions:
-            # 401, not 403: so the real service answers, whatever its table of errors says.
-            message = "The API key you used is missing the permission convai_write to execute this operation."
-            raise HTTPException(401, {"status": "missing_permissions", "message": message})
+        _check_key(emulator, key, "convai_write")
     if agent is None:
-        message = f"Document with id {agent_id} not found."
-        raise HTTPException(404, {"status": "document_not_found", "message": message})
+        raise _not_found(agent_id)
+
+
+def _check_key(emulator: Emulator, key: str | None, permission: str) -> None:
+    permissions = emulator.api_keys.get(key or "")
+    if permissions is None:
+        raise HTTPException(401, {"status": "invalid_api_key", "message": "Invalid API key"})
+    if permission not in permissions:
+        # 401, not 403: so the real service answers, whatever its table of errors says.
+        message = f"The API key you used is missing the permission {permission} to execute this operation."
+        raise HTTPException(401, {"status": "missing_permissions", "message": message})
+
+
+def _not_found(document_id: str) -> HTTPException:
+    return HTTPException(404, {"status": "document_not_found", "message": f"Document with id {document_id} not found."})
 
 
 def _ws_base(emulator: Emulator, request: Request) -> str:

@@ -8,16 +8,18 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
+from voicepass.emulator.aftermath import Account, Webhooks
 from voicepass.emulator.closings import Refused
 from voicepass.emulator.faults import Fault, Target
-from voicepass.emulator.records import Records
+from voicepass.emulator.records import RecordedConversation, Records
 
 # The vendor's documentation: a signed URL is good for 15 minutes; only the start must fall inside.
 SIGNATURE_SECONDS = 15 * 60
 
 # The alphabet of the ids and signatures seen in the wild (Crockford's base32, as in a ULID).
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_DEFAULT_KEYS = {"sk_emulator": frozenset({"convai_write"})}
+_DEFAULT_KEYS = {"sk_emulator": frozenset({"convai_write", "convai_read"})}
+_KEPT_ACCOUNTS = 1_000
 
 
 class EmulatedAgent(BaseModel):
@@ -48,8 +50,10 @@ class _Issued:
 class Emulator:
     """A pretend ElevenLabs: what it knows and how it behaves. `create_emulator` puts it on the wire.
 
-    `api_keys` maps each key to its permissions. `clock` gives Unix seconds; only expiry uses it. `public_ws_base`, such
-    as `ws://127.0.0.1:8000/_elevenlabs`, is how signed URLs begin; without it they lead where the call came in.
+    `api_keys` maps each key to its permissions. `clock` gives Unix seconds, for expiry and for how long a conversation
+    lasts, unless `conversation_seconds` says how long each did. `public_ws_base`, such as
+    `ws://127.0.0.1:8000/_elevenlabs`, is how signed URLs begin; without it they lead where the call came in. After a
+    conversation a webhook goes to `webhook_url`, signed with `webhook_secret`.
     """
 
     def __init__(
@@ -60,12 +64,18 @@ class Emulator:
         clock: Callable[[], float] = time.time,
         public_ws_base: str | None = None,
         faults: Iterable[Fault] = (),
+        webhook_url: str | None = None,
+        webhook_secret: str = "wsec_emulator",  # noqa: S107  as public as the emulator's key
+        conversation_seconds: int | None = None,
     ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
         self.api_keys = api_keys
         self.public_ws_base = public_ws_base
         self.faults: dict[Target, Fault] = {fault.target: fault for fault in faults}
         self.records = Records(api_keys=api_keys)
+        self.accounts: dict[str, Account] = {}
+        self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret, clock=clock)
+        self.conversation_seconds = conversation_seconds
         self._clock = clock
         self._advanced_seconds = 0.0
         self._issued: dict[str, _Issued] = {}
@@ -79,7 +89,7 @@ class Emulator:
         return self._clock() + self._advanced_seconds
 
     def advance(self, seconds: float) -> None:
-        """Let that many seconds pass at once, for expiry only."""
+        """Let that many seconds pass at once, for expiry and durations only."""
         self._advanced_seconds += seconds
 
     def take_fault(self, target: Target) -> Fault:
@@ -130,6 +140,20 @@ class Emulator:
             return agent, new_id("conv")
         del self._issued[signature]
         return agent, issued.conversation_id
+
+    def opened(self, agent: EmulatedAgent, record: RecordedConversation) -> Account:
+        """Begin to keep account of a conversation; until then nobody knows of it."""
+        account = Account(agent_id=agent.agent_id, record=record, started_at=self.now())
+        self.accounts[record.conversation_id or ""] = account
+        if len(self.accounts) > _KEPT_ACCOUNTS:
+            del self.accounts[next(iter(self.accounts))]
+        return account
+
+    async def ended(self, account: Account) -> None:
+        """Close the account of a conversation, and tell of it."""
+        lasted = self.conversation_seconds
+        account.seconds = round(self.now() - account.started_at) if lasted is None else lasted
+        await self.webhooks.send(account, self.take_fault("webhook"))
 
 
 def new_id(prefix: str) -> str:

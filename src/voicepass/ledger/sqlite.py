@@ -1,104 +1,147 @@
-"""The embedded ledger: one SQLite file (or memory), written by one thread."""
+"""The embedded engine: one SQLite file (or memory), one thread, and what comes together is committed together."""
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from importlib.resources import files
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
-from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
-from voicepass.model import Grant, Transport
+from voicepass.errors import LedgerUnavailable
+from voicepass.ledger import ANSWER_SECONDS, Ledger
+from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.schema import steps
+from voicepass.model import Clock
 
 Result = TypeVar("Result")
+Asked = tuple[Callable[[float], Dialogue[Any]], asyncio.Future[Any]]
 
-BUSY_TIMEOUT_SECONDS = 1.0  # another process may hold the file; well inside a request's deadline
-
-
-_INSERT = """
-INSERT INTO grants
-SELECT :request_id, :granted_at, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
-       :conversation_id, :credential_sha256, :expires_at
-WHERE NOT EXISTS (
-    SELECT 1 FROM grants
-    WHERE conversation_id = :conversation_id AND (token_issuer, user_id) <> (:token_issuer, :user_id)
-)
-"""
-
-_FIND = "SELECT * FROM grants WHERE conversation_id = ? ORDER BY granted_at DESC LIMIT 1"
+BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; well inside a request's deadline
+MAX_BATCH: Final = 64
 
 
-class SqliteLedger:
-    """Writes and finds grants. Made by `open_sqlite`, which also brings the schema up to date."""
+class SqliteLedger(Ledger):
+    """Made by `open_sqlite`. One transaction carries all that waited while the last was synced to disk.
 
-    def __init__(self, *, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    A sync is most of a commit's cost: with it shared, durability for 64 users costs little more than for one.
+    """
+
+    def __init__(self, *, connection: sqlite3.Connection, thread: ThreadPoolExecutor, clock: Clock) -> None:
         self._connection = connection
         self._thread = thread
+        self._clock = clock
+        self._waiting: deque[Asked] = deque()
+        self._writer: asyncio.Future[list[Any]] | None = None
 
-    async def record(self, grant: Grant) -> None:
-        """Write one grant durably. Raises LedgerUnavailable or BadAnswer; then nothing was written.
-
-        BadAnswer: ElevenLabs named a conversation that was issued to someone else, so whose it is cannot be told.
-        """
-        if not await self._run(lambda: self._insert(grant)):
-            raise BadAnswer(operator_note="ElevenLabs named a conversation that was issued to another user before")
-
-    async def issued(self, conversation_id: str) -> Grant:
-        """Return the grant of a conversation, or raise ConversationUnknown where it was not issued here."""
-        row = await self._run(lambda: self._connection.execute(_FIND, (conversation_id,)).fetchone())
-        if row is None:
-            raise ConversationUnknown
-        return Grant(**(dict(row) | {"transport": Transport(row["transport"])}))
-
-    async def check(self) -> None:
-        """Raise LedgerUnavailable unless the ledger answers."""
-        await self._run(lambda: self._connection.execute("SELECT 1 FROM grants LIMIT 1").fetchone())
-
-    def _insert(self, grant: Grant) -> bool:
-        with self._connection:
-            return self._connection.execute(_INSERT, asdict(grant)).rowcount == 1
-
-    async def _run(self, work: Callable[[], Result]) -> Result:
+    async def _run(self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = ()) -> Result:
+        del locks  # there is one writer: every transaction comes after the other anyway
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((rule, answer))
+        if self._writer is None:
+            self._write_next()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.Error as error:
-            raise LedgerUnavailable(operator_note=f"the ledger does not answer: {error}") from error
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await answer
+        except TimeoutError as error:
+            raise LedgerUnavailable(operator_note=f"SQLite gave no answer within {ANSWER_SECONDS:g} s") from error
+
+    def _write_next(self) -> None:
+        if not self._waiting:
+            self._writer = None
+            return
+        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        loop = asyncio.get_running_loop()
+        self._writer = loop.run_in_executor(self._thread, self._commit, batch)
+        self._writer.add_done_callback(lambda done: self._answer(batch, done))
+
+    def _answer(self, batch: Sequence[Asked], done: asyncio.Future[Any]) -> None:
+        error = done.exception()
+        outcomes = [error] * len(batch) if error is not None else done.result()
+        for (_, answer), outcome in zip(batch, outcomes, strict=True):
+            if answer.done():  # whoever asked has gone
+                continue
+            if isinstance(outcome, sqlite3.Error):
+                refusal = LedgerUnavailable(operator_note=f"the ledger does not answer: {outcome}")
+                refusal.__cause__ = outcome
+                answer.set_exception(refusal)
+            elif isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+        self._write_next()
+
+    def _commit(self, batch: Sequence[Asked]) -> list[Any]:
+        """Run the rules in one transaction, each in a savepoint of its own; return results and exceptions.
+
+        Whoever was told no meanwhile, or has gone, is passed over: what is not done, nobody has to give back.
+        """
+        cursor = self._connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            outcomes = [None if answer.done() else self._play(cursor, rule(self._clock())) for rule, answer in batch]
+            cursor.execute("COMMIT")
+        except BaseException:
+            self._connection.rollback()
+            raise
+        return outcomes
+
+    def _play(self, cursor: sqlite3.Cursor, dialogue: Dialogue[Any]) -> Any:  # noqa: ANN401
+        cursor.execute("SAVEPOINT rule")
+        try:
+            statement, parameters = next(dialogue)
+            while True:
+                rows = [dict(row) for row in cursor.execute(statement, dict(parameters)).fetchall()]
+                statement, parameters = dialogue.send(rows)
+        except StopIteration as end:
+            cursor.execute("RELEASE rule")
+            return end.value
+        except sqlite3.Error:
+            raise  # the engine is at fault: nobody in this batch is told yes
+        except Exception as refusal:  # noqa: BLE001 - a rule's own answer
+            cursor.execute("ROLLBACK TO rule")
+            cursor.execute("RELEASE rule")
+            return refusal
 
 
 @asynccontextmanager
-async def open_sqlite(path: str) -> AsyncIterator[SqliteLedger]:
+async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]:
     """Open the ledger at `path` (":memory:" for one that is gone with the process), schema up to date.
 
-    Raises sqlite3.Error when the file cannot be opened: the service does not start without its ledger.
+    Raises LedgerUnavailable when the file cannot be opened: the service does not start without its ledger.
     """
     loop = asyncio.get_running_loop()
     # One thread owns the connection: SQLite has one writer anyway, and the event loop never waits for the disk.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger") as thread:
-        connection = await loop.run_in_executor(thread, _connect, path)
         try:
-            yield SqliteLedger(connection=connection, thread=thread)
+            connection = await loop.run_in_executor(thread, _connect, path)
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
+        try:
+            yield SqliteLedger(connection=connection, thread=thread, clock=clock)
         finally:
             await loop.run_in_executor(thread, connection.close)
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level="IMMEDIATE")
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # a pass that was handed out survives a power cut
-    _migrate(connection)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Apply the numbered files of `schema/` that this database has not seen, each in a transaction of its own."""
-    steps = sorted((step for step in files(__package__).joinpath("schema").iterdir()), key=lambda step: step.name)
-    for number, step in enumerate(steps, start=1):
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
-            if connection.execute("PRAGMA user_version").fetchone()[0] < number:
-                for statement in step.read_text().split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {number}")
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # a pass that was handed out survives a power cut
+    connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, statements in enumerate(steps(), start=1):
+        if version < number:
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+    connection.execute("COMMIT")

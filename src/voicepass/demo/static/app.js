@@ -3,6 +3,8 @@
 
 const PASS_SECONDS = 15 * 60;
 const WORKLETS = "static/vendor/elevenlabs-client/worklets";
+const READ_MS = { settling: 500, live: 2000, idle: 30_000 };
+const SETTLING_MS = 10_000;
 const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
 const FAULTS = {
   expired: "The pass was 15 minutes and one second old by the emulator's clock. Start again for a fresh one.",
@@ -14,14 +16,28 @@ const FAULTS = {
 
 const $ = (id) => document.getElementById(id);
 let user = null; // { token, user_id, name }
-let pass = null; // { deadline, badge }, for the countdown
+let pass = null; // { deadline, badge, openedAt, endedAt }, for the countdown and the meter
 let live = null; // the attempt under way: { voice, typed, session, connected }
+let minutes = null; // { used, most, resetsAt, aside, note }, in seconds
+let reads = 0; // of the minutes, so that the latest wins
+let nextRead = 0; // the timer
+let settledBy = 0; // until then, what a conversation used may become known any moment
 
 function el(tag, text, className = "") {
   const node = document.createElement(tag);
   node.textContent = text;
   node.className = className;
   return node;
+}
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+/** "today at 14:05", "tomorrow at 07:32", or the date; never a minute too early. */
+function when(instant) {
+  const at = new Date(Math.ceil(Date.parse(instant) / 60_000) * 60_000);
+  const days = Math.round((new Date(at).setHours(0, 0, 0, 0) - new Date().setHours(0, 0, 0, 0)) / 86_400_000);
+  const day = ["today", "tomorrow"][days] ?? `on ${at.toLocaleDateString("en", { day: "numeric", month: "long" })}`;
+  return `${day} at ${at.toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" })}`;
 }
 
 // ---------------------------------------------------------------- the service
@@ -33,6 +49,7 @@ class Refusal extends Error {
     this.code = problem.code ?? String(status);
     this.requestId = problem.request_id;
     this.retryAfter = problem.retry_after_seconds;
+    this.resetsAt = problem.resets_at;
     this.signInAgain = status === 401;
   }
 }
@@ -49,6 +66,7 @@ async function call(path, { token, body } = {}) {
 
 const signIn = (name) => call("demo/sign-in", { body: { name } });
 const fetchPass = (token) => call("v1/signed-url", { token, body: { agent: "default" } });
+const fetchUsage = (token) => call("v1/usage", { token });
 
 // ---------------------------------------------------------------- what the page shows
 
@@ -78,9 +96,11 @@ function show(state, title, { code = "", reason = "", hint = "" } = {}) {
   $("message").disabled = $("send").disabled = state !== "connected";
   if (state !== "connected") hearing("");
   // A control that vanishes must not take the keyboard's place on the page with it.
-  if (running && focused === $("start")) $("end").focus();
-  if (state === "connected" && !live.voice && document.activeElement === $("end")) $("message").focus();
-  if (!running && user && [$("end"), $("message"), $("send")].includes(focused)) $("start").focus();
+  // And the page stays where it is: what has just begun is read at the top of the card.
+  const focus = (id) => $(id).focus({ preventScroll: true });
+  if (running && focused === $("start")) focus("end");
+  if (state === "connected" && !live.voice && document.activeElement === $("end")) focus("message");
+  if (!running && user && [$("end"), $("message"), $("send")].includes(focused)) focus("start");
 }
 
 function hearing(mode) {
@@ -124,8 +144,83 @@ function tick() {
   if (left === 0 && pass.badge === "Unused") pass.badge = "Expired";
   $("pass").dataset.state = pass.badge.toLowerCase();
   $("pass-badge").textContent = pass.badge;
-  $("pass-time").textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
+  $("pass-time").textContent = clock(left);
   $("pass-ring").style.strokeDashoffset = 100 - (100 * left) / PASS_SECONDS;
+}
+
+/** Asks how the user's minutes stand, and again in a while. Given what was `before` a pass, it knows what that took. */
+async function readMinutes(before) {
+  const whose = user;
+  const read = (reads += 1);
+  clearTimeout(nextRead);
+  if (!whose) return;
+  try {
+    const { limits } = await fetchUsage(whose.token);
+    if (read !== reads || user !== whose) return;
+    count(limits.find(({ limit }) => limit === "user_minutes_per_day"), before);
+    const pace = Date.now() < settledBy ? "settling" : live ? "live" : "idle";
+    nextRead = setTimeout(readMinutes, READ_MS[pace]);
+  } catch {
+    // Not worth a word: whoever asks for a pass next hears what is wrong, and asks again here.
+  }
+}
+
+/** After an end: what was set aside becomes what was used, once ElevenLabs tells. */
+function awaitSettlement() {
+  settledBy = Date.now() + SETTLING_MS;
+  clearTimeout(nextRead);
+  nextRead = setTimeout(readMinutes, READ_MS.settling / 2);
+}
+
+function count(limit, before) {
+  // A policy may leave the day's minutes unlimited.
+  if (!limit) return hideMinutes();
+  const { used, most, resets_at: resetsAt } = limit;
+  let { aside, note } = minutes ?? { aside: 0, note: "" };
+  if (before !== undefined) {
+    aside = Math.max(0, used - before);
+    note = "";
+  } else if (minutes && used !== minutes.used && !live?.connected) {
+    const back = minutes.used - used;
+    note = aside ? `The last pass used ${clock(aside - back)}.${back > 0 ? ` The other ${clock(back)} came back.` : ""}` : "";
+    aside = settledBy = 0;
+  }
+  minutes = { used, most, resetsAt, aside, note };
+  drawMinutes();
+}
+
+function drawMinutes() {
+  const { used, most, resetsAt, aside, note } = minutes;
+  const spent = used >= most;
+  $("minutes").dataset.state = spent ? "spent" : "counted";
+  $("minutes-used").textContent = `${clock(used)} of ${clock(most)} used`;
+  $("minutes-note").textContent =
+    (aside && `${clock(aside)} of it is set aside for this pass until it is known what it used.`) ||
+    (spent && `Minutes come back ${when(resetsAt)}, or when a pass lapses unused.`) ||
+    note ||
+    "A minute is set aside for each pass until it is known what it used.";
+  $("meter").setAttribute("aria-valuemax", most);
+  $("meter").setAttribute("aria-valuenow", Math.min(used, most));
+  $("meter").setAttribute("aria-valuetext", $("minutes-used").textContent);
+  $("minutes").hidden = false;
+  moveMeter();
+}
+
+/** The conversation eats, second by second, into what is set aside for it. */
+function moveMeter() {
+  if (!minutes) return;
+  const { used, most, aside } = minutes;
+  const talked = pass?.openedAt ? ((pass.endedAt ?? Date.now()) - pass.openedAt) / 1000 : 0;
+  const width = (seconds) => `${Math.min(100, (100 * seconds) / most)}%`;
+  $("meter-aside").style.width = width(used);
+  $("meter-used").style.width = width(used - aside + Math.min(aside, talked));
+}
+
+function hideMinutes() {
+  minutes = null;
+  settledBy = 0;
+  clearTimeout(nextRead);
+  $("minutes").hidden = true;
 }
 
 function hidePass() {
@@ -177,6 +272,7 @@ function options(attempt, signedUrl, voicePass, variables) {
 
 function connected(attempt, conversationId) {
   attempt.connected = true;
+  pass.openedAt = Date.now();
   $("status").dataset.conversationId = conversationId;
   stampPass("Used");
   show("connected", "Connected", { hint: attempt.voice ? "Speak, or type." : "Type a line, and the agent answers." });
@@ -195,6 +291,8 @@ function disconnected({ reason, message, closeCode, closeReason, context }) {
   const fault = FAULTS[$("fault").value];
   const text = { user: "You ended the conversation.", agent: closeReason ?? "The agent ended the conversation." }[reason];
   live = null;
+  if (pass) pass.endedAt ??= Date.now();
+  awaitSettlement();
   atStep(1);
   show(reason === "error" ? "failed" : "ended", "Disconnected", {
     code: closeCode ?? context?.code ?? 1000,
@@ -206,9 +304,12 @@ function disconnected({ reason, message, closeCode, closeReason, context }) {
 function failed(error) {
   live = null;
   atStep(user ? 1 : 0);
+  awaitSettlement();
   if (error instanceof Refusal) {
     if (error.signInAgain) signOut();
-    const wait = error.retryAfter ? `Try again in ${error.retryAfter} s. ` : "";
+    const { retryAfter, resetsAt } = error;
+    const soon = retryAfter ? `Try again in ${retryAfter} s. ` : "";
+    const wait = resetsAt && !(retryAfter < 90) ? `Resets ${when(resetsAt)}. ` : soon;
     const ask = error.requestId ? `If you ask for help, say request ${error.requestId}.` : "";
     return show("failed", "No pass", { code: error.code, reason: error.message, hint: wait + ask });
   }
@@ -256,9 +357,12 @@ async function start() {
   atStep(1);
   show("connecting", "Connecting", { hint: "Fetching a pass and opening the conversation." });
   try {
+    await readMinutes();
+    const before = minutes?.used;
     const voicePass = await fetchPass(user.token);
     if (live !== attempt) return;
     showPass(voicePass);
+    readMinutes(before);
     const { signedUrl, variables } = await broken($("fault").value, voicePass);
     if (live !== attempt) return;
     const session = await ElevenLabsClient.Conversation.startSession(options(attempt, signedUrl, voicePass, variables));
@@ -280,6 +384,7 @@ function signOut() {
   session?.endSession();
   user = null;
   hidePass();
+  hideMinutes();
   $("sign-in-form").hidden = false;
   $("signed-in").hidden = true;
   $("status").dataset.conversationId = "";
@@ -355,7 +460,9 @@ async function after() {
   $("after").disabled = true;
   try {
     const { token } = user ?? (await signIn($("name").value.trim() || "Guest"));
+    const before = minutes?.used;
     const voicePass = await fetchPass(token);
+    readMinutes(before);
     trace("good", "The service checks the sign-in and answers with a pass.");
     const { send, close } = handWritten(voicePass.signed_url, voicePass.dynamic_variables, {
       onOpen: () => trace("good", "The socket opens."),
@@ -382,6 +489,7 @@ async function after() {
       onClose: ({ code, reason }) => {
         clearInterval(timer);
         closeAfter = null;
+        awaitSettlement();
         $("after").textContent = "Try with a pass";
         $("after-trace").querySelector(".last")?.classList.remove("last");
         trace(code === 1000 ? "" : "bad", "Closed:", `${code} ${reason}`);
@@ -410,6 +518,7 @@ $("sign-in-form").addEventListener("submit", async (event) => {
     $("sign-in-form").hidden = true;
     $("signed-in").hidden = false;
     atStep(1);
+    readMinutes();
     show("idle", "Not connected", { hint: "Ready when you are." });
     $("start").focus();
   } catch (error) {
@@ -431,7 +540,10 @@ $("composer").addEventListener("submit", (event) => {
 });
 $("before").addEventListener("click", before);
 $("after").addEventListener("click", after);
-setInterval(tick, 1000);
+setInterval(() => {
+  tick();
+  moveMeter();
+}, 1000);
 
 if (!navigator.mediaDevices) {
   document.querySelector("input[value=voice]").disabled = true;

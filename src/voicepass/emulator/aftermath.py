@@ -1,0 +1,88 @@
+"""What is told of a conversation: when somebody asks, and by a signed webhook once it is over."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from voicepass.emulator.faults import Fault
+from voicepass.emulator.records import RecordedConversation
+
+_CREDITS_PER_SECOND = 10  # made up: the price depends on the plan and the model
+_DELIVERY_SECONDS = 10
+
+
+@dataclass(kw_only=True)
+class Account:
+    """One conversation, from when it is opened; `seconds` is None until it is over."""
+
+    agent_id: str
+    record: RecordedConversation
+    started_at: float
+    seconds: int | None = None
+
+    def shown(self) -> dict[str, object]:
+        """Return it in the shape of the vendor's conversation model, without what nobody reads here."""
+        record, status = self.record, "done"
+        if self.seconds is None:
+            status = "in-progress" if record.initiation else "initiated"
+        elif record.close_code == 1011:  # noqa: PLR2004  anything else ends "done", with its error beside it
+            status = "failed"
+        refused = record.closed_by == "emulator"
+        return {
+            "status": status,
+            "agent_id": self.agent_id,
+            "conversation_id": record.conversation_id,
+            "user_id": record.initiation.get("user_id") if isinstance(record.initiation, dict) else None,
+            "transcript": [],
+            "metadata": {
+                "start_time_unix_secs": int(self.started_at),
+                "call_duration_secs": self.seconds or 0,
+                "cost": (self.seconds or 0) * _CREDITS_PER_SECOND,
+                "authorization_method": "signed_url" if record.signed else "public",
+                "error": {"code": record.close_code, "reason": record.close_reason} if refused else None,
+            },
+        }
+
+
+class Webhooks:
+    """Sends post-call webhooks to `url`, signed like the real ones; each once, as the real default is.
+
+    Without `url` none is sent. `statuses` are the answers so far, 0 where there was none. The signature's time is that
+    of `clock`, however far the emulator was advanced: the receiver's clock was not.
+    """
+
+    def __init__(self, *, url: str | None, secret: str, clock: Callable[[], float]) -> None:
+        self.url, self.secret = url, secret
+        self.statuses: list[int] = []
+        self._clock = clock
+        self._held_back: list[bytes] = []
+
+    async def send(self, account: Account, fault: Fault) -> None:
+        """Tell of a conversation that is over, in the way `fault` says."""
+        if self.url is None:
+            return
+        event = {"type": "post_call_transcription", "event_timestamp": int(self._clock()), "data": account.shown()}
+        body = json.dumps(event).encode()
+        await asyncio.sleep(fault.latency_seconds)
+        if fault.delivery == "held_back":
+            self._held_back.append(body)
+        if fault.delivery in {"held_back", "lost"}:
+            return
+        bodies, self._held_back = [body, *self._held_back], []
+        async with httpx.AsyncClient(timeout=_DELIVERY_SECONDS, trust_env=False) as client:
+            for each in bodies * (2 if fault.delivery == "twice" else 1):
+                self.statuses.append(await self._post(client, self.url, each))
+
+    async def _post(self, client: httpx.AsyncClient, url: str, body: bytes) -> int:
+        signed_at = str(int(self._clock()))
+        mac = hmac.new(self.secret.encode(), f"{signed_at}.".encode() + body, hashlib.sha256).hexdigest()
+        headers = {"ElevenLabs-Signature": f"t={signed_at},v0={mac}", "Content-Type": "application/json"}
+        try:
+            return (await client.post(url, content=body, headers=headers)).status_code
+        except httpx.HTTPError:
+            return 0

@@ -1,0 +1,295 @@
+"""The ledger's rules, once for both engines: each is a dialogue of statements, and knows no driver.
+
+A rule yields a statement with its parameters and is sent the rows; the engine runs the whole dialogue in one
+transaction that no other can interleave with, at the instant `now`. What it raises rolls everything back.
+"""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Final, TypeVar
+
+from voicepass.errors import (
+    BadAnswer,
+    ConversationUnknown,
+    LedgerUnavailable,
+    QuotaExceeded,
+    RateLimited,
+    TooManyConversations,
+    UserBlocked,
+)
+from voicepass.model import (
+    Block,
+    Counted,
+    Credential,
+    IssuedPass,
+    Limit,
+    Reservation,
+    Scope,
+    Settlement,
+    Usage,
+)
+
+Result = TypeVar("Result")
+Row = Mapping[str, Any]
+Dialogue = Generator[tuple[str, Mapping[str, Any]], Sequence[Row], Result]
+
+UNUSED_SECONDS: Final = 900
+"""A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
+
+_SCOPES: Final = {
+    Scope.USER: "token_issuer = :token_issuer AND user_id = :user_id",
+    Scope.AGENT: "agent_alias = :agent_alias",
+    Scope.ALL: "1 = 1",
+}
+# Each looks at no more rows than its limit allows, so its time does not grow with the ledger.
+_QUESTIONS: Final = {
+    Counted.PASSES: """
+        SELECT count(*) AS used, min(reserved_at) AS oldest FROM
+        (SELECT reserved_at FROM passes WHERE {scope} AND reserved_at > :since
+         ORDER BY reserved_at DESC LIMIT :most) AS counted""",
+    Counted.CONVERSATIONS: """
+        SELECT count(*) AS used, min(lapses_at) AS oldest FROM
+        (SELECT lapses_at FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
+         ORDER BY lapses_at DESC LIMIT :most) AS counted""",
+    Counted.SECONDS: """
+        SELECT coalesce(sum(seconds), 0) AS used, min(reserved_at) AS oldest FROM passes
+        WHERE {scope} AND reserved_at > :since AND seconds > 0""",
+}
+# Asked only when nothing is left, for it has to look at each: when enough of them leave the window for a new try.
+_ROOM: Final = """
+SELECT max(reserved_at) AS oldest FROM
+(SELECT reserved_at, sum(seconds) OVER (ORDER BY reserved_at DESC) AS since_then FROM passes
+ WHERE {scope} AND reserved_at > :since AND seconds > 0) AS counted
+WHERE since_then >= :most"""
+_REFUSALS: Final = {
+    Counted.PASSES: RateLimited,
+    Counted.CONVERSATIONS: TooManyConversations,
+    Counted.SECONDS: QuotaExceeded,
+}
+
+
+def usage(whose: Mapping[str, str], limits: Sequence[Limit], now: float) -> Dialogue[list[Usage]]:
+    """Answer each limit's question for the user and agent in `whose`."""
+    yield _LAPSE, {"now": now}
+    answers = []
+    for limit in limits:
+        scope = _SCOPES[limit.scope]
+        parameters = {**whose, "now": now, "since": now - limit.window_seconds, "most": limit.most}
+        (row,) = yield _QUESTIONS[limit.counted].format(scope=scope), parameters
+        used = int(row["used"])
+        if limit.counted is Counted.SECONDS and used >= limit.most:
+            (row,) = yield _ROOM.format(scope=scope), parameters
+        oldest = row["oldest"]
+        if oldest is not None and limit.counted is not Counted.CONVERSATIONS:
+            oldest += limit.window_seconds
+        answers.append(Usage(limit=limit, used=used, resets_at=oldest))
+    return answers
+
+
+def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
+    """Count one more pass, or raise UserBlocked or the LimitReached of the first limit that leaves no room for it."""
+    row = asdict(reservation) | {"transport": reservation.transport.value}
+    if (yield _BLOCKED, row):
+        raise UserBlocked
+    seconds = reservation.seconds
+    for answer in (yield from usage(row, limits, now)):
+        if answer.left == 0:
+            refusal = _REFUSALS[answer.limit.counted](operator_note=f"the limit {answer.limit.name} is reached")
+            refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
+            refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
+            refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
+            raise refusal
+        if answer.limit.counted is Counted.SECONDS:
+            seconds = min(seconds, answer.left)  # no more is set aside than there is: the sum never exceeds the limit
+    yield _RESERVE, row | {"now": now, "lapses_at": now + UNUSED_SECONDS, "seconds": seconds}
+
+
+def _rate_limit_headers(answer: Usage, wait_seconds: int) -> dict[str, str]:
+    """Word a limit as the RateLimit header fields (draft-ietf-httpapi-ratelimit-headers)."""
+    limit = answer.limit
+    return {
+        "RateLimit-Policy": f'"{limit.name}";q={limit.most};w={limit.window_seconds}',
+        "RateLimit": f'"{limit.name}";r=0;t={wait_seconds}',
+    }
+
+
+def grant(reservation: Reservation, credential: Credential, now: float) -> Dialogue[None]:
+    """Bind the conversation to the user it was reserved for.
+
+    Raises BadAnswer where ElevenLabs named a conversation that was issued to someone else, and LedgerUnavailable where
+    the reservation is gone: no row, no pass.
+    """
+    row = asdict(reservation) | {
+        "conversation_id": credential.conversation_id,
+        "credential_sha256": credential.sha256,
+        "now": now,
+        # Open until it has had time to be used to the full; what really was, a settlement will tell.
+        "lapses_at": now + UNUSED_SECONDS + reservation.seconds,
+    }
+    for other in (yield "SELECT token_issuer, user_id FROM passes WHERE conversation_id = :conversation_id", row):
+        if (other["token_issuer"], other["user_id"]) != (reservation.token_issuer, reservation.user_id):
+            raise BadAnswer(operator_note="ElevenLabs named a conversation that was issued to another user before")
+        yield "DELETE FROM passes WHERE conversation_id = :conversation_id", row  # one conversation, one row
+    if not (yield _GRANT, row):
+        raise LedgerUnavailable(
+            operator_note="the reservation is gone: it lapsed, or the database lost what it confirmed"
+        )
+    for early in (yield _EARLY, row):
+        yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
+        yield from settle(Settlement(**early), now)
+
+
+def release(pass_id: str) -> Dialogue[None]:
+    """Give back a reservation that came to nothing."""
+    yield "DELETE FROM passes WHERE pass_id = :pass_id AND granted_at IS NULL", {"pass_id": pass_id}
+
+
+def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
+    """Close a conversation with what it really used: once, in any order, however often it is told.
+
+    Returns the pass if this settled it; None if it was settled before, or is (yet) unknown: then the settlement waits.
+    """
+    row = asdict(settlement) | {"now": now}
+    found = yield _ISSUED, row
+    if not found:
+        yield _ORPHAN, row
+        return None
+    # An expiry is a guess and gives way to what ElevenLabs tells; what it tells of itself outranks what it answers.
+    settled = yield _SETTLE, row
+    return _issued_pass(settled[0]) if settled else None
+
+
+def expire(conversation_id: str, now: float) -> Dialogue[None]:
+    """Release a pass that was never used: its seconds are free again, and it is open no longer."""
+    yield _EXPIRE, {"conversation_id": conversation_id, "now": now}
+
+
+def issued(conversation_id: str) -> Dialogue[IssuedPass]:
+    """Return the pass behind a conversation, or raise ConversationUnknown."""
+    found = yield _ISSUED, {"conversation_id": conversation_id}
+    if not found:
+        raise ConversationUnknown
+    return _issued_pass(found[0])
+
+
+def due(most: int, after: float, now: float) -> Dialogue[list[IssuedPass]]:
+    """Return the passes that should have been used or settled by now and are not, oldest first."""
+    rows = yield _DUE, {"after": after, "before": now - UNUSED_SECONDS, "most": most}
+    return [_issued_pass(row) for row in rows]
+
+
+def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
+    """Take a lease unless it is held; nobody gives one back, it lapses."""
+    return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
+
+
+def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
+    """Return the latest passes, of one user or of all, newest first."""
+    whose = "WHERE user_id = :user_id" if user_id is not None else ""
+    rows = yield (
+        f"SELECT * FROM passes {whose} ORDER BY reserved_at DESC LIMIT :most",  # noqa: S608 - two fixed texts
+        {"user_id": user_id, "most": most},
+    )
+    return [_issued_pass(row) for row in rows]
+
+
+def page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
+    """Return the passes that follow `after` (reserved_at, pass_id), oldest first: how an export walks through all."""
+    rows = yield _PAGE, {"reserved_at": after[0], "pass_id": after[1], "most": most}
+    return [_issued_pass(row) for row in rows]
+
+
+def totals(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
+    """Return who used most in the window: token_issuer, user_id, passes, seconds."""
+    rows = yield _TOTALS, {"since": now - window_seconds, "most": most}
+    return list(rows)
+
+
+def forget(age_seconds: int, now: float) -> Dialogue[None]:
+    """Delete passes and settlements older than `age_seconds`."""
+    yield "DELETE FROM passes WHERE reserved_at < :before", {"before": now - age_seconds}
+    yield "DELETE FROM orphans WHERE arrived_at < :before", {"before": now - age_seconds}
+
+
+def block(blocked: Block, now: float) -> Dialogue[None]:
+    """Give no more passes to a user, for an agent, or to anyone."""
+    yield _BLOCK, asdict(blocked) | {"now": now}
+
+
+def unblock(blocked: Block) -> Dialogue[None]:
+    """Take a block back."""
+    yield _UNBLOCK, asdict(blocked)
+
+
+def blocks() -> Dialogue[list[Block]]:
+    """Return all that is blocked."""
+    rows = yield "SELECT kind, key, token_issuer FROM blocks ORDER BY kind, key", {}
+    return [Block(**row) for row in rows]
+
+
+def _issued_pass(row: Row) -> IssuedPass:
+    # By name, not by all that is there: an older instance must not stumble over a column that a newer one has added.
+    return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
+
+
+_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
+
+_BLOCKED: Final = """
+SELECT 1 AS blocked FROM blocks WHERE kind = 'everyone' OR (kind = 'agent' AND key = :agent_alias)
+OR (kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer)) LIMIT 1"""
+
+_RESERVE: Final = """
+INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
+                    reserved_at, lapses_at, seconds)
+VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
+        :now, :lapses_at, :seconds)"""
+
+_GRANT: Final = """
+UPDATE passes SET granted_at = :now, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
+                  lapses_at = :lapses_at WHERE pass_id = :pass_id RETURNING pass_id"""
+
+_SETTLE: Final = """
+UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost, reported_user_id = :user_id
+WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by = 'expiry'
+      OR (settled_by = 'reconciler' AND :source = 'webhook')) RETURNING *"""
+
+_EXPIRE: Final = """
+UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0
+WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
+
+_EARLY: Final = (
+    "SELECT conversation_id, seconds, cost, user_id, source FROM orphans WHERE conversation_id = :conversation_id"
+)
+
+_ORPHAN: Final = """
+INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, user_id, source)
+VALUES (:conversation_id, :now, :seconds, :cost, :user_id, :source)
+ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
+    cost = excluded.cost, user_id = excluded.user_id, source = excluded.source
+WHERE orphans.source = 'reconciler' AND excluded.source = 'webhook'"""
+
+_LAPSE: Final = "DELETE FROM passes WHERE granted_at IS NULL AND lapses_at <= :now"
+
+_DUE: Final = """
+SELECT * FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+AND reserved_at > :after AND reserved_at < :before ORDER BY reserved_at LIMIT :most"""
+
+_LEASE: Final = """
+INSERT INTO leases (name, held_until) VALUES (:name, :held_until)
+ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until WHERE leases.held_until <= :now
+RETURNING name"""
+
+_PAGE: Final = """
+SELECT * FROM passes WHERE (reserved_at, pass_id) > (:reserved_at, :pass_id)
+ORDER BY reserved_at, pass_id LIMIT :most"""
+
+_TOTALS: Final = """
+SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes WHERE reserved_at > :since
+GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
+
+_BLOCK: Final = """
+INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :token_issuer, :now)
+ON CONFLICT DO NOTHING"""
+
+_UNBLOCK: Final = "DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer"

@@ -1,0 +1,183 @@
+"""The command line over the ledger: who used what, what was issued to whom, and the off switch."""
+
+import asyncio
+import csv
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from voicepass.configuration import configure, open_ledger
+from voicepass.errors import LedgerUnavailable
+from voicepass.ledger import Ledger
+from voicepass.model import Block, BlockKind, IssuedPass, Scope, User
+from voicepass.settings import SettingsRefusedError, load_settings
+
+Result = TypeVar("Result")
+
+MONTH_SECONDS = 30 * 24 * 60 * 60
+
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Most = Annotated[int, typer.Option(min=1, max=10_000, help="How many rows at most.")]
+Key = Annotated[str, typer.Argument(help="The user's id or the agent's alias; none for everyone.")]
+OfIssuer = Annotated[str, typer.Option("--issuer", help="Of a user: only as this issuer names them.")]
+
+
+class ExportFormat(StrEnum):
+    """How an export is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+def usage(
+    user: Annotated[str | None, typer.Option(help="One user: where they stand with each limit.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Their issuer; VOICEPASS_JWT_ISSUER where none is named.")] = None,
+    most: Most = 50,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Show who used most in the last 30 days, or where one user stands."""
+    if user is None:
+        rows = _with_ledger(lambda ledger: ledger.totals(window_seconds=MONTH_SECONDS, most=most))
+        _show([{**row, "minutes": round(row["seconds"] / 60, 1)} for row in rows], as_json=as_json)
+        return
+    settings = load_settings()
+    token_issuer = issuer or settings.voicepass_jwt_issuer or ""
+    limits = [limit for limit in configure(settings).policy.limits if limit.scope is Scope.USER]
+    asked = User(issuer=token_issuer, id=user, name=None, claims={})
+    answers = _with_ledger(lambda ledger: ledger.usage(asked, limits))
+    _show(
+        [
+            {
+                "limit": answer.limit.name,
+                "used": answer.used,
+                "most": answer.limit.most,
+                "unit": answer.limit.counted.value,
+                "resets_at": _instant(answer.resets_at),
+            }
+            for answer in answers
+        ],
+        as_json=as_json,
+    )
+
+
+def conversations(
+    user: Annotated[str | None, typer.Option(help="Of one user only.")] = None,
+    most: Most = 20,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Show the latest passes, newest first, and what became of them."""
+    passes = _with_ledger(lambda ledger: ledger.listed(user_id=user, most=most))
+    columns = ("issued_at", "user_id", "agent_alias", "conversation_id", "state", "seconds", "identity_mismatch")
+    rows = [_row(issued) for issued in passes]
+    _show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json)
+
+
+def export(
+    file: Annotated[typer.FileTextWrite, typer.Argument(help="The file to write, or - for standard output.")],
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="CSV, or JSON lines.")] = ExportFormat.CSV,
+) -> None:
+    """Write every pass of the ledger, oldest first."""
+
+    async def write(ledger: Ledger) -> None:
+        writer = csv.writer(file)
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("passes", total=None)
+            first = True
+            async for issued in ledger.every_pass():
+                row = _row(issued)
+                if export_format is ExportFormat.JSONL:
+                    file.write(json.dumps(row) + "\n")
+                else:
+                    if first:
+                        writer.writerow(row)
+                    writer.writerow([_harmless(value) for value in row.values()])
+                first = False
+                progress.advance(task)
+
+    _with_ledger(write)
+
+
+def block(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
+    """Give no more passes to a user, for an agent, or to everyone: at once, on every instance."""
+    blocked = _block(kind, key, issuer)
+    _with_ledger(lambda ledger: ledger.block(blocked))
+
+
+def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
+    """Take a block back."""
+    blocked = _block(kind, key, issuer)
+    _with_ledger(lambda ledger: ledger.unblock(blocked))
+
+
+def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Show what is blocked."""
+    _show([asdict(blocked) for blocked in _with_ledger(lambda ledger: ledger.blocks())], as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (usage, conversations, export, block, unblock, blocks):
+        app.command()(command)
+
+
+def _block(kind: BlockKind, key: str, issuer: str) -> Block:
+    if bool(key) == (kind is BlockKind.EVERYONE) or (issuer and kind is not BlockKind.USER):
+        raise typer.BadParameter("name a user or an agent, or nobody with 'everyone'; --issuer is for a user")
+    return Block(kind=kind, key=key, token_issuer=issuer)
+
+
+def _with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        async with open_ledger(load_settings(), clock=time.time) as ledger:
+            return await work(ledger)
+
+    try:
+        return asyncio.run(run())
+    except SettingsRefusedError as error:
+        typer.echo("\n".join(error.problems), err=True)
+    except LedgerUnavailable as error:
+        typer.echo(f"the ledger does not answer: {error.operator_note}", err=True)
+    raise typer.Exit(1)
+
+
+def _row(issued: IssuedPass) -> dict[str, Any]:
+    state = "settled" if issued.settled_at else "open" if issued.granted_at else "reserved"
+    return {
+        "issued_at": _instant(issued.reserved_at),
+        "state": "unused" if issued.settled_by == "expiry" else state,
+        **{name: value for name, value in asdict(issued).items() if not name.endswith("_at")},
+        "settled_at": _instant(issued.settled_at),
+        "identity_mismatch": issued.identity_mismatch,
+    }
+
+
+def _instant(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+
+
+def _harmless(value: object) -> object:
+    # A spreadsheet runs what begins like a formula, and a user id may be anything.
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        typer.echo("nothing yet")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,231 @@
+"""Limits over HTTP: what is refused, what the refusal tells, what it costs (nothing), and where a user stands."""
+
+import asyncio
+from datetime import UTC, datetime
+from itertools import count
+
+import httpx
+import pytest
+import respx
+
+from tests.conftest import UNLIMITED, MakeToken, policy_file, settings_with, signed_url
+from voicepass.app import create_app
+
+pytestmark = pytest.mark.anyio
+
+SERVICE_TOKEN = "canary-service-token-of-the-limits-33aa77"
+AS_SERVICE = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
+
+
+def limited(**limits: object) -> pytest.MarkDecorator:
+    """The `api` fixture with these limits of a user on, and all others off."""
+    lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
+    text = "\n".join([*lines, *(f"{name} = {value}" for name, value in limits.items())])
+    settings = {"voicepass_policy_file": policy_file(text), "voicepass_service_tokens": SERVICE_TOKEN}
+    return pytest.mark.parametrize("api", [settings], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_conversations(upstream: respx.MockRouter) -> None:
+    numbers = count(1)
+    upstream["signed_url"].side_effect = lambda _request: httpx.Response(
+        200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
+    )
+
+
+def assert_limited(response: httpx.Response, code: str) -> None:
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (429, code)
+    assert response.headers["retry-after"] == str(problem["retry_after_seconds"])
+    assert response.headers["ratelimit"].endswith(f";r=0;t={problem['retry_after_seconds']}")
+    assert response.headers["ratelimit-policy"].startswith('"user_')
+    resets_in = datetime.fromisoformat(problem["resets_at"]) - datetime.now(UTC)
+    assert abs(resets_in.total_seconds() - problem["retry_after_seconds"]) < 3
+
+
+@limited(passes_per_minute=3)
+async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
+) -> None:
+    answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(4)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert_limited(answers[3], "rate_limited")
+    assert 55 <= answers[3].json()["retry_after_seconds"] <= 61
+    assert len(upstream.calls) == 3
+
+
+@limited(open_conversations=2)
+async def test_no_more_conversations_are_open_at_once_than_allowed(
+    api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
+) -> None:
+    mine = [await api.post("/v1/signed-url", headers=bearer) for _ in range(3)]
+    others = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})
+
+    assert [answer.status_code for answer in mine] == [200, 200, 429]
+    assert_limited(mine[2], "too_many_conversations")
+    assert others.status_code == 200
+
+
+@limited(minutes_per_day=25)
+async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(4)]
+    usage = (await api.get("/v1/usage", headers=bearer)).json()
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert_limited(answers[3], "quota_exceeded")
+    (minutes,) = usage["limits"]
+    assert (minutes["limit"], minutes["unit"]) == ("user_minutes_per_day", "seconds")
+    assert (minutes["most"], minutes["used"], minutes["left"]) == (1500, 1500, 0)
+
+
+@limited(passes_per_minute=20)
+async def test_three_hundred_at_once_get_exactly_twenty(
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
+) -> None:
+    answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(300)))
+
+    granted = [answer for answer in answers if answer.status_code == 200]
+    assert len(granted) == len(upstream.calls) == 20
+    assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"rate_limited"}
+
+
+@limited(passes_per_minute=2)
+async def test_a_mint_that_fails_is_given_back(
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
+) -> None:
+    good = upstream["signed_url"].side_effect
+    upstream["signed_url"].side_effect = httpx.ConnectError
+
+    failed = [await api.post("/v1/signed-url", headers=bearer) for _ in range(5)]
+    upstream["signed_url"].side_effect = good
+    answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(3)]
+
+    assert [answer.status_code for answer in failed] == [503] * 5
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+@limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
+async def test_users_see_where_they_stand_and_nobody_else(
+    api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
+) -> None:
+    for _ in range(2):
+        await api.post("/v1/signed-url", headers=bearer)
+
+    mine = (await api.get("/v1/usage", headers=bearer)).json()
+    others = (await api.get("/v1/usage", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})).json()
+    stranger = await api.get("/v1/usage")
+
+    assert mine["user_id"] == "u-1"
+    assert {limit["limit"]: (limit["used"], limit["left"]) for limit in mine["limits"]} == {
+        "user_passes_per_minute": (2, 3),
+        "user_passes_per_day": (2, 7),
+        "user_open_conversations": (2, 2),
+        "user_minutes_per_day": (1200, 2400),
+        "user_minutes_per_month": (1200, 4200),
+    }
+    assert all(limit["resets_at"] for limit in mine["limits"])
+    assert {limit["used"] for limit in others["limits"]} == {0}
+    assert {limit["resets_at"] for limit in others["limits"]} == {None}
+    assert stranger.status_code == 401
+
+
+@pytest.mark.parametrize("api", [{"voicepass_policy_file": None}], indirect=True)
+async def test_without_a_policy_file_limits_are_on(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    usage = (await api.get("/v1/usage", headers=bearer)).json()
+
+    assert {limit["limit"]: limit["most"] for limit in usage["limits"]} == {
+        "user_passes_per_minute": 10,
+        "user_passes_per_day": 200,
+        "user_open_conversations": 3,
+        "user_minutes_per_day": 3600,
+        "user_minutes_per_month": 36_000,
+    }
+
+
+@pytest.mark.parametrize("scope", ["agent", "all"])
+async def test_a_limit_for_an_agent_or_for_all_counts_every_user_together(
+    scope: str, upstream: respx.MockRouter, make_token: MakeToken
+) -> None:
+    text = f"{UNLIMITED}\n[limits.{scope}]\npasses_per_minute = 3\n"
+    app = create_app(settings_with(voicepass_policy_file=policy_file(text)))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+    ):
+        users = [{"Authorization": f"Bearer {make_token(sub=f'u-{number}')}"} for number in range(4)]
+        answers = [await client.post("/v1/signed-url", headers=user) for user in users]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[3].json()["code"] == "rate_limited"
+    assert answers[3].headers["ratelimit-policy"] == f'"{scope}_passes_per_minute";q=3;w=60'
+    assert len(upstream.calls) == 3
+
+
+BLOCKS = [
+    {"kind": "user", "key": "u-1"},
+    {"kind": "user", "key": "u-1", "token_issuer": "https://login.example"},
+    {"kind": "agent", "key": "default"},
+    {"kind": "everyone"},
+]
+
+
+@limited()
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_what_is_switched_off_gets_no_pass_until_it_is_switched_on(
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, block: dict[str, str]
+) -> None:
+    off = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
+    blocked = await api.post("/v1/signed-url", headers=bearer)
+    on = await api.request("DELETE", "/v1/blocks", json=block, headers=AS_SERVICE)
+    granted = await api.post("/v1/signed-url", headers=bearer)
+
+    assert (off.status_code, on.status_code) == (204, 204)
+    assert (blocked.status_code, blocked.json()["code"]) == (403, "user_blocked")
+    assert granted.status_code == 200
+    assert len(upstream.calls) == 1
+
+
+@limited()
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"kind": "user", "key": "u-2"},
+        {"kind": "user", "key": "u-1", "token_issuer": "https://x"},
+        {"kind": "agent", "key": "x"},
+    ],
+)
+async def test_a_block_of_another_hurts_nobody_else(
+    api: httpx.AsyncClient, bearer: dict[str, str], block: dict[str, str]
+) -> None:
+    await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
+
+    response = await api.post("/v1/signed-url", headers=bearer)
+
+    assert response.status_code == 200
+
+
+@limited()
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"kind": "user"},
+        {"kind": "agent", "key": ""},
+        {"kind": "everyone", "key": "u-1"},
+        {"kind": "agent", "key": "default", "token_issuer": "https://x"},
+        {"kind": "planet", "key": "x"},
+        {"kind": "user", "key": "u-1", "for": "ever"},
+    ],
+)
+async def test_a_block_that_makes_no_sense_is_refused(api: httpx.AsyncClient, block: dict[str, str]) -> None:
+    response = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
+
+    assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
+
+
+@limited()
+async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    response = await api.post("/v1/blocks", json={"kind": "everyone"}, headers=bearer)
+
+    assert (response.status_code, response.json()["code"]) == (401, "token_invalid")

@@ -1,0 +1,102 @@
+"""The user's minutes: they fill with each pass, fall to what was used, run out, and are nobody else's."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Demo, OpenDemo
+
+pytestmark = pytest.mark.browser
+
+_TAKE_PASSES = """async ([token, count]) => {
+  const asUser = { method: "POST", headers: { Authorization: `Bearer ${token}` } };
+  for (let taken = 0; taken < count; taken += 1) await fetch("/v1/signed-url", asUser);
+}"""
+
+
+def signed_in(demo: Demo) -> str:
+    with demo.page.expect_response("**/demo/sign-in") as answer:
+        demo.sign_in()
+    return str(answer.value.json()["token"])
+
+
+def expect_used(demo: Demo, time: str) -> None:
+    expect(demo.minutes).to_have_attribute("aria-valuetext", re.compile(f"^{time} of 5:00 used$"))
+
+
+def test_a_pass_sets_a_minute_aside_and_the_end_gives_back_what_was_not_used(used_demo: Demo) -> None:
+    demo = used_demo
+    demo.sign_in()
+    expect_used(demo, "0:00")
+
+    demo.start()
+    expect_used(demo, "1:00")
+    expect(demo.minutes).to_have_attribute("aria-valuenow", "60")
+    expect(demo.minutes).to_have_attribute("aria-valuemax", "300")
+    expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
+
+    demo.button("End conversation").click()
+    expect_used(demo, "0:0[0-5]")
+    expect(demo.minutes).to_have_accessible_description(
+        re.compile(r"^The last pass used 0:0[0-5]\. The other (1:00|0:5\d) came back\.$")
+    )
+    assert demo.console == []
+
+
+def test_while_connected_the_meter_follows_what_happens_elsewhere(demo_in_own_time: Demo) -> None:
+    demo = demo_in_own_time
+    token = signed_in(demo)
+    demo.start()
+    expect_used(demo, "1:00")
+
+    demo.page.evaluate(_TAKE_PASSES, [token, 1])
+    demo.wait(2)
+
+    expect_used(demo, "2:00")
+    expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
+
+
+def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
+    demo: Demo, open_demo: OpenDemo
+) -> None:
+    token = signed_in(demo)
+    demo.page.evaluate(_TAKE_PASSES, [token, 5])
+
+    demo.button("Start conversation").click()
+
+    expect(demo.status).to_have_text(
+        "No pass quota_exceeded The minutes of conversation are used up. Wait until the reset."
+    )
+    at = r"(tomorrow|on [\w ]+) at \d\d:\d\d"
+    expect(
+        demo.page.get_by_text(re.compile(rf"^Resets {at}\. If you ask for help, say request \w+\.$"))
+    ).to_be_visible()
+    expect(demo.button("Start conversation")).to_be_enabled()
+    expect_used(demo, "5:00")
+    expect(demo.minutes).to_have_accessible_description(re.compile(f"^Minutes come back {at}"))
+    expect(demo.minutes.locator("i").last).to_have_css("background-color", "rgb(163, 39, 28)")
+
+    other = open_demo()
+    other.sign_in("Grace")
+    other.start()
+    expect_used(other, "1:00")
+
+
+def test_signing_out_forgets_the_minutes(used_demo: Demo) -> None:
+    used_demo.sign_in()
+    expect_used(used_demo, "0:00")
+
+    used_demo.sign_out()
+
+    expect(used_demo.minutes).to_have_count(0)
+
+
+def test_a_refused_sign_in_is_a_problem_like_the_services(shared_demo: Demo) -> None:
+    page = shared_demo.page
+
+    answer = page.request.post(f"{page.url}demo/sign-in", data={"name": ""})
+
+    problem = answer.json()
+    assert (answer.status, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert (problem["code"], problem["request_id"]) == ("request_invalid", answer.headers["x-request-id"])

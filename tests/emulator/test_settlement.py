@@ -1,0 +1,179 @@
+"""What the emulator tells of a conversation: to whoever may ask, and by webhooks that the vendor's SDK accepts."""
+
+import json
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import elevenlabs
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tests.emulator.wire import AGENT, JS_TEXT_INITIATION, KEY, Serve, Service, parameters, talking
+from tests.servers import free_port, running
+from voicepass.emulator import Emulator
+
+Delivery = tuple[bytes, str]
+SECRET = "wsec_of_the_test"
+
+
+class Receiver:
+    """Whoever the webhooks are for: keeps each delivery, with its signature."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.deliveries: queue.Queue[Delivery] = queue.Queue()
+
+    def next(self) -> dict[str, Any]:
+        body, signature = self.deliveries.get(timeout=5)
+        sdk = elevenlabs.ElevenLabs(api_key=KEY)
+        event: dict[str, Any] = sdk.webhooks.construct_event(body.decode(), signature, SECRET)
+        return event
+
+    async def receive(self, request: Request) -> Response:
+        self.deliveries.put((await request.body(), request.headers["elevenlabs-signature"]))
+        return Response()
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Receiver]:
+    receiver = Receiver()
+    with running(lambda _url: Starlette(routes=[Route("/hook", receiver.receive, methods=["POST"])])) as url:
+        receiver.url = f"{url}/hook"
+        yield receiver
+
+
+@pytest.fixture
+def receiver(listener: Receiver) -> Receiver:
+    listener.deliveries = queue.Queue()
+    return listener
+
+
+@pytest.fixture
+def told(serve: Serve, receiver: Receiver) -> Service:
+    return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET))
+
+
+def converse(service: Service, *, seconds: float = 0) -> str:
+    url = service.mint(include_conversation_id="true")
+    with talking(url) as talk:
+        talk.says()
+        service.http.post("/_emulator/clock", json={"advance_seconds": seconds})
+    return parameters(url)["conversation_id"]
+
+
+def asked(service: Service, conversation_id: str, *, key: str = KEY) -> tuple[int, dict[str, Any]]:
+    answer = service.http.get(f"/v1/convai/conversations/{conversation_id}", headers={"xi-api-key": key})
+    return answer.status_code, answer.json()
+
+
+def test_a_webhook_tells_of_a_conversation_once_it_is_over(told: Service, receiver: Receiver) -> None:
+    conversation_id = converse(told, seconds=42)
+
+    event = receiver.next()
+
+    assert event["type"] == "post_call_transcription"
+    account = event["data"]
+    assert (account["conversation_id"], account["user_id"]) == (conversation_id, JS_TEXT_INITIATION["user_id"])
+    assert (account["status"], account["metadata"]["call_duration_secs"]) == ("done", 42)
+    assert account["metadata"]["cost"] == 420
+    assert (200, account) == asked(told, conversation_id)
+    assert receiver.deliveries.empty()
+
+
+def test_a_conversation_is_unknown_until_it_is_opened_and_then_goes_from_state_to_state(
+    told: Service, receiver: Receiver
+) -> None:
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+
+    before = asked(told, conversation_id)
+    with talking(url, None) as talk:
+        opened = asked(told, conversation_id)
+        talk.socket.send(json.dumps(JS_TEXT_INITIATION))
+        talk.says()
+        amid = asked(told, conversation_id)
+    receiver.next()
+    after = asked(told, conversation_id)
+
+    assert before == (
+        404,
+        {"detail": {"status": "document_not_found", "message": f"Document with id {conversation_id} not found."}},
+    )
+    assert [account["status"] for _, account in (opened, amid, after)] == ["initiated", "in-progress", "done"]
+
+
+def test_only_a_key_that_may_read_is_told(serve: Serve) -> None:
+    keys = {"sk_writer": frozenset({"convai_write"}), KEY: frozenset({"convai_read"})}
+    service = serve(Emulator(agents=[AGENT], api_keys=keys))
+
+    answers = [asked(service, "conv_1", key=key) for key in (KEY, "sk_writer", "sk_wrong")]
+
+    assert [(status, body["detail"]["status"]) for status, body in answers] == [
+        (404, "document_not_found"),
+        (401, "missing_permissions"),
+        (401, "invalid_api_key"),
+    ]
+    assert "convai_read" in answers[1][1]["detail"]["message"]
+
+
+@pytest.mark.parametrize(("closing", "status"), [("quota_exceeded", "done"), ("internal_error", "failed")])
+def test_a_conversation_that_was_cut_off_bears_its_error(
+    told: Service, receiver: Receiver, closing: str, status: str
+) -> None:
+    told.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
+    with talking(told.mint()) as talk:
+        code, reason = talk.closed()
+
+    account = receiver.next()["data"]
+
+    assert account["status"] == status
+    assert account["metadata"]["error"] == {"code": code, "reason": reason}
+
+
+def test_a_duration_may_be_fixed(serve: Serve, receiver: Receiver) -> None:
+    service = serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, conversation_seconds=90))
+    converse(service)
+
+    assert receiver.next()["data"]["metadata"]["call_duration_secs"] == 90
+
+
+def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(told: Service, receiver: Receiver) -> None:
+    ids = []
+    for fault in (
+        {"delivery": "lost"},
+        {"delivery": "twice"},
+        {"delivery": "held_back"},
+        {"latency_seconds": 0.01},
+    ):
+        told.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
+        ids.append(converse(told))
+
+    lost, twice, held_back, late = ids
+    received = [receiver.next()["data"]["conversation_id"] for _ in range(4)]
+    assert lost not in received
+    assert received == [twice, twice, late, held_back]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"target": "signed_url", "delivery": "lost"},
+        {"target": "webhook", "delivery": "eaten"},
+        {"target": "webhook", "status": 500},
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(told: Service, fault: dict[str, object]) -> None:
+    assert told.http.put("/_emulator/faults", json=fault).status_code == 422
+
+
+def test_a_receiver_that_is_not_there_hurts_nobody(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], webhook_url=f"http://127.0.0.1:{free_port()}/hook"))
+
+    converse(service)
+    conversation_id = converse(service)
+
+    assert asked(service, conversation_id)[0] == 200

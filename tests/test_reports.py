@@ -1,0 +1,133 @@
+"""The command line over the ledger, run as people run it, on a ledger with a known past."""
+
+import csv
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.conftest import signed_url
+from tests.test_cli import CLEAN, ENVIRONMENT, run
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Credential, Reservation, Settlement, Transport
+
+
+@dataclass
+class Desk:
+    """A folder with a ledger, and the command line in it."""
+
+    folder: Path
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        environment = ENVIRONMENT | {"VOICEPASS_DATABASE_URL": "sqlite:///ledger.db", "COLUMNS": "200"}
+        ended = run(*arguments, cwd=self.folder, environment=environment)
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """u-1 talked for 84 seconds, u-2 holds an open pass, =u-3 is a user id that a spreadsheet would run."""
+
+    async def live() -> None:
+        async with open_sqlite(str(tmp_path / "ledger.db"), clock=time.time) as ledger:
+            for number, user_id in enumerate(("u-1", "u-2", "=u-3"), start=1):
+                reservation = Reservation(
+                    pass_id=f"p-{number}",
+                    request_id=f"r-{number}",
+                    token_issuer="https://login.example",
+                    user_id=user_id,
+                    agent_alias="default",
+                    agent_id="agent_1",
+                    transport=Transport.WEBSOCKET,
+                    seconds=600,
+                )
+                conversation_id = f"conv_{number}"
+                url = signed_url(conversation_id=conversation_id)
+                await ledger.reserve(reservation, [])
+                await ledger.grant(
+                    reservation, Credential(secret=url, conversation_id=conversation_id, expires_at=None)
+                )
+            told = Settlement(conversation_id="conv_1", seconds=84, cost=12, user_id="mallory", source="webhook")
+            await ledger.settle(told)
+
+    anyio.run(live)
+    return Desk(tmp_path)
+
+
+def test_usage_shows_who_used_most(desk: Desk) -> None:
+    rows = json.loads(desk("usage", "--json"))
+    table = desk("usage")
+
+    used = {row["user_id"]: (row["passes"], row["minutes"]) for row in rows}
+    assert used == {"=u-3": (1, 10.0), "u-2": (1, 10.0), "u-1": (1, 1.4)}
+    assert rows[-1]["user_id"] == "u-1"
+    assert "https://login.example" in table
+
+
+def test_usage_of_one_user_shows_each_limit(desk: Desk) -> None:
+    rows = {row["limit"]: row for row in json.loads(desk("usage", "--user", "u-1", "--json"))}
+
+    assert (rows["user_passes_per_day"]["used"], rows["user_passes_per_day"]["most"]) == (1, 200)
+    assert (rows["user_minutes_per_day"]["used"], rows["user_minutes_per_day"]["unit"]) == (84, "seconds")
+    assert rows["user_open_conversations"]["used"] == 0
+
+
+def test_conversations_shows_the_latest_and_what_became_of_them(desk: Desk) -> None:
+    everyone = json.loads(desk("conversations", "--json"))
+    mine = json.loads(desk("conversations", "--user", "u-1", "--json"))
+    table = desk("conversations")
+
+    assert [row["conversation_id"] for row in everyone] == ["conv_3", "conv_2", "conv_1"]
+    assert [(row["state"], row["seconds"], row["cost"], row["identity_mismatch"]) for row in mine] == [
+        ("settled", 84, 12, True)
+    ]
+    assert "conv_2" in table
+    assert "open" in table
+
+
+def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
+    desk("export", "all.csv")
+    lines = desk("export", "-", "--format", "jsonl").splitlines()
+
+    rows = list(csv.DictReader(io.StringIO((desk.folder / "all.csv").read_text())))
+    assert [row["pass_id"] for row in rows] == [json.loads(line)["pass_id"] for line in lines] == ["p-1", "p-2", "p-3"]
+    assert rows[2]["user_id"] == "'=u-3", "a spreadsheet would run it"
+    assert json.loads(lines[2])["user_id"] == "=u-3"
+    assert "cvtkn_" not in (desk.folder / "all.csv").read_text()
+
+
+def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
+    desk("block", "user", "u-1", "--issuer", "https://login.example")
+    desk("block", "everyone")
+    blocked = json.loads(desk("blocks", "--json"))
+    desk("unblock", "user", "u-1", "--issuer", "https://login.example")
+    desk("unblock", "everyone")
+
+    assert blocked == [
+        {"kind": "everyone", "key": "", "token_issuer": ""},
+        {"kind": "user", "key": "u-1", "token_issuer": "https://login.example"},
+    ]
+    assert json.loads(desk("blocks", "--json")) == []
+    assert "nothing yet" in desk("blocks")
+
+
+@pytest.mark.parametrize("arguments", [["user"], ["everyone", "u-1"], ["agent", "a", "--issuer", "i"], ["planet", "x"]])
+def test_a_block_that_makes_no_sense_is_explained(desk: Desk, arguments: list[str]) -> None:
+    desk("block", *arguments, code=2)
+
+    assert json.loads(desk("blocks", "--json")) == []
+
+
+def test_a_ledger_that_is_not_there_is_a_line_and_no_traceback(tmp_path: Path) -> None:
+    missing = CLEAN | {"VOICEPASS_DATABASE_URL": "sqlite:////nowhere/ledger.db"}
+
+    ended = run("usage", cwd=tmp_path, environment=missing)
+
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert "the ledger does not answer" in ended.stderr
