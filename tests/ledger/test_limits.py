@@ -1,0 +1,270 @@
+"""Each limit is exact at its edge and at the instant it said it would reset, and never more in any window."""
+
+import asyncio
+import unicodedata
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.ledger.given import START, TurnedClock, credential, granted, limit, refusal, reservation, settlement
+from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
+from voicepass.ledger import Ledger
+from voicepass.model import Block, BlockKind, Counted, Scope, User
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400
+SCOPES: dict[Scope, Callable[[int], dict[str, str]]] = {  # callers whom the scope counts together
+    Scope.USER: lambda n: {"user_id": "u-1", "agent_alias": f"agent-{n}"},
+    Scope.AGENT: lambda n: {"user_id": f"u-{n}", "agent_alias": "default"},
+    Scope.ALL: lambda n: {"user_id": f"u-{n}", "agent_alias": f"agent-{n}"},
+}
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_passes_are_limited_in_a_window_that_rolls(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
+    most, whom = [limit(2, scope=scope, window_seconds=60)], SCOPES[scope]
+    assert await refusal(ledger, most, **whom(0)) is None
+    clock.now = START + 10
+    assert await refusal(ledger, most, **whom(1)) is None
+
+    reached = await refusal(ledger, most, **whom(2))
+    clock.now = START + 59.75
+    late = await refusal(ledger, most, **whom(3))
+    clock.now = START + 60
+    then = [await refusal(ledger, most, **whom(n)) for n in (4, 5)]
+
+    assert isinstance(reached, RateLimited)
+    assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 50)
+    assert reached.headers == {
+        "RateLimit-Policy": f'"{scope}_passes";q=2;w=60',
+        "RateLimit": f'"{scope}_passes";r=0;t=50',
+    }
+    assert late is not None
+    assert (late.resets_at, late.retry_after_seconds) == (START + 60, 1)
+    assert then[0] is None
+    assert then[1] is not None
+    assert then[1].resets_at == START + 70
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_conversations_are_limited_while_they_may_be_open(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
+    ended = await granted(ledger, most, **whom(0))  # open for 15 minutes, and for the 10 that it may last
+    clock.now = START + 5
+    assert await refusal(ledger, most, **whom(1)) is None  # reserved, and never granted: 15 minutes
+
+    reached = await refusal(ledger, most, **whom(2))
+    await ledger.settle(settlement(ended))
+    after_the_end = await refusal(ledger, most, **whom(3))
+    clock.now = START + 904
+    before_the_lapse = await refusal(ledger, most, **whom(4))
+    clock.now = START + 905
+    at_the_lapse = await refusal(ledger, most, **whom(5))
+
+    assert isinstance(reached, TooManyConversations)
+    assert (reached.resets_at, reached.retry_after_seconds) == (START + 905, 900)
+    assert (reached.headers["RateLimit-Policy"], reached.headers["RateLimit"]) == (
+        f'"{scope}_conversations";q=2;w={DAY}',
+        f'"{scope}_conversations";r=0;t=900',
+    )
+    assert after_the_end is None
+    assert before_the_lapse is not None
+    assert before_the_lapse.resets_at == START + 905
+    assert at_the_lapse is None
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_minutes_are_limited_by_what_is_set_aside_and_what_was_used(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    most, whom = [limit(700, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)], SCOPES[scope]
+    first = await granted(ledger, most, **whom(0))  # 600
+    clock.now = START + 10
+    second = await granted(ledger, most, **whom(1))  # the 100 that are left
+
+    reached = await refusal(ledger, most, **whom(2))
+    await ledger.settle(settlement(first, seconds=400))
+    third = await granted(ledger, most, **whom(3))
+    clock.now = START + DAY
+    fourth = await granted(ledger, most, **whom(4))
+
+    assert isinstance(reached, QuotaExceeded)
+    assert (reached.resets_at, reached.retry_after_seconds) == (START + DAY, DAY - 10)
+    assert [(await ledger.issued(each)).seconds for each in (first, second, third, fourth)] == [400, 100, 200, 400]
+
+
+async def test_who_used_more_than_was_set_aside_is_told_when_a_new_try_can_succeed(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    most = [limit(700, counted=Counted.SECONDS, window_seconds=DAY)]
+    for after, seconds in ((0, 300), (10, 300), (20, 900), (30, 0), (40, 60)):
+        clock.now = START + after
+        if after == 0:
+            conversations = []
+        conversations.append(await granted(ledger, [], seconds=600))
+        await ledger.settle(settlement(conversations[-1], seconds=seconds))
+
+    reached = await refusal(ledger, most)
+
+    assert reached is not None
+    assert reached.resets_at == START + 20 + DAY
+    clock.now = reached.resets_at - 1
+    assert await refusal(ledger, most) is not None
+    clock.now = reached.resets_at
+    assert await refusal(ledger, most) is None
+
+
+@pytest.mark.parametrize("counted", Counted)
+async def test_a_limit_of_none_lets_nobody_through(ledger: Ledger, counted: Counted) -> None:
+    reached = await refusal(ledger, [limit(0, counted=counted)])
+
+    assert reached is not None
+    assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 60)
+
+
+async def test_the_first_limit_that_leaves_no_room_is_named_and_nothing_is_counted(ledger: Ledger) -> None:
+    limits = [limit(5), limit(0, scope=Scope.AGENT), limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
+
+    reached = await refusal(ledger, limits)
+
+    assert reached is not None
+    assert reached.operator_note == "the limit agent_passes is reached"
+    (usage,) = await ledger.usage(User(issuer="https://login.example", id="u-1", name=None, claims={}), limits[:1])
+    assert usage.used == 0
+
+
+async def test_usage_tells_what_is_left_and_when_more_will_be(ledger: Ledger, clock: TurnedClock) -> None:
+    limits = [limit(3, counted=counted, window_seconds=DAY) for counted in (Counted.PASSES, Counted.CONVERSATIONS)]
+    limits.append(limit(1000, counted=Counted.SECONDS, window_seconds=DAY))
+    user = User(issuer="https://login.example", id="u-1", name=None, claims={})
+    unused = await ledger.usage(user, limits)
+    await granted(ledger, limits)
+    await granted(ledger, limits, user_id="u-2")
+    clock.now += 1
+    await granted(ledger, limits)
+
+    used = await ledger.usage(user, limits)
+
+    assert [(answer.used, answer.left, answer.resets_at) for answer in unused] == [
+        (0, 3, None),
+        (0, 3, None),
+        (0, 1000, None),
+    ]
+    assert [(answer.used, answer.left, answer.resets_at) for answer in used] == [
+        (2, 1, START + DAY),
+        (2, 1, START + 1500),
+        (1000, 0, START + DAY),
+    ]
+
+
+async def test_what_a_crash_left_reserved_is_free_again_after_15_minutes(ledger: Ledger, clock: TurnedClock) -> None:
+    limits = [limit(1, counted=counted, window_seconds=DAY) for counted in Counted]
+    await ledger.reserve(reservation(), limits)  # and never granted, nor released
+
+    clock.now = START + 899
+    before = await refusal(ledger, limits)
+    clock.now = START + 900
+
+    assert before is not None
+    assert await refusal(ledger, limits) is None
+
+
+# -- any window ------------------------------------------------------------------------------------------------------
+
+Steps = Sequence[tuple[float, bool]]
+STEPS = st.lists(
+    st.tuples(st.floats(min_value=0, max_value=40, allow_subnormal=False), st.booleans()), min_size=4, max_size=25
+)
+
+
+@pytest.mark.parametrize(("counted", "most"), [(Counted.PASSES, 3), (Counted.SECONDS, 180)])
+@given(steps=STEPS)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_no_window_ever_holds_more_than_its_limit(
+    ledger: Ledger, clock: TurnedClock, counted: Counted, most: int, steps: Steps
+) -> None:
+    window = limit(most, counted=counted, window_seconds=60)
+    held: list[tuple[float, int]] = []
+    user_id = uuid.uuid4().hex  # nobody that an earlier example has counted
+    for pause, gives_back in steps:
+        clock.now += pause
+        asked = reservation(user_id, seconds=70)
+        counted_now = sum(1 if counted is Counted.PASSES else n for at, n in held if at > clock.now - 60)
+        with suppress(LimitReached):
+            await ledger.reserve(asked, [window])
+            assert counted_now < most
+            if gives_back:
+                await ledger.release(asked)
+            else:
+                await ledger.grant(asked, credential())
+                held.append((clock.now, min(70, most - counted_now) if counted is Counted.SECONDS else 1))
+            continue
+        assert counted_now == most
+
+    for end, _ in held:
+        assert sum(n for at, n in held if end - 60 < at <= end) <= most
+
+
+# -- whose -----------------------------------------------------------------------------------------------------------
+
+
+def confusable() -> list[tuple[str, str]]:
+    """500 people who are all different, and would be one another if keys were glued, folded, trimmed or normalised."""
+    texts = ["a", "A", "a ", " a", "a:b", "b", "a:b:c", "b:c", "c", "é", unicodedata.normalize("NFD", "é"), "ß", "ss"]
+    texts += ["1", "01", "1.0", "user", "user 1", "1 a", "a%", "a_", "_", "%", "'", '"', "\\", "a\\", "null", "NULL"]
+    texts += ["İ", "i", "ı", "I", "\u212a", "k", "K", "ﬁ", "fi", "a\u200d", "１", "²", "2", "Å", "\u212b", "A\u030a"]
+    pairs = [(issuer, user) for issuer in texts for user in texts]
+    return pairs[:: len(pairs) // 500][:500]
+
+
+async def test_500_people_with_confusable_names_share_nothing(ledger: Ledger) -> None:
+    people = confusable()
+    assert len(set(people)) == 500
+
+    async def all_ask() -> list[LimitReached | None]:
+        asked = [refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
+        return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*asked[n : n + 50])]
+
+    assert await all_ask() == [None] * 500
+    again = await all_ask()
+
+    assert all(isinstance(each, RateLimited) for each in again)
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "blocked", "free"),
+    [
+        (Block(kind=BlockKind.USER, key="u-1"), {"user_id": "u-1", "token_issuer": "any"}, {"user_id": "u-2"}),
+        (
+            Block(kind=BlockKind.USER, key="u-1", token_issuer="i"),
+            {"user_id": "u-1", "token_issuer": "i"},
+            {"user_id": "u-1", "token_issuer": "j"},
+        ),
+        (Block(kind=BlockKind.AGENT, key="a"), {"agent_alias": "a"}, {"agent_alias": "b", "user_id": "a"}),
+        (Block(kind=BlockKind.EVERYONE), {}, None),
+    ],
+)
+async def test_what_is_blocked_gets_no_pass_until_it_is_unblocked(
+    ledger: Ledger, block: Block, blocked: dict[str, str], free: dict[str, str] | None
+) -> None:
+    for _ in range(2):  # a block that stands already is no error
+        await ledger.block(block)
+
+    with pytest.raises(UserBlocked):
+        await ledger.reserve(reservation(**blocked), [])
+    if free is not None:
+        await ledger.reserve(reservation(**free), [])
+    assert await ledger.blocks() == [block]
+    await ledger.unblock(block)
+    await ledger.reserve(reservation(**blocked), [])
+    assert await ledger.blocks() == []

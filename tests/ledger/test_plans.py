@@ -1,0 +1,69 @@
+"""No question grows with the ledger: each is answered from an index, on both engines, among 20,000 passes."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.ledger.given import START, Engine, credential, limit, plan, reservation, rows, settlement
+from voicepass.ledger import Ledger, rules
+from voicepass.ledger.rules import Dialogue
+from voicepass.model import Counted, Scope, User
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = [limit(1_000_000, scope=scope, counted=counted, window_seconds=60) for scope in Scope for counted in Counted]
+FILL = """
+WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 19999)
+INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport, reserved_at,
+                    lapses_at, seconds, granted_at, conversation_id, credential_sha256, settled_at, settled_by)
+SELECT 'p' || n, 'r', 'https://login.example', 'u-' || (n & 511), 'a' || (n & 15), 'agent', 'websocket',
+       1800000000 - n * 60, 1800000600 - n * 60, 60, 1800000000 - n * 60, 'conv_' || n, 'h',
+       CASE WHEN (n & 63) > 0 THEN 1800000000 - n * 60 END, CASE WHEN (n & 63) > 0 THEN 'webhook' END FROM numbers"""
+WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias": "a1"}
+
+RULES: dict[str, Callable[[], Dialogue[Any]]] = {
+    "usage": lambda: rules.usage(WHOSE, LIMITS, START),
+    "used up": lambda: rules.usage(WHOSE, [limit(1, counted=Counted.SECONDS, window_seconds=600)], START),
+    "reserve": lambda: rules.reserve(reservation(), LIMITS, START),
+    "grant": lambda: rules.grant(reservation(pass_id="p8"), credential("conv_new"), START),
+    "release": lambda: rules.release("p7"),
+    "settle": lambda: rules.settle(settlement("conv_7"), START),
+    "expire": lambda: rules.expire("conv_7", START),
+    "issued": lambda: rules.issued("conv_7"),
+    "due": lambda: rules.due(100, 0.0, START),
+    "page": lambda: rules.page((START - 6000, ""), 100),
+    "listed": lambda: rules.listed(None, 50),
+    "totals": lambda: rules.totals(3600, 50, START),
+    "forget": lambda: rules.forget(86_400 * 13, START),
+}
+
+
+@pytest.fixture
+async def filled(engine: Engine) -> AsyncIterator[Ledger]:
+    async with engine.opened() as ledger:
+        await rows(ledger, FILL)
+        await rows(ledger, "ANALYZE")
+        yield ledger
+
+
+async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: Engine) -> None:
+    plans = {name: await plan(filled, engine, rule) for name, rule in RULES.items()}
+
+    scanned = re.compile(
+        r"SCAN passes(?! USING (COVERING )?INDEX)" if engine.name == "sqlite" else r'"Seq Scan", [^}]*"passes"'
+    )
+    assert [name for name, texts in plans.items() if any(map(scanned.search, texts))] == []
+    unbounded = re.compile(
+        r"SCAN passes USING" if engine.name == "sqlite" else r"a^"
+    )  # a whole index, for LIMIT to end
+    assert {name for name, texts in plans.items() if any(map(unbounded.search, texts))} <= {"listed"}
+
+
+async def test_usage_counts_what_is_there(filled: Ledger) -> None:
+    user = User(issuer="https://login.example", id="u-1", name=None, claims={})
+
+    (answer,) = await filled.usage(user, [limit(1000, window_seconds=86_400 * 30)])
+
+    assert answer.used == 40

@@ -1,0 +1,346 @@
+"""The engine for many instances: closed while PostgreSQL is out of any kind, back by itself, and good neighbours."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable
+
+import httpx
+import psycopg
+import pytest
+
+from tests.canaries import secrets_in
+from tests.conftest import settings_with, signed_url
+from tests.ledger.given import Engine, Postgres, credential, granted, limit, reservation, rows, settlement
+from voicepass.app import create_app
+from voicepass.errors import LedgerUnavailable
+from voicepass.ledger import Ledger
+from voicepass.ledger.postgres import open_postgres
+from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.schema import steps
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["postgres"], indirect=True)]
+
+
+@pytest.fixture
+async def busy(engine: Engine) -> AsyncIterator[Ledger]:
+    """A ledger that has been at work: its pool is full of connections."""
+    async with engine.opened() as ledger:
+        await asyncio.gather(*(granted(ledger, user_id=f"u-{n}") for n in range(30)))
+        yield ledger
+
+
+async def outcome_and_seconds(asked: Awaitable[object]) -> tuple[object, float]:
+    begun = time.monotonic()
+    try:
+        return await asked, time.monotonic() - begun
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the test looks at
+        return error, time.monotonic() - begun
+
+
+async def recovers(ledger: Ledger, *, within_seconds: float = 2.0) -> None:
+    begun = time.monotonic()
+    while True:
+        try:
+            await granted(ledger)
+        except LedgerUnavailable:
+            assert time.monotonic() - begun < within_seconds
+        else:
+            return
+
+
+async def burst(ledger: Ledger, count: int = 40) -> list[tuple[object, float]]:
+    asked = [ledger.reserve(reservation(f"burst-{n}"), [limit(1)]) for n in range(count)]
+    return await asyncio.gather(*map(outcome_and_seconds, asked))
+
+
+async def test_a_dead_server_refuses_in_time_and_a_restarted_one_is_found_again(
+    busy: Ledger, postgres: Postgres
+) -> None:
+    postgres.stop()
+    try:
+        refused = await burst(busy)
+        await asyncio.sleep(1)  # long enough for a pool that backs off to be asleep when the server is back
+    finally:
+        postgres.start()
+
+    await recovers(busy)
+    assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
+    assert max(seconds for _, seconds in refused) < 3
+
+
+async def test_a_restart_between_two_requests_is_not_noticed(busy: Ledger, postgres: Postgres) -> None:
+    postgres.stop()
+    postgres.start()
+
+    assert {outcome for outcome, _ in await burst(busy, 10)} == {None}
+
+
+async def test_a_frozen_server_refuses_in_time_and_goes_on_where_it_stopped(busy: Ledger, postgres: Postgres) -> None:
+    processes = [postgres.pid, *(pid for (pid,) in postgres.run("SELECT pid FROM pg_stat_activity"))]
+    freeze(processes, signal.SIGSTOP)
+    try:
+        refused = await burst(busy)
+    finally:
+        freeze(processes, signal.SIGCONT)
+
+    await recovers(busy)
+    assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
+    assert max(seconds for _, seconds in refused) < 3
+    await asyncio.sleep(0.5)
+    ((late,),) = [
+        row.values() for row in await rows(busy, "SELECT count(*) AS n FROM passes WHERE user_id LIKE 'burst-' || '%%'")
+    ]
+    assert late == 0, "nothing that was refused is counted once the server goes on"
+
+
+@pytest.mark.long
+async def test_a_frozen_server_does_not_hold_up_the_end(engine: Engine, postgres: Postgres) -> None:
+    processes: list[int] = []
+    try:
+        async with engine.opened() as ledger:
+            await granted(ledger)
+            processes = [postgres.pid, *(pid for (pid,) in postgres.run("SELECT pid FROM pg_stat_activity"))]
+            freeze(processes, signal.SIGSTOP)
+            await burst(ledger, 5)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 5
+    finally:
+        freeze(processes, signal.SIGCONT)
+
+
+def freeze(processes: list[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+async def test_a_server_out_of_connections_refuses_and_recovers(engine: Engine, postgres: Postgres) -> None:
+    role = f"few_{os.urandom(4).hex()}"
+    postgres.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    url = postgres.fresh(user=role)
+    async with open_postgres(url, clock=engine.clock) as ledger:
+        await granted(ledger)
+        assert {outcome for outcome, _ in await burst(ledger, 20)} == {None}, "one connection serves all, if slowly"
+        postgres.run(f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
+        with psycopg.connect(url):
+            refused = await burst(ledger, 5)
+        await recovers(ledger)
+
+    assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
+    assert max(seconds for _, seconds in refused) < 3
+
+
+async def test_a_connection_that_dies_amid_a_transaction_counts_nothing(busy: Ledger, postgres: Postgres) -> None:
+    def rule(_now: float) -> Dialogue[None]:
+        ((pid,),) = [row.values() for row in (yield "SELECT pg_backend_pid() AS pid", {})]
+        yield "DELETE FROM passes", {}
+        postgres.run(f"SELECT pg_terminate_backend({pid}, 1000)")
+        yield "SELECT 1 AS one", {}
+
+    before = len(await rows(busy, "SELECT pass_id FROM passes"))
+    with pytest.raises(LedgerUnavailable):
+        await busy._run(rule)
+
+    assert len(await rows(busy, "SELECT pass_id FROM passes")) == before
+
+
+@pytest.mark.parametrize(("failures", "expected"), [(1, "done"), (2, LedgerUnavailable)])
+@pytest.mark.parametrize("error", [psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure])
+async def test_what_was_rolled_back_for_another_is_tried_once_more(
+    busy: Ledger, error: type[psycopg.Error], failures: int, expected: object
+) -> None:
+    tries: list[float] = []
+
+    def rule(now: float) -> Dialogue[str]:
+        tries.append(now)
+        yield "SELECT 1 AS one", {}
+        if len(tries) <= failures:
+            raise error
+        return "done"
+
+    outcome, _ = await outcome_and_seconds(busy._run(rule))
+
+    assert outcome == expected or type(outcome) is expected
+    assert len(tries) == 2
+
+
+@pytest.mark.long
+async def test_a_lock_that_another_keeps_refuses_in_time(busy: Ledger, engine: Engine) -> None:
+    with psycopg.connect(engine.url) as other:
+        other.execute("LOCK TABLE passes")
+        refused = await burst(busy, 5)
+    await recovers(busy)
+
+    assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
+    assert max(seconds for _, seconds in refused) < 3
+
+
+async def test_a_flood_of_one_user_leaves_the_connections_to_the_others(busy: Ledger, engine: Engine) -> None:
+    with psycopg.connect(engine.url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('user 21 https://login.example u-flood', 0))")
+        flood = [
+            asyncio.create_task(outcome_and_seconds(busy.reserve(reservation("u-flood"), [limit(1)])))
+            for _ in range(100)
+        ]
+        await asyncio.sleep(0.1)
+        others = await burst(busy, 20)
+        waiting = [each.done() for each in flood]
+
+    assert {outcome for outcome, _ in others} == {None}
+    assert not any(waiting), "the lock is the one that the flood waits for"
+    outcomes = [outcome for outcome, _ in await asyncio.gather(*flood)]
+    assert outcomes.count(None) == 1
+
+
+async def test_the_time_is_the_databases_and_grows_under_a_lock(engine: Engine) -> None:
+    async with open_postgres(engine.url) as one, open_postgres(engine.url) as two:
+        moments: list[float] = []
+
+        def rule(now: float) -> Dialogue[None]:
+            moments.append(now)
+            yield "SELECT 1 AS one", {}
+
+        await asyncio.gather(*((one, two)[n % 2]._run(rule, locks=["l"]) for n in range(40)))
+
+    assert moments == sorted(moments)
+    assert len(set(moments)) == 40
+    assert abs(moments[0] - time.time()) < 5
+
+
+async def test_every_connection_is_durable_bounded_and_reads_what_is_committed(busy: Ledger) -> None:
+    names = ["synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
+    names += ["transaction_isolation", "search_path"]
+
+    shown = [next(iter((await rows(busy, f"SHOW {name}"))[0].values())) for name in names]
+
+    assert shown[:5] == ["on", "2s", "2s", "2s", "read committed"]
+    assert shown[5].startswith("s"), "what the URL asks for is kept"
+
+
+async def test_limits_hold_where_the_database_prefers_another_isolation(engine: Engine, postgres: Postgres) -> None:
+    role = f"strict_{os.urandom(4).hex()}"
+    postgres.run(f"CREATE ROLE {role} LOGIN")
+    postgres.run(f"ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'")
+    async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
+        outcomes = await asyncio.gather(
+            *(ledger.reserve(reservation(), [limit(5)]) for _ in range(50)), return_exceptions=True
+        )
+
+    assert outcomes.count(None) == 5
+
+
+async def test_the_service_runs_on_it_and_shows_the_password_to_nobody(engine: Engine) -> None:
+    url = engine.url.replace("postgres:@", "postgres:hunter2canary@")  # the server of the tests asks for none
+    settings = settings_with(voicepass_database_url=url)
+    app = create_app(settings)
+
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+    ):
+        ready = await client.get("/readyz")
+
+    assert ready.status_code == 200
+    assert "hunter2canary" not in f"{settings!r} {settings}"
+
+
+# -- side by side ----------------------------------------------------------------------------------------------------
+
+
+async def test_instances_that_start_at_once_make_the_schema_once(engine: Engine) -> None:
+    async def start() -> None:
+        async with engine.opened() as ledger:
+            await granted(ledger)
+
+    await asyncio.gather(*(start() for _ in range(8)))
+
+    async with engine.opened() as ledger:
+        assert [row["number"] for row in await rows(ledger, "SELECT number FROM schema_steps")] == [
+            number for number, _ in enumerate(steps(), start=1)
+        ]
+
+
+async def test_an_old_instance_works_on_beside_a_newer_schema(
+    busy: Ledger, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10):  # often enough for a driver that prepares what it repeats
+        conversation_id = await granted(busy, [limit(100)])
+        await busy.issued(conversation_id)
+    newer = [*steps(), ["ALTER TABLE passes ADD COLUMN region TEXT", "ALTER TABLE orphans ADD COLUMN region TEXT"]]
+    monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: newer)
+
+    async with engine.opened() as new:
+        for number in range(20):
+            conversation_id = await granted((busy, new)[number % 2], [limit(100)])
+            await (new, busy)[number % 2].settle(settlement(conversation_id))
+            assert (await busy.issued(conversation_id)).seconds == 42
+    asked = reservation()
+    await busy.reserve(asked, [])
+    await busy.settle(settlement("conv_early"))
+    await busy.grant(asked, credential("conv_early"))
+    monkeypatch.undo()
+    async with engine.opened() as started_again:
+        assert (await started_again.issued("conv_early")).seconds == 42
+
+
+async def test_an_instance_may_start_as_a_role_that_may_not_create_tables(engine: Engine, postgres: Postgres) -> None:
+    async with engine.opened():
+        pass
+    role, schema = f"plain_{os.urandom(4).hex()}", engine.url.rpartition("%3D")[2]
+    postgres.run(f"CREATE ROLE {role} LOGIN")
+    postgres.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    postgres.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}")
+
+    async with open_postgres(postgres.url(schema, user=role), clock=engine.clock) as ledger:
+        await granted(ledger)
+
+
+async def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: [*steps(), ["CREATE TABLE half ()", "nonsense"]])
+    with pytest.raises(LedgerUnavailable):
+        async with engine.opened():
+            pass
+    monkeypatch.undo()
+
+    async with engine.opened() as ledger:
+        ((half,),) = [row.values() for row in await rows(ledger, "SELECT to_regclass('half') AS half")]
+        assert half is None
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_tables_hold_no_secret(busy: Ledger) -> None:
+    written = str([await rows(busy, f"SELECT * FROM {table}") for table in ("passes", "orphans", "blocks")])  # noqa: S608
+
+    assert secrets_in(signed_url()) != []
+    assert secrets_in(written) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://voicepass:{password}@127.0.0.1:1/db",
+        "postgresql://voicepass:{password}@[::1/db",
+        "postgresql://voicepass:%zz{password}@127.0.0.1/db",
+        "postgresql://voicepass:{password}@127.0.0.1:1/db?nonsense=1",
+        "postgresql://voicepass:{password}@name.invalid/db",
+    ],
+)
+async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_password_is_told(
+    engine: Engine, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    del engine
+    told: list[BaseException | None] = []
+    with pytest.raises(LedgerUnavailable) as refused:
+        async with open_postgres(url.format(password="hunter2canary")):
+            pass
+
+    told.append(refused.value)
+    while told[-1] is not None:
+        told.append(told[-1].__cause__ or told[-1].__context__)
+    text = " ".join([*(f"{error!r} {error}" for error in told), refused.value.operator_note, caplog.text])
+    assert "hunter2canary" not in text

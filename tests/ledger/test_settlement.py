@@ -1,0 +1,214 @@
+"""A conversation has one owner and one row, and the row ends the same in whatever order its story is told."""
+
+from collections.abc import Awaitable, Callable
+from itertools import permutations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.ledger.given import START, TurnedClock, credential, granted, limit, refusal, reservation, rows, settlement
+from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
+from voicepass.ledger import Ledger
+from voicepass.model import Counted, IssuedPass, Reservation
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, clock: TurnedClock) -> None:
+    asked, given_out = reservation(), credential("conv_1")
+    await ledger.reserve(asked, [])
+    clock.now = START + 2
+    await ledger.grant(asked, given_out)
+
+    found = await ledger.issued("conv_1")
+
+    assert found == IssuedPass(
+        pass_id=asked.pass_id,
+        request_id="r-1",
+        token_issuer="https://login.example",
+        user_id="u-1",
+        agent_alias="default",
+        agent_id="agent_1",
+        transport="websocket",
+        reserved_at=START,
+        lapses_at=START + 2 + 900 + 600,
+        seconds=600,
+        granted_at=START + 2,
+        conversation_id="conv_1",
+        credential_sha256=given_out.sha256,
+        settled_at=None,
+        settled_by=None,
+        cost=None,
+        reported_user_id=None,
+    )
+
+
+@pytest.mark.parametrize("unknown", ["conv_2", "CONV_1", "conv_1 ", "", "%", "conv_1' OR '1'='1"])
+async def test_no_other_conversation_is_found(ledger: Ledger, unknown: str) -> None:
+    asked = reservation()
+    await ledger.reserve(asked, [])
+    await ledger.grant(asked, credential("conv_1"))
+
+    with pytest.raises(ConversationUnknown):
+        await ledger.issued(unknown)
+
+
+async def test_a_conversation_of_another_user_is_refused_and_stays_theirs(ledger: Ledger) -> None:
+    first = reservation()
+    others = [reservation("u-2"), reservation(token_issuer="https://other.example"), reservation("U-1")]
+    for each in (first, *others):
+        await ledger.reserve(each, [])
+    await ledger.grant(first, credential("conv_1"))
+
+    for other in others:
+        with pytest.raises(BadAnswer):
+            await ledger.grant(other, credential("conv_1"))
+        await ledger.release(other)
+
+    assert (await ledger.issued("conv_1")).pass_id == first.pass_id
+    assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1
+
+
+async def test_a_conversation_that_is_named_to_its_user_again_is_one_row(ledger: Ledger) -> None:
+    first, again = reservation(), reservation()
+    for each in (first, again):
+        await ledger.reserve(each, [])
+        await ledger.grant(each, credential("conv_1"))
+
+    assert [row["pass_id"] for row in await rows(ledger, "SELECT pass_id FROM passes")] == [again.pass_id]
+
+
+async def test_passes_without_a_conversation_id_do_not_meet(ledger: Ledger) -> None:
+    nameless = credential("conv_1").__class__(secret="t", conversation_id=None, expires_at=None)
+    for each in (reservation(), reservation("u-2")):
+        await ledger.reserve(each, [])
+        await ledger.grant(each, nameless)
+
+    assert len(await rows(ledger, "SELECT pass_id FROM passes WHERE granted_at IS NOT NULL")) == 2
+
+
+async def test_what_is_released_was_never_counted_and_what_is_granted_cannot_be_released(ledger: Ledger) -> None:
+    asked = reservation()
+    await ledger.reserve(asked, [limit(1)])
+    await ledger.release(asked)
+    for _ in range(2):
+        assert await refusal(ledger, [limit(1)], pass_id="p") is None
+        await ledger.release(reservation(pass_id="p"))
+    await ledger.reserve(asked, [limit(1)])
+    await ledger.grant(asked, credential("conv_1"))
+
+    await ledger.release(asked)
+
+    assert (await ledger.issued("conv_1")).pass_id == asked.pass_id
+
+
+async def test_no_pass_leaves_without_its_row(ledger: Ledger, clock: TurnedClock) -> None:
+    released, lapsed = reservation(), reservation()
+    await ledger.reserve(released, [])
+    await ledger.reserve(lapsed, [])
+    await ledger.release(released)
+    clock.now += 900
+    await ledger.reserve(reservation("u-2"), [])
+
+    for gone in (released, lapsed, reservation("never-reserved")):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.grant(gone, credential())
+
+
+async def test_what_a_conversation_used_replaces_what_was_set_aside(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await granted(ledger)
+    clock.now += 100
+
+    settled = await ledger.settle(settlement(conversation_id, seconds=42, user_id="u-2"))
+
+    assert settled == await ledger.issued(conversation_id)
+    assert (settled.seconds, settled.cost, settled.settled_at, settled.settled_by) == (42, 7, START + 100, "webhook")
+    assert (settled.reported_user_id, settled.identity_mismatch) == ("u-2", True)
+
+
+async def test_numbers_as_large_as_they_may_come_are_kept(ledger: Ledger) -> None:
+    conversation_id = await granted(ledger)
+
+    settled = await ledger.settle(settlement(conversation_id, seconds=2**40, cost=2**60))
+
+    assert settled is not None
+    assert (settled.seconds, settled.cost) == (2**40, 2**60)
+    assert await refusal(ledger, [limit(10**6, counted=Counted.SECONDS)]) is not None
+
+
+async def test_a_pass_that_was_never_used_gives_its_minutes_back(ledger: Ledger) -> None:
+    minutes = [limit(600, counted=Counted.SECONDS), limit(1, counted=Counted.CONVERSATIONS)]
+    conversation_id = await granted(ledger, minutes)
+    assert await refusal(ledger, minutes) is not None
+
+    await ledger.expire(conversation_id)
+
+    assert await refusal(ledger, minutes) is None
+
+
+async def test_what_should_be_over_and_is_not_settled_is_due_oldest_first(ledger: Ledger, clock: TurnedClock) -> None:
+    conversations = []
+    for _ in range(4):
+        conversations.append(await granted(ledger))
+        clock.now += 1
+    await ledger.settle(settlement(conversations[1]))
+    await ledger.reserve(reservation(), [])
+    clock.now = START + 900
+    at_the_edge = await ledger.due(10)
+    clock.now = START + 1800
+
+    due = await ledger.due(2)
+    following = await ledger.due(2, after=due[-1].reserved_at)
+
+    assert at_the_edge == []
+    assert [each.conversation_id for each in due] == [conversations[0], conversations[2]]
+    assert [each.conversation_id for each in following] == [conversations[3]]
+
+
+# -- any order -------------------------------------------------------------------------------------------------------
+
+Story = dict[str, Callable[[], Awaitable[object]]]
+EVENTS = ["grant", "webhook", "webhook again", "reconciler", "expiry"]
+
+
+def story(ledger: Ledger, asked: Reservation, conversation_id: str) -> Story:
+    webhook = settlement(conversation_id, seconds=42)
+    return {
+        "grant": lambda: ledger.grant(asked, credential(conversation_id)),
+        "webhook": lambda: ledger.settle(webhook),
+        "webhook again": lambda: ledger.settle(webhook),
+        "reconciler": lambda: ledger.settle(settlement(conversation_id, seconds=41, cost=None, source="reconciler")),
+        "expiry": lambda: ledger.expire(conversation_id),
+    }
+
+
+async def ending(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[object, ...]:
+    asked = reservation()
+    conversation_id = f"conv_{asked.pass_id}"
+    await ledger.reserve(asked, [])
+    tell = story(ledger, asked, conversation_id)
+    settled = [await tell[event]() for event in order]
+    row = await ledger.issued(conversation_id)
+    orphans = await rows(ledger, "SELECT * FROM orphans WHERE conversation_id = :id", id=conversation_id)
+    assert len([each for each in settled if isinstance(each, IssuedPass)]) <= 2
+    return row.seconds, row.cost, row.settled_by, row.reported_user_id, row.user_id, len(orphans)
+
+
+async def test_every_order_of_grant_webhook_reconciler_and_expiry_ends_the_same(ledger: Ledger) -> None:
+    endings = {order: await ending(ledger, order) for order in permutations(EVENTS)}
+
+    assert len(endings) == 120
+    assert set(endings.values()) == {(42, 7, "webhook", "u-1", "u-1", 0)}
+
+
+ORDERS = st.lists(st.sampled_from([event for event in EVENTS if event != "grant"]), max_size=6).flatmap(
+    lambda repeated: st.permutations([*EVENTS, *repeated])
+)
+
+
+@pytest.mark.long
+@given(order=ORDERS)
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order: list[str]) -> None:
+    assert await ending(ledger, order) == (42, 7, "webhook", "u-1", "u-1", 0)

@@ -1,0 +1,155 @@
+"""The embedded engine: durable, few commits for many, and closed, never open, while its file cannot be written."""
+
+import asyncio
+import os
+import resource
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.canaries import secrets_in
+from tests.ledger.given import START, Engine, granted, limit, reservation, rows
+from tests.ledger.writer import FORKS
+from voicepass.errors import LedgerUnavailable
+from voicepass.ledger.sqlite import SqliteLedger, open_sqlite
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["sqlite"], indirect=True)]
+
+
+async def test_what_was_handed_out_survives_a_power_cut(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        (journal,) = await rows(ledger, "PRAGMA journal_mode")
+        (synchronous,) = await rows(ledger, "PRAGMA synchronous")
+
+    assert (journal["journal_mode"], synchronous["synchronous"]) == ("wal", 2)
+
+
+async def test_rows_outlive_the_process_and_the_schema_is_made_once(engine: Engine) -> None:
+    conversations = []
+    for _ in range(3):
+        async with engine.opened() as ledger:
+            conversations.append(await granted(ledger))
+
+    async with engine.opened() as ledger:
+        assert [(await ledger.issued(each)).conversation_id for each in conversations] == conversations
+
+
+async def test_the_file_holds_no_secret(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        for _ in range(20):
+            await granted(ledger)
+        files = [path for path in Path(engine.url).parent.iterdir() if path.name.startswith("ledger.db")]
+
+        written = b"".join(path.read_bytes() for path in files).decode("latin-1")
+
+    assert len(files) == 3, "the file, its log and its index"
+    assert "conv_" in written
+    assert secrets_in(written) == []
+
+
+async def test_64_at_once_share_a_few_commits(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        assert isinstance(ledger, SqliteLedger)
+        statements: Counter[str] = Counter()
+        trace = ledger._connection.set_trace_callback
+        ledger._thread.submit(trace, lambda statement: statements.update([statement])).result()
+
+        await asyncio.gather(*(ledger.reserve(reservation(f"u-{n}"), [limit(1)]) for n in range(64)))
+
+        assert 1 <= statements["COMMIT"] <= 3
+        ledger._thread.submit(trace, None).result()
+        assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 64
+
+
+async def test_a_refusal_undoes_nothing_of_those_who_are_committed_with_it(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        outcomes = await asyncio.gather(
+            *(ledger.reserve(reservation(f"u-{n % 2}"), [limit(1)]) for n in range(64)), return_exceptions=True
+        )
+
+        assert [outcome for outcome in outcomes if outcome is None] == [None, None]
+        assert sorted(row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")) == ["u-0", "u-1"]
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
+async def test_a_locked_file_refuses_in_time_and_recovers_by_itself(engine: Engine, count: int) -> None:
+    async with engine.opened() as ledger:
+        blocker = sqlite3.connect(engine.url)
+        blocker.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+
+        outcomes = await asyncio.gather(
+            *(ledger.reserve(reservation(f"u-{n}"), []) for n in range(count)), return_exceptions=True
+        )
+        waited = time.monotonic() - begun
+        blocker.rollback()
+        blocker.close()
+        await granted(ledger)
+
+        assert Counter(map(type, outcomes)) == {LedgerUnavailable: count}
+        assert waited < 3
+        assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1, "nothing that was refused is counted"
+
+
+async def test_a_full_disk_refuses_and_recovers_by_itself(engine: Engine) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with engine.opened() as ledger:
+        before = await granted(ledger)
+        try:  # Python ignores SIGXFSZ, so writing past the limit fails as it does on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(engine.url + "-wal").st_size + 5000, hard))  # noqa: PTH116
+            outcomes = await asyncio.gather(
+                *(ledger.reserve(reservation(f"full-{n}"), []) for n in range(100)), return_exceptions=True
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+        after = await granted(ledger)
+        kept = await rows(ledger, "SELECT conversation_id FROM passes WHERE conversation_id IS NOT NULL")
+
+    refusals = [outcome for outcome in outcomes if outcome is not None]
+    assert {(type(refusal), type(refusal.__cause__)) for refusal in refusals} == {
+        (LedgerUnavailable, sqlite3.OperationalError)
+    }
+    assert {row["conversation_id"] for row in kept} == {before, after}
+
+
+async def test_a_ledger_that_may_not_be_written_refuses_and_recovers_by_itself(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        await rows(ledger, "PRAGMA query_only = ON")  # as a file system that was remounted: root may write any file
+        with pytest.raises(LedgerUnavailable):
+            await ledger.reserve(reservation(), [])
+        assert isinstance(ledger, SqliteLedger)
+        ledger._thread.submit(ledger._connection.execute, "PRAGMA query_only = OFF").result()
+
+        await granted(ledger)
+
+
+async def test_a_ledger_that_cannot_be_opened_stops_the_start(engine: Engine, tmp_path: Path) -> None:
+    del engine
+    (tmp_path / "not-a-database").write_text("something else" * 100)
+
+    for path in (tmp_path / "missing" / "ledger.db", tmp_path, tmp_path / "not-a-database"):
+        with pytest.raises(LedgerUnavailable):
+            async with open_sqlite(str(path), clock=lambda: START):
+                pass
+
+
+async def test_processes_that_start_at_once_share_a_new_file(engine: Engine) -> None:
+    started = [FORKS.Process(target=_open_once, args=(engine.url,)) for _ in range(6)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=20)
+
+    assert [process.exitcode for process in started] == [0] * 6
+
+
+def _open_once(path: str) -> None:
+    async def once() -> None:
+        async with open_sqlite(path, clock=lambda: START) as ledger:
+            await granted(ledger)
+
+    asyncio.run(once())

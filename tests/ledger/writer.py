@@ -1,0 +1,51 @@
+"""A process that grants passes as fast as it can, and says so after each, until it is killed."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+
+from tests.ledger.given import Engine, TurnedClock, credential, reservation
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.ledger.writer"])  # so that a trial costs a fork, not a start of Python
+
+
+def write(name: str, url: str, told: Connection) -> None:
+    async def grant_until_killed() -> None:
+        async with Engine(name, url, TurnedClock()).opened() as ledger:
+            while True:
+                each = reservation()
+                await ledger.reserve(each, [])
+                await ledger.grant(each, credential(f"conv_{each.pass_id}"))
+                told.send_bytes(f"conv_{each.pass_id}".encode())
+
+    asyncio.run(grant_until_killed())
+
+
+def acknowledged_before_killed(name: str, url: str, *, after_seconds: float) -> list[str]:
+    """Start the writer, kill it that long after its first word, and return all that it had said."""
+    heard, told = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=write, args=(name, url, told))
+    process.start()
+    told.close()
+    said: list[str] = []
+    kill_at = None
+    try:
+        while True:
+            if kill_at is not None and time.monotonic() >= kill_at and process.is_alive():
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+            if not heard.poll(0.0005 if kill_at is not None else 20):
+                continue
+            said.append(heard.recv_bytes().decode())
+            kill_at = kill_at or time.monotonic() + after_seconds
+    except EOFError:
+        return said
+    finally:
+        process.join(timeout=10)
+        assert process.exitcode == -signal.SIGKILL
+        process.close()
+        heard.close()
