@@ -28,5 +28,14 @@ class CanaryLog:
     def text(self) -> str:
         return self._lines.getvalue()
 
+    def leaking(self) -> list[str]:
+        """Every line so far that holds what it must not, cut short."""
+        return [line[:200] for line in self.text().splitlines() if secrets_in(line)]
+
+    def forget(self, since: int) -> None:
+        """Drop what was logged from this character on."""
+        self._lines.truncate(since)
+        self._lines.seek(since)
+
     def close(self) -> None:
         logging.getLogger().removeHandler(self._handler)

@@ -4,17 +4,19 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from jose import jwt
+from typer.testing import CliRunner
 
 from tests.canaries import API_KEY, JWT_SECRET, secrets_in
 from tests.servers import free_port, started
+from voicepass import cli
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("ELEVENLABS_", "VOICEPASS_"))}
 ENVIRONMENT = CLEAN | {
@@ -27,16 +29,29 @@ ENVIRONMENT = CLEAN | {
 }
 
 
-def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "voicepass", *arguments],
-        env=dict(environment),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Ended:
+    """Run a command to its end as in a shell of its own, but in this process: a start costs most of a command."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        with contextlib.chdir(cwd):
+            result = CliRunner().invoke(cli.app, list(arguments), prog_name="voicepass")
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_every_test_that_the_security_table_names_is_there() -> None:
     named: list[tuple[str, str]] = []
     for row in table.splitlines():
         file = ""
-        for new_file, name in re.findall(r"`((?:api/)?test_\w+\.py)?(?:::(\w+))?`", row):
+        for new_file, name in re.findall(r"`((?:api/|ledger/)?(?:test_\w+|conftest)\.py)?(?:::(\w+))?`", row):
             file = new_file or file
             if file:
                 named.append((file, name))

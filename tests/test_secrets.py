@@ -1,4 +1,6 @@
-"""No secret is ever written. This file runs last (see conftest.py): it searches what the whole suite logged."""
+"""No secret is ever written: what is logged is searched when the suite ends, and no repr shows one."""
+
+import logging
 
 import pytest
 
@@ -8,13 +10,17 @@ from voicepass.model import Agent, Credential, Credentials, PassRequest, Transpo
 from voicepass.observe import redact
 
 
-def test_no_secret_was_logged_during_the_whole_suite(canary_log: CanaryLog, request: pytest.FixtureRequest) -> None:
-    logged = canary_log.text()
+def test_the_log_of_the_suite_would_show_a_secret(canary_log: CanaryLog) -> None:
+    """Every worker searches all that it logged when it ends (see conftest.py); this proves that the search finds."""
+    at = len(canary_log.text())
+    logging.getLogger("some.library").warning("dialling %s", signed_url())
 
-    if len(request.session.items) > 50:
-        assert "pass.granted" in logged, "the log was not recorded, so this test could not fail"
-    leaking = [line[:200] for line in logged.splitlines() if secrets_in(line)]
-    assert leaking == []
+    found = canary_log.leaking()
+    canary_log.forget(at)
+
+    assert len(found) == 1
+    assert "some.library" in found[0]
+    assert canary_log.leaking() == []
 
 
 def test_a_secret_shows_in_no_repr() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from voicepass.checks import is_header_value
 from voicepass.elevenlabs import Workspace
+from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.jwks import PublishedKeys
 from voicepass.keys import HMAC_ALGORITHMS, KeyUnusableError, key_from_pem, key_from_secret
@@ -169,7 +170,10 @@ def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextMana
     url = settings.voicepass_database_url
     if url.startswith("sqlite:"):
         return open_sqlite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:", clock=clock)
-    from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
+    try:
+        from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
+    except ImportError as error:
+        raise LedgerUnavailable(operator_note="PostgreSQL needs its driver: install voicepass[postgres]") from error
 
     return open_postgres(url)
 

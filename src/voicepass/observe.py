@@ -26,6 +26,7 @@ _THIRD_PARTY_LEVELS: Final = {
     "uvicorn": logging.INFO,
     "websockets": logging.INFO,
     "asyncio": logging.WARNING,
+    "psycopg": logging.WARNING,
 }
 
 _SECRETS: Final = (
