@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
 from voicepass.errors import InternalError, LedgerUnavailable, Refusal
@@ -75,40 +75,23 @@ class Passes:
         with self._attempt(request) as attempt:
             attempt.user = user = await self._authenticator.authenticate(request.credentials)
             attempt.agent = agent = self._policy.agent_for(user, request.alias)
-            reservation = self._reservation(attempt, user, agent)
-            await self._ledger.reserve(reservation, self._policy.limits)
-            try:
+            async with self._reserved(attempt, user, agent) as reservation:
                 credential = await self._provider.credential(agent, request.transport)
                 attempt.conversation_id = credential.conversation_id
                 attempt.credential_sha256 = credential.sha256
                 await self._ledger.grant(reservation, credential)  # no row, no pass
-            except BaseException:
-                await self._give_back(reservation)
-                raise
-            variables = self._policy.variables_for(user, agent)
             return VoicePass(
                 transport=request.transport,
                 credential=credential,
                 agent=agent,
                 user_id=user.id,
-                dynamic_variables=variables,
+                dynamic_variables=self._policy.variables_for(user, agent),
             )
 
-    async def _give_back(self, reservation: Reservation) -> None:
-        """Release what came to nothing, even while the caller hangs up; what fails lapses by itself."""
-        release = asyncio.ensure_future(self._ledger.release(reservation))
-        self._releases.add(release)
-        release.add_done_callback(self._released)
-        with suppress(LedgerUnavailable):
-            await asyncio.shield(release)
-
-    def _released(self, release: asyncio.Future[None]) -> None:
-        self._releases.discard(release)
-        if not release.cancelled():
-            release.exception()  # retrieved; an unreleased reservation lapses after 15 minutes
-
-    def _reservation(self, attempt: Attempt, user: User, agent: Agent) -> Reservation:
-        return Reservation(
+    @asynccontextmanager
+    async def _reserved(self, attempt: Attempt, user: User, agent: Agent) -> AsyncIterator[Reservation]:
+        """Count one more pass within the limits, and give it back where the block comes to nothing."""
+        reservation = Reservation(
             pass_id=uuid.uuid4().hex,
             request_id=attempt.request_id,
             token_issuer=user.issuer,
@@ -118,6 +101,21 @@ class Passes:
             transport=attempt.transport,
             seconds=self._policy.conversation_seconds,
         )
+        await self._ledger.reserve(reservation, self._policy.limits)
+        try:
+            yield reservation
+        except BaseException:
+            release = asyncio.ensure_future(self._ledger.release(reservation))
+            self._releases.add(release)
+            release.add_done_callback(self._released)
+            with suppress(LedgerUnavailable):  # then it lapses by itself, after 15 minutes
+                await asyncio.shield(release)  # even while the caller hangs up
+            raise
+
+    def _released(self, release: asyncio.Future[None]) -> None:
+        self._releases.discard(release)
+        if not release.cancelled():
+            release.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
     @contextmanager
     def _attempt(self, request: PassRequest) -> Iterator[Attempt]:

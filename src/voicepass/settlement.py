@@ -34,7 +34,7 @@ MAX_AHEAD_SECONDS: Final = 5 * 60
 """For clocks that differ. The SDKs set no bound here."""
 
 CALLS_PER_ROUND: Final = 20
-NEVER_OPENED_SECONDS: Final = 20 * 60
+NEVER_OPENED_SECONDS: Final = 16 * 60
 """A pass can be opened for 15 minutes; the rest is for clocks, and for what ElevenLabs writes down late."""
 UNACCOUNTED_SECONDS: Final = 24 * 3600
 """A day of answers that tell nothing: then what was set aside counts as used, and ElevenLabs is asked no more."""

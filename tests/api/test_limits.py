@@ -1,8 +1,10 @@
 """Limits over HTTP: what is refused, what the refusal tells, what it costs (nothing), and where a user stands."""
 
 import asyncio
+import random
 from datetime import UTC, datetime
 from itertools import count
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -103,6 +105,43 @@ async def test_a_mint_that_fails_is_given_back(
 
     assert [answer.status_code for answer in failed] == [503] * 5
     assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+FAULTS: list[Any] = [
+    httpx.ConnectError,
+    httpx.ReadTimeout,
+    httpx.RemoteProtocolError,
+    httpx.Response(500),
+    httpx.Response(429, json={"detail": {"status": "system_busy", "message": "m"}}),
+    httpx.Response(401, json={"detail": {"status": "invalid_api_key", "message": "m"}}),
+    httpx.Response(200, text="<html>"),
+    httpx.Response(200, json={"signed_url": "wss://evil.test/?a=b"}),
+]
+
+
+@limited(passes_per_day=100_000, minutes_per_day=1_000_000)
+async def test_after_1000_mints_amid_random_faults_the_ledger_adds_up_to_the_last_unit(
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
+) -> None:
+    dice = random.Random(3)  # noqa: S311 - the same faults every time
+    good: Any = upstream["signed_url"].side_effect
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        fault = dice.choice(FAULTS) if dice.random() < 0.5 else None
+        if isinstance(fault, type):
+            raise fault("a fault")
+        return fault or cast("httpx.Response", good(request))
+
+    upstream["signed_url"].side_effect = answer
+    answers = []
+    for _ in range(20):
+        answers += await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(50)))
+    usage = {limit["limit"]: limit["used"] for limit in (await api.get("/v1/usage", headers=bearer)).json()["limits"]}
+
+    granted = sum(response.status_code == 200 for response in answers)
+    assert 400 < granted < 600
+    assert {response.status_code for response in answers} == {200, 502, 503, 504}
+    assert usage == {"user_passes_per_day": granted, "user_minutes_per_day": granted * 600}
 
 
 @limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)

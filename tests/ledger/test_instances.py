@@ -1,0 +1,126 @@
+"""Real server processes on one ledger: limits hold across them, and what they acknowledged outlives their death."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.canaries import API_KEY, JWT_SECRET
+from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, UNLIMITED, MakeToken, policy_file
+from tests.ledger.given import Engine, rows
+from tests.servers import free_port, running, started
+from tests.test_cli import CLEAN
+from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
+
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(900)]
+
+TWENTY_A_MINUTE = UNLIMITED.replace('passes_per_minute = "off"', "passes_per_minute = 20")
+
+
+@pytest.fixture(scope="module")
+def elevenlabs() -> Iterator[str]:
+    agents, keys = [EmulatedAgent(agent_id=AGENT_ID)], {API_KEY: frozenset({"convai_write", "convai_read"})}
+    with running(lambda _url: create_emulator(Emulator(agents=agents, api_keys=keys))) as url:
+        yield url
+
+
+def environment(elevenlabs: str, engine: Engine, policy: str) -> dict[str, str]:
+    return CLEAN | {
+        "ELEVENLABS_API_KEY": API_KEY,
+        "ELEVENLABS_AGENT_ID": AGENT_ID,
+        "ELEVENLABS_BASE_URL": elevenlabs,
+        "VOICEPASS_JWT_SECRET": JWT_SECRET,
+        "VOICEPASS_JWT_ISSUER": TOKEN_ISSUER,
+        "VOICEPASS_JWT_AUDIENCE": AUDIENCE,
+        "VOICEPASS_POLICY_FILE": policy_file(policy),
+        "VOICEPASS_DATABASE_URL": f"sqlite:///{engine.url}" if engine.name == "sqlite" else engine.url,
+    }
+
+
+def serve(port: int) -> list[str]:
+    return [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+
+
+@pytest.mark.parametrize(("engine", "instances"), [("postgres", 3), ("sqlite", 1)], indirect=["engine"])
+async def test_300_requests_of_one_user_get_exactly_20_passes_20_times_over(
+    engine: Engine, instances: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
+) -> None:
+    ports = [free_port() for _ in range(instances)]
+    settings = environment(elevenlabs, engine, TWENTY_A_MINUTE)
+    granted: list[int] = []
+
+    with ExitStack() as servers:
+        for port in ports:
+            servers.enter_context(started(serve(port), cwd=tmp_path, environment=settings))
+        async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits(max_connections=300)) as client:
+            for number in range(20):
+                user = {"Authorization": f"Bearer {make_token(sub=f'u-{number}')}"}
+                urls = [f"http://127.0.0.1:{ports[n % instances]}/v1/signed-url" for n in range(300)]
+                answers = await asyncio.gather(*(client.post(url, headers=user) for url in urls))
+                granted.append(sum(answer.status_code == 200 for answer in answers))
+                assert {answer.status_code for answer in answers} == {200, 429}
+
+    assert granted == [20] * 20
+
+
+@contextmanager
+def killed_at_the_end(port: int, tmp_path: Path, settings: dict[str, str]) -> Iterator[None]:
+    """Run a server that is killed with SIGKILL when the block ends, or sooner."""
+    process = subprocess.Popen(
+        serve(port), cwd=tmp_path, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "Uvicorn running on" in line:
+                break
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=20)
+        process.stderr.close()
+
+
+async def passes_until_the_end(url: str, user: dict[str, str], acknowledged: list[str]) -> None:
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        while True:
+            answer = await client.post(url, headers=user)
+            if answer.status_code == 200:
+                acknowledged.append(answer.json()["conversation_id"])
+
+
+@pytest.mark.parametrize(("engine", "trials"), [("sqlite", 200), ("postgres", 50)], indirect=["engine"])
+async def test_a_server_killed_at_any_moment_loses_no_pass_that_it_handed_out(
+    engine: Engine, trials: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
+) -> None:
+    settings = environment(elevenlabs, engine, UNLIMITED)
+    moments = random.Random(7)  # noqa: S311 - the same moments every time
+    user = {"Authorization": f"Bearer {make_token(exp=int(time.time()) + 3600)}"}
+    acknowledged: list[str] = []
+
+    for _ in range(trials):
+        port = free_port()
+        url = f"http://127.0.0.1:{port}/v1/signed-url"
+        with killed_at_the_end(port, tmp_path, settings):
+            callers = [asyncio.create_task(passes_until_the_end(url, user, acknowledged)) for _ in range(8)]
+            await asyncio.sleep(moments.uniform(0, 0.15))
+        await asyncio.gather(*callers, return_exceptions=True)
+
+    async with engine.opened() as ledger:
+        kept = {row["conversation_id"]: row for row in await rows(ledger, "SELECT * FROM passes")}
+        broken = [row for row in kept.values() if row["conversation_id"] is not None and row["granted_at"] is None]
+        if engine.name == "sqlite":
+            assert [row["integrity_check"] for row in await rows(ledger, "PRAGMA integrity_check")] == ["ok"]
+    print(f"{engine.name}: {trials} kills of the server, {len(acknowledged)} passes acknowledged")
+    assert len(acknowledged) > trials
+    assert set(acknowledged) <= kept.keys()
+    assert broken == []
