@@ -347,7 +347,7 @@ def secret_named(name: str) -> str | None:
 
 def load_settings() -> Settings:
     """Read the environment and `.env`. Raises SettingsRefusedError, with a line for each variable that is malformed."""
-    if problems := _unknown_names():
+    if problems := _misspelt_names():
         raise SettingsRefusedError(problems)
     try:
         return Settings()
@@ -359,15 +359,13 @@ def load_settings() -> Settings:
         raise SettingsRefusedError(problems) from None  # the original would print the values
 
 
-def _unknown_names() -> list[str]:
-    """Name the VOICEPASS_ variables that mean nothing: one letter amiss, and a protection would silently be off."""
+def _misspelt_names() -> list[str]:
+    """Name the variables that are a letter or two from a setting: a protection would silently be off."""
     known = {name.upper() for name in Settings.model_fields}
     known |= {name + _FILE_SUFFIX for name in known if name.endswith(_SECRET_SUFFIXES)}
     unknown = {name.upper() for name in _surroundings() if name.startswith("voicepass_")} - known
-    return [
-        f"{name} is no setting; did you mean {(get_close_matches(name, known, n=1) or ['another'])[0]}?"
-        for name in sorted(unknown)
-    ]
+    meant = {name: get_close_matches(name, known, n=1, cutoff=0.9) for name in sorted(unknown)}
+    return [f"{name} is no setting; did you mean {close[0]}?" for name, close in meant.items() if close]
 
 
 def _listed(value: str) -> list[str]:
