@@ -54,9 +54,9 @@ class Ports:
         return User(issuer="i", id="u-1", name="Ada", claims={})
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
-        self._note("reserve")
         assert limits == LIMITS
         self.reservations.append(reservation)
+        self._note("reserve")
 
     async def credential(self, agent: Agent, transport: Transport) -> Credential:
         self._note("credential")
@@ -109,7 +109,7 @@ async def test_a_pass_is_counted_before_it_is_asked_for_and_written_before_it_le
         ("authenticate", TokenInvalid(operator_note="why"), ["authenticate"]),
         ("reserve", RateLimited(operator_note="why"), ["authenticate", "reserve"]),
         ("reserve", UserBlocked(operator_note="why"), ["authenticate", "reserve"]),
-        ("reserve", LedgerUnavailable(operator_note="why"), ["authenticate", "reserve"]),
+        ("reserve", LedgerUnavailable(operator_note="why"), ["authenticate", "reserve", "release"]),
         ("credential", Unavailable(operator_note="why"), ["authenticate", "reserve", "credential", "release"]),
         (
             "grant",

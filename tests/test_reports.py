@@ -131,3 +131,17 @@ def test_a_ledger_that_is_not_there_is_a_line_and_no_traceback(tmp_path: Path) -
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "the ledger does not answer" in ended.stderr
+
+
+def test_a_block_in_the_wrong_folder_says_so_and_makes_no_ledger_there(tmp_path: Path) -> None:
+    ended = run("block", "user", "u-1", cwd=tmp_path, environment=CLEAN)
+
+    assert ended.returncode == 1
+    assert "set VOICEPASS_DATABASE_URL as the service has it" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_id_that_looks_like_markup_is_shown_as_it_is(desk: Desk) -> None:
+    desk("block", "user", "a[/b]")
+
+    assert "a[/b]" in desk("blocks")

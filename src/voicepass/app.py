@@ -83,6 +83,7 @@ def _lifespan(
                 ledger=ledger,
                 observers=[AttemptLog(), AttemptMetrics(registry=registry)],
             )
+            stack.push_async_callback(app.state.passes.aclose)
             settlements = Settlements(ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)])
             app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
             if settings.voicepass_reconcile_seconds:

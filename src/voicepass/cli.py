@@ -16,7 +16,9 @@ from voicepass import reports
 from voicepass.configuration import Configuration, configure, is_in_memory, open_ledger
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.identity import JwtAuthenticator
+from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
+from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.observe import configure_logging
 from voicepass.policy import Rule
@@ -57,8 +59,8 @@ def serve(
         port=port,
         factory=True,
         workers=workers,
-        # Longer than the deadline: past it uvicorn would cut the requests that are still being answered.
-        drain_seconds=math.ceil(settings.voicepass_deadline_seconds) + 2,
+        # Past it uvicorn would cut requests that are being answered: longer than keys, ledger and ElevenLabs take.
+        drain_seconds=math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS),
     )
 
 
@@ -181,6 +183,7 @@ def policy_explain(
 ) -> None:
     """Say for a token which check or rule decides; exit 1 where it is refused. The token is verified, not spent."""
     configuration = _configuration()
+    configure_logging(log_format="console", level="error")
     unverified_token = sys.stdin.read().strip() if token == "-" else token  # noqa: S105
     authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
     try:

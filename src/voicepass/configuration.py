@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from voicepass.checks import is_header_value
 from voicepass.elevenlabs import Workspace
@@ -167,17 +168,29 @@ def _rules_of(alias: str, entry: AgentEntry, settings: Settings) -> AgentRules:
 
 def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
     """Open the ledger that VOICEPASS_DATABASE_URL names."""
-    url = settings.voicepass_database_url
-    if url.startswith("sqlite:"):
-        return open_sqlite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:", clock=clock)
+    path = _sqlite_path(settings)
+    if path is not None:
+        return open_sqlite(path, clock=clock)
     try:
         from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
     except ImportError as error:
         raise LedgerUnavailable(operator_note="PostgreSQL needs its driver: install voicepass[postgres]") from error
-
-    return open_postgres(url)
+    return open_postgres(settings.voicepass_database_url)
 
 
 def is_in_memory(settings: Settings) -> bool:
     """Whether the ledger is this process' own, and gone with it."""
-    return settings.voicepass_database_url == "sqlite://"
+    return _sqlite_path(settings) == ":memory:"
+
+
+def ledger_exists(settings: Settings) -> bool:
+    """Whether there is a ledger already, that another process may be using."""
+    path = _sqlite_path(settings)
+    return path is None or Path(path).exists()
+
+
+def _sqlite_path(settings: Settings) -> str | None:
+    url = settings.voicepass_database_url
+    if not url.startswith("sqlite:"):
+        return None
+    return url.removeprefix("sqlite://").removeprefix("/") or ":memory:"

@@ -204,6 +204,7 @@ class BadAnswer(ElevenLabsRefusal):
 
 
 class Busy(ElevenLabsRefusal):
+    is_operators_fault = False
     code, status, title = "elevenlabs_busy", 503, "ElevenLabs is busy"
     detail = "ElevenLabs takes no further conversations at the moment. Try again shortly."
     retry_after_seconds = 5
@@ -221,6 +222,7 @@ class Unavailable(ElevenLabsRefusal):
 
 
 class Timeout(ElevenLabsRefusal):
+    is_operators_fault = False
     code, status, title = "elevenlabs_timeout", 504, "ElevenLabs took too long"
     detail = "ElevenLabs did not answer in time. Try again."
     retry_after_seconds = 2

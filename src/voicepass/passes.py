@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
-from voicepass.errors import InternalError, LedgerUnavailable, Refusal
+from voicepass.errors import InternalError, LedgerUnavailable, LimitReached, Refusal, UserBlocked
 from voicepass.model import (
     Agent,
     Attempt,
@@ -88,6 +88,10 @@ class Passes:
                 dynamic_variables=self._policy.variables_for(user, agent),
             )
 
+    async def aclose(self) -> None:
+        """Wait until what came to nothing has been given back."""
+        await asyncio.gather(*self._releases, return_exceptions=True)
+
     @asynccontextmanager
     async def _reserved(self, attempt: Attempt, user: User, agent: Agent) -> AsyncIterator[Reservation]:
         """Count one more pass within the limits, and give it back where the block comes to nothing."""
@@ -101,9 +105,11 @@ class Passes:
             transport=attempt.transport,
             seconds=self._policy.conversation_seconds,
         )
-        await self._ledger.reserve(reservation, self._policy.limits)
         try:
+            await self._ledger.reserve(reservation, self._policy.limits)
             yield reservation
+        except (LimitReached, UserBlocked):
+            raise  # nothing was counted
         except BaseException:
             release = asyncio.ensure_future(self._ledger.release(reservation))
             self._releases.add(release)

@@ -5,7 +5,8 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from voicepass.configuration import configure, open_ledger
+from voicepass.configuration import configure, ledger_exists, open_ledger
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind, IssuedPass, Scope, User
@@ -41,7 +42,7 @@ class ExportFormat(StrEnum):
 
 def usage(
     user: Annotated[str | None, typer.Option(help="One user: where they stand with each limit.")] = None,
-    issuer: Annotated[str | None, typer.Option(help="Their issuer; VOICEPASS_JWT_ISSUER where none is named.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Their issuer, where several are trusted.")] = None,
     most: Most = 50,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -50,10 +51,13 @@ def usage(
         rows = _with_ledger(lambda ledger: ledger.totals(window_seconds=MONTH_SECONDS, most=most))
         _show([{**row, "minutes": round(row["seconds"] / 60, 1)} for row in rows], as_json=as_json)
         return
-    settings = load_settings()
-    token_issuer = issuer or settings.voicepass_jwt_issuer or ""
-    limits = [limit for limit in configure(settings).policy.limits if limit.scope is Scope.USER]
-    asked = User(issuer=token_issuer, id=user, name=None, claims={})
+    with _explained():
+        configuration = configure(load_settings())
+    issuers = [trusted.token_issuer for trusted in configuration.trusted]
+    if issuer is None and len(issuers) != 1:
+        raise typer.BadParameter(f"name one of: {', '.join(issuers)}", param_hint="--issuer")
+    limits = [limit for limit in configuration.policy.limits if limit.scope is Scope.USER]
+    asked = User(issuer=issuer or issuers[0], id=user, name=None, claims={})
     answers = _with_ledger(lambda ledger: ledger.usage(asked, limits))
     _show(
         [
@@ -138,16 +142,26 @@ def _block(kind: BlockKind, key: str, issuer: str) -> Block:
 
 def _with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        async with open_ledger(load_settings(), clock=time.time) as ledger:
+        settings = load_settings()
+        if not ledger_exists(settings):  # else a block in the wrong folder would make one, and block nobody
+            raise LedgerUnavailable(operator_note="there is none; set VOICEPASS_DATABASE_URL as the service has it")
+        async with open_ledger(settings, clock=time.time) as ledger:
             return await work(ledger)
 
-    try:
+    with _explained():
         return asyncio.run(run())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except SettingsRefusedError as error:
         typer.echo("\n".join(error.problems), err=True)
+        raise typer.Exit(1) from None
     except LedgerUnavailable as error:
         typer.echo(f"the ledger does not answer: {error.operator_note}", err=True)
-    raise typer.Exit(1)
+        raise typer.Exit(1) from None
 
 
 def _row(issued: IssuedPass) -> dict[str, Any]:
@@ -180,4 +194,4 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # an id may be anything, markup too

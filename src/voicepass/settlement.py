@@ -236,8 +236,8 @@ class Reconciler:
         try:
             async with asyncio.timeout(lease_seconds):
                 if await self._ledger.lease(_LEASE, lease_seconds):
-                    await self._ledger.forget(age_seconds=self._keep_seconds)
                     await self._reconcile()
+                    await self._ledger.forget(age_seconds=self._keep_seconds)
         except TimeoutError:
             _log.warning("reconciler.cut_short", after_seconds=lease_seconds)
         except LedgerUnavailable as refusal:

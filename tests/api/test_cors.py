@@ -114,7 +114,7 @@ async def test_a_listed_origin_may_read_passes_and_the_refusals_of_routes(
     assert [permission(r) for r in (preflight, granted, refused)] == [origin] * 3
     assert all("origin" in r.headers["vary"].lower() for r in (preflight, granted, refused))
     assert preflight.headers["access-control-allow-methods"] == "GET, POST"
-    assert granted.headers["access-control-expose-headers"] == "X-Request-ID, Retry-After"
+    assert granted.headers["access-control-expose-headers"] == "X-Request-ID, Retry-After, RateLimit, RateLimit-Policy"
 
 
 @pytest.mark.parametrize(("api", "said"), [(LISTED, None), (WITH_COOKIES, "true")], indirect=["api"])

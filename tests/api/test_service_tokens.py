@@ -48,7 +48,7 @@ IDS: dict[str, tuple[str, int, str]] = {
     "in capitals": ("CONV_1", 404, "conversation_unknown"),
     "cut": ("conv_", 404, "conversation_unknown"),
     "a space after it": ("conv_1 ", 404, "conversation_unknown"),
-    "a NUL after it": ("conv_1\0", 404, "conversation_unknown"),
+    "a NUL after it": ("conv_1\0", 422, "request_invalid"),
     "a line feed after it": ("conv_1\n", 404, "conversation_unknown"),
     "a pattern of SQL": ("conv_%", 404, "conversation_unknown"),
     "any one": ("%", 404, "conversation_unknown"),

@@ -75,8 +75,10 @@ async def test_a_conversation_that_is_named_to_its_user_again_is_one_row(ledger:
     for each in (first, again):
         await ledger.reserve(each, [])
         await ledger.grant(each, credential("conv_1"))
+        await ledger.settle(settlement("conv_1", seconds=84))
 
-    assert [row["pass_id"] for row in await rows(ledger, "SELECT pass_id FROM passes")] == [again.pass_id]
+    (row,) = await rows(ledger, "SELECT pass_id, seconds FROM passes")
+    assert (row["pass_id"], row["seconds"]) == (first.pass_id, 84), "what was used stays charged"
 
 
 async def test_passes_without_a_conversation_id_do_not_meet(ledger: Ledger) -> None:

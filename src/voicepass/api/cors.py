@@ -24,7 +24,7 @@ class Cors(CORSMiddleware):
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=["X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy"],
             allow_credentials=with_cookies,
             max_age=PREFLIGHT_SECONDS,
         )

@@ -22,6 +22,7 @@ from voicepass.errors import (
     Refusal,
     RequestInvalid,
 )
+from voicepass.observe import redact
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -66,10 +67,11 @@ def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
 
 def noted(refusal: Refusal, *, request_id: str, asked: str | None = None) -> JSONResponse:
     """Answer with `refusal`, and write a line for the request id to lead to. `asked`: method and path."""
-    _log.info(
+    write = _log.error if refusal.is_operators_fault else _log.info
+    write(
         "request.refused",
         code=refusal.code,
-        asked=asked and asked[:_ASKED_CHARACTERS],
+        asked=asked and redact(asked)[:_ASKED_CHARACTERS],
         note=refusal.operator_note or None,
         request_id=request_id,
     )

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,6 +25,8 @@ from voicepass.api.schemas import (
 from voicepass.errors import LedgerUnavailable, RequestInvalid, UnsupportedMediaType
 from voicepass.model import Block, Credentials, PassRequest, Scope, Transport, VoicePass
 from voicepass.passes import Passes
+
+_log = structlog.get_logger("voicepass.api")
 
 
 def _asked_by_query(request: Request, query: Annotated[PassBody, Depends()]) -> PassBody:
@@ -118,31 +121,45 @@ async def get_usage(request: Request) -> UserUsage:
     return UserUsage.of(user, await request.app.state.ledger.usage(user, limits))
 
 
+async def _from_a_backend(request: Request) -> None:
+    request.app.state.service_tokens.check(_credentials(request))
+
+
 backend_routes = APIRouter(
-    prefix="/v1", tags=["backends"], responses=refusals(*OF_A_CONVERSATION), dependencies=[Depends(SERVICE_TOKEN)]
+    prefix="/v1",
+    tags=["backends"],
+    responses=refusals(*OF_A_CONVERSATION),
+    dependencies=[Depends(SERVICE_TOKEN), Depends(_from_a_backend)],
 )
 
-ConversationId = Annotated[str, Path(max_length=128, description="As in the pass, or `system__conversation_id`.")]
+ConversationId = Annotated[
+    str, Path(pattern="^[^\\x00]{1,128}$", description="As in the pass, or `system__conversation_id`.")
+]
 
 
 @backend_routes.get("/conversations/{conversation_id}", summary="Whose conversation this is")
 async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
-    request.app.state.service_tokens.check(_credentials(request))
     return IssuedConversation.of(await request.app.state.ledger.issued(conversation_id))
 
 
 @backend_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
 async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
-    request.app.state.service_tokens.check(_credentials(request))
-    await request.app.state.ledger.block(Block(**body.model_dump()))
+    blocked = Block(**body.model_dump())
+    await request.app.state.ledger.block(blocked)
+    _log.warning("block.set", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
 
 
 @backend_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
-    request.app.state.service_tokens.check(_credentials(request))
-    await request.app.state.ledger.unblock(Block(**body.model_dump()))
+    blocked = Block(**body.model_dump())
+    await request.app.state.ledger.unblock(blocked)
+    _log.warning("block.removed", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
+
+
+def _told(blocked: Block) -> dict[str, str]:
+    return {"kind": blocked.kind.value, "key": blocked.key, "token_issuer": blocked.token_issuer}
 
 
 SIGNATURE = APIKeyHeader(

@@ -161,15 +161,15 @@ class UserBlock(_Block):
     """A user: of every issuer that knows the id, or of one."""
 
     kind: Literal[BlockKind.USER]
-    key: str = Field(min_length=1, max_length=255, description="The user's id.", examples=["u-1"])
-    token_issuer: str = Field("", max_length=255, description="Only as this issuer names them.")
+    key: str = Field(pattern="^[^\\x00]{1,255}$", description="The user's id.", examples=["u-1"])
+    token_issuer: str = Field("", pattern="^[^\\x00]{0,255}$", description="Only as this issuer names them.")
 
 
 class AgentBlock(_Block):
     """An agent, by its alias."""
 
     kind: Literal[BlockKind.AGENT]
-    key: str = Field(min_length=1, max_length=64, description="The agent's alias.", examples=["default"])
+    key: str = Field(pattern="^[^\\x00]{1,64}$", description="The agent's alias.", examples=["default"])
 
 
 class EveryoneBlock(_Block):

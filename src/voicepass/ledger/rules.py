@@ -13,6 +13,7 @@ from voicepass.errors import (
     BadAnswer,
     ConversationUnknown,
     LedgerUnavailable,
+    LimitReached,
     QuotaExceeded,
     RateLimited,
     TooManyConversations,
@@ -88,21 +89,28 @@ def usage(whose: Mapping[str, str], limits: Sequence[Limit], now: float) -> Dial
 
 
 def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
-    """Count one more pass, or raise UserBlocked or the LimitReached of the first limit that leaves no room for it."""
+    """Count one more pass, or raise UserBlocked, or the LimitReached of the limit that leaves no room for longest.
+
+    While anything is left a conversation may begin, and no more is set aside for it than there is: what is promised
+    never exceeds a limit. It may still end beyond it, for nobody can cut it; then the next is refused.
+    """
     row = asdict(reservation) | {"transport": reservation.transport.value}
     if (yield _BLOCKED, row):
         raise UserBlocked
-    seconds = reservation.seconds
-    for answer in (yield from usage(row, limits, now)):
-        if answer.left == 0:
-            refusal = _REFUSALS[answer.limit.counted](operator_note=f"the limit {answer.limit.name} is reached")
-            refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
-            refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
-            refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
-            raise refusal
-        if answer.limit.counted is Counted.SECONDS:
-            seconds = min(seconds, answer.left)  # no more is set aside than there is: the sum never exceeds the limit
+    answers = yield from usage(row, limits, now)
+    if reached := [_limit_reached(answer, now) for answer in answers if answer.left == 0]:
+        raise max(reached, key=lambda refusal: refusal.resets_at)
+    left = (answer.left for answer in answers if answer.limit.counted is Counted.SECONDS)
+    seconds = min([reservation.seconds, *left])
     yield _RESERVE, row | {"now": now, "lapses_at": now + UNUSED_SECONDS, "seconds": seconds}
+
+
+def _limit_reached(answer: Usage, now: float) -> LimitReached:
+    refusal = _REFUSALS[answer.limit.counted](operator_note=f"the limit {answer.limit.name} is reached")
+    refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
+    refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
+    refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
+    return refusal
 
 
 def _rate_limit_headers(answer: Usage, wait_seconds: int) -> dict[str, str]:
@@ -130,7 +138,8 @@ def grant(reservation: Reservation, credential: Credential, now: float) -> Dialo
     for other in (yield "SELECT token_issuer, user_id FROM passes WHERE conversation_id = :conversation_id", row):
         if (other["token_issuer"], other["user_id"]) != (reservation.token_issuer, reservation.user_id):
             raise BadAnswer(operator_note="ElevenLabs named a conversation that was issued to another user before")
-        yield "DELETE FROM passes WHERE conversation_id = :conversation_id", row  # one conversation, one row
+        yield from release(reservation.pass_id)  # one conversation, one row: what the first has used stays charged
+        return
     if not (yield _GRANT, row):
         raise LedgerUnavailable(
             operator_note="the reservation is gone: it lapsed, or the database lost what it confirmed"
@@ -157,7 +166,8 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
         return None
     # An expiry is a guess and gives way to what ElevenLabs tells; what it tells of itself outranks what it answers.
     settled = yield _SETTLE, row
-    return _issued_pass(settled[0]) if settled else None
+    is_first = found[0]["settled_by"] in {None, "expiry"}
+    return _issued_pass(settled[0]) if settled and is_first else None
 
 
 def expire(conversation_id: str, now: float) -> Dialogue[None]:
@@ -203,13 +213,15 @@ def page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
 def totals(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
     """Return who used most in the window: token_issuer, user_id, passes, seconds."""
     rows = yield _TOTALS, {"since": now - window_seconds, "most": most}
-    return list(rows)
+    return [{**row, "seconds": int(row["seconds"])} for row in rows]  # PostgreSQL sums to a Decimal
 
 
 def forget(age_seconds: int, now: float) -> Dialogue[None]:
-    """Delete passes and settlements older than `age_seconds`."""
-    yield "DELETE FROM passes WHERE reserved_at < :before", {"before": now - age_seconds}
-    yield "DELETE FROM orphans WHERE arrived_at < :before", {"before": now - age_seconds}
+    """Delete passes and settlements older than `age_seconds`: some of them, so that nobody waits for it."""
+    (oldest,) = yield _OLDEST, {"before": now - age_seconds}
+    if oldest["last"] is not None:
+        yield "DELETE FROM passes WHERE reserved_at <= :last", oldest
+    yield _FORGET_ORPHANS, {"before": now - age_seconds}
 
 
 def block(blocked: Block, now: float) -> Dialogue[None]:
@@ -287,6 +299,14 @@ ORDER BY reserved_at, pass_id LIMIT :most"""
 _TOTALS: Final = """
 SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes WHERE reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
+
+_OLDEST: Final = """
+SELECT max(reserved_at) AS last FROM
+(SELECT reserved_at FROM passes WHERE reserved_at < :before ORDER BY reserved_at LIMIT 1000) AS oldest"""
+
+_FORGET_ORPHANS: Final = """
+DELETE FROM orphans WHERE conversation_id IN
+(SELECT conversation_id FROM orphans WHERE arrived_at < :before LIMIT 1000)"""
 
 _BLOCK: Final = """
 INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :token_issuer, :now)

@@ -46,6 +46,12 @@ class SqliteLedger(Ledger):
         except TimeoutError as error:
             raise LedgerUnavailable(operator_note=f"SQLite gave no answer within {ANSWER_SECONDS:g} s") from error
 
+    async def written(self) -> None:
+        """Wait until all that was asked has been answered."""
+        while self._writer is not None:
+            await asyncio.wait({self._writer})
+            await asyncio.sleep(0)  # its callback may begin the next
+
     def _write_next(self) -> None:
         if not self._waiting:
             self._writer = None
@@ -117,9 +123,11 @@ async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]
             connection = await loop.run_in_executor(thread, _connect, path)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
+        ledger = SqliteLedger(connection=connection, thread=thread, clock=clock)
         try:
-            yield SqliteLedger(connection=connection, thread=thread, clock=clock)
+            yield ledger
         finally:
+            await ledger.written()
             await loop.run_in_executor(thread, connection.close)
 
 
