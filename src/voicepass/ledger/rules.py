@@ -43,7 +43,7 @@ _SCOPES: Final = {
     Scope.AGENT: "agent_alias = :agent_alias",
     Scope.ALL: "1 = 1",
 }
-# Each looks at no more rows than its limit allows, so its time does not grow with the ledger.
+# Passes and conversations are counted no further than their limit; minutes add up every pass in their window.
 _QUESTIONS: Final = {
     Counted.PASSES: """
         SELECT count(*) AS used, min(reserved_at) AS oldest FROM
