@@ -124,11 +124,12 @@ class Place:
         """Put that many passes in, and build the schema's indexes anew over them."""
         begun = time.perf_counter()
         async with self.opened():  # makes the schema
-            indexes = [statement for step in steps() for statement in step if "CREATE INDEX" in statement]
-        drops = [re.sub(r"(?s).*CREATE INDEX (\w+).*", r"DROP INDEX \1", index) for index in indexes]
+            made = [statement for step in steps() for statement in step if "CREATE INDEX" in statement]
+        indexes = {re.sub(r"(?s).*CREATE INDEX (\w+).*", r"\1", statement): statement for statement in made}
+        drops = [f"DROP INDEX {name}" for name in indexes]
         filling = FILL.format(rows=rows, users=users_of(rows), now=time.time(), issuer=ISSUER)
         before, after = AROUND[self.engine]
-        self.run(*before, *drops, filling, *indexes, *after)
+        self.run(*before, *drops, filling, *indexes.values(), *after)
         os.sync()  # or the disk would still be at it while the first cases are measured
         sys.stderr.write(f"{self.engine}: {rows:,} rows in {time.perf_counter() - begun:.0f} s\n")
 

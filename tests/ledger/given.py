@@ -16,7 +16,7 @@ from tests.conftest import signed_url
 from voicepass.errors import LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.postgres import open_postgres
-from voicepass.ledger.rules import Dialogue, Row
+from voicepass.ledger.rules import SHARE, Dialogue, Row
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
 
@@ -166,7 +166,8 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
         try:
             question = next(dialogue)
             while True:
-                plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
+                if question[0] is not SHARE:
+                    plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
                 question = dialogue.send((yield question))
         except StopIteration:
             return plans

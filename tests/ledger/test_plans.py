@@ -21,6 +21,12 @@ INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, age
 SELECT 'p' || n, 'r', 'https://login.example', 'u-' || (n & 511), 'a' || (n & 15), 'agent', 'websocket',
        1800000000 - n * 60, 1800000600 - n * 60, 60, 1800000000 - n * 60, 'conv_' || n, 'h',
        CASE WHEN (n & 63) > 0 THEN 1800000000 - n * 60 END, CASE WHEN (n & 63) > 0 THEN 'webhook' END FROM numbers"""
+OPENED = """
+WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 7999)
+INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport, reserved_at,
+                    lapses_at, seconds, granted_at, conversation_id, credential_sha256)
+SELECT 'o' || n, 'r', 'https://login.example', 'o-' || n, 'a' || (n & 15), 'agent', 'websocket',
+       1800000000 - 30, 1800001500 - n / 100, 60, 1800000000, 'open_' || n, 'h' FROM numbers"""
 WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias": "a1"}
 
 RULES: dict[str, Callable[[], Dialogue[Any]]] = {
@@ -67,3 +73,17 @@ async def test_usage_counts_what_is_there(filled: Ledger) -> None:
     (answer,) = await filled.usage(user, [limit(1000, window_seconds=86_400 * 30)])
 
     assert answer.used == 40
+
+
+async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Ledger, engine: Engine) -> None:
+    """PostgreSQL believes that nothing is open or young when all was settled at its last ANALYZE."""
+    await rows(filled, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
+    await rows(filled, "ANALYZE")
+    await rows(filled, OPENED)
+    limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
+
+    plans = await plan(filled, engine, lambda: rules.usage(WHOSE, limits, START))
+
+    questions = [text for text in plans if "user_id" in text]
+    assert len(questions) == len(Counted)
+    assert [text for text in questions if "of_all" in text or "of_agent" in text] == []

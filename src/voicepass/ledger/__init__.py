@@ -7,6 +7,7 @@ does not answer, nothing is handed out.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict
 from typing import Final, TypeVar
 
 from voicepass.ledger import rules
@@ -32,9 +33,7 @@ class Ledger(ABC):
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
-        whose = {"user": f"user {len(reservation.token_issuer)} {reservation.token_issuer} {reservation.user_id}"}
-        whose |= {"agent": f"agent {reservation.agent_alias}", "all": "all"}
-        locks = sorted({whose[limit.scope] for limit in limits})
+        locks = sorted({rules.counted_in(limit.scope, asdict(reservation)) for limit in limits})
         await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks)
 
     async def grant(self, reservation: Reservation, credential: Credential) -> None:

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.rules import SHARE, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -35,6 +35,9 @@ MIGRATION_SECONDS: Final = 60
 _BEGIN: Final = """
 WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(%s::text[]) AS key)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now FROM held"""
+
+_SHARE: Final = b"""
+SELECT count(pg_advisory_xact_lock_shared(hashtextextended(key, 0))) FROM unnest(%(locks)s::text[]) AS key"""
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class PostgresLedger(Ledger):
             try:
                 statement, parameters = next(dialogue)
                 while True:
-                    await cursor.execute(_translated(statement), parameters)
+                    await cursor.execute(_SHARE if statement is SHARE else _translated(statement), parameters)
                     rows = await cursor.fetchall() if cursor.description else []
                     statement, parameters = dialogue.send(rows)
             except StopIteration as end:

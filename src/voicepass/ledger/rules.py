@@ -38,12 +38,21 @@ Dialogue = Generator[tuple[str, Mapping[str, Any]], Sequence[Row], Result]
 UNUSED_SECONDS: Final = 900
 """A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
 
+QUARTER_SECONDS: Final = UNUSED_SECONDS
+"""Minutes of an agent or of all are kept added up by the quarter of an hour, once it is over for as long: by then
+every reservation in it was granted or has lapsed, so that only a settlement still moves its sum."""
+
+SHARE: Final = "share"
+"""Not a statement: from here on, transactions that hold one of the `locks` alone come before this one or after it."""
+
+# The terms that always hold name the index (see the schema, step 3).
+_ALL: Final = "transport <> ''"
 _SCOPES: Final = {
     Scope.USER: "token_issuer = :token_issuer AND user_id = :user_id",
-    Scope.AGENT: "agent_alias = :agent_alias",
-    Scope.ALL: "1 = 1",
+    Scope.AGENT: "agent_alias = :agent_alias AND agent_alias <> ''",
+    Scope.ALL: _ALL,
 }
-# Passes and conversations are counted no further than their limit; minutes add up every pass in their window.
+# Passes and conversations are counted no further than their limit.
 _QUESTIONS: Final = {
     Counted.PASSES: """
         SELECT count(*) AS used, min(reserved_at) AS oldest FROM
@@ -53,16 +62,42 @@ _QUESTIONS: Final = {
         SELECT count(*) AS used, min(lapses_at) AS oldest FROM
         (SELECT lapses_at FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
          ORDER BY lapses_at DESC LIMIT :most) AS counted""",
-    Counted.SECONDS: """
-        SELECT coalesce(sum(seconds), 0) AS used, min(reserved_at) AS oldest FROM passes
-        WHERE {scope} AND reserved_at > :since AND seconds > 0""",
 }
-# Asked only when nothing is left, for it has to look at each: when enough of them leave the window for a new try.
-_ROOM: Final = """
-SELECT max(reserved_at) AS oldest FROM
-(SELECT reserved_at, sum(seconds) OVER (ORDER BY reserved_at DESC) AS since_then FROM passes
- WHERE {scope} AND reserved_at > :since AND seconds > 0) AS counted
-WHERE since_then >= :most"""
+_MINUTES_OF_USER: Final = """
+SELECT coalesce(sum(seconds), 0) AS used, min(reserved_at) AS oldest FROM passes
+WHERE {scope} AND reserved_at > :since AND seconds > 0"""
+# By the quarter where it is added up, by the pass at both ends of the window.
+_MINUTES: Final = """
+SELECT (SELECT coalesce(sum(seconds), 0) FROM quarters
+        WHERE scope = :key AND quarter >= :first AND quarter < :end)
+     + (SELECT coalesce(sum(seconds), 0) FROM passes
+        WHERE {scope} AND reserved_at > :since AND reserved_at < :first_at AND seconds > 0)
+     + (SELECT coalesce(sum(seconds), 0) FROM passes
+        WHERE {scope} AND reserved_at >= :end_at AND seconds > 0) AS used"""
+_KNOWN: Final = "SELECT min(quarter) AS first, max(quarter) AS last FROM quarters WHERE scope = :key"
+_ADD_UP: Final = """
+INSERT INTO quarters (scope, quarter, seconds)
+WITH RECURSIVE missing (quarter) AS
+(SELECT CAST(:first AS BIGINT) UNION ALL SELECT quarter + 1 FROM missing WHERE quarter + 1 < :end)
+SELECT :key, quarter, (SELECT coalesce(sum(seconds), 0) FROM passes WHERE {scope}
+    AND reserved_at >= CAST(quarter AS DOUBLE PRECISION) * 900
+    AND reserved_at < CAST(quarter + 1 AS DOUBLE PRECISION) * 900) FROM missing"""
+_MOVE: Final = """
+UPDATE quarters SET seconds = seconds + :more WHERE scope IN (:agent, 'all') AND quarter = :quarter"""
+# Asked only when nothing is left: from which pass on, or in which quarter, the limit is reached, newest first; and how
+# much was used after it. When that pass leaves the window, a new try can succeed.
+_REACHED: Final = """
+SELECT max(CASE WHEN since_then >= :most THEN place END) AS place,
+       coalesce(max(CASE WHEN since_then < :most THEN since_then END), 0) AS newer
+FROM (SELECT place, sum(seconds) OVER (ORDER BY place DESC) AS since_then FROM ({counted}) AS counted) AS summed"""
+_REACHED_BY_PASS: Final = _REACHED.format(
+    counted="""SELECT reserved_at AS place, seconds FROM passes
+    WHERE {scope} AND reserved_at > :since AND reserved_at < :until AND seconds > 0"""
+)
+_REACHED_BY_QUARTER: Final = _REACHED.format(
+    counted="""SELECT quarter AS place, seconds FROM quarters
+    WHERE scope = :key AND quarter >= :first AND quarter < :end AND seconds > 0"""
+)
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,
     Counted.CONVERSATIONS: TooManyConversations,
@@ -70,22 +105,90 @@ _REFUSALS: Final = {
 }
 
 
+def counted_in(scope: Scope, whose: Mapping[str, Any]) -> str:
+    """Name what a limit of this scope counts together for the user and agent in `whose`: no two share a name."""
+    token_issuer = whose.get("token_issuer", "")
+    return {
+        Scope.USER: f"user {len(token_issuer)} {token_issuer} {whose.get('user_id')}",
+        Scope.AGENT: f"agent {whose.get('agent_alias')}",
+        Scope.ALL: "all",
+    }[scope]
+
+
 def usage(whose: Mapping[str, str], limits: Sequence[Limit], now: float) -> Dialogue[list[Usage]]:
-    """Answer each limit's question for the user and agent in `whose`."""
+    """Answer each limit's question for the user and agent in `whose`.
+
+    Minutes of an agent or of all may be asked only where no other transaction counts in that scope.
+    """
     yield _LAPSE, {"now": now}
     answers = []
     for limit in limits:
-        scope = _SCOPES[limit.scope]
         parameters = {**whose, "now": now, "since": now - limit.window_seconds, "most": limit.most}
-        (row,) = yield _QUESTIONS[limit.counted].format(scope=scope), parameters
-        used = int(row["used"])
-        if limit.counted is Counted.SECONDS and used >= limit.most:
-            (row,) = yield _ROOM.format(scope=scope), parameters
-        oldest = row["oldest"]
-        if oldest is not None and limit.counted is not Counted.CONVERSATIONS:
-            oldest += limit.window_seconds
-        answers.append(Usage(limit=limit, used=used, resets_at=oldest))
+        if limit.counted is Counted.SECONDS:
+            answers.append((yield from _minutes(limit, parameters)))
+            continue
+        (row,) = yield _QUESTIONS[limit.counted].format(scope=_SCOPES[limit.scope]), parameters
+        resets_at = row["oldest"]
+        if resets_at is not None and limit.counted is Counted.PASSES:
+            resets_at += limit.window_seconds
+        answers.append(Usage(limit=limit, used=int(row["used"]), resets_at=resets_at))
     return answers
+
+
+def _minutes(limit: Limit, parameters: dict[str, Any]) -> Dialogue[Usage]:
+    scope = _SCOPES[limit.scope]
+    if limit.scope is Scope.USER:
+        (row,) = yield _MINUTES_OF_USER.format(scope=scope), parameters
+        used, oldest = int(row["used"]), row["oldest"]
+    else:
+        parameters |= yield from _added_up(counted_in(limit.scope, parameters), scope, parameters)
+        (row,) = yield _MINUTES.format(scope=scope), parameters
+        used, oldest = int(row["used"]), None
+    if used >= limit.most:
+        oldest = yield from _reached(scope, parameters)
+    return Usage(limit=limit, used=used, resets_at=None if oldest is None else oldest + limit.window_seconds)
+
+
+def _added_up(key: str, scope: str, parameters: Mapping[str, Any]) -> Dialogue[dict[str, Any]]:
+    """Add up the quarters of the window that are not yet; tell which they are: from `first`, before `end`."""
+    first = math.floor(parameters["since"] / QUARTER_SECONDS) + 1  # a pass at `since` itself is out of the window
+    over = math.floor((parameters["now"] - UNUSED_SECONDS) / QUARTER_SECONDS)
+    # A clock that was ahead for a while has added up what was yet to come.
+    yield "DELETE FROM quarters WHERE scope = :key AND quarter >= :over", {"key": key, "over": over}
+    (known,) = yield _KNOWN, {"key": key}
+    nothing = known["first"] is None
+    for begin, stop in [(first, over)] if nothing else [(first, known["first"]), (known["last"] + 1, over)]:
+        if begin < stop:
+            yield _ADD_UP.format(scope=scope), {**parameters, "key": key, "first": begin, "end": stop}
+    end = max(first, over)
+    return {
+        "key": key,
+        "first": first,
+        "end": end,
+        "first_at": float(first * QUARTER_SECONDS),
+        "end_at": float(end * QUARTER_SECONDS),
+    }
+
+
+def _reached(scope: str, parameters: Mapping[str, Any]) -> Dialogue[float | None]:
+    """Return when the pass was reserved that, with all after it, reaches the limit; None if none does any more."""
+    passes, most = _REACHED_BY_PASS.format(scope=scope), parameters["most"]
+    since, until = parameters["since"], math.inf
+    if "end_at" in parameters:
+        (row,) = yield passes, {**parameters, "since": _just_before(parameters["end_at"]), "until": until}
+        if row["place"] is not None:
+            return float(row["place"])
+        most -= int(row["newer"])
+        (row,) = yield _REACHED_BY_QUARTER, {**parameters, "most": most}
+        most, until = most - int(row["newer"]), parameters["first_at"]
+        if row["place"] is not None:
+            since, until = _just_before(row["place"] * QUARTER_SECONDS), (row["place"] + 1) * QUARTER_SECONDS
+    (row,) = yield passes, {**parameters, "since": since, "until": float(until), "most": most}
+    return None if row["place"] is None else float(row["place"])
+
+
+def _just_before(instant: float) -> float:
+    return math.nextafter(instant, 0.0)
 
 
 def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
@@ -165,14 +268,30 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
         yield _ORPHAN, row
         return None
     # An expiry is a guess and gives way to what ElevenLabs tells; what it tells of itself outranks what it answers.
+    yield SHARE, {"locks": _scopes_of(found[0])}
     settled = yield _SETTLE, row
+    if settled:
+        yield from _moved(found[0], settlement.seconds)
     is_first = found[0]["settled_by"] in {None, "expiry"}
     return _issued_pass(settled[0]) if settled and is_first else None
 
 
 def expire(conversation_id: str, now: float) -> Dialogue[None]:
     """Release a pass that was never used: its seconds are free again, and it is open no longer."""
-    yield _EXPIRE, {"conversation_id": conversation_id, "now": now}
+    for unused in (yield _ISSUED, {"conversation_id": conversation_id}):
+        yield SHARE, {"locks": _scopes_of(unused)}
+        if (yield _EXPIRE, {"conversation_id": conversation_id, "now": now}):
+            yield from _moved(unused, 0)
+
+
+def _scopes_of(row: Row) -> list[str]:
+    return [counted_in(scope, row) for scope in (Scope.AGENT, Scope.ALL)]
+
+
+def _moved(before: Row, seconds: int) -> Dialogue[None]:
+    """Keep what is added up equal to its passes; nothing is kept where no limit ever asked."""
+    agent, quarter = counted_in(Scope.AGENT, before), math.floor(before["reserved_at"] / QUARTER_SECONDS)
+    yield _MOVE, {"agent": agent, "quarter": quarter, "more": seconds - before["seconds"]}
 
 
 def issued(conversation_id: str) -> Dialogue[IssuedPass]:
@@ -196,9 +315,9 @@ def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
 
 def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
     """Return the latest passes, of one user or of all, newest first."""
-    whose = "WHERE user_id = :user_id" if user_id is not None else ""
+    whose = "AND user_id = :user_id" if user_id is not None else ""
     rows = yield (
-        f"SELECT * FROM passes {whose} ORDER BY reserved_at DESC LIMIT :most",  # noqa: S608 - two fixed texts
+        f"SELECT * FROM passes WHERE {_ALL} {whose} ORDER BY reserved_at DESC LIMIT :most",  # noqa: S608 - two fixed texts
         {"user_id": user_id, "most": most},
     )
     return [_issued_pass(row) for row in rows]
@@ -220,7 +339,8 @@ def forget(age_seconds: int, now: float) -> Dialogue[None]:
     """Delete passes and settlements older than `age_seconds`: some of them, so that nobody waits for it."""
     (oldest,) = yield _OLDEST, {"before": now - age_seconds}
     if oldest["last"] is not None:
-        yield "DELETE FROM passes WHERE reserved_at <= :last", oldest
+        yield f"DELETE FROM passes WHERE {_ALL} AND reserved_at <= :last", oldest  # noqa: S608 - a fixed text
+    yield "DELETE FROM quarters WHERE quarter < :before", {"before": int((now - age_seconds) // QUARTER_SECONDS)}
     yield _FORGET_ORPHANS, {"before": now - age_seconds}
 
 
@@ -268,7 +388,7 @@ WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by =
 
 _EXPIRE: Final = """
 UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0
-WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
+WHERE conversation_id = :conversation_id AND settled_at IS NULL RETURNING pass_id"""
 
 _EARLY: Final = (
     "SELECT conversation_id, seconds, cost, user_id, source FROM orphans WHERE conversation_id = :conversation_id"
@@ -293,16 +413,18 @@ ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until WHERE leases.h
 RETURNING name"""
 
 _PAGE: Final = """
-SELECT * FROM passes WHERE (reserved_at, pass_id) > (:reserved_at, :pass_id)
+SELECT * FROM passes WHERE transport <> '' AND (reserved_at, pass_id) > (:reserved_at, :pass_id)
 ORDER BY reserved_at, pass_id LIMIT :most"""
 
 _TOTALS: Final = """
-SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes WHERE reserved_at > :since
+SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes
+WHERE transport <> '' AND reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
 
 _OLDEST: Final = """
 SELECT max(reserved_at) AS last FROM
-(SELECT reserved_at FROM passes WHERE reserved_at < :before ORDER BY reserved_at LIMIT 1000) AS oldest"""
+(SELECT reserved_at FROM passes
+ WHERE transport <> '' AND reserved_at < :before ORDER BY reserved_at LIMIT 1000) AS oldest"""
 
 _FORGET_ORPHANS: Final = """
 DELETE FROM orphans WHERE conversation_id IN

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.rules import Dialogue
+from voicepass.ledger.rules import SHARE, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -97,7 +97,9 @@ class SqliteLedger(Ledger):
         try:
             statement, parameters = next(dialogue)
             while True:
-                rows = [dict(row) for row in cursor.execute(statement, dict(parameters)).fetchall()]
+                rows = []
+                if statement is not SHARE:  # there is one writer: nobody else is in any transaction
+                    rows = [dict(row) for row in cursor.execute(statement, dict(parameters)).fetchall()]
                 statement, parameters = dialogue.send(rows)
         except StopIteration as end:
             cursor.execute("RELEASE rule")
