@@ -29,8 +29,8 @@ import psycopg
 import uvloop
 
 from voicepass.ledger import Ledger
+from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
-from voicepass.ledger.rules import Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Credential, Credentials, Limit, PassRequest, Reservation, Scope, Transport, User

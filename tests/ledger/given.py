@@ -15,8 +15,8 @@ import psycopg
 from tests.conftest import signed_url
 from voicepass.errors import LimitReached
 from voicepass.ledger import Ledger
+from voicepass.ledger.dialogue import SHARE, Dialogue, Row
 from voicepass.ledger.postgres import open_postgres
-from voicepass.ledger.rules import SHARE, Dialogue, Row
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
 

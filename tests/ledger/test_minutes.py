@@ -19,7 +19,8 @@ from tests.ledger.given import (
     rows,
     settlement,
 )
-from voicepass.ledger import Ledger, rules
+from voicepass.ledger import Ledger
+from voicepass.ledger.limits import usage
 from voicepass.model import Counted, Limit, Scope, Usage
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +36,7 @@ def minutes(scope: Scope, window_seconds: int, most: int = HUGE) -> Limit:
 
 
 async def asked(ledger: Ledger, limits: Sequence[Limit]) -> list[Usage]:
-    return await ledger._run(lambda now: rules.usage(WHOSE, limits, now), locks=["agent default", "all"])
+    return await ledger._run(lambda now: usage(WHOSE, limits, now), locks=["agent default", "all"])
 
 
 async def passes(ledger: Ledger, clock: TurnedClock, scope: Scope, window_seconds: int) -> list[Any]:

@@ -17,8 +17,8 @@ from tests.ledger.given import Engine, Postgres, credential, granted, limit, res
 from voicepass.app import create_app
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
+from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
-from voicepass.ledger.rules import Dialogue
 from voicepass.ledger.schema import steps
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["postgres"], indirect=True)]

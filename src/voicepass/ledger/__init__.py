@@ -7,11 +7,11 @@ does not answer, nothing is handed out.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict
 from typing import Final, TypeVar
 
+from voicepass.ledger import limits as questions
 from voicepass.ledger import rules
-from voicepass.ledger.rules import Dialogue, Row
+from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Usage, User
 
 Result = TypeVar("Result")
@@ -33,7 +33,8 @@ class Ledger(ABC):
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
-        locks = sorted({rules.counted_in(limit.scope, asdict(reservation)) for limit in limits})
+        whose = rules.reserved_row(reservation)
+        locks = sorted({questions.counted_in(limit.scope, whose) for limit in limits})
         await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks)
 
     async def grant(self, reservation: Reservation, credential: Credential) -> None:
@@ -47,7 +48,7 @@ class Ledger(ABC):
     async def usage(self, user: User, limits: Sequence[Limit]) -> list[Usage]:
         """Tell where a user stands with limits of the scope USER."""
         whose = {"token_issuer": user.issuer, "user_id": user.id}
-        return await self._run(lambda now: rules.usage(whose, limits, now))
+        return await self._run(lambda now: questions.usage(whose, limits, now))
 
     async def issued(self, conversation_id: str) -> IssuedPass:
         """Tell to whom a conversation was issued. Raises ConversationUnknown."""

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.rules import SHARE, Dialogue
+from voicepass.ledger.dialogue import SHARE, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from voicepass.errors import LedgerUnavailable
+from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.rules import SHARE, Dialogue
+from voicepass.ledger.dialogue import SHARE, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -78,7 +78,7 @@ class SqliteLedger(Ledger):
         self._write_next()
 
     def _commit(self, batch: Sequence[Asked]) -> list[Any]:
-        """Run the rules in one transaction, each in a savepoint of its own; return results and exceptions.
+        """Run the rules in one transaction; return results and refusals.
 
         Whoever was told no meanwhile, or has gone, is passed over: what is not done, nobody has to give back.
         """
@@ -93,22 +93,16 @@ class SqliteLedger(Ledger):
         return outcomes
 
     def _play(self, cursor: sqlite3.Cursor, dialogue: Dialogue[Any]) -> Any:  # noqa: ANN401
-        cursor.execute("SAVEPOINT rule")
         try:
             statement, parameters = next(dialogue)
             while True:
                 rows = []
                 if statement is not SHARE:  # there is one writer: nobody else is in any transaction
-                    rows = [dict(row) for row in cursor.execute(statement, dict(parameters)).fetchall()]
+                    rows = [dict(row) for row in cursor.execute(statement, parameters).fetchall()]
                 statement, parameters = dialogue.send(rows)
         except StopIteration as end:
-            cursor.execute("RELEASE rule")
             return end.value
-        except sqlite3.Error:
-            raise  # the engine is at fault: nobody in this batch is told yes
-        except Exception as refusal:  # noqa: BLE001 - a rule's own answer
-            cursor.execute("ROLLBACK TO rule")
-            cursor.execute("RELEASE rule")
+        except Refusal as refusal:  # a rule's own answer, and before it wrote; of anything else the whole batch fails
             return refusal
 
 
