@@ -2,6 +2,9 @@
 
 import io
 import logging
+from typing import Any
+
+import structlog
 
 API_KEY = "sk_canary5c6ee1f0f3a94c0b9e5d7a1b2c3d4e5f60718293a4b5c6d7"
 JWT_SECRET = "canary-jwt-secret-4f9a1c7e2b8d5036e1f0a9b8c7d6e5f4"
@@ -17,20 +20,31 @@ def secrets_in(text: str) -> list[str]:
 
 
 class CanaryLog:
-    """Keeps every record that reaches the root logger, formatted, with tracebacks."""
+    """Keeps all that is logged, as it was before the last line of defence took anything out of it."""
 
     def __init__(self) -> None:
         self._lines = io.StringIO()
         self._handler = logging.StreamHandler(self._lines)
         self._handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._handler)
+        self._configure = structlog.configure
+        structlog.configure = self._configure_and_listen  # type: ignore[assignment]  # whatever is set up from now on
+
+    def _configure_and_listen(self, processors: list[Any], **rest: Any) -> None:
+        *before, redaction = processors
+        listening: list[Any] = [*before, self._remember, redaction]
+        self._configure(processors=listening, **rest)
+
+    def _remember(self, _logger: object, _method: str, line: str) -> str:
+        self._lines.write(f"{line}\n")
+        return line
 
     def text(self) -> str:
         return self._lines.getvalue()
 
     def leaking(self) -> list[str]:
         """Every line so far that holds what it must not, cut short."""
-        return [line[:200] for line in self.text().splitlines() if secrets_in(line)]
+        return [line[:400] for line in self.text().splitlines() if secrets_in(line)]
 
     def forget(self, since: int) -> None:
         """Drop what was logged from this character on."""
@@ -39,3 +53,4 @@ class CanaryLog:
 
     def close(self) -> None:
         logging.getLogger().removeHandler(self._handler)
+        structlog.configure = self._configure

@@ -152,7 +152,7 @@ ARRIVALS: dict[str, tuple[str, str, dict[str, str], str]] = {
 @pytest.mark.anyio
 @pytest.mark.parametrize("case", ARRIVALS)
 async def test_the_log_names_the_address_that_the_request_came_from(
-    upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture, case: str
+    upstream: respx.MockRouter, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     trusted, peer, headers, client = ARRIVALS[case]
     app = create_app(settings_with(voicepass_trusted_proxies=trusted))
@@ -164,5 +164,5 @@ async def test_the_log_names_the_address_that_the_request_came_from(
     ):
         await api.post("/v1/signed-url", headers=headers)
 
-    assert f"'client': '{client}'" in caplog.text
+    assert f'"client": "{client}"' in capsys.readouterr().err
     assert not upstream.calls

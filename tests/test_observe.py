@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
 from voicepass import errors
+from voicepass.logs import LogFormat, configure_logging
 from voicepass.model import Agent, Attempt, Transport, User
-from voicepass.observe import AttemptLog, AttemptMetrics, LogFormat, configure_logging
+from voicepass.observe import AttemptLog, AttemptMetrics
 
 HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
 

@@ -3,23 +3,27 @@
 import logging
 
 import pytest
+import structlog
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
+from voicepass.logs import configure_logging, redact
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
-from voicepass.observe import redact
 
 
 def test_the_log_of_the_suite_would_show_a_secret(canary_log: CanaryLog) -> None:
     """Every worker searches all that it logged when it ends (see conftest.py); this proves that the search finds."""
+    configure_logging(log_format="json", level="debug")
     at = len(canary_log.text())
     logging.getLogger("some.library").warning("dialling %s", signed_url())
+    structlog.get_logger("voicepass.some").warning("dialling", url=signed_url())
 
     found = canary_log.leaking()
     canary_log.forget(at)
 
-    assert len(found) == 1
+    assert len(found) == 2
     assert "some.library" in found[0]
+    assert "voicepass.some" in found[1]
     assert canary_log.leaking() == []
 
 

@@ -385,7 +385,7 @@ def serving(parser: Parser) -> Iterator[tuple[Address, int]]:
     """The real `run`, with the real deadline, in a process of its own: its address and its process id."""
     port = free_port()
     program = (
-        "from voicepass.observe import configure_logging; from voicepass.server import run\n"
+        "from voicepass.logs import configure_logging; from voicepass.server import run\n"
         "configure_logging(log_format='console', level='info')\n"
         f"run('tests.test_server:app', host='127.0.0.1', port={port}, parser={parser!r}, drain_seconds=1)"
     )

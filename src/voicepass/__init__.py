@@ -13,7 +13,8 @@ The map, in reading order:
     elevenlabs   everything we know of ElevenLabs' HTTP
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
-    observe      an attempt or a settlement becomes a log line and metrics; how logging is set up
+    observe      an attempt or a settlement becomes a log line and metrics
+    logs         how logging is set up, and what never gets into a line
     settings     every environment variable, typed
     policyfile   the policy file: agents, rules, variables, issuers
     checks       what a configured value must look like, wherever it is written

@@ -16,7 +16,8 @@ from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.elevenlabs import ElevenLabs, http_client
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
-from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics, configure_logging
+from voicepass.logs import configure_logging
+from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics
 from voicepass.passes import Passes
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Reconciler, Settlements, Webhook

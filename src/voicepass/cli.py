@@ -19,8 +19,8 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
+from voicepass.logs import configure_logging
 from voicepass.model import DEFAULT_ALIAS
-from voicepass.observe import configure_logging
 from voicepass.policy import Rule
 from voicepass.policyfile import PolicyFileError, read_policy_file
 from voicepass.server import run

@@ -1,39 +1,12 @@
-"""An attempt or a settlement becomes a log line and metrics; and how logging is set up, for people and machines."""
-
-import logging
-import re
-import sys
-from collections.abc import MutableMapping
-from typing import Any, Final, Literal
+"""An attempt or a settlement becomes a log line and metrics."""
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from voicepass.model import Attempt, IssuedPass
 
-LogFormat = Literal["json", "console"]
-LogLevel = Literal["debug", "info", "warning", "error"]
-
-_HANDLER_NAME: Final = "voicepass"
-
 _log = structlog.get_logger("voicepass.passes")
 _settlement_log = structlog.get_logger("voicepass.settlement")
-
-# Whatever level we are set to, these never speak below theirs: at DEBUG they print requests with their secrets.
-_THIRD_PARTY_LEVELS: Final = {
-    "httpx": logging.WARNING,
-    "httpcore": logging.WARNING,
-    "uvicorn": logging.INFO,
-    "websockets": logging.INFO,
-    "asyncio": logging.WARNING,
-    "psycopg": logging.WARNING,
-}
-
-_SECRETS: Final = (
-    (re.compile(r"(conversation_signature|token)=[^&\s\"']+"), r"\1=[redacted]"),
-    (re.compile(r"\b(?:sk_|cvtkn_)[A-Za-z0-9_-]+"), "[redacted]"),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"), "[redacted token]"),
-)
 
 
 class AttemptLog:
@@ -155,57 +128,3 @@ class SettlementMetrics:
 
 def _lag_seconds(settled: IssuedPass) -> float:
     return max(0.0, (settled.settled_at or settled.reserved_at) - settled.reserved_at - settled.seconds)
-
-
-def redact(text: str) -> str:
-    """Take out of `text` whatever looks like a signature, an API key or a token."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def _redacted(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # The last line of defence, for text that is not ours: our own events never carry a secret.
-    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
-
-
-def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
-    """Send every log line of the process to standard error: one JSON object a line, or coloured text for people.
-
-    Called again, it replaces what it set up before and leaves other handlers alone.
-    """
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _redacted,
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    root = logging.getLogger()
-    handler.set_name(_HANDLER_NAME)
-    root.handlers[:] = [other for other in root.handlers if other.get_name() != _HANDLER_NAME] + [handler]
-    root.setLevel(level.upper())
-    for name, least in _THIRD_PARTY_LEVELS.items():
-        logging.getLogger(name).setLevel(max(least, root.level))

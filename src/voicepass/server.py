@@ -137,7 +137,7 @@ class _Guarded(asyncio.Protocol):
     def _worded(self, refusal: Refusal) -> bytes:
         request_id = uuid.uuid4().hex
         response = noted(refusal, request_id=request_id)
-        label(response.headers, request_id=request_id)
+        label(response.raw_headers, request_id=request_id)
         response.headers["Connection"] = "close"
         status = HTTPStatus(refusal.status)
         headers = [*self.server_state.default_headers, *response.raw_headers]

@@ -34,7 +34,7 @@ from voicepass.keys import (
     key_from_pem,
     key_from_secret,
 )
-from voicepass.observe import LogFormat, LogLevel
+from voicepass.logs import LogFormat, LogLevel
 
 _FILE_SUFFIX: Final = "_FILE"
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS")

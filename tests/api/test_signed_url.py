@@ -153,7 +153,7 @@ async def test_the_configuration_says_which_claims_become_variables(
 
 
 async def test_without_a_conversation_id_the_pass_is_given_and_counted(
-    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture
+    api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = signed_url().partition("&conversation_id")[0]
     upstream["signed_url"].respond(json={"signed_url": url})
@@ -163,7 +163,7 @@ async def test_without_a_conversation_id_the_pass_is_given_and_counted(
 
     assert response.status_code == 200
     assert response.json()["conversation_id"] is None
-    assert "conversation_id.missing" in caplog.text
+    assert "conversation_id.missing" in capsys.readouterr().err
     assert 'voicepass_conversation_id_missing_total{transport="websocket"} 1.0' in metrics
     assert 'voicepass_attempts_total{outcome="granted",transport="websocket"} 1.0' in metrics
 

@@ -331,7 +331,7 @@ async def test_the_tables_hold_no_secret(busy: Ledger) -> None:
     ],
 )
 async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_password_is_told(
-    engine: Engine, url: str, caplog: pytest.LogCaptureFixture
+    engine: Engine, url: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del engine
     told: list[BaseException | None] = []
@@ -342,5 +342,7 @@ async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_password_i
     told.append(refused.value)
     while told[-1] is not None:
         told.append(told[-1].__cause__ or told[-1].__context__)
-    text = " ".join([*(f"{error!r} {error}" for error in told), refused.value.operator_note, caplog.text])
+    text = " ".join(
+        [*(f"{error!r} {error}" for error in told), refused.value.operator_note, caplog.text, *capsys.readouterr()]
+    )
     assert "hunter2canary" not in text

@@ -40,5 +40,5 @@ class Cors(CORSMiddleware):
                 "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type and X-Request-ID"
             )
             response = noted(refusal, request_id=request_id)
-        label(response.headers, request_id=request_id)
+        label(response.raw_headers, request_id=request_id)
         return response

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.addresses import Network, client_address
@@ -23,11 +22,14 @@ MAX_WEBHOOKS_AT_ONCE: Final = 16
 _VERSIONS: Final = {"1.0", "1.1", "2", "3"}  # a parser may also report 0.9, 1.2 or 2.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _SAFE_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-site",
+    b"cache-control": b"no-store",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-site",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"vary": b"Origin",
 }
+_HTML: Final = b"text/html"  # /docs, where it is asked for, needs its scripts
 
 
 class Surface:
@@ -47,21 +49,23 @@ class Surface:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        fields = _fields(scope)
+        request_id = _request_id(fields)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        state["client"] = self._client(scope)
+        peer = scope["client"][0] if scope.get("client") else None
+        state["client"] = client_address(peer, _texts(fields, b"x-forwarded-for"), self._trusted_proxies)
         begun = False
 
         async def send_safely(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                label(MutableHeaders(scope=message), request_id=request_id)
+                label(message["headers"], request_id=request_id)
             await send(message)
 
         try:
-            _check_form(scope)
+            _check_form(scope, fields)
             _check_headers(scope)
             body = await self._body(scope, receive)
             if body is not None:
@@ -82,40 +86,47 @@ class Surface:
         async with self._webhooks:
             return await _read(receive, MAX_WEBHOOK_BYTES)
 
-    def _client(self, scope: Scope) -> str | None:
-        peer = scope["client"][0] if scope.get("client") else None
-        return client_address(peer, Headers(scope=scope).getlist("x-forwarded-for"), self._trusted_proxies)
+
+def label(headers: list[tuple[bytes, bytes]], *, request_id: str) -> None:
+    """Give an answer the headers that every answer of ours bears, but for those that it has already."""
+    given = dict(headers)  # ASGI: names are in lower case
+    headers.append((b"x-request-id", request_id.encode("ascii")))
+    headers.extend(header for header in _SAFE_HEADERS.items() if header[0] not in given)
+    if given.get(b"content-type", b"").startswith(_HTML):
+        headers.remove((b"content-security-policy", _SAFE_HEADERS[b"content-security-policy"]))
+    if b"origin" not in given.get(b"vary", b"origin").lower():
+        headers.append((b"vary", b"Origin"))
 
 
-def label(headers: MutableHeaders, *, request_id: str) -> None:
-    """Give an answer the headers that every answer of ours bears."""
-    headers["X-Request-ID"] = request_id
-    for name, value in _SAFE_HEADERS.items():
-        headers.setdefault(name, value)
-    if not headers.get("content-type", "").startswith("text/html"):  # but for /docs, where it is asked for
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    if "origin" not in headers.get("vary", "").lower():
-        headers.add_vary_header("Origin")
+def _fields(scope: Scope) -> dict[bytes, list[bytes]]:
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in scope["headers"]:
+        fields.setdefault(name, []).append(value)
+    return fields
 
 
-def _request_id(scope: Scope) -> str:
-    sent = Headers(scope=scope).getlist("x-request-id")
+def _texts(fields: dict[bytes, list[bytes]], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for value in fields.get(name, ())]
+
+
+def _request_id(fields: dict[bytes, list[bytes]]) -> str:
+    sent = _texts(fields, b"x-request-id")
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return sent[0]
     return uuid.uuid4().hex
 
 
-def _check_form(scope: Scope) -> None:
+def _check_form(scope: Scope, fields: dict[bytes, list[bytes]]) -> None:
     """Refuse what two readers of the same bytes could take in two ways: each parser lets one or another through."""
-    headers = Headers(scope=scope)
-    version, hosts = scope.get("http_version", "1.0"), len(headers.getlist("host"))
-    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    version, hosts = scope.get("http_version", "1.0"), len(fields.get(b"host", ()))
+    is_chunked, lengths = b"transfer-encoding" in fields, fields.get(b"content-length", [b"0"])
+    has_body = is_chunked or lengths[0] != b"0"
     if (
         version not in _VERSIONS
         or hosts > 1
         or (hosts == 0 and version == "1.1")
-        or ("transfer-encoding" in headers and "content-length" in headers)
-        or ("upgrade" in headers and has_body)  # httptools drops such a body, or takes it for the next request
+        or (is_chunked and b"content-length" in fields)
+        or (b"upgrade" in fields and has_body)  # httptools drops such a body, or takes it for the next request
     ):
         raise Malformed
 

@@ -22,7 +22,7 @@ from voicepass.errors import (
     Refusal,
     RequestInvalid,
 )
-from voicepass.observe import redact
+from voicepass.logs import redact
 
 PROBLEM_JSON = "application/problem+json"
 

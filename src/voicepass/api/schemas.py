@@ -1,8 +1,8 @@
 """The shapes of requests and answers, as the contract and the OpenAPI document show them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -248,3 +248,17 @@ def refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
 
 def _shape() -> dict[str, Any]:
     return {"schema": Problem.model_json_schema(), "examples": {}}
+
+
+_ALIAS: Final = PassBody.model_json_schema()
+BY_BODY: Final[Mapping[str, Any]] = {
+    "requestBody": {"required": False, "content": {"application/json": {"schema": _ALIAS}}}
+}
+BY_QUERY: Final[Mapping[str, Any]] = {
+    "parameters": [{"name": "agent", "in": "query", "required": False, "schema": _ALIAS["properties"]["agent"]}]
+}
+
+
+def documented(answer: type[BaseModel], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a route of a pass for the OpenAPI document: what it answers, and how it is asked."""
+    return {"response_model": answer, "openapi_extra": {**asked, "security": [{"user": []}]}}
