@@ -140,6 +140,7 @@ def _connect(path: str) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA temp_store = MEMORY")  # else each RETURNING makes a file of its own
     connection.execute("PRAGMA synchronous = FULL")  # a pass that was handed out survives a power cut
     connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
     version = connection.execute("PRAGMA user_version").fetchone()[0]
