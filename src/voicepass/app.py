@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
 from voicepass.api.problems import word_problems
-from voicepass.api.routes import backend_routes, operation_routes, pass_routes, webhook_routes
+from voicepass.api.routes import backend_routes, operation_routes, pass_routes, user_routes, webhook_routes
 from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.elevenlabs import ElevenLabs, http_client
@@ -32,7 +32,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*pass_routes.routes, *backend_routes.routes, *webhook_routes.routes, *operation_routes.routes],
+        routes=[
+            *pass_routes.routes,
+            *user_routes.routes,
+            *backend_routes.routes,
+            *webhook_routes.routes,
+            *operation_routes.routes,
+        ],
         lifespan=_lifespan(settings, configuration),
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
