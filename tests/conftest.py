@@ -4,13 +4,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 import respx
 from jose import jwt
 from pydantic import SecretStr
+from respx.mocks import AbstractRequestMocker
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
 from voicepass.app import create_app
@@ -96,10 +97,32 @@ def bearer(make_token: MakeToken) -> dict[str, str]:
     return {"Authorization": f"Bearer {make_token()}"}
 
 
+class _OnOurTransport(AbstractRequestMocker):
+    """Lets respx answer what goes out by our transport, as it does for httpx's own."""
+
+    name = "voicepass"
+    targets: ClassVar[list[str]] = ["pyreqwest.compatibility.httpx.HttpxTransport"]
+    target_methods: ClassVar[list[str]] = ["handle_async_request"]
+
+    @classmethod
+    def to_httpx_request(cls, **kwargs: Any) -> httpx.Request:
+        request: httpx.Request = kwargs["request"]
+        return request
+
+    @classmethod
+    async def from_async_httpx_response(
+        cls,
+        httpx_response: httpx.Response,
+        target: object,  # noqa: ARG003 - respx's own signature
+        **kwargs: object,  # noqa: ARG003
+    ) -> httpx.Response:
+        return httpx_response
+
+
 @pytest.fixture
 def upstream() -> Iterator[respx.MockRouter]:
     """ElevenLabs' HTTP edge: the route named `signed_url` answers with a good URL until a test says otherwise."""
-    with respx.mock(base_url=UPSTREAM, assert_all_called=False) as router:
+    with respx.mock(base_url=UPSTREAM, assert_all_called=False, using="voicepass") as router:
         router.get(SIGNED_URL_PATH, name="signed_url").respond(json={"signed_url": signed_url()})
         yield router
 

@@ -309,7 +309,7 @@ TWO_HOSTS = agent("home", OPEN) + agent("eu", OPEN, *IN_EU)
 @pytest.fixture
 def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[respx.MockRouter]:
     monkeypatch.setenv("EU_KEY", EU_KEY)
-    with respx.mock(assert_all_called=False) as router:
+    with respx.mock(assert_all_called=False, using="voicepass") as router:
         for name, base_url in (("home", UPSTREAM), ("eu", EU)):
             host = base_url.removeprefix("https://")
             url = signed_url(host=host, agent_id=f"agent_{name}", conversation_id=f"conv_{name}")

@@ -15,9 +15,10 @@ import structlog
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.servers import listening
-from voicepass.elevenlabs import ElevenLabs, Workspace, http_client, refusal_for
+from voicepass.elevenlabs import ElevenLabs, Workspace, refusal_for
 from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
 from voicepass.model import Agent, Transport
+from voicepass.outbound import http_transport
 
 pytestmark = pytest.mark.anyio
 
@@ -34,10 +35,14 @@ NOW = 1_790_000_000.0
 async def adapter(
     base_url: str = UPSTREAM, *, api_keys: Sequence[str] = (API_KEY,), deadline_seconds: float = 4.0
 ) -> AsyncIterator[ElevenLabs]:
-    async with http_client(deadline_seconds=deadline_seconds) as client:
+    async with http_transport(deadline_seconds=deadline_seconds) as transport:
         workspace = Workspace(base_url=base_url, api_keys=api_keys)
         provider = ElevenLabs(
-            client=client, workspaces=[workspace], deadline_seconds=deadline_seconds, clock=lambda: NOW
+            transport=transport,
+            workspaces=[workspace],
+            deadline_seconds=deadline_seconds,
+            max_calls=8,
+            clock=lambda: NOW,
         )
         yield provider
         await provider.aclose()
@@ -127,7 +132,7 @@ async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: resp
 
 
 async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None:
-    with respx.mock(base_url="https://proxy.example") as router:
+    with respx.mock(base_url="https://proxy.example", using="voicepass") as router:
         router.get(SIGNED_URL_PATH).respond(json={"signed_url": signed_url()})
 
         async with adapter("https://proxy.example") as provider:
@@ -325,17 +330,6 @@ async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: r
         credential = await provider.credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.conversation_id == "conv_1"
-
-
-async def test_the_client_takes_no_proxy_and_follows_no_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-
-    async with http_client(deadline_seconds=4) as client:
-        assert client.trust_env is False
-        assert client.follow_redirects is False
-        timeouts = client.timeout.as_dict()
-
-    assert all(seconds is not None and 0 < seconds <= 4 for seconds in timeouts.values())
 
 
 def rejecting(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:

@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, UPSTREAM
 from tests.servers import running
-from voicepass.elevenlabs import ElevenLabs, Workspace, http_client
+from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.emulator import EmulatedAgent, Emulator, Fault, create_emulator
 from voicepass.errors import (
     BadAnswer,
@@ -37,6 +37,7 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Credential, Reservation, Settlement, Transport
+from voicepass.outbound import http_transport
 from voicepass.settlement import (
     CALLS_PER_ROUND,
     NEVER_OPENED_SECONDS,
@@ -630,9 +631,9 @@ def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
 
 @contextlib.asynccontextmanager
 async def asking(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
-    async with http_client(deadline_seconds=4) as client:
+    async with http_transport(deadline_seconds=4) as transport:
         workspace = Workspace(base_url=url, api_keys=[API_KEY])
-        provider = ElevenLabs(client=client, workspaces=[workspace], deadline_seconds=4, clock=clock)
+        provider = ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=clock)
         yield reconciler_of(ledger, provider, clock, base_urls={AGENT_ID: url})
         await provider.aclose()
 
@@ -722,9 +723,9 @@ ACCOUNT = "/v1/convai/conversations/conv_1"
 
 @contextlib.asynccontextmanager
 async def provider_with(*api_keys: str) -> AsyncIterator[ElevenLabs]:
-    async with http_client(deadline_seconds=4) as client:
+    async with http_transport(deadline_seconds=4) as transport:
         workspace = Workspace(base_url=UPSTREAM, api_keys=api_keys)
-        yield ElevenLabs(client=client, workspaces=[workspace], deadline_seconds=4, clock=Clock())
+        yield ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=Clock())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ The map, in reading order:
     keys         what a key must be before a token is verified with it
     jwks         the keys that an issuer publishes: fetched, cached, rotated, outlived
     elevenlabs   everything we know of ElevenLabs' HTTP
+    outbound     the HTTP client that asks it, and the bounds on what it takes in
+    resilience   deadline, retry budget, breaker, bulkhead: knows no vendor
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
     observe      an attempt or a settlement becomes a log line and metrics

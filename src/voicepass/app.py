@@ -13,11 +13,12 @@ from voicepass.api.problems import word_problems
 from voicepass.api.routes import backend_routes, operation_routes, pass_routes, user_routes, webhook_routes
 from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
-from voicepass.elevenlabs import ElevenLabs, http_client
+from voicepass.elevenlabs import ElevenLabs
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
 from voicepass.logs import configure_logging
 from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics
+from voicepass.outbound import http_transport
 from voicepass.passes import Passes
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Reconciler, Settlements, Webhook
@@ -62,11 +63,12 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
-            client = await stack.enter_async_context(http_client(deadline_seconds=settings.voicepass_deadline_seconds))
+            deadline_seconds = settings.voicepass_deadline_seconds
             provider = ElevenLabs(
-                client=client,
+                transport=await stack.enter_async_context(http_transport(deadline_seconds=deadline_seconds)),
                 workspaces=configuration.workspaces,
-                deadline_seconds=settings.voicepass_deadline_seconds,
+                deadline_seconds=deadline_seconds,
+                max_calls=settings.voicepass_max_calls,
                 clock=time.time,
             )
             stack.push_async_callback(provider.aclose)

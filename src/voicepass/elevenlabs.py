@@ -8,12 +8,16 @@ for the account of a conversation, which its webhook carries too (`settlement`).
 import asyncio
 import base64
 import json
+import random
 import re
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from functools import lru_cache, partial
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 import httpx
 import structlog
@@ -25,11 +29,14 @@ from voicepass.errors import (
     ConversationUnknown,
     ElevenLabsRefusal,
     KeyRejected,
+    Overloaded,
     QuotaExhausted,
     Timeout,
     Unavailable,
 )
 from voicepass.model import Agent, Clock, Credential, Transport
+from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, get
+from voicepass.resilience import BreakerOpenError, Bulkhead, DeadlinePassedError, FailedError, FullError, Guard
 
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
@@ -50,7 +57,10 @@ _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _MAX_RETRY_AFTER_SECONDS: Final = 3600
 _QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
 
-_Answered = TypeVar("_Answered")
+_SYSTEM_BUSY: Final = "system_busy"
+"""Of this the documentation ("Errors") says that to ask again will generally succeed."""
+_PASSING: Final = {502, 503, 504}
+
 _Meaning = tuple[type[ElevenLabsRefusal], str]
 _KEY: _Meaning = (
     KeyRejected,
@@ -83,7 +93,7 @@ _BY_CODE: Final[dict[str, _Meaning]] = {
     "too_many_concurrent_requests": _AT_LIMIT,
     "concurrent_limit_exceeded": _AT_LIMIT,
     "rate_limit_exceeded": _AT_LIMIT,
-    "system_busy": _AT_LIMIT,
+    _SYSTEM_BUSY: _AT_LIMIT,
 }
 _BY_STATUS: Final[dict[int, _Meaning]] = {
     400: _AGENT,
@@ -97,24 +107,6 @@ _BY_STATUS: Final[dict[int, _Meaning]] = {
 }
 
 _log = structlog.get_logger("voicepass.elevenlabs")
-
-
-def http_client(*, deadline_seconds: float) -> httpx.AsyncClient:
-    """Return the one shared client. Every wait is shorter than the deadline, which bounds their sum.
-
-    No redirect is followed, because httpx would carry `xi-api-key` to the other origin; no proxy is taken from the
-    environment; compression is not asked for, because a bomb inflates inside httpx before any cap can see it.
-    """
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(
-            connect=deadline_seconds / 4, write=deadline_seconds / 4, pool=deadline_seconds / 8, read=deadline_seconds
-        ),
-        limits=httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=5),
-        follow_redirects=False,
-        trust_env=False,
-        verify=True,
-        headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"},
-    )
 
 
 class Workspace:
@@ -141,65 +133,63 @@ class ElevenLabs:
     """Asks ElevenLabs for the credential of one conversation with the server-held key."""
 
     def __init__(
-        self, *, client: httpx.AsyncClient, workspaces: Sequence[Workspace], deadline_seconds: float, clock: Clock
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport,
+        workspaces: Sequence[Workspace],
+        deadline_seconds: float,
+        max_calls: int,
+        clock: Clock,
     ) -> None:
-        self._client = client
+        self._transport = transport
         self._workspaces = {workspace.base_url: workspace for workspace in workspaces}
-        self._deadline_seconds = deadline_seconds
         self._clock = clock
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._request = lru_cache(maxsize=1024)(_request)
+        self.bulkhead = Bulkhead(most=max_calls)
+        self.guards = {url: _guard(url, "passes", deadline_seconds) for url in self._workspaces}
+        # Apart, so that to ask what conversations used can neither crowd out nor shut out those who want one.
+        self._accounts_bulkhead = Bulkhead(most=1)
+        self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds) for url in self._workspaces}
 
     async def credential(self, agent: Agent, transport: Transport) -> Credential:
         """Return a fresh credential for one conversation with `agent`.
 
         A signed URL is asked for with `include_conversation_id=true`, which makes it single-use and names the
-        conversation before it begins. Raises an ElevenLabsRefusal, within the deadline.
+        conversation before it begins. Raises an ElevenLabsRefusal or Overloaded, within the deadline.
         """
-        return await self._within_deadline(self._ask(agent, transport, self._workspaces[agent.base_url]))
+        ask = partial(self._ask, agent, transport, self._workspaces[agent.base_url])
+        with _refusals():
+            return await self.guards[agent.base_url].call(ask, bulkhead=self.bulkhead)
 
     async def conversation(self, agent_base_url: str, conversation_id: str) -> dict[str, object]:
         """Return ElevenLabs' own account of a conversation; the key needs the permission convai_read.
 
-        Raises ConversationUnknown for one that was never opened, or an ElevenLabsRefusal, within the deadline.
+        One at a time. Raises ConversationUnknown for one that was never opened, or an ElevenLabsRefusal or Overloaded,
+        within the deadline.
         """
-        return await self._within_deadline(self._account(self._workspaces[agent_base_url], conversation_id))
+        ask = partial(self._account, self._workspaces[agent_base_url], conversation_id)
+        with _refusals():
+            return await self._accounts_guards[agent_base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
     async def aclose(self) -> None:
-        """Give up the calls that outlived their deadline."""
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        """Give up the calls that are still under way."""
+        for guard in (*self.guards.values(), *self._accounts_guards.values()):
+            await guard.aclose()
 
-    async def _within_deadline(self, call: Coroutine[Any, Any, _Answered]) -> _Answered:
-        # In a task of its own, never cancelled on time-out: cancelling httpx amid a call can lose the connection's
-        # place in the pool for good (httpcore issue 1093). It ends by its own timeouts; nobody waits for it.
-        task = asyncio.create_task(call)
-        self._calls.add(task)
-        task.add_done_callback(self._forget)
-        done, _ = await asyncio.wait({task}, timeout=self._deadline_seconds)
-        if not done:
-            raise Timeout(operator_note=f"no complete answer within {self._deadline_seconds:g} s")
-        return task.result()
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
-
-    async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
+    async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace, seconds: float) -> Credential:
         asked_at = self._clock()
         query = {"agent_id": agent.agent_id}
         if transport is Transport.WEBSOCKET:
             query["include_conversation_id"] = "true"
-        answer = _json_object(await self._answer(workspace, _PATHS[transport], query))
+        answer = _json_object(await self._answer(workspace, f"{_PATHS[transport]}?{urlencode(query)}", seconds))
         if transport is Transport.WEBRTC:
             return _conversation_token(answer)
         return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
-    async def _account(self, workspace: Workspace, conversation_id: str) -> dict[str, object]:
+    async def _account(self, workspace: Workspace, conversation_id: str, seconds: float) -> dict[str, object]:
         path = _ACCOUNT_PATH + quote(conversation_id, safe="")
         try:
-            body = await self._answer(workspace, path, {}, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+            body = await self._answer(workspace, path, seconds, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
         return _json_object(body)
@@ -208,7 +198,7 @@ class ElevenLabs:
         self,
         workspace: Workspace,
         path: str,
-        query: dict[str, str],
+        seconds: float,
         *,
         permission: str = "convai_write",
         most_bytes: int = MAX_ANSWER_BYTES,
@@ -216,48 +206,86 @@ class ElevenLabs:
         """Return the body of a good answer, by the key accepted last or else by the other."""
         rejected: KeyRejected | None = None
         for position in workspace.positions():
-            url = workspace.base_url + path
-            try:
-                status, headers, body = await self._get(url, query, workspace.keys[position], most_bytes=most_bytes)
-            except httpx.TimeoutException as error:
-                raise Timeout(operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}") from error
-            except httpx.TransportError as error:
-                raise Unavailable(
-                    operator_note=f"{type(error).__name__} while asking {workspace.base.hostname}; "
-                    "check the base URL, DNS and the way out of this network"
-                ) from error
+            request = self._request(workspace.base_url + path, workspace.keys[position])
+            status, headers, body = await self._get(request, most_bytes=most_bytes, within_seconds=seconds)
             if status == httpx.codes.OK:
                 if permission == "convai_write":  # a key that may only read must not be tried first for passes
                     workspace.prefer(position)
                 return body
-            if permission == "convai_read" and status == httpx.codes.NOT_FOUND and _vendor_error(body)[0]:
+            code = _vendor_error(body)[0]
+            if permission == "convai_read" and status == httpx.codes.NOT_FOUND and code:
                 raise ConversationUnknown(operator_note="ElevenLabs knows no such conversation")
-            retry_after = headers.get("retry-after")
-            refusal = refusal_for(status, body, retry_after=retry_after, now=self._clock(), permission=permission)
+            retry_after, now = headers.get("retry-after"), self._clock()
+            refusal = refusal_for(status, body, retry_after=retry_after, now=now, permission=permission)
+            if isinstance(refusal, Unavailable) or code == _SYSTEM_BUSY:
+                raise FailedError(
+                    refusal,
+                    is_outage=isinstance(refusal, Unavailable),
+                    may_retry=status in _PASSING or code == _SYSTEM_BUSY,
+                    retry_after_seconds=_retry_after_seconds(retry_after, now=now),
+                )
             if not isinstance(refusal, KeyRejected):
                 raise refusal
             rejected = rejected or refusal
         raise rejected or KeyRejected(operator_note="no API key is configured")
 
-    async def _get(
-        self, url: str, query: dict[str, str], api_key: str, *, most_bytes: int
-    ) -> tuple[int, httpx.Headers, bytes]:
-        give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
-        request = self._client.build_request("GET", url, params=query, headers={"xi-api-key": api_key})
-        response = await self._client.send(request, stream=True)
+    async def _get(self, request: httpx.Request, *, most_bytes: int, within_seconds: float) -> Answer:
+        """Return the answer, or raise what became of the line."""
         try:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise BadAnswer(operator_note="the answer is compressed, though compression was not asked for")
-            body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > most_bytes:
-                    raise BadAnswer(operator_note=f"the answer is longer than {most_bytes} bytes")
-                if asyncio.get_running_loop().time() > give_up_at:
-                    raise Timeout(operator_note="the answer trickled in more slowly than the deadline allows")
-        finally:
-            await response.aclose()
-        return response.status_code, response.headers, bytes(body)
+            return await get(self._transport, request, most_bytes=most_bytes, within_seconds=within_seconds)
+        except AnswerUnusableError as error:
+            raise BadAnswer(operator_note=str(error)) from error
+        except httpx.DecodingError as error:
+            raise BadAnswer(operator_note="the answer is no whole HTTP answer; is the base URL right?") from error
+        except httpx.TimeoutException as error:
+            note = (
+                f"{type(error).__name__} while asking {request.url.host}: it cannot be reached, or answers too slowly"
+            )
+            raise FailedError(Timeout(operator_note=note), is_outage=True, may_retry=False) from error
+        except httpx.TransportError as error:
+            note = (
+                f"{type(error).__name__} while asking {request.url.host}; "
+                "check the base URL, DNS and the way out of this network"
+            )
+            # Before any answer, as on a connection that was kept for too long, the call may be made again.
+            may_retry = isinstance(error, httpx.ConnectError)
+            raise FailedError(Unavailable(operator_note=note), is_outage=True, may_retry=may_retry) from error
+
+
+def _request(url: str, api_key: str) -> httpx.Request:
+    return httpx.Request("GET", url, headers={**HEADERS, "xi-api-key": api_key})
+
+
+def _guard(base_url: str, calls: str, deadline_seconds: float) -> Guard:
+    host = urlsplit(base_url).hostname
+
+    def log_change(is_open: bool) -> None:  # noqa: FBT001 - the breaker's own signature
+        if is_open:
+            _log.error("breaker.opened", host=host, calls=calls, note="ElevenLabs is out of order: not called for now")
+        else:
+            _log.info("breaker.closed", host=host, calls=calls)
+
+    return Guard(
+        deadline_seconds=deadline_seconds,
+        clock=time.monotonic,
+        sleep=asyncio.sleep,
+        jitter=random.random,
+        on_change=log_change,
+    )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Word what kept a call from being made, or from being answered."""
+    try:
+        yield
+    except FullError:
+        raise Overloaded(operator_note="too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS") from None
+    except BreakerOpenError as error:
+        note = "not asked: ElevenLabs has been failing; see breaker.opened"
+        raise Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds) from None
+    except DeadlinePassedError:
+        raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None
 
 
 def _signed_url(answer: dict[str, object], agent: Agent, base: SplitResult, *, expires_at: float) -> Credential:

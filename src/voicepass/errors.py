@@ -8,7 +8,8 @@
     │   │                       BodyTooLarge 413 · UnsupportedMediaType 415 · RequestInvalid 422
     │   │                       HeadersTooLarge 431
     │   └── LimitReached ─────  RateLimited 429 · QuotaExceeded 429 · TooManyConversations 429
-    ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · InternalError 500
+    ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · Overloaded 503
+    │                           InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
@@ -180,6 +181,14 @@ class LedgerUnavailable(Refusal):
     code, status, title = "ledger_unavailable", 503, "Ledger unavailable"
     detail = "The service cannot write down what it hands out, so it hands out nothing. Try again shortly."
     retry_after_seconds = 5
+
+
+class Overloaded(Refusal):
+    """Shed at once, so that those who are served are served in time."""
+
+    code, status, title = "overloaded", 503, "Too many at once"
+    detail = "More passes are asked for at this moment than the service can give. Try again shortly."
+    retry_after_seconds = 2
 
 
 class ElevenLabsRefusal(Refusal):

@@ -214,6 +214,7 @@ OF_A_PASS: tuple[type[Refusal], ...] = (
     errors.RateLimited,
     errors.QuotaExceeded,
     errors.TooManyConversations,
+    errors.Overloaded,
     errors.KeyRejected,
     errors.AgentUnknown,
     errors.BadAnswer,
