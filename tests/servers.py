@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ def running(make_app: Callable[[str], ASGIApp], **uvicorn_options: Any) -> Itera
 @contextlib.asynccontextmanager
 async def listening(
     behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
     """Serve raw bytes on loopback in the running loop; yields the base URL. For peers that break HTTP's rules."""
     connections: set[asyncio.Task[None]] = set()
@@ -75,9 +78,9 @@ async def listening(
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.add(asyncio.create_task(handle(reader, writer)))
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for connection in connections:

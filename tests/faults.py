@@ -1,0 +1,248 @@
+"""An upstream that fails in every way we know of, over real sockets, and what voicepass owes its caller for each."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import gzip
+import json
+import socket
+import ssl
+import struct
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from email.utils import format_datetime
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.conftest import signed_url
+from tests.servers import free_port, listening
+
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Place = Callable[[], AbstractAsyncContextManager[str]]
+"""Opens the upstream, and yields its base URL."""
+
+TIMEOUT = (504, "elevenlabs_timeout")
+UNAVAILABLE = (503, "elevenlabs_unavailable")
+BAD_ANSWER = (502, "elevenlabs_bad_answer")
+KEY_REJECTED = (502, "elevenlabs_key_rejected")
+AGENT_UNKNOWN = (502, "elevenlabs_agent_unknown")
+QUOTA = (503, "elevenlabs_quota_exhausted")
+BUSY = (503, "elevenlabs_busy")
+
+
+class Fault(NamedTuple):
+    """Where it happens, and what is answered then; `retry_after`: where the wait is the upstream's to say."""
+
+    place: Place
+    answer: tuple[int, str]
+    retry_after: range | None = None
+
+
+def http(status: int, body: bytes = b"", *headers: str) -> bytes:
+    """A whole answer."""
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def good(base_url: str) -> bytes:
+    """The answer that holds a signed URL."""
+    url = signed_url(scheme="ws", host=base_url.removeprefix("http://"))
+    return http(200, json.dumps({"signed_url": url}).encode())
+
+
+async def asked(reader: asyncio.StreamReader) -> bytes:
+    """The head of the next request; b"" where the peer has gone."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+
+
+def saying(answer: bytes) -> Place:
+    """Say these bytes to the first request and close."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(answer)
+        await writer.drain()
+
+    return lambda: listening(behave)
+
+
+def trickling(begin: bytes, drop: bytes) -> Place:
+    """Begin an answer and never end it, with a drop every 20 ms, so that no wait between two bytes is long."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(begin)
+        while not writer.is_closing():
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    return lambda: listening(behave)
+
+
+def silent() -> AbstractAsyncContextManager[str]:
+    """Accept, read, and say nothing."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del writer
+        await reader.read()
+
+    return listening(behave)
+
+
+def resetting() -> AbstractAsyncContextManager[str]:
+    """Answer a request with a RST."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return listening(behave)
+
+
+@asynccontextmanager
+async def address(base_url: str) -> AsyncIterator[str]:
+    """A place where nobody has to listen."""
+    yield base_url
+
+
+@asynccontextmanager
+async def blackhole() -> AsyncIterator[str]:
+    """A port whose queue of connections is full: as behind a firewall that drops, a connection is never made."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)  # noqa: FBT003
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@cache
+def self_signed() -> ssl.SSLContext:
+    """TLS for 127.0.0.1 by a certificate that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        pem = Path(folder) / "pem"
+        pem.write_bytes(
+            certificate.public_bytes(serialization.Encoding.PEM)
+            + key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context.load_cert_chain(pem)
+    return context
+
+
+async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(http(200, b"{}"))
+    await writer.drain()
+
+
+@asynccontextmanager
+async def plain_where_tls_is_due() -> AsyncIterator[str]:
+    """A server that speaks no TLS."""
+    async with listening(_talk) as base_url:
+        yield base_url.replace("http:", "https:")
+
+
+def legacy(code: str) -> bytes:
+    """An error in the older envelope."""
+    return json.dumps({"detail": {"status": code, "message": "vendor words"}}).encode()
+
+
+def current(code: str) -> bytes:
+    """An error in the newer one."""
+    return json.dumps({"detail": {"type": "t", "code": code, "message": "vendor words", "status": code}}).encode()
+
+
+def in_half_a_minute() -> str:
+    """An HTTP date."""
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=30)
+    return format_datetime(later, usegmt=True)
+
+
+def _url(url: object) -> Place:
+    return saying(http(200, json.dumps({"signed_url": url}).encode()))
+
+
+FAULTS: dict[str, Fault] = {
+    "refused": Fault(lambda: address(f"http://127.0.0.1:{free_port()}"), UNAVAILABLE),
+    "blackholed": Fault(blackhole, TIMEOUT),
+    "no such name": Fault(lambda: address("https://voicepass.invalid"), UNAVAILABLE),
+    "certificate not trusted": Fault(lambda: listening(_talk, tls=self_signed()), UNAVAILABLE),
+    "no TLS": Fault(plain_where_tls_is_due, UNAVAILABLE),
+    "silent": Fault(silent, TIMEOUT),
+    "closed before the answer": Fault(saying(b""), UNAVAILABLE),
+    "closed amid the headers": Fault(saying(b"HTTP/1.1 200 OK\r\ncontent-le"), UNAVAILABLE),
+    "reset": Fault(resetting, UNAVAILABLE),
+    "headers trickle": Fault(trickling(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"), TIMEOUT),
+    "body trickles": Fault(trickling(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b" "), TIMEOUT),
+    "body truncated": Fault(saying(http(200, b"{}").replace(b": 2", b": 99")), BAD_ANSWER),
+    "bad chunk": Fault(saying(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}"), BAD_ANSWER),
+    "not HTTP": Fault(saying(b"SSH-2.0-OpenSSH_9.6\r\n"), BAD_ANSWER),
+    "two lengths": Fault(saying(http(200, b"{}", "content-length: 3")), BAD_ANSWER),
+    "a header of 200 kB": Fault(saying(http(200, b"{}", "x: " + "y" * 200_000)), BAD_ANSWER),
+    "headers without end": Fault(saying(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 5_000_000), BAD_ANSWER),
+    "gzip bomb": Fault(saying(http(200, gzip.compress(b" " * 20_000_000), "content-encoding: gzip")), BAD_ANSWER),
+    "10 MB": Fault(saying(http(200, b"{" + b" " * 10_000_000 + b"}")), BAD_ANSWER),
+    "HTML": Fault(saying(http(200, b"<h1>Please wait</h1>", "content-type: text/html")), BAD_ANSWER),
+    "no signed_url": Fault(saying(http(200, b"{}")), BAD_ANSWER),
+    "signed_url is a number": Fault(_url(7), BAD_ANSWER),
+    "signed_url leads elsewhere": Fault(_url(signed_url(host="evil.test")), BAD_ANSWER),
+    "signed_url is ws:": Fault(_url(signed_url(scheme="ws")), BAD_ANSWER),
+    "no content": Fault(saying(b"HTTP/1.1 204 No Content\r\n\r\n"), BAD_ANSWER),
+    "redirect": Fault(saying(http(302, b"", "location: https://evil.test/")), BAD_ANSWER),
+    "key rejected": Fault(saying(http(401, legacy("invalid_api_key"))), KEY_REJECTED),
+    "key rejected, newer": Fault(saying(http(401, current("invalid_api_key"))), KEY_REJECTED),
+    "quota exceeded": Fault(saying(http(401, legacy("quota_exceeded"))), QUOTA),
+    "no agent": Fault(saying(http(404, current("agent_not_found"))), AGENT_UNKNOWN),
+    "bad agent": Fault(saying(http(422, b'{"detail": [{"loc": ["query", "agent_id"]}]}')), AGENT_UNKNOWN),
+    **{
+        f"{code}, Retry-After {header or 'absent'}": Fault(
+            saying(http(429, legacy(code), *([f"retry-after: {header}"] if header else []))), BUSY, waits
+        )
+        for code in ("too_many_concurrent_requests", "system_busy")
+        for header, waits in (
+            (None, range(5, 6)),
+            ("1", range(1, 2)),
+            ("3600", range(3600, 3601)),
+            (in_half_a_minute(), range(1, 31)),
+            ("soon, or -3", range(5, 6)),
+        )
+    },
+    **{
+        f"{status}, {envelope.__name__}": Fault(saying(http(status, envelope("internal_error"))), UNAVAILABLE)
+        for status in (500, 502, 503, 504)
+        for envelope in (legacy, current)
+    },
+}
