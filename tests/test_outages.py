@@ -1,26 +1,20 @@
 """What users meet while ElevenLabs fails: over real sockets, each kind of fault, retries, load and hang-ups."""
 
 import asyncio
-import contextlib
-import os
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import httpx
 import pytest
 import structlog
 
-from tests.canaries import API_KEY, secrets_in
-from tests.conftest import MakeToken, settings_with
-from tests.faults import FAULTS, asked, good, http, saying
-from tests.servers import listening, running
+from tests.canaries import secrets_in
+from tests.conftest import settings_with
+from tests.faults import FAULTS, asked, good
+from tests.servers import listening
 from voicepass.app import create_app
-from voicepass.outbound import get, http_transport
 
 pytestmark = pytest.mark.anyio
 

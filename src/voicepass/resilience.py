@@ -15,8 +15,8 @@ FAILURES: Final = 5
 FAILURES_WITHIN_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = 5.0
 
-RETRIES_PER_CALL: Final = 0.2
-MAX_SAVED_RETRIES: Final = 10.0
+CALLS_PER_RETRY: Final = 5
+MAX_SAVED_RETRIES: Final = 10
 RETRY_JITTER_SECONDS: Final = 0.1
 
 WAITING_SHARE: Final = 0.25  # of the deadline: who waits for longer would be called too late to be answered in time
@@ -149,20 +149,20 @@ class Breaker:
 
 
 class RetryBudget:
-    """One retry for five calls, however many fail; ten are saved up at most."""
+    """One retry for five calls, however many fail; ten retries are saved up at most."""
 
     def __init__(self) -> None:
-        self._saved = 0.0
+        self._calls = 0
 
     def note_call(self) -> None:
         """Save a fifth of a retry."""
-        self._saved = min(self._saved + RETRIES_PER_CALL, MAX_SAVED_RETRIES)
+        self._calls = min(self._calls + 1, CALLS_PER_RETRY * MAX_SAVED_RETRIES)
 
     def spend(self) -> bool:
         """Tell whether there is a retry left, and take it."""
-        if self._saved < 1:
+        if self._calls < CALLS_PER_RETRY:
             return False
-        self._saved -= 1
+        self._calls -= CALLS_PER_RETRY
         return True
 
 
