@@ -202,8 +202,9 @@ def _pyqwest(idle_seconds: float) -> httpx.AsyncBaseTransport:
 
 
 @asynccontextmanager
-async def ours(_idle_seconds: float) -> AsyncIterator[Call]:
+async def ours(idle_seconds: float) -> AsyncIterator[Call]:
     """Use what voicepass uses: the transport alone, the URL and the headers parsed once."""
+    outbound.IDLE_SECONDS = idle_seconds
     async with outbound.http_transport(deadline_seconds=CALL_SECONDS) as transport:
         known: dict[str, httpx.Request] = {}
 

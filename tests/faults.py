@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from email.utils import format_datetime
@@ -52,8 +53,9 @@ def http(status: int, body: bytes = b"", *headers: str) -> bytes:
 
 
 def good(base_url: str) -> bytes:
-    """The answer that holds a signed URL."""
-    url = signed_url(scheme="ws", host=base_url.removeprefix("http://"))
+    """The answer that holds a signed URL, of another conversation each time."""
+    conversation_id = f"conv_{uuid.uuid4().hex}"
+    url = signed_url(scheme="ws", host=base_url.removeprefix("http://"), conversation_id=conversation_id)
     return http(200, json.dumps({"signed_url": url}).encode())
 
 
