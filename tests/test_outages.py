@@ -126,6 +126,50 @@ async def test_while_elevenlabs_is_out_of_order_it_is_left_alone_and_users_are_a
     ]
 
 
+async def test_a_warm_store_answers_while_elevenlabs_does_not_and_each_url_goes_to_one_user(
+    bearer: dict[str, str], make_token: MakeToken
+) -> None:
+    calls, filled, is_down = 0, asyncio.Event(), False
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        while await asked(reader):
+            calls += 1
+            if calls == 13:  # 8 that users waited for or took, 5 that are held
+                filled.set()
+            writer.write(http(503) if is_down else good(here))
+
+    async with listening(behave) as here, in_front_of(here, voicepass_warm_passes=5) as api:
+        before = [await api.post(PASS, headers=bearer) for _ in range(8)]
+        await asyncio.wait_for(filled.wait(), 5)
+        is_down = True
+        others = [{"Authorization": f"Bearer {make_token(sub=f'u-{n}')}"} for n in range(5)]
+        during = await asyncio.gather(*(api.post(PASS, headers=other) for other in others))
+        spent = await api.post(PASS, headers=bearer)
+
+    assert {answer.status_code for answer in (*before, *during)} == {200}
+    assert len({answer.json()["signed_url"] for answer in (*before, *during)}) == 13
+    assert [answer.json()["user_id"] for answer in during] == [f"u-{n}" for n in range(5)]
+    assert (spent.status_code, spent.json()["code"]) == UNAVAILABLE
+
+
+async def test_who_is_over_a_limit_gets_no_warm_url_either(make_token: MakeToken) -> None:
+    limited = policy_file(UNLIMITED.replace('passes_per_day = "off"', "passes_per_day = 3"))
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await asked(reader):
+            writer.write(good(here))
+
+    bearer = {"Authorization": f"Bearer {make_token()}"}
+    async with (
+        listening(behave) as here,
+        in_front_of(here, voicepass_warm_passes=9, voicepass_policy_file=limited) as api,
+    ):
+        answers = [(await api.post(PASS, headers=bearer)).status_code for _ in range(6)]
+
+    assert answers == [200, 200, 200, 429, 429, 429]
+
+
 # Load and hang-ups --------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +250,7 @@ async def test_500_peers_that_vanish_leave_nothing_reserved(make_token: MakeToke
 
     async with slow.listening() as base_url:
         settings = settings_with(
-            elevenlabs_base_url=base_url, voicepass_database_url=f"sqlite:///{tmp_path}/db", voicepass_max_calls=64
+            elevenlabs_base_url=base_url, voicepass_database_url=f"sqlite:///{tmp_path}/db", voicepass_max_calls=128
         )
         with running(lambda _url: create_app(settings)) as service:
             port = int(service.rpartition(":")[2])

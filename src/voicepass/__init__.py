@@ -13,6 +13,7 @@ The map, in reading order:
     elevenlabs   everything we know of ElevenLabs' HTTP
     outbound     the HTTP client that asks it, and the bounds on what it takes in
     resilience   deadline, retry budget, breaker, bulkhead: knows no vendor
+    warm         signed URLs fetched ahead of demand, each handed out once
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
     observe      an attempt or a settlement becomes a log line and metrics

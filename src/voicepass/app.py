@@ -19,9 +19,10 @@ from voicepass.jwks import PublishedKeys
 from voicepass.logs import configure_logging
 from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics
 from voicepass.outbound import http_transport
-from voicepass.passes import Passes
+from voicepass.passes import Passes, VoiceProvider
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Reconciler, Settlements, Webhook
+from voicepass.warm import WarmStore
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -72,6 +73,13 @@ def _lifespan(
                 clock=time.time,
             )
             stack.push_async_callback(provider.aclose)
+            source: VoiceProvider = provider
+            if settings.voicepass_warm_passes:
+                warm = WarmStore(
+                    source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic
+                )
+                stack.push_async_callback(warm.aclose)
+                source = warm
             for issuer in configuration.trusted:
                 if isinstance(issuer.keys, PublishedKeys):
                     stack.push_async_callback(issuer.keys.aclose)
@@ -88,7 +96,7 @@ def _lifespan(
             app.state.passes = Passes(
                 authenticator=app.state.authenticator,
                 policy=configuration.policy,
-                provider=provider,
+                provider=source,
                 ledger=ledger,
                 observers=[AttemptLog(), AttemptMetrics(registry=registry)],
             )

@@ -151,15 +151,20 @@ class ElevenLabs:
         self._accounts_bulkhead = Bulkhead(most=1)
         self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds) for url in self._workspaces}
 
-    async def credential(self, agent: Agent, transport: Transport) -> Credential:
+    async def credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
         """Return a fresh credential for one conversation with `agent`.
 
         A signed URL is asked for with `include_conversation_id=true`, which makes it single-use and names the
-        conversation before it begins. Raises an ElevenLabsRefusal or Overloaded, within the deadline.
+        conversation before it begins. Raises an ElevenLabsRefusal or Overloaded, within the deadline; with
+        `only_if_idle` Overloaded at once, where users may be waiting.
         """
         ask = partial(self._ask, agent, transport, self._workspaces[agent.base_url])
         with _refusals():
-            return await self.guards[agent.base_url].call(ask, bulkhead=self.bulkhead)
+            return await self.guards[agent.base_url].call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
+
+    def key_in_use(self, agent: Agent) -> int:
+        """Tell which of its workspace's keys was accepted last, by its position."""
+        return self._workspaces[agent.base_url].preferred
 
     async def conversation(self, agent_base_url: str, conversation_id: str) -> dict[str, object]:
         """Return ElevenLabs' own account of a conversation; the key needs the permission convai_read.

@@ -75,6 +75,8 @@ class Credential:
     secret: str = field(repr=False)
     conversation_id: str | None
     expires_at: float | None
+    is_warm: bool = False
+    """Whether it was fetched before anyone asked."""
 
     @property
     def sha256(self) -> str:
@@ -221,6 +223,7 @@ class Attempt:
     agent: Agent | None = None
     conversation_id: str | None = None
     credential_sha256: str | None = None
+    is_warm: bool = False
     outcome: str = "internal_error"
     is_operators_fault: bool = False
     operator_note: str = ""

@@ -23,7 +23,7 @@ class AttemptLog:
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
         }
         if attempt.outcome == "granted":
-            _log.info("pass.granted", credential_sha256=attempt.credential_sha256, **fields)
+            _log.info("pass.granted", credential_sha256=attempt.credential_sha256, warm=attempt.is_warm, **fields)
             if attempt.conversation_id is None:
                 _log.warning(
                     "conversation_id.missing",

@@ -77,7 +77,7 @@ class Passes:
             attempt.agent = agent = self._policy.agent_for(user, request.alias)
             async with self._reserved(attempt, user, agent) as reservation:
                 credential = await self._provider.credential(agent, request.transport)
-                attempt.conversation_id = credential.conversation_id
+                attempt.conversation_id, attempt.is_warm = credential.conversation_id, credential.is_warm
                 attempt.credential_sha256 = credential.sha256
                 await self._ledger.grant(reservation, credential)  # no row, no pass
             return VoicePass(
