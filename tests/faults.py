@@ -15,7 +15,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from email.utils import format_datetime
 from functools import cache
 from ipaddress import ip_address
-from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
@@ -135,8 +134,8 @@ async def blackhole() -> AsyncIterator[str]:
 
 
 @cache
-def self_signed() -> ssl.SSLContext:
-    """TLS for 127.0.0.1 by a certificate that nobody vouches for."""
+def self_signed() -> bytes:
+    """A certificate for 127.0.0.1 that nobody vouches for, and its key (PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -151,16 +150,17 @@ def self_signed() -> ssl.SSLContext:
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
         .sign(key, hashes.SHA256())
     )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return certificate.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+
+
+def tls() -> ssl.SSLContext:
+    """Serve with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory() as folder:
-        pem = Path(folder) / "pem"
-        pem.write_bytes(
-            certificate.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        context.load_cert_chain(pem)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(self_signed())
+        file.flush()
+        context.load_cert_chain(file.name)
     return context
 
 
@@ -201,7 +201,7 @@ FAULTS: dict[str, Fault] = {
     "refused": Fault(lambda: address(f"http://127.0.0.1:{free_port()}"), UNAVAILABLE),
     "blackholed": Fault(blackhole, TIMEOUT),
     "no such name": Fault(lambda: address("https://voicepass.invalid"), UNAVAILABLE),
-    "certificate not trusted": Fault(lambda: listening(_talk, tls=self_signed()), UNAVAILABLE),
+    "certificate not trusted": Fault(lambda: listening(_talk, tls=tls()), UNAVAILABLE),
     "no TLS": Fault(plain_where_tls_is_due, UNAVAILABLE),
     "silent": Fault(silent, TIMEOUT),
     "closed before the answer": Fault(saying(b""), UNAVAILABLE),

@@ -363,11 +363,15 @@ async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_fa
     assert bulkhead.under_way == 0
 
 
-async def test_closing_ends_what_is_under_way() -> None:
+async def test_closing_waits_for_what_is_under_way() -> None:
     held = Held()
     callers = await held.fill(2)
+    callers[0].cancel()
 
-    await held.guard.aclose()
-    await asyncio.gather(*callers, return_exceptions=True)
+    closing = asyncio.create_task(held.guard.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
 
+    held.release.set()
+    await closing
     assert held.bulkhead.under_way == 0

@@ -177,7 +177,7 @@ class ElevenLabs:
             return await self._accounts_guards[agent_base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
     async def aclose(self) -> None:
-        """Give up the calls that are still under way."""
+        """Wait for the calls that are still under way: until the deadline at most."""
         for guard in (*self.guards.values(), *self._accounts_guards.values()):
             await guard.aclose()
 

@@ -4,9 +4,12 @@ httpx's requests, answers and errors, carried by reqwest: `benchmarks/README.md`
 chosen. Another transport is another body of `http_transport`, and nothing else.
 """
 
+import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Final, NamedTuple, cast
 
+import certifi
 import httpx
 from pyreqwest.client import ClientBuilder
 from pyreqwest.compatibility.httpx import HttpxTransport
@@ -14,6 +17,7 @@ from pyreqwest.exceptions import PyreqwestError
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 IDLE_SECONDS: Final = 30
+SETTLE_SECONDS: Final = 0.05
 
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"}
 """Of every request. Compression is not asked for: a bomb would inflate before any cap could see it."""
@@ -31,18 +35,38 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _Transport(HttpxTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request`. Raises httpx errors, none of which holds a header of it."""
+        try:
+            return await super().handle_async_request(request)
+        except ValueError:
+            pass  # its text is the header that cannot be sent: so it is not even chained
+        raise httpx.LocalProtocolError("a header of the request holds what none can carry")
+
+    async def aclose(self) -> None:
+        """Close the connections, and let reqwest's thread come to rest.
+
+        The interpreter must not end while that thread still holds it: it would abort the process, instead of exit 0.
+        """
+        await super().aclose()
+        await asyncio.sleep(SETTLE_SECONDS)
+
+
 def http_transport(*, deadline_seconds: float) -> httpx.AsyncBaseTransport:
     """Return the one shared transport; `async with` closes it.
 
     No redirect is followed, for it would carry `xi-api-key` to another origin. No proxy is taken from the environment.
-    Certificates are verified against the system's roots. A call cannot outlive the `timeout` of its request, which is
-    counted in Rust from the first byte to the last; one that is given up in Python ends by it too, and not earlier.
+    Certificates are verified against the system's roots (or SSL_CERT_FILE) and certifi's, so an image without any will
+    do. A call cannot outlive the `timeout` of its request, which reqwest counts from its beginning to the last byte;
+    one that is given up in Python ends by it too, and not earlier.
     """
     client = (
         ClientBuilder()
         .no_proxy()
         .follow_redirects(enable=False)
         .danger_accept_invalid_certs(enable=False)
+        .add_root_certificate_pem(Path(certifi.where()).read_bytes())
         .default_cookie_store(enable=False)
         .gzip(enable=False)
         .brotli(enable=False)
@@ -54,7 +78,7 @@ def http_transport(*, deadline_seconds: float) -> httpx.AsyncBaseTransport:
         .pool_idle_timeout(timedelta(seconds=IDLE_SECONDS))
         .build()
     )
-    return HttpxTransport(client)
+    return _Transport(client)
 
 
 async def get(

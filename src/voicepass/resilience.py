@@ -211,9 +211,7 @@ class Guard:
         return await asyncio.shield(task)
 
     async def aclose(self) -> None:
-        """Give up what is still under way."""
-        for call in self._calls:
-            call.cancel()
+        """Wait for what is still under way, whose callers are gone: until the deadline at most."""
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _over(self, bulkhead: Bulkhead, task: asyncio.Task[Any]) -> None:

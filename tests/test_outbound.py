@@ -1,0 +1,131 @@
+"""The HTTP client at its edges: whom it trusts, what it takes in, and how its process ends."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.canaries import API_KEY
+from tests.conftest import UPSTREAM
+from tests.faults import asked, http, saying, self_signed, tls
+from tests.servers import free_port, listening
+from voicepass.outbound import AnswerUnusableError, get, http_transport
+
+pytestmark = pytest.mark.anyio
+
+CALLS = """
+import asyncio, sys
+import httpx
+from voicepass.outbound import get, http_transport
+
+async def main():
+    async with http_transport(deadline_seconds=5) as transport:
+        for url in sys.argv[1:]:
+            try:
+                answer = await get(transport, httpx.Request("GET", url), most_bytes=100, within_seconds=5)
+                print(answer.status)
+            except httpx.HTTPError as error:
+                print(type(error).__name__)
+
+asyncio.run(main())
+"""
+
+
+async def calls_in_a_process(*urls: str, environment: dict[str, str]) -> list[str]:
+    """What became of each call, made by a process with this environment; it must exit 0."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CALLS, *urls, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return output.decode().split()
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await asked(reader):
+        writer.write(http(200, b"{}"))
+
+
+async def test_a_certificate_counts_where_its_issuer_is_trusted_and_for_its_own_name_alone(tmp_path: Path) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(self_signed())
+
+    async with listening(serve, tls=tls()) as base_url:
+        urls = [base_url, base_url.replace("127.0.0.1", "localhost")]
+        trusting = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": str(roots)})
+        strangers = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"})
+
+    assert trusting == ["200", "ConnectError"]
+    assert strangers == ["ConnectError", "ConnectError"]
+
+
+async def test_no_proxy_of_the_environment_sees_a_call() -> None:
+    proxy = f"http://127.0.0.1:{free_port()}"  # to use it would be refused
+    environment = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), proxy)
+
+    async with listening(serve) as base_url:
+        assert await calls_in_a_process(base_url, environment=environment) == ["200"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (http(200, b"x" * 101), AnswerUnusableError),
+        (http(200, b"x" * 10_000_000), AnswerUnusableError),
+        (http(200, b"{}", "content-encoding: br"), AnswerUnusableError),
+        (http(200, b"{}", "x: " + "y" * 17_000), AnswerUnusableError),
+        (http(200, b"{}", *(f"x-{number}: y" for number in range(5000))), httpx.DecodingError),
+    ],
+)
+async def test_nothing_beyond_the_bounds_is_taken_in(answer: bytes, error: type[Exception]) -> None:
+    async with saying(answer)() as base_url, http_transport(deadline_seconds=5) as transport:
+        with pytest.raises(error):
+            await get(transport, httpx.Request("GET", base_url), most_bytes=100, within_seconds=5)
+
+
+async def test_a_redirect_is_an_answer_like_any_other() -> None:
+    async with (
+        listening(serve) as elsewhere,
+        saying(http(302, b"", f"location: {elsewhere}"))() as base_url,
+        http_transport(deadline_seconds=5) as transport,
+    ):
+        answer = await get(transport, httpx.Request("GET", base_url), most_bytes=100, within_seconds=5)
+
+    assert answer.status == 302
+
+
+async def test_any_transport_of_httpx_will_do() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"asked": request.headers["xi-api-key"]})
+
+    request = httpx.Request("GET", UPSTREAM, headers={"xi-api-key": "k"})
+
+    assert (await get(httpx.MockTransport(answer), request, most_bytes=100, within_seconds=5)).body == b'{"asked":"k"}'
+
+
+@pytest.mark.parametrize("key", [f"{API_KEY}\n", f"{API_KEY}\r\nx: y"])
+async def test_a_key_that_no_header_can_carry_is_in_no_error(key: str) -> None:
+    async with listening(serve) as base_url, http_transport(deadline_seconds=5) as transport:
+        with pytest.raises(httpx.LocalProtocolError) as raised:
+            await get(
+                transport,
+                httpx.Request("GET", base_url, headers={"xi-api-key": key.encode()}),  # type: ignore[dict-item]
+                most_bytes=100,
+                within_seconds=5,
+            )
+
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert API_KEY not in repr(error) + str(getattr(error, "details", ""))
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.long
+async def test_a_process_that_made_calls_ends_well_30_times_of_30() -> None:
+    """Without a moment for reqwest's thread to come to rest, one in four is aborted."""
+    async with listening(serve) as base_url:
+        for _ in range(30):
+            assert await calls_in_a_process(base_url.replace("http:", "https:"), environment={}) == ["ConnectError"]
