@@ -112,7 +112,7 @@ async def test_a_key_that_no_header_can_carry_is_in_no_error(key: str) -> None:
         with pytest.raises(httpx.LocalProtocolError) as raised:
             await get(
                 transport,
-                httpx.Request("GET", base_url, headers={"xi-api-key": key.encode()}),  # type: ignore[dict-item]
+                httpx.Request("GET", base_url, headers={b"xi-api-key": key.encode()}),
                 most_bytes=100,
                 within_seconds=5,
             )
