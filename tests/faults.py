@@ -230,16 +230,16 @@ FAULTS: dict[str, Fault] = {
     "no agent": Fault(saying(http(404, current("agent_not_found"))), AGENT_UNKNOWN),
     "bad agent": Fault(saying(http(422, b'{"detail": [{"loc": ["query", "agent_id"]}]}')), AGENT_UNKNOWN),
     **{
-        f"{code}, Retry-After {header or 'absent'}": Fault(
+        f"{code}, Retry-After {name}": Fault(
             saying(http(429, legacy(code), *([f"retry-after: {header}"] if header else []))), BUSY, waits
         )
         for code in ("too_many_concurrent_requests", "system_busy")
-        for header, waits in (
-            (None, range(5, 6)),
-            ("1", range(1, 2)),
-            ("3600", range(3600, 3601)),
-            (in_half_a_minute(), range(1, 31)),
-            ("soon, or -3", range(5, 6)),
+        for name, header, waits in (
+            ("absent", None, range(5, 6)),
+            ("1", "1", range(1, 2)),
+            ("3600", "3600", range(3600, 3601)),
+            ("a date", in_half_a_minute(), range(1, 31)),
+            ("garbage", "soon, or -3", range(5, 6)),
         )
     },
     **{
