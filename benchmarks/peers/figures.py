@@ -1,0 +1,151 @@
+"""What was measured, as tables: one for each delay of the upstream, what each costs to run, and the targets."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.peers.machine import Load
+
+CONNECTIONS: Final = (1, 64, 500)
+BASE: Final = "fastapi-shared"
+MISSING: Final = "missing"
+
+Table = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The open loop over a store of ready-made passes."""
+
+    load: Load
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Every load by (upstream's delay in ms, connections, name), a list of rounds; and the rest by name."""
+
+    loads: dict[tuple[int, int, str], list[Load]] = field(default_factory=dict)
+    start_seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_megabytes: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    warm: list[Warm] = field(default_factory=list)
+
+    def of(self, delay: int, connections: int, name: str, figure: str) -> float:
+        """Return the median of a figure over the rounds; NaN where nothing was measured."""
+        loads = self.loads.get((delay, connections, name), [])
+        return median([getattr(load, figure) for load in loads]) if loads else math.nan
+
+    def ratio(self, delay: int, connections: int, name: str, base: str) -> float:
+        """Return how many times as many passes a second: the median over the rounds, each of which had both."""
+        ours, theirs = (self.loads.get((delay, connections, each), []) for each in (name, base))
+        pairs = [(one.per_second, other.per_second) for one, other in zip(ours, theirs, strict=False)]
+        ratios = [one / other for one, other in pairs if other]
+        return median(ratios) if ratios else math.nan
+
+    def failed(self, delay: int, name: str, connections: Sequence[int] = CONNECTIONS) -> int:
+        """Return how many requests got no pass, in all rounds."""
+        return sum(load.failed for each in connections for load in self.loads.get((delay, each, name), []))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, round by round."""
+        return {
+            "loads": [
+                {"upstream_ms": delay, "connections": connections, "subject": name, "rounds": [*map(asdict, loads)]}
+                for (delay, connections, name), loads in self.loads.items()
+            ],
+            "start_seconds": self.start_seconds,
+            "peak_megabytes": self.peak_megabytes,
+            "missing": self.missing,
+            "warm": [asdict(warm) for warm in self.warm],
+        }
+
+
+def by_delay(figures: Figures, delay: int, titles: Mapping[str, str]) -> Table:
+    """Tabulate every subject before an upstream with that delay; one that is missing has a row that says so."""
+    table = []
+    for name, title in titles.items():
+        row = {"subject": title}
+
+        def cell(connections: int, figure: str, name: str = name) -> str:
+            return shown(figures.of(delay, connections, name, figure))
+
+        row["1 connection: median ms"] = MISSING if name in figures.missing else cell(1, "median_ms")
+        row["64: passes/s"] = cell(64, "per_second")
+        row["times shared"] = shown(figures.ratio(delay, 64, name, BASE))
+        row |= {"median ms": cell(64, "median_ms"), "p99 ms": cell(64, "p99_ms"), "CPU µs": cell(64, "cpu_us")}
+        row["500: passes/s"] = cell(500, "per_second")
+        row |= {"median ms ": cell(500, "median_ms"), "p99 ms ": cell(500, "p99_ms")}
+        row["no pass"] = f"{figures.failed(delay, name):,}"
+        table.append(row)
+    return table
+
+
+def footprints(figures: Figures, titles: Mapping[str, str]) -> Table:
+    """Tabulate what each takes to start, and to hold under load."""
+    return [
+        {
+            "subject": title,
+            "start s": shown(median(figures.start_seconds.get(name, [math.nan]))),
+            "peak MB": shown(figures.peak_megabytes.get(name, math.nan)),
+        }
+        for name, title in titles.items()
+        if name != "upstream"
+    ]
+
+
+def targets(figures: Figures) -> Table:
+    """Tabulate each target beside what was reached."""
+    ours = "voicepass"
+
+    def times(base: str) -> float:
+        return figures.ratio(0, 64, ours, base)
+
+    added = figures.of(0, 1, ours, "median_ms") - figures.of(0, 1, "upstream", "median_ms")
+    cold, ideal = figures.of(200, 500, ours, "per_second"), 500 / 0.2
+    core = figures.of(0, 500, ours, "per_second")
+    cold_p99 = figures.of(200, 500, ours, "p99_ms")
+    warm = figures.warm[0] if figures.warm else None
+    return [
+        _target("passes/s, 64 connections, to FastAPI with a shared client", times(BASE), ">=", 8),
+        _target("the same, to Next.js", times("next"), ">=", 4),
+        _target("the same, to Express", times("express"), ">=", 3),
+        _target("the same, to Fastify", times("fastify")),
+        _target("median ms added to the upstream's own, 1 connection", added, "<=", 0.8),
+        _target("500 connections, 200 ms: passes/s of 2,500 or what the core can", cold / min(ideal, core), ">=", 0.95),
+        _target("500 connections, 200 ms: no pass", figures.failed(200, ours, [500]) + cold * 0, "<=", 0),
+        _target("500 connections, 200 ms: p99 by the upstream's time", cold_p99 / 200, "<=", 3),
+        _target("warm store: median ms", warm.load.median_ms if warm else math.nan, "<=", 2),
+        _target("warm store: p99 ms", warm.load.p99_ms if warm else math.nan, "<=", 6),
+        _target("warm store: calls of the upstream per pass", _calls_per_pass(warm), "<=", 1.1),
+        _target("peak MB", figures.peak_megabytes.get(ours, math.nan), "<=", 110),
+        _target("start s", median(figures.start_seconds.get(ours, [math.nan])), "<=", 1.0),
+    ]
+
+
+def _calls_per_pass(warm: Warm | None) -> float:
+    return warm.calls / warm.load.answered if warm and warm.load.answered else math.nan
+
+
+def _target(what: str, reached: float, sign: str = "", bound: float = math.nan) -> dict[str, str]:
+    holds: dict[str, Callable[[float], bool]] = {">=": lambda it: it >= bound, "<=": lambda it: it <= bound}
+    row = {"what": what, "target": f"{sign} {bound:g}" if sign else "-", "reached": shown(reached)}
+    verdict = "yes" if sign and holds[sign](reached) else "no"
+    return row | {"met": "not measured" if math.isnan(reached) else verdict if sign else "-"}
+
+
+def shown(figure: float) -> str:
+    """Write a figure with three digits that count; a dash where nothing was measured."""
+    if math.isnan(figure):
+        return "-"
+    digits = 0 if figure == 0 else max(0, 2 - math.floor(math.log10(abs(figure))))
+    return f"{figure:,.{digits}f}"
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown does."""
+    head = list(table[0])
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([*row.values()] for row in table)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

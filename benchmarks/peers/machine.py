@@ -1,0 +1,180 @@
+"""The machine under the comparison: its cores, the programs in C, and a subject that runs alone on one core."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+BUILD: Final = HERE.parent / ".build"
+TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+START_SECONDS: Final = 30.0
+IDLE_WITHIN_SECONDS: Final = 60.0
+
+
+class CannotRunError(Exception):
+    """Something is not there, or does not start; the message says what."""
+
+
+def core(number: int) -> list[str]:
+    """Return what to put before a command so that it runs on that core alone (0: the subject, 1: all others)."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "-c", str(cores[number % len(cores)])]
+
+
+def done(command: Sequence[object], *, cwd: Path = HERE) -> str:
+    """Run a command to its end and return what it printed; raises CannotRunError with the end of its complaint."""
+    words = [str(word) for word in command]
+    if shutil.which(words[0]) is None:
+        raise CannotRunError(f"{words[0]} is not installed")
+    ended = subprocess.run(  # noqa: S603 - commands of this folder
+        words, cwd=cwd, capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        complaint = (ended.stderr or ended.stdout).strip().splitlines() or ["no word"]
+        raise CannotRunError(f"{words[0]}: {complaint[-1]}")
+    return ended.stdout
+
+
+def compiled(name: str) -> Path:
+    """Compile `name`.c, unless that was done."""
+    source, program = HERE / f"{name}.c", BUILD / name
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        BUILD.mkdir(exist_ok=True)
+        done(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"])
+    return program
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A server that runs, with all its threads and children."""
+
+    name: str
+    pid: int
+    port: int
+    log: Path
+
+    def cpu_seconds(self) -> float:
+        """Return what it has used so far, in the kernel and outside."""
+        fields = [path.read_text().rpartition(") ")[2].split() for path in self._files("stat")]
+        return sum(int(field) for stat in fields for field in stat[11:13]) / TICKS_PER_SECOND
+
+    def peak_megabytes(self) -> float:
+        """Return the most memory that it has held at once."""
+        lines = [line for path in self._files("status") for line in path.read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    def idle(self) -> None:
+        """Wait until it does nothing: what it was asked, and nobody waits for, must not slow down the next."""
+        until = time.monotonic() + IDLE_WITHIN_SECONDS
+        busy = self.cpu_seconds()
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            before, busy = busy, self.cpu_seconds()
+            if busy - before < 2 / TICKS_PER_SECOND:
+                return
+
+    def _files(self, name: str) -> Iterator[Path]:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.pid:  # of its process group
+                    yield stat.with_name(name)
+
+
+@contextlib.contextmanager
+def running(
+    name: str, command: Sequence[object], *, port: int, cwd: Path, environment: Mapping[str, str], on: int = 0
+) -> Iterator[Subject]:
+    """Start a server on the core `on`; what it writes to its error stream goes to a file beside it."""
+    log = cwd / f"{name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(  # noqa: S603 - commands of this folder
+            [*core(on), *map(str, command)],
+            cwd=cwd,
+            env={"PATH": os.environ["PATH"], "HOME": str(cwd)} | dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield Subject(name, process.pid, port, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The pretend ElevenLabs."""
+
+    subject: Subject
+
+    @property
+    def url(self) -> str:
+        """Return its base URL."""
+        return f"http://127.0.0.1:{self.subject.port}"
+
+    def calls(self) -> int:
+        """Return how many signed URLs it was asked for."""
+        with urllib.request.urlopen(f"{self.url}/stats") as answer:  # noqa: S310 - on loopback
+            return int(json.load(answer)["calls"])
+
+
+@contextlib.contextmanager
+def upstream(delay_ms: float, directory: Path, *, on: int = 1) -> Iterator[Upstream]:
+    """Run the pretend ElevenLabs, which answers after that delay."""
+    name = f"upstream-{on}"
+    with running(name, [compiled("upstream"), str(delay_ms)], port=0, cwd=directory, environment={}, on=on) as subject:
+        until = time.monotonic() + START_SECONDS
+        while not (said := subject.log.read_text()).endswith("\n"):
+            if time.monotonic() > until:
+                raise CannotRunError(f"the upstream does not start: {said}")
+            time.sleep(0.01)
+        yield Upstream(replace(subject, port=int(said)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a load came to. `refused`: another status than 200; `unanswered`: seconds after the last was asked."""
+
+    answered: int
+    per_second: float
+    median_ms: float
+    p99_ms: float
+    refused: int
+    errors: int
+    unanswered: int
+    cpu_us: float
+
+    @property
+    def failed(self) -> int:
+        """Return how many got no pass."""
+        return self.refused + self.errors + self.unanswered
+
+
+def load(
+    subject: Subject, *, connections: int, seconds: float, request: str, tokens: Path, per_second: float = 0
+) -> Load:
+    """Ask the subject in a closed loop, or, where `per_second` is given, as many come at random.
+
+    `cpu_us` is what it used for each answer.
+    """
+    program = [*core(1), compiled("load"), subject.port, connections, seconds, per_second, request, tokens]
+    before = subject.cpu_seconds()
+    told = json.loads(done(program).replace(": nan", ": NaN"))
+    used = subject.cpu_seconds() - before
+    return Load(**told, cpu_us=used * 1e6 / told["answered"] if told["answered"] else float("nan"))

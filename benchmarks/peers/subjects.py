@@ -1,0 +1,214 @@
+"""Who is compared: voicepass with everything on, what users would deploy instead, and the upstream as the limit."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.peers.machine import BUILD, HERE, START_SECONDS, CannotRunError, Subject, Upstream, done, running
+from voicepass.policyfile import MAX_AMOUNT
+from voicepass.settings import Settings
+
+AGENT_ID: Final = "agent_7x"
+ISSUER: Final = "https://login.example"
+AUDIENCE: Final = "voicepass"
+API_KEY: Final = "sk_benchmark"
+JWT_SECRET: Final = "the-secret-of-a-benchmark-that-guards-nothing"  # noqa: S105
+USERS: Final = 20_000
+WARM_PASSES: Final = 64
+
+UPSTREAM_PATH: Final = f"/v1/convai/conversation/get-signed-url?agent_id={AGENT_ID}&include_conversation_id=true"
+HEADERS: Final = "Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nAccept: application/json\r\n"
+ASK: Final = f"POST /v1/signed-url HTTP/1.1\r\n{HEADERS}Content-Length: 0\r\n\r\n"
+ASK_UPSTREAM: Final = f"GET {UPSTREAM_PATH} HTTP/1.1\r\n{HEADERS}xi-api-key: {API_KEY}\r\n\r\n"
+
+# All that is on from the start is on, and out of the way.
+POLICY: Final = "[limits.user]\n" + "".join(
+    f"{limit} = {MAX_AMOUNT}\n"
+    for limit in ("passes_per_minute", "passes_per_day", "open_conversations", "minutes_per_day", "minutes_per_month")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of those compared. `folder` is a Node application's; `{port}` in the command becomes the port."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    folder: str = ""
+    scripts: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def install(self) -> None:
+        """Install what it needs, once for each version; raises CannotRunError."""
+        if not self.folder:
+            return
+        source, installed = HERE / self.folder, BUILD / self.folder
+        digest = hashlib.sha256(
+            b"".join(path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file())
+        ).hexdigest()
+        stamp = installed / ".installed"
+        if stamp.exists() and stamp.read_text() == digest:
+            return
+        shutil.copytree(source, installed, dirs_exist_ok=True)
+        done(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=installed)
+        for script in self.scripts:
+            done(["npm", "run", script], cwd=installed)
+        stamp.write_text(digest)
+
+    @contextlib.contextmanager
+    def running(self, upstream: Upstream, directory: Path) -> Iterator[Subject]:
+        """Run it before that upstream; `directory` is for its files."""
+        port = free_port()
+        cwd = directory / self.name
+        cwd.mkdir(exist_ok=True)
+        command = [word.replace("{port}", str(port)) for word in self.command]
+        if self.folder:
+            command = [command[0], *(word.replace("{app}", str(BUILD / self.folder)) for word in command[1:])]
+        common = {
+            "API_KEY": API_KEY,
+            "AGENT_ID": AGENT_ID,
+            "UPSTREAM": upstream.url,
+            "JWT_SECRET": JWT_SECRET,
+            "JWT_ISSUER": ISSUER,
+            "JWT_AUDIENCE": AUDIENCE,
+            "PORT": str(port),
+            "NODE_ENV": "production",
+        }
+        environment = environment_of_voicepass(upstream, cwd) if self.name == "voicepass" else common
+        with running(self.name, command, port=port, cwd=cwd, environment=environment | self.environment) as subject:
+            yield subject
+
+
+def environment_of_voicepass(upstream: Upstream, directory: Path) -> dict[str, str]:
+    """Return settings with everything on: limits, a ledger on disk, a log line and metrics for each pass."""
+    policy = directory / "policy.toml"
+    policy.write_text(POLICY)
+    return {
+        "ELEVENLABS_API_KEY": API_KEY,
+        "ELEVENLABS_AGENT_ID": AGENT_ID,
+        "ELEVENLABS_BASE_URL": upstream.url,
+        "VOICEPASS_JWT_SECRET": JWT_SECRET,
+        "VOICEPASS_JWT_ISSUER": ISSUER,
+        "VOICEPASS_JWT_AUDIENCE": AUDIENCE,
+        "VOICEPASS_POLICY_FILE": str(policy),
+        "VOICEPASS_DATABASE_URL": f"sqlite:///{directory / 'ledger.db'}",
+    }
+
+
+def has_warm_store() -> bool:
+    """Whether this voicepass can hold ready-made passes."""
+    return "voicepass_warm_passes" in Settings.model_fields
+
+
+_UVICORN: Final = (sys.executable, "-m", "uvicorn", "--app-dir", str(HERE.parent.parent), "--port", "{port}")
+_QUIET: Final = ("--no-access-log", "--log-level", "warning")
+
+VOICEPASS: Final = Candidate("voicepass", "voicepass", (sys.executable, "-m", "voicepass", "serve", "--port", "{port}"))
+CANDIDATES: Final = (
+    VOICEPASS,
+    Candidate(
+        "fastapi-per-request",
+        "FastAPI, an httpx client per request",
+        (*_UVICORN, *_QUIET, "benchmarks.peers.fastapi_app:per_request"),
+    ),
+    Candidate(
+        "fastapi-shared",
+        "FastAPI, one shared httpx client",
+        (*_UVICORN, *_QUIET, "benchmarks.peers.fastapi_app:shared"),
+    ),
+    Candidate("express", "Express, `fetch`", ("node", "{app}/server.js"), "express"),
+    Candidate("fastify", "Fastify, undici", ("node", "{app}/server.js"), "fastify"),
+    Candidate(
+        "next",
+        "Next.js route handler, production build",
+        ("node", "{app}/node_modules/next/dist/bin/next", "start", "{app}", "-p", "{port}", "-H", "127.0.0.1"),
+        "next",
+        scripts=("build",),
+        environment={"NEXT_TELEMETRY_DISABLED": "1"},
+    ),
+)
+
+
+def token(user: int = 0, *, secret: str = JWT_SECRET, **claims: object) -> str:
+    """Sign a token for one of the users; keyword arguments change its claims."""
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": f"user-{user}", "name": "Ada", "exp": int(time.time()) + 86400}
+    segments = ({"alg": "HS256", "typ": "JWT"}, {k: v for k, v in (good | claims).items() if v is not None})
+    signing_input = b".".join(_base64url(json.dumps(segment).encode()) for segment in segments)
+    return b".".join((signing_input, _base64url(hmac.digest(secret.encode(), signing_input, hashlib.sha256)))).decode()
+
+
+def _base64url(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def write_tokens(path: Path, users: int = USERS) -> Path:
+    """Write a token for each user, a line each: so many that a remembered one is no use."""
+    path.write_text("".join(f"{token(user)}\n" for user in range(users)))
+    return path
+
+
+def asked(port: int, bearer: str) -> tuple[int, dict[str, Any]]:
+    """Ask for a pass as a browser would; return the status and the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+    try:
+        connection.request("POST", "/v1/signed-url", headers={"Authorization": f"Bearer {bearer}"})
+        answer = connection.getresponse()
+        return answer.status, json.load(answer)
+    finally:
+        connection.close()
+
+
+def first_pass(subject: Subject, begun: float) -> float:
+    """Wait for the first pass; return the seconds since `begun`, on the monotonic clock."""
+    while time.monotonic() < begun + START_SECONDS:
+        with contextlib.suppress(OSError):
+            status, answer = asked(subject.port, token())
+            if status == http.client.OK:
+                return time.monotonic() - begun
+            raise CannotRunError(f"{subject.name} answered {status}: {answer}")
+        if not os.path.exists(f"/proc/{subject.pid}"):  # noqa: PTH110
+            break
+        time.sleep(0.005)
+    end = subject.log.read_text().strip().splitlines()[-1:] or ["no word"]
+    raise CannotRunError(f"{subject.name} does not start: {end[0]}")
+
+
+def check(subject: Subject) -> None:
+    """Raise CannotRunError unless the subject does the whole task: it is no peer otherwise."""
+    answers = [asked(subject.port, token(user=7)) for _ in range(2)]
+    urls = {answer["signed_url"] for _, answer in answers}
+    variables = [answer["dynamic_variables"] for _, answer in answers]
+    if len(urls) < len(answers) or variables != [{"user_id": "user-7", "user_name": "Ada"}] * len(answers):
+        raise CannotRunError(f"{subject.name} gives no pass of one's own: {answers}")
+    bad: dict[str, dict[str, Any]] = {
+        "iss": {"iss": "https://other.example"},
+        "aud": {"aud": "other"},
+        "exp": {"exp": int(time.time()) - 3600},
+        "no exp": {"exp": None},
+        "no sub": {"sub": None},
+        "signature": {"secret": JWT_SECRET[::-1]},
+    }
+    for flaw, change in bad.items():
+        status, _ = asked(subject.port, token(**change))
+        if status != http.client.UNAUTHORIZED:
+            raise CannotRunError(f"{subject.name} answered {status} to a token with a bad {flaw}")
+
+
+def free_port() -> int:
+    """Return a port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
