@@ -28,12 +28,13 @@ from typing import Final, NamedTuple
 import psycopg
 import uvloop
 
+from benchmarks.ports import ISSUER, AtOnce, NoLedger, Stranger
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Agent, Credential, Credentials, Limit, PassRequest, Reservation, Scope, Transport, User
+from voicepass.model import Agent, Credentials, Limit, PassRequest, Reservation, Scope, Transport
 from voicepass.passes import Ledger as LedgerPort
 from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
@@ -51,7 +52,6 @@ Table = list[dict[str, object]]
 
 ROUNDS: Final = 10  # of all cases in turn, so that a slow moment of the machine slows them all
 PASSES_OF_A_USER: Final = 20  # in 60 days; half of them in the longest window
-ISSUER: Final = "https://login.example"
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenlabs.io")
 LIMITS: Final = LimitTables().limits()  # the five of each user, which are on from the start
 MINUTES_OF_ALL: Final = (*LIMITS, *LimitsEntry(minutes_per_month=MAX_AMOUNT).limits(Scope.ALL))
@@ -153,29 +153,6 @@ def postgres_server(directory: Path) -> Iterator[str]:
         yield f"postgresql://postgres@127.0.0.1:{port}/"
     finally:
         server.cleanup()
-
-
-class NoLedger:
-    """Says yes to everything and keeps nothing."""
-
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None: ...
-    async def grant(self, reservation: Reservation, credential: Credential, /) -> None: ...
-    async def release(self, reservation: Reservation, /) -> None: ...
-
-
-class Stranger:
-    """The authenticator: each who asks is a new user, so that nobody comes near a limit."""
-
-    async def authenticate(self, _credentials: Credentials, /) -> User:
-        return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
-
-
-class AtOnce:
-    """The provider: ElevenLabs, if it took no time."""
-
-    async def credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
-        conversation_id = f"conv_{uuid.uuid4().hex}"
-        return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=None)
 
 
 def issuing(ledger: LedgerPort) -> Work:

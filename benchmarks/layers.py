@@ -1,0 +1,201 @@
+"""What each layer of voicepass costs a pass: a ladder of services, each with one layer more, under the same load."""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from benchmarks.peers.figures import markdown, shown
+from benchmarks.peers.machine import HERE, Load, Subject, load, running, upstream
+from benchmarks.peers.subjects import ASK, environment_of_voicepass, first_pass, free_port, write_tokens
+from benchmarks.ports import AtOnce, NoLedger, Stranger
+from voicepass.api.cors import Cors
+from voicepass.api.middleware import Surface
+from voicepass.app import create_app
+from voicepass.model import Agent, PassRequest, Transport, VoicePass
+from voicepass.passes import Passes
+from voicepass.server import UVICORN_OPTIONS, run
+
+RUNGS: Final = {
+    "asgi": "uvicorn and a bare ASGI app",
+    "guards": "+ limits below ASGI (`server`)",
+    "surface": "+ request id, limits, headers, CORS (`api.middleware`, `api.cors`)",
+    "route": "+ FastAPI's routing, the request read, the answer encoded (`api.routes`, `api.schemas`)",
+    "passes": "+ the use case and its rules (`passes`, `policy`)",
+    "token": "+ the token verified (`identity`)",
+    "ledger": "+ reserved and granted on disk, five limits (`ledger.sqlite`)",
+    "client": "+ ElevenLabs asked, its answer checked (`elevenlabs`)",
+    "observers": "+ log line and metrics (`observe`): all of it",
+}
+ANSWER: Final = b'{"signed_url":"wss://x"}'
+AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://x")
+
+
+async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer whatever is asked."""
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        return
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+class Given:
+    """Passes that are issued to anyone, without a use case."""
+
+    async def issue(self, request: PassRequest) -> VoicePass:
+        """Return one."""
+        credential = await AtOnce().credential(AGENT, request.transport)
+        return VoicePass(
+            transport=Transport.WEBSOCKET,
+            credential=credential,
+            agent=AGENT,
+            user_id="u-1",
+            dynamic_variables={"user_id": "u-1", "user_name": "Ada"},
+        )
+
+
+def rung() -> ASGIApp:
+    """Build the service up to the layer that the environment names in RUNG."""
+    names = [*RUNGS]
+    layers = set(names[: names.index(os.environ["RUNG"]) + 1])
+    if "surface" not in layers:
+        return bare
+    if "route" not in layers:
+        return Cors(Surface(bare), allowed_origins=[], with_cookies=False)
+    app = create_app()
+    whole = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def up_to_the_layer(app: FastAPI) -> AsyncIterator[None]:
+        async with whole(app):
+            real = app.state.passes
+            app.state.passes = (
+                Passes(
+                    authenticator=real._authenticator if "token" in layers else Stranger(),
+                    policy=real._policy,
+                    provider=real._provider if "client" in layers else AtOnce(),
+                    ledger=real._ledger if "ledger" in layers else NoLedger(),
+                    observers=real._observers if "observers" in layers else (),
+                )
+                if "passes" in layers
+                else Given()
+            )
+            yield
+            app.state.passes = real
+
+    app.router.lifespan_context = up_to_the_layer
+    return app
+
+
+def serve(port: int) -> None:
+    """Serve the rung; with PROFILE in the environment, write there where its time went."""
+    profile = cProfile.Profile() if "PROFILE" in os.environ else None
+    if profile:
+        profile.enable()
+    if os.environ["RUNG"] == "asgi":
+        import uvicorn  # noqa: PLC0415 - the first rung alone runs it as it comes
+
+        uvicorn.run(bare, port=port, **UVICORN_OPTIONS)
+    else:
+        run("benchmarks.layers:rung", host="127.0.0.1", port=port, drain_seconds=1, factory=True)
+    if profile:
+        profile.disable()
+        profile.dump_stats(os.environ["PROFILE"])
+
+
+def climb(
+    *, delay: int, rounds: int, seconds: float, connections: int, profiled: bool = False
+) -> dict[str, list[Load]]:
+    """Load every rung, in rounds of all of them after one that is not counted; or profile the last rung alone."""
+    loads: dict[str, list[Load]] = {name: [] for name in RUNGS}
+    with tempfile.TemporaryDirectory(prefix="vp") as name, ExitStack() as stack:
+        directory = Path(name)
+        before = stack.enter_context(upstream(delay, directory))
+        tokens = write_tokens(directory / "tokens")
+        subjects: list[Subject] = []
+        for layer in [*RUNGS][-1:] if profiled else RUNGS:
+            cwd = directory / layer
+            cwd.mkdir()
+            environment = environment_of_voicepass(before, cwd) | {"RUNG": layer, "PYTHONPATH": str(HERE.parent.parent)}
+            if profiled:
+                environment["PROFILE"] = str(directory / "profile")
+            port = free_port()
+            command = [sys.executable, "-m", "benchmarks.layers", "--serve", port]
+            subject = stack.enter_context(running(layer, command, port=port, cwd=cwd, environment=environment))
+            first_pass(subject, time.monotonic())
+            subjects.append(subject)
+        for number in range(rounds + 1):
+            for subject in subjects:
+                sys.stderr.write(f"round {number}: {subject.name}\033[K\r")
+                one = load(subject, connections=connections, seconds=seconds, request=ASK, tokens=tokens)
+                if one.failed:
+                    sys.stderr.write(f"{subject.name}: {one.failed} got no pass; see {subject.log}\n")
+                subject.idle()
+                if number:
+                    loads[subject.name].append(one)
+        if profiled:
+            stack.close()  # it writes its profile when it ends
+            pstats.Stats(str(directory / "profile")).sort_stats("tottime").print_stats(45)
+    return loads
+
+
+def tabulated(loads: dict[str, list[Load]]) -> list[dict[str, str]]:
+    """Tabulate the rungs, and what each costs more than the one before it."""
+    table, below = [], 0.0
+    for name, title in RUNGS.items():
+        cpu_us = median(load.cpu_us for load in loads[name])
+        row = {"up to": title, "CPU µs a pass": shown(cpu_us), "this layer": shown(cpu_us - below)}
+        row["passes/s"] = shown(median(load.per_second for load in loads[name]))
+        table.append(row | {"median ms": shown(median(load.median_ms for load in loads[name]))})
+        below = cpu_us
+    return table
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--delay", type=int, default=0, help="of the upstream, in ms")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2, help="of one load")
+    parser.add_argument("--functions", action="store_true", help="profile the functions of the whole service instead")
+    parser.add_argument("--json", type=Path, help="a file for the table")
+    parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    loads = climb(
+        delay=options.delay,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        connections=options.connections,
+        profiled=options.functions,
+    )
+    if options.functions:
+        return
+    table = tabulated(loads)
+    sys.stderr.write("\033[K")
+    sys.stdout.write(markdown(table))
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

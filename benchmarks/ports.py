@@ -1,0 +1,32 @@
+"""The ports of the use case, as cheap as they can be: what a real one costs is what it takes more than these."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from voicepass.model import Agent, Credential, Credentials, Limit, Reservation, Transport, User
+
+ISSUER: Final = "https://login.example"
+
+
+class NoLedger:
+    """Says yes to everything and keeps nothing."""
+
+    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None: ...
+    async def grant(self, reservation: Reservation, credential: Credential, /) -> None: ...
+    async def release(self, reservation: Reservation, /) -> None: ...
+
+
+class Stranger:
+    """The authenticator: each who asks is a new user, so that nobody comes near a limit."""
+
+    async def authenticate(self, _credentials: Credentials, /) -> User:
+        return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
+
+
+class AtOnce:
+    """The provider: ElevenLabs, if it took no time."""
+
+    async def credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
+        conversation_id = f"conv_{uuid.uuid4().hex}"
+        return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=None)
