@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -71,7 +72,7 @@ class Given:
 
 
 def rung() -> ASGIApp:
-    """Build the service up to the layer that the environment names in RUNG."""
+    """Build the service up to the layer RUNG of the environment; the whole one also writes a profile, to PROFILE."""
     names = [*RUNGS]
     layers = set(names[: names.index(os.environ["RUNG"]) + 1])
     if "surface" not in layers:
@@ -96,7 +97,13 @@ def rung() -> ASGIApp:
                 if "passes" in layers
                 else Given()
             )
+            profile = cProfile.Profile()
+            if "PROFILE" in os.environ:
+                profile.enable()
             yield
+            if "PROFILE" in os.environ:
+                profile.disable()
+                profile.dump_stats(os.environ["PROFILE"])
             app.state.passes = real
 
     app.router.lifespan_context = up_to_the_layer
@@ -104,19 +111,11 @@ def rung() -> ASGIApp:
 
 
 def serve(port: int) -> None:
-    """Serve the rung; with PROFILE in the environment, write there where its time went."""
-    profile = cProfile.Profile() if "PROFILE" in os.environ else None
-    if profile:
-        profile.enable()
+    """Serve the rung; the first as uvicorn comes, the others as the service is served."""
     if os.environ["RUNG"] == "asgi":
-        import uvicorn  # noqa: PLC0415 - the first rung alone runs it as it comes
-
         uvicorn.run(bare, port=port, **UVICORN_OPTIONS)
     else:
         run("benchmarks.layers:rung", host="127.0.0.1", port=port, drain_seconds=1, factory=True)
-    if profile:
-        profile.disable()
-        profile.dump_stats(os.environ["PROFILE"])
 
 
 def climb(
@@ -157,10 +156,11 @@ def climb(
 
 def tabulated(loads: dict[str, list[Load]]) -> list[dict[str, str]]:
     """Tabulate the rungs, and what each costs more than the one before it."""
-    table, below = [], 0.0
+    table, below = [], [0.0] * len(loads["asgi"])
     for name, title in RUNGS.items():
-        cpu_us = median(load.cpu_us for load in loads[name])
-        row = {"up to": title, "CPU µs a pass": shown(cpu_us), "this layer": shown(cpu_us - below)}
+        cpu_us = [load.cpu_us for load in loads[name]]
+        more = median(here - there for here, there in zip(cpu_us, below, strict=True))  # in the same round
+        row = {"up to": title, "CPU µs a pass": shown(median(cpu_us)), "this layer": shown(more)}
         row["passes/s"] = shown(median(load.per_second for load in loads[name]))
         table.append(row | {"median ms": shown(median(load.median_ms for load in loads[name]))})
         below = cpu_us
