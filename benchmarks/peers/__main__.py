@@ -34,7 +34,15 @@ UPSTREAM: Final = "upstream"
 WARM_USERS, WARM_PER_SECOND, WARM_DELAY_MS = 64, 120, 200
 
 
-def compare(figures: Figures, candidates: Sequence[Candidate], *, delay: int, rounds: int, seconds: float) -> None:
+def compare(
+    figures: Figures,
+    candidates: Sequence[Candidate],
+    *,
+    delay: int,
+    rounds: int,
+    seconds: float,
+    numbers: Sequence[int] = CONNECTIONS,
+) -> None:
     """Load all before an upstream with that delay, in rounds of all; a first round of several is not counted."""
     with temporary_directory() as directory, ExitStack() as stack:
         tokens = write_tokens(directory / "tokens")
@@ -44,13 +52,14 @@ def compare(figures: Figures, candidates: Sequence[Candidate], *, delay: int, ro
             try:
                 begun = time.monotonic()
                 subject = stack.enter_context(candidate.running(before, directory))
-                figures.start_seconds.setdefault(candidate.name, []).append(first_pass(subject, begun))
+                started = first_pass(subject, begun)
                 check(subject)
+                figures.start_seconds.setdefault(candidate.name, []).append(started)
                 subjects.append((subject, ASK))
             except CannotRunError as error:
                 figures.missing[candidate.name] = str(error)
         for number in range(rounds + (rounds > 1)):
-            for connections in CONNECTIONS:
+            for connections in numbers:
                 for subject, request in subjects:
                     sys.stderr.write(f"{delay} ms, round {number}, {connections} connections: {subject.name}\033[K\r")
                     one = load(subject, connections=connections, seconds=seconds, request=request, tokens=tokens)

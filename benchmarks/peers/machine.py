@@ -58,9 +58,13 @@ class Subject:
     """A server that runs, with all its threads and children."""
 
     name: str
-    pid: int
+    process: subprocess.Popen[bytes]
     port: int
     log: Path
+
+    def last_word(self) -> str:
+        """Return the last line that it wrote."""
+        return (self.log.read_text().strip().splitlines() or ["no word"])[-1]
 
     def cpu_seconds(self) -> float:
         """Return what it has used so far, in the kernel and outside."""
@@ -85,7 +89,7 @@ class Subject:
     def _files(self, name: str) -> Iterator[Path]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.pid:  # of its process group
+                if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.process.pid:  # of its group
                     yield stat.with_name(name)
 
 
@@ -106,7 +110,7 @@ def running(
             start_new_session=True,
         )
     try:
-        yield Subject(name, process.pid, port, log)
+        yield Subject(name, process, port, log)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

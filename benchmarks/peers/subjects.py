@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import http.client
 import json
-import os
 import shutil
 import socket
 import sys
@@ -173,17 +172,14 @@ def asked(port: int, bearer: str) -> tuple[int, dict[str, Any]]:
 
 def first_pass(subject: Subject, begun: float) -> float:
     """Wait for the first pass; return the seconds since `begun`, on the monotonic clock."""
-    while time.monotonic() < begun + START_SECONDS:
+    while subject.process.poll() is None and time.monotonic() < begun + START_SECONDS:
         with contextlib.suppress(OSError):
             status, answer = asked(subject.port, token())
             if status == http.client.OK:
                 return time.monotonic() - begun
             raise CannotRunError(f"{subject.name} answered {status}: {answer}")
-        if not os.path.exists(f"/proc/{subject.pid}"):  # noqa: PTH110
-            break
         time.sleep(0.005)
-    end = subject.log.read_text().strip().splitlines()[-1:] or ["no word"]
-    raise CannotRunError(f"{subject.name} does not start: {end[0]}")
+    raise CannotRunError(f"{subject.name} does not start: {subject.last_word()}")
 
 
 def check(subject: Subject) -> None:

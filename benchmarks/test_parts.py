@@ -1,0 +1,128 @@
+"""What the parts of a pass cost, each alone: the token, the rules, the ledger, the answer, the log line."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from prometheus_client import CollectorRegistry
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.ports import AtOnce
+from tests.conftest import MakeToken, make_token, settings_with
+from voicepass.api.schemas import SignedUrlPass
+from voicepass.configuration import Configuration, configure
+from voicepass.identity import JwtAuthenticator
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
+from voicepass.observe import AttemptLog, AttemptMetrics, configure_logging
+from voicepass.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
+
+__all__ = ["make_token"]  # a fixture of the tests, for those below
+
+Result = TypeVar("Result")
+
+LIMITS = LimitTables(user=UserLimitsEntry(**dict.fromkeys(UserLimitsEntry.model_fields, MAX_AMOUNT))).limits()
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A ledger in a file, and the loop that it lives in."""
+
+    ledger: Ledger
+    loop: asyncio.AbstractEventLoop
+
+
+@pytest.fixture
+def configuration() -> Configuration:
+    return configure(settings_with())
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[OnDisk]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        opened = open_sqlite(str(tmp_path / "ledger.db"), clock=time.time)
+        yield OnDisk(runner.run(opened.__aenter__()), runner.get_loop())
+        runner.run(opened.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def user() -> User:
+    return User(issuer="https://login.example", id="u-1", name="Ada", claims={})
+
+
+def finished(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine that waits for nothing, without what a loop costs."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("it waited for something")
+
+
+def test_verify_a_token(benchmark: BenchmarkFixture, configuration: Configuration, make_token: MakeToken) -> None:
+    authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
+    credentials = Credentials(authorization=(f"Bearer {make_token()}",))
+
+    user = benchmark(lambda: finished(authenticator.authenticate(credentials)))
+
+    assert user.id == "u-1"
+
+
+def test_apply_the_policy(benchmark: BenchmarkFixture, configuration: Configuration, user: User) -> None:
+    policy = configuration.policy
+
+    variables = benchmark(lambda: policy.variables_for(user, policy.agent_for(user, "default")))
+
+    assert variables == {"user_id": "u-1", "user_name": "Ada"}
+
+
+def test_reserve_and_grant_on_disk(benchmark: BenchmarkFixture, on_disk: OnDisk) -> None:
+    async def issue() -> None:
+        reservation = Reservation(
+            pass_id=uuid.uuid4().hex,
+            request_id="r",
+            token_issuer="https://login.example",
+            user_id=uuid.uuid4().hex,
+            agent_alias="default",
+            agent_id="agent_1",
+            transport=Transport.WEBSOCKET,
+            seconds=600,
+        )
+        credential = await AtOnce().credential(configuration_agent, Transport.WEBSOCKET)
+        await on_disk.ledger.reserve(reservation, LIMITS)
+        await on_disk.ledger.grant(reservation, credential)
+
+    configuration_agent = configure(settings_with()).policy.agents["default"].agent
+    benchmark(lambda: on_disk.loop.run_until_complete(issue()))
+
+
+def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configuration, user: User) -> None:
+    agent = configuration.policy.agents["default"].agent
+    voice_pass = VoicePass(
+        transport=Transport.WEBSOCKET,
+        credential=finished(AtOnce().credential(agent, Transport.WEBSOCKET)),
+        agent=agent,
+        user_id=user.id,
+        dynamic_variables=configuration.policy.variables_for(user, agent),
+    )
+
+    answer = benchmark(lambda: SignedUrlPass.of(voice_pass).model_dump_json())
+
+    assert voice_pass.credential.secret in answer
+
+
+def test_log_and_count(benchmark: BenchmarkFixture, configuration: Configuration, user: User) -> None:
+    configure_logging(log_format="json", level="info")
+    observers = (AttemptLog(), AttemptMetrics(registry=CollectorRegistry()))
+    attempt = Attempt(request_id="r", transport=Transport.WEBSOCKET, alias="default", client="127.0.0.1")
+    attempt.user, attempt.agent = user, configuration.policy.agents["default"].agent
+    attempt.outcome, attempt.conversation_id = "granted", "conv_1"
+
+    benchmark(lambda: [observe(attempt) for observe in observers])
