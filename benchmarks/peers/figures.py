@@ -72,12 +72,11 @@ def by_delay(figures: Figures, delay: int, titles: Mapping[str, str]) -> Table:
         def cell(connections: int, figure: str, name: str = name) -> str:
             return shown(figures.of(delay, connections, name, figure))
 
-        row["1 connection: median ms"] = MISSING if name in figures.missing else cell(1, "median_ms")
-        row["64: passes/s"] = cell(64, "per_second")
-        row["times shared"] = shown(figures.ratio(delay, 64, name, BASE))
-        row |= {"median ms": cell(64, "median_ms"), "p99 ms": cell(64, "p99_ms"), "CPU µs": cell(64, "cpu_us")}
-        row["500: passes/s"] = cell(500, "per_second")
-        row |= {"median ms ": cell(500, "median_ms"), "p99 ms ": cell(500, "p99_ms")}
+        row["1: median ms"] = MISSING if name in figures.missing else cell(1, "median_ms")
+        row |= {"64: passes/s": cell(64, "per_second"), "64: to shared": shown(figures.ratio(delay, 64, name, BASE))}
+        row |= {"64: median ms": cell(64, "median_ms"), "64: p99 ms": cell(64, "p99_ms")}
+        row |= {"64: CPU µs": cell(64, "cpu_us"), "500: passes/s": cell(500, "per_second")}
+        row |= {"500: median ms": cell(500, "median_ms"), "500: p99 ms": cell(500, "p99_ms")}
         row["no pass"] = f"{figures.failed(delay, name):,}"
         table.append(row)
     return table
@@ -105,17 +104,19 @@ def targets(figures: Figures) -> Table:
 
     added = figures.of(0, 1, ours, "median_ms") - figures.of(0, 1, "upstream", "median_ms")
     cold, ideal = figures.of(200, 500, ours, "per_second"), 500 / 0.2
-    core = figures.of(0, 500, ours, "per_second")
+    attainable = min(ideal, figures.of(0, 500, ours, "per_second"))  # the ideal, where that is NaN
+    without = math.nan if math.isnan(cold) else figures.failed(200, ours, [500])
     cold_p99 = figures.of(200, 500, ours, "p99_ms")
     warm = figures.warm[0] if figures.warm else None
     return [
         _target("passes/s, 64 connections, to FastAPI with a shared client", times(BASE), ">=", 8),
         _target("the same, to Next.js", times("next"), ">=", 4),
         _target("the same, to Express", times("express"), ">=", 3),
+        _target("the same, to Express with its key built once", times("express-key")),
         _target("the same, to Fastify", times("fastify")),
         _target("median ms added to the upstream's own, 1 connection", added, "<=", 0.8),
-        _target("500 connections, 200 ms: passes/s of 2,500 or what the core can", cold / min(ideal, core), ">=", 0.95),
-        _target("500 connections, 200 ms: no pass", figures.failed(200, ours, [500]) + cold * 0, "<=", 0),
+        _target("500 connections, 200 ms: passes/s of 2,500 or what the core can", cold / attainable, ">=", 0.95),
+        _target("500 connections, 200 ms: no pass", without, "<=", 0),
         _target("500 connections, 200 ms: p99 by the upstream's time", cold_p99 / 200, "<=", 3),
         _target("warm store: median ms", warm.load.median_ms if warm else math.nan, "<=", 2),
         _target("warm store: p99 ms", warm.load.p99_ms if warm else math.nan, "<=", 6),

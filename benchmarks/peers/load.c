@@ -129,17 +129,20 @@ static void read_from(Connection *connection) {
     rest(connection, time);
 }
 
-static void arrive(double until) {
+/* Lets come who has come by now; returns when the next will. */
+static double arrive(double time) {
     static double next;
     if (!next) next = begun;
-    for (; next < until && next < begun + seconds; next -= log(1 - drand48()) / rate) {
+    for (; next < time && next < begun + seconds; next -= log(1 - drand48()) / rate) {
         if (first_idle != last_idle) {
             ask(idle[first_idle++ % MAX_CONNECTIONS], next);
             continue;
         }
-        if (last_arrival == arrival_room) arrivals = realloc(arrivals, (arrival_room = arrival_room * 2 + 1024) * sizeof *arrivals);
+        if (last_arrival == arrival_room)
+            arrivals = realloc(arrivals, (arrival_room = arrival_room * 2 + 1024) * sizeof *arrivals);
         arrivals[last_arrival++] = next;
     }
+    return next;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -175,8 +178,9 @@ int main(int count, char **arguments) {
     for (int i = 0; i < connection_count; i++) rest(&connections[i], begun);
     struct epoll_event events[EVENTS];
     for (double time = begun; time < begun + seconds || (asking && time < begun + seconds + DRAIN_SECONDS); time = now()) {
-        if (rate) arrive(time);
-        int ready = epoll_wait(poller, events, EVENTS, rate ? 0 : 10); /* an open loop spins: it must not be late */
+        double wait = rate ? arrive(time) - time : 0.01;
+        struct timespec until = {.tv_nsec = wait > 0.01 ? 10000000 : wait > 0 ? (long)(wait * 1e9) : 0};
+        int ready = epoll_pwait2(poller, events, EVENTS, &until, NULL);
         for (int i = 0; i < ready; i++) read_from(events[i].data.ptr);
     }
     qsort(took, answered, sizeof *took, ascending);

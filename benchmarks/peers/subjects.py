@@ -129,6 +129,13 @@ CANDIDATES: Final = (
         (*_UVICORN, *_QUIET, "benchmarks.peers.fastapi_app:shared"),
     ),
     Candidate("express", "Express, `fetch`", ("node", "{app}/server.js"), "express"),
+    Candidate(
+        "express-key",
+        "Express, `fetch`, the key built once",
+        ("node", "{app}/server.js"),
+        "express",
+        environment={"KEY_BUILT_ONCE": "yes"},
+    ),
     Candidate("fastify", "Fastify, undici", ("node", "{app}/server.js"), "fastify"),
     Candidate(
         "next",

@@ -1,13 +1,16 @@
+import { createSecretKey } from "node:crypto";
 import express from "express";
 import jwt from "jsonwebtoken";
 
-const { API_KEY, AGENT_ID, UPSTREAM, JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE, PORT } = process.env;
+const { API_KEY, AGENT_ID, UPSTREAM, JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE, PORT, KEY_BUILT_ONCE } = process.env;
+// Tutorials hand over the secret as text; jsonwebtoken then tries it as a public key first, at every request.
+const key = KEY_BUILT_ONCE ? createSecretKey(JWT_SECRET, "utf8") : JWT_SECRET;
 const app = express();
 
 app.post("/v1/signed-url", async (request, response) => {
   let user;
   try {
-    user = jwt.verify((request.headers.authorization ?? "").replace(/^Bearer /, ""), JWT_SECRET, {
+    user = jwt.verify((request.headers.authorization ?? "").replace(/^Bearer /, ""), key, {
       algorithms: ["HS256"],
       issuer: JWT_ISSUER,
       audience: JWT_AUDIENCE,

@@ -1,15 +1,17 @@
+import { createSecretKey } from "node:crypto";
 import Fastify from "fastify";
 import jwt from "jsonwebtoken";
 import { Pool } from "undici";
 
 const { API_KEY, AGENT_ID, UPSTREAM, JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE, PORT } = process.env;
+const key = createSecretKey(JWT_SECRET, "utf8"); // text would be tried as a public key first
 const app = Fastify();
 const upstream = new Pool(UPSTREAM);
 
 app.post("/v1/signed-url", async (request, reply) => {
   let user;
   try {
-    user = jwt.verify((request.headers.authorization ?? "").replace(/^Bearer /, ""), JWT_SECRET, {
+    user = jwt.verify((request.headers.authorization ?? "").replace(/^Bearer /, ""), key, {
       algorithms: ["HS256"],
       issuer: JWT_ISSUER,
       audience: JWT_AUDIENCE,
