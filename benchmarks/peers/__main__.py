@@ -62,7 +62,11 @@ def compare(
             for connections in numbers:
                 for subject, request in subjects:
                     sys.stderr.write(f"{delay} ms, round {number}, {connections} connections: {subject.name}\033[K\r")
-                    one = load(subject, connections=connections, seconds=seconds, request=request, tokens=tokens)
+                    try:
+                        one = load(subject, connections=connections, seconds=seconds, request=request, tokens=tokens)
+                    except CannotRunError as error:  # it has died; the others go on
+                        figures.missing[subject.name] = f"{error}; its last word: {subject.last_word()}"
+                        continue
                     subject.idle()
                     if number or rounds == 1:
                         name = UPSTREAM if request is ASK_UPSTREAM else subject.name
@@ -84,7 +88,10 @@ def warm_store(figures: Figures, *, seconds: float) -> None:
     ):
         tokens = write_tokens(directory / "tokens", WARM_USERS)
         first_pass(subject, time.monotonic())
-        subject.idle()  # the store is full
+        calls = 0
+        while calls < before.calls():  # until the store is full
+            calls = before.calls()
+            time.sleep(1)
         random = load(
             subject, connections=WARM_USERS, seconds=seconds, request=ASK, tokens=tokens, per_second=WARM_PER_SECOND
         )
@@ -141,16 +148,19 @@ def main() -> int:
     if unknown := set(options.only.split(",")) - set(names):
         parser.error(f"--only knows {', '.join(names)}, not {', '.join(unknown)}")
     candidates = [candidate for candidate in CANDIDATES if candidate.name in options.only.split(",")]
-    figures = Figures()
-    ready = installed(figures, candidates)
-    for delay in map(int, options.delays.split(",")):
-        compare(figures, ready, delay=delay, rounds=options.rounds, seconds=options.seconds)
-    if VOICEPASS in ready:
-        warm_store(figures, seconds=options.warm_seconds)
+    figures, others = Figures(), os.getloadavg()[0]
+    try:
+        ready = installed(figures, candidates)
+        for delay in map(int, options.delays.split(",")):
+            compare(figures, ready, delay=delay, rounds=options.rounds, seconds=options.seconds)
+        if VOICEPASS in ready:
+            warm_store(figures, seconds=options.warm_seconds)
+    except CannotRunError as error:  # without the upstream or the load generator there is nothing to tell
+        sys.exit(f"nothing was measured: {error}")
     sys.stderr.write("\033[K")
     sys.stdout.write(report(figures, candidates))
     if options.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+        machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load_average_before": others}
         options.json.write_text(json.dumps({"at": time.time(), **machine, **figures.as_json()}, indent=2) + "\n")
     return 1 if figures.missing else 0
 
