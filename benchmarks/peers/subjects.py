@@ -41,7 +41,7 @@ POLICY: Final = "[limits.user]\n" + "".join(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of those compared. `folder` is a Node application's; `{port}` in the command becomes the port."""
+    """One of those compared. `folder` is a Node application's; `{app}` in the command is where it was installed."""
 
     name: str
     title: str
@@ -73,10 +73,8 @@ class Candidate:
         port = free_port()
         cwd = directory / self.name
         cwd.mkdir(exist_ok=True)
-        command = [word.replace("{port}", str(port)) for word in self.command]
-        if self.folder:
-            command = [command[0], *(word.replace("{app}", str(BUILD / self.folder)) for word in command[1:])]
-        common = {
+        command = [word.format(port=port, app=BUILD / self.folder) for word in self.command]
+        of_a_peer = {
             "API_KEY": API_KEY,
             "AGENT_ID": AGENT_ID,
             "UPSTREAM": upstream.url,
@@ -86,7 +84,7 @@ class Candidate:
             "PORT": str(port),
             "NODE_ENV": "production",
         }
-        environment = environment_of_voicepass(upstream, cwd) if self.name == "voicepass" else common
+        environment = environment_of_voicepass(upstream, cwd) if self.name == "voicepass" else of_a_peer
         with running(self.name, command, port=port, cwd=cwd, environment=environment | self.environment) as subject:
             yield subject
 
