@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
+from voicepass.api.module import module_routes
 from voicepass.api.problems import word_problems
 from voicepass.api.routes import backend_routes, operation_routes, pass_routes, user_routes, webhook_routes
 from voicepass.configuration import Configuration, configure, open_ledger
@@ -39,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             *user_routes.routes,
             *backend_routes.routes,
             *webhook_routes.routes,
+            *module_routes.routes,
             *operation_routes.routes,
         ],
         lifespan=_lifespan(settings, configuration),

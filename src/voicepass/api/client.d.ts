@@ -1,0 +1,151 @@
+/** voicepass in the browser. The code is client.js beside this file; see docs/frontends.md. */
+
+import type { Conversation as SdkConversation, DisconnectionDetails, PartialOptions } from "@elevenlabs/client";
+
+/** What the service gives for one conversation. It has `signed_url` (WebSocket) or `conversation_token` (WebRTC). */
+export interface Pass {
+  signed_url?: string;
+  conversation_token?: string;
+  conversation_id: string | null;
+  agent: string;
+  agent_id: string;
+  /** The conversation must begin before; an open one is not cut. */
+  expires_at: string | null;
+  user_id: string;
+  dynamic_variables: Record<string, string | number | boolean>;
+}
+
+export interface PassOptions {
+  /** Where voicepass is, such as `https://voice.example`. Left out: where this module was loaded from. */
+  service?: string;
+  /** The agent's alias. Left out: `default`. */
+  agent?: string;
+  transport?: "websocket" | "webrtc";
+  /** Gives the user's JWT, asked for each pass. Left out: the session cookie is sent instead. */
+  token?: () => string | Promise<string>;
+  signal?: AbortSignal;
+}
+
+/** A pass was not given. */
+export class PassError extends Error {
+  /** Stable; branch on this. The service's own, or `unreachable`, or `bad_answer` from what is in between. */
+  readonly code: string;
+  /** The HTTP status; 0 where there was no answer. */
+  readonly status: number;
+  /** What whoever reads this should do. */
+  readonly detail: string;
+  /** Leads to the line in the service's log. */
+  readonly requestId?: string;
+  /** Set where a wait helps. */
+  readonly retryAfterSeconds?: number;
+  /** Of a limit: from when a new try can succeed. */
+  readonly resetsAt?: string;
+  constructor(problem: Record<string, unknown>);
+}
+
+/** Why a conversation ended, or did not begin. Stable. */
+export type Cause =
+  | "user_ended"
+  | "agent_ended"
+  | "max_duration"
+  | "connection_lost"
+  | "pass_refused"
+  | "pass_expired"
+  | "unauthorized"
+  | "variables_missing"
+  | "override_not_allowed"
+  | "quota_exceeded"
+  | "daily_limit"
+  | "too_many_concurrent"
+  | "agent_misconfigured"
+  | "agent_unknown"
+  | "agent_failed"
+  | "host_not_allowed"
+  | "refused"
+  | "microphone_denied"
+  | "microphone_missing"
+  | "not_started";
+
+export interface Ending {
+  cause: Cause;
+  /** The cause in words. */
+  sentence: string;
+  /** Of the WebSocket; `closeReason` is in ElevenLabs' words. */
+  closeCode?: number;
+  closeReason?: string;
+  /** What was thrown, if something was: a PassError where the cause is `pass_refused`. */
+  error?: Error;
+}
+
+/** How things stand. `reconnects` says how many conversations came before: 0 for the first. */
+export type State =
+  | { status: "connecting"; reconnects: number; pass?: Pass }
+  | { status: "connected"; reconnects: number; pass: Pass; conversation: SdkConversation }
+  | {
+      /** Another pass will be asked for: in a while, or (`retryInSeconds` is null) once the network is back. */
+      status: "waiting";
+      reconnects: number;
+      because: Ending;
+      attempt: number;
+      retryInSeconds: number | null;
+    }
+  | { status: "ended"; ending: Ending };
+
+/** Options of the SDK's `startSession`, but for what the pass decides. */
+export type SessionOptions = Omit<
+  PartialOptions,
+  "agentId" | "authorization" | "connectionType" | "conversationToken" | "orchestrator" | "signedUrl" | "userId"
+>;
+
+export interface ConnectOptions extends Omit<PassOptions, "signal"> {
+  session?: SessionOptions;
+  onChange?: (state: State) => void;
+  /** How many passes may be asked for after one failed, until a conversation has held for a while. Left out: 5. */
+  retries?: number;
+  /** How long to try before giving up, waits that the service asked for included. Left out: 60. */
+  patienceSeconds?: number;
+  /** For tests. */
+  timers?: Timers;
+}
+
+export interface Timers {
+  /** Milliseconds since 1970. */
+  now(): number;
+  /** From 0 to 1. */
+  random(): number;
+  /** Resolves after that time, or when aborted. */
+  sleep(milliseconds: number, signal: AbortSignal): Promise<void>;
+}
+
+export interface Connection {
+  /** The last one that `onChange` was told. */
+  state: State;
+  /** The first conversation, once it is open. Rejects if there will be none. */
+  readonly connected: Promise<SdkConversation>;
+  /** Never rejects. */
+  readonly ended: Promise<Ending>;
+  /** Hangs up, or stops trying. */
+  end(): Promise<Ending>;
+}
+
+/** The SDK's `Conversation`, or what wraps it. */
+export interface Starter {
+  startSession(options: PartialOptions): Promise<SdkConversation>;
+}
+
+/** Fetches one pass. Rejects with a PassError, with what `token` throws, or when aborted. */
+export function fetchPass(options?: PassOptions): Promise<Pass>;
+
+/** What a pass is in the words of the SDK's `startSession`. */
+export function asSession(
+  pass: Pass,
+): { userId: string; dynamicVariables: Pass["dynamic_variables"] } & (
+  | { signedUrl: string; conversationToken?: undefined }
+  | { conversationToken: string; signedUrl?: undefined }
+);
+
+/** Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw. */
+export function explain(what: DisconnectionDetails | unknown): Ending;
+
+/** Opens a conversation, keeps it open through network drops, and tells how it goes. Each attempt takes a new pass. */
+export function connect(Conversation: Starter, options?: ConnectOptions): Connection;

@@ -1,0 +1,304 @@
+/**
+ * voicepass in the browser: a fresh pass for every conversation, a new one after a network drop, and why it ended.
+ * It imports nothing: hand in the `Conversation` of `@elevenlabs/client`. The types are in client.d.ts beside it.
+ *
+ * @typedef {import("./client.js").Ending} Ending
+ * @typedef {import("./client.js").Pass} Pass
+ * @typedef {import("./client.js").State} State
+ */
+
+// A constant, because bundlers take `new URL("…", import.meta.url)` for a file of their own.
+const HERE = import.meta.url;
+const PASS_LIFETIME_MS = 15 * 60_000; // by ElevenLabs' documentation
+const BACKOFF_MS = 500; // doubled with each attempt
+const MOST_BACKOFF_MS = 8_000;
+const OFFLINE_GRACE_MS = 10_000;
+
+/** What ElevenLabs' reason for closing means; its codes are too few to tell. The first match counts. */
+const BY_REASON = /** @type {const} */ ([
+  [/missing.*dynamic variable/i, "variables_missing", "The agent needs variables that it was not given."],
+  [/override/i, "override_not_allowed", "The agent does not let the page change this setting."],
+  [/quota/i, "quota_exceeded", "The quota at ElevenLabs is used up."],
+  [/daily call limit/i, "daily_limit", "The agent has had all its calls for today."],
+  [/concurrent/i, "too_many_concurrent", "Too many conversations are open at once. Try again in a while."],
+  [/misconfigured/i, "agent_misconfigured", "The agent is not set up correctly."],
+  [/does not exist/i, "agent_unknown", "There is no such agent."],
+  [/^host .* not allowed/i, "host_not_allowed", "The agent does not talk to pages of this site."],
+]);
+
+/** And what the code means where the reason says nothing we know. */
+const BY_CODE = /** @type {const} */ ({
+  1000: ["agent_ended", "The agent ended the conversation."],
+  1002: ["agent_failed", "Something went wrong at ElevenLabs."],
+  1008: ["refused", "ElevenLabs did not accept what the page sent."],
+  1011: ["agent_failed", "Something went wrong at ElevenLabs."],
+  3000: ["unauthorized", "ElevenLabs did not accept the pass."],
+  3008: ["too_many_concurrent", "Too many conversations are open at once. Try again in a while."],
+});
+
+/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, or `bad_answer` from what is in between. */
+export class PassError extends Error {
+  /** @param {Record<string, any>} problem */
+  constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }) {
+    super(detail);
+    this.name = "PassError";
+    /** @type {string} */ this.code = code;
+    /** @type {number} */ this.status = status;
+    /** @type {string} */ this.detail = detail;
+    /** @type {string | undefined} */ this.requestId = request_id;
+    /** @type {number | undefined} */ this.retryAfterSeconds = retry_after_seconds;
+    /** @type {string | undefined} */ this.resetsAt = resets_at;
+  }
+}
+
+/**
+ * Fetches one pass, good for one conversation. Rejects with a PassError, with what `token` throws, or when aborted.
+ *
+ * @param {import("./client.js").PassOptions} [options]
+ * @returns {Promise<Pass>}
+ */
+export async function fetchPass({ service, agent, transport = "websocket", token, signal } = {}) {
+  const path = `v1/${transport === "webrtc" ? "conversation-token" : "signed-url"}`;
+  /** @type {Record<string, string>} */
+  const headers = { "Content-Type": "application/json" };
+  if (token) headers.Authorization = `Bearer ${await token()}`;
+  const url = new URL(path, service ? `${service.replace(/\/+$/, "")}/` : new URL("..", HERE));
+  let response;
+  try {
+    response = await fetch(url, {
+      method: "POST",
+      headers,
+      body: JSON.stringify(agent === undefined ? {} : { agent }),
+      credentials: token ? "omit" : "include", // a cookie beside a token may speak of another user
+      signal,
+    });
+  } catch {
+    signal?.throwIfAborted();
+    throw new PassError({ code: "unreachable", status: 0, detail: "The service cannot be reached." });
+  }
+  const answer = await response.json().catch(() => null);
+  signal?.throwIfAborted();
+  if (response.ok && answer?.user_id) return answer;
+  const { status } = response;
+  if (answer?.code) throw new PassError(answer);
+  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "");
+  throw new PassError({
+    code: "bad_answer",
+    status,
+    detail: `The service answered ${status}, and not in its own words.`,
+    retry_after_seconds: Number.isNaN(seconds) ? undefined : seconds,
+  });
+}
+
+/**
+ * What a pass is in the words of the SDK's `startSession`.
+ *
+ * @param {Pass} pass
+ */
+export function asSession({ signed_url, conversation_token, user_id, dynamic_variables }) {
+  const who = { userId: user_id, dynamicVariables: dynamic_variables };
+  if (conversation_token !== undefined) return { ...who, conversationToken: conversation_token };
+  return { ...who, signedUrl: /** @type {string} */ (signed_url) };
+}
+
+/**
+ * Says why a conversation ended, or why it did not begin.
+ *
+ * @param {any} what the details of the SDK's `onDisconnect`, or what `startSession` or `fetchPass` threw
+ * @returns {Ending}
+ */
+export function explain(what) {
+  const closeCode = what?.closeCode ?? what?.context?.code;
+  const closeReason = what?.closeReason ?? what?.context?.reason;
+  const error = what instanceof Error ? what : undefined;
+  /** @type {(cause: import("./client.js").Cause, sentence: string) => Ending} */
+  const because = (cause, sentence) => ({ cause, sentence, closeCode, closeReason, error });
+
+  if (what instanceof PassError) return because("pass_refused", what.detail);
+  if (what?.reason === "user") return because("user_ended", "You ended the conversation.");
+  if (what?.reason === "agent") return because(...BY_CODE[1000]);
+  if (what?.context?.type === "max_duration_exceeded") {
+    return because("max_duration", "The conversation reached its longest duration.");
+  }
+  if (error?.name === "NotAllowedError") return because("microphone_denied", "The browser may not use the microphone.");
+  if (error?.name === "NotFoundError") return because("microphone_missing", "There is no microphone.");
+  const known = BY_REASON.find(([pattern]) => pattern.test(closeReason ?? ""));
+  if (known) return because(known[1], known[2]);
+  const usual = BY_CODE[/** @type {keyof typeof BY_CODE} */ (closeCode)];
+  if (usual) return because(usual[0], usual[1]);
+  // A drop has no code of its own: 1006, or one of a server that goes away, or none at all. LiveKit's has a name.
+  if (!error || closeCode !== undefined || /ConnectionError$/.test(error.name)) {
+    return because("connection_lost", "The connection was lost.");
+  }
+  return because("not_started", "The conversation could not be opened.");
+}
+
+/** @type {import("./client.js").Timers} */
+const TIMERS = {
+  now: Date.now,
+  random: Math.random,
+  sleep: (ms, signal) =>
+    new Promise((resolve) => {
+      if (signal.aborted) return resolve();
+      const timer = setTimeout(resolve, ms);
+      signal.addEventListener("abort", () => resolve(clearTimeout(timer)), { once: true });
+    }),
+};
+
+/**
+ * Whether another pass may help. The service says where a wait does. A drop is worth one only where there was
+ * a conversation: each pass sets minutes aside, and before the first one somebody is there to try again.
+ *
+ * @param {Ending} ending
+ * @param {boolean} wasConnected
+ */
+function mayHelp({ cause, error }, wasConnected) {
+  if (cause === "pass_expired") return true;
+  if (cause === "connection_lost") return wasConnected;
+  if (!(error instanceof PassError)) return false;
+  const inBetween = error.code === "unreachable" || (error.code === "bad_answer" && error.status >= 500);
+  return error.retryAfterSeconds !== undefined || (wasConnected && inBetween);
+}
+
+/**
+ * Opens a conversation, keeps it open through network drops, and tells how it goes. Each attempt takes a new pass.
+ *
+ * @type {typeof import("./client.js").connect}
+ */
+export function connect(Conversation, options = {}) {
+  const { session = {}, retries = 5, patienceSeconds = 60, onChange, timers: { now, random, sleep } = TIMERS } = options;
+  const patienceMs = patienceSeconds * 1000;
+  const hangUp = new AbortController();
+  const hungUp = new Promise((resolve) => hangUp.signal.addEventListener("abort", resolve, { once: true }));
+  /** @type {import("@elevenlabs/client").Conversation | null} */
+  let conversation = null;
+  let reconnects = 0;
+  /** @type {(conversation: import("@elevenlabs/client").Conversation) => void} */
+  let isConnected = () => {};
+  /** @type {(error: unknown) => void} */
+  let isNot = () => {};
+  const connected = new Promise((resolve, reject) => ([isConnected, isNot] = [resolve, reject]));
+  connected.catch(() => {}); // not everyone waits for it
+
+  /** @param {State} state */
+  function tell(state) {
+    connection.state = state;
+    try {
+      onChange?.(state);
+    } catch (error) {
+      reportError(error); // the page's mistake, and no reason to lose the conversation
+    }
+  }
+
+  /** One pass, and the conversation that it opens, to its end. */
+  async function once() {
+    const over = new AbortController();
+    let heldMs = -1; // it was never open
+    let [receivedAt, lifetimeMs, wentOffline, isDead] = [0, 0, false, false];
+    let ending;
+    try {
+      tell({ status: "connecting", reconnects });
+      const pass = await fetchPass({ ...options, signal: hangUp.signal });
+      receivedAt = now();
+      // By a clock that is far off, it would be over already, or last for hours.
+      const leftMs = Date.parse(pass.expires_at ?? "") - receivedAt;
+      lifetimeMs = leftMs > 0 && leftMs < PASS_LIFETIME_MS ? leftMs : PASS_LIFETIME_MS;
+      tell({ status: "connecting", reconnects, pass });
+      const details = await new Promise((resolve, reject) => {
+        /** @type {import("@elevenlabs/client").Conversation} */
+        let created;
+        const opening = Conversation.startSession({
+          ...session,
+          ...asSession(pass),
+          dynamicVariables: { ...session.dynamicVariables, ...pass.dynamic_variables },
+          onConversationCreated: (own) => {
+            created = own;
+            session.onConversationCreated?.(own);
+          },
+          onConnect: (props) => {
+            if (hangUp.signal.aborted) return;
+            [conversation, heldMs] = [created, now()];
+            tell({ status: "connected", reconnects, pass, conversation });
+            session.onConnect?.(props);
+            isConnected(created);
+          },
+          onDisconnect: (why) => {
+            session.onDisconnect?.(why);
+            resolve(why);
+          },
+        });
+        // It may have been ended while it was opening.
+        opening.then((own) => (hangUp.signal.aborted ? own.endSession() : undefined), reject);
+        // Some browsers leave a dead socket open for minutes.
+        const offline = async () => {
+          wentOffline = true;
+          await sleep(OFFLINE_GRACE_MS, over.signal);
+          isDead = navigator.onLine === false && !over.signal.aborted;
+          if (isDead) conversation?.endSession();
+        };
+        addEventListener("offline", offline, { signal: over.signal });
+      });
+      ending = explain(isDead ? { reason: "error" } : details);
+    } catch (error) {
+      ending = explain(error);
+    }
+    over.abort();
+    conversation = null;
+    if (heldMs >= 0) heldMs = now() - heldMs;
+    // LiveKit mends drops itself; a room that closes while the network is there was closed by the other side.
+    const wasClosed = options.transport === "webrtc" && heldMs >= 0 && !wentOffline;
+    if (ending.cause === "connection_lost" && wasClosed) ending = explain({ reason: "agent" });
+    // It lay about too long, while the machine slept or the browser asked for the microphone.
+    if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
+      ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
+    }
+    return { ending: /** @type {Ending} */ (ending), heldMs };
+  }
+
+  /** @returns {Promise<Ending>} */
+  async function run() {
+    let [attempt, wasConnected] = [0, false];
+    /** @type {number | null} */
+    let since = null;
+    for (;;) {
+      const { ending, heldMs } = await once();
+      if (heldMs >= 0) {
+        [wasConnected, since, reconnects] = [true, null, reconnects + 1];
+        if (heldMs >= patienceMs) attempt = 0; // less would let a bad line take passes without end
+      }
+      since ??= now();
+      attempt += 1;
+      if (hangUp.signal.aborted || attempt > retries || !mayHelp(ending, wasConnected)) return ending;
+      const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because: ending, attempt };
+      if (navigator.onLine === false) {
+        tell({ ...waiting, retryInSeconds: null });
+        const back = new Promise((resolve) => addEventListener("online", resolve, { once: true, signal: hangUp.signal }));
+        await Promise.race([back, sleep(since + patienceMs - now(), hangUp.signal)]);
+        if (hangUp.signal.aborted || !navigator.onLine) return ending;
+      }
+      const asked = ending.error instanceof PassError ? (ending.error.retryAfterSeconds ?? 0) * 1000 : 0;
+      const waitMs = asked + random() * Math.min(BACKOFF_MS * 2 ** (attempt - 1), MOST_BACKOFF_MS);
+      if (now() + waitMs > since + patienceMs) return ending;
+      tell({ ...waiting, retryInSeconds: waitMs / 1000 });
+      await sleep(waitMs, hangUp.signal);
+      if (hangUp.signal.aborted) return ending;
+    }
+  }
+
+  /** @type {import("./client.js").Connection} */
+  const connection = {
+    state: { status: "connecting", reconnects },
+    connected,
+    ended: Promise.race([Promise.resolve().then(run), hungUp.then(() => explain({ reason: "user" }))]).then((ending) => {
+      tell({ status: "ended", ending });
+      isNot(ending.error ?? new Error(ending.sentence));
+      return ending;
+    }),
+    end: async () => {
+      hangUp.abort();
+      await conversation?.endSession();
+      return connection.ended;
+    },
+  };
+  return connection;
+}
