@@ -88,6 +88,74 @@ async def listening(
         await asyncio.gather(*connections, return_exceptions=True)
 
 
+class Cable:
+    """Carries bytes to a server at `url`, until it is pulled out: then all that goes through it breaks, without a word.
+
+    Make the server believe that its address is this one.
+    """
+
+    def __init__(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.to_url = ""
+        self._loop = loop
+        self._is_in = True
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    def pull(self) -> None:
+        """Break every connection, and let no new one through."""
+        self._is_in = False
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(self._cut, done)
+        done.wait(timeout=10)
+
+    def plug_in(self) -> None:
+        self._is_in = True
+
+    def _cut(self, done: threading.Event) -> None:
+        for end in self._ends:
+            end.transport.abort()
+        done.set()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._is_in:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", int(self.to_url.rpartition(":")[2]))
+        ends = {writer, far_writer}
+        self._ends |= ends
+        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        self._ends -= ends
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@contextlib.contextmanager
+def behind_a_cable(make_app: Callable[[str], ASGIApp]) -> Iterator[Cable]:
+    """Serve `make_app(base_url)` at the far end of a cable; the base URL is that of its near end."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cable = Cable(listener, loop)
+        with running(lambda _url: make_app(cable.url)) as cable.to_url:
+            start = asyncio.start_server(cable.carry, sock=listener)
+            server = asyncio.run_coroutine_threadsafe(start, loop).result(timeout=10)
+            try:
+                yield cable
+            finally:
+                cable.pull()
+                loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=10)
+    loop.close()
+
+
 def free_port() -> int:
     """A port that nobody listened on a moment ago."""
     with socket.socket() as probe:

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocket, expect, sync_playwright
+from starlette.types import ASGIApp
 
-from tests.servers import running
-from voicepass.demo import create_demo
+from tests.servers import Cable, behind_a_cable, running
+from voicepass.demo import AGENT_ID, create_demo
+from voicepass.emulator import EmulatedAgent, Emulator
 
 _CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 _FLAGS = (
@@ -171,6 +173,46 @@ def base_url() -> Iterator[str]:
         yield url
 
 
+@dataclass(frozen=True)
+class World:
+    """A demo whose network can be cut, and whose ElevenLabs can be told to fail."""
+
+    cable: Cable
+    emulator: Emulator
+
+    @property
+    def passes_asked_for(self) -> int:
+        return sum("get-signed-url" in call.path for call in self.emulator.records.calls)
+
+
+@pytest.fixture(scope="module")
+def shared_world() -> Iterator[World]:
+    made: list[Emulator] = []
+
+    def demo_at(url: str) -> ASGIApp:
+        made.append(
+            Emulator(
+                agents=[EmulatedAgent(agent_id=AGENT_ID)],
+                public_ws_base=f"{url.replace('http', 'ws')}/_elevenlabs",
+                webhook_url=f"{url}/v1/webhooks/elevenlabs",
+                webhook_secret="wsec_of_the_world",
+            )
+        )
+        return create_demo(url, emulator=made[0], voicepass_session_cookie="session")
+
+    with behind_a_cable(demo_at) as cable:
+        yield World(cable, made[0])
+
+
+@pytest.fixture
+def world(shared_world: World) -> Iterator[World]:
+    """The module's world, in order before and after."""
+    shared_world.emulator.records.clear()
+    yield shared_world
+    shared_world.cable.plug_in()
+    shared_world.emulator.faults.clear()
+
+
 OpenDemo = Callable[..., Demo]
 
 
@@ -178,8 +220,9 @@ OpenDemo = Callable[..., Demo]
 def _opening(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
     contexts: list[BrowserContext] = []
 
-    def opened(*, width: int = 1280, dark: bool = False, own_time: bool = False) -> Demo:
+    def opened(*, width: int = 1280, dark: bool = False, own_time: bool = False, any_origin: bool = False) -> Demo:
         context = chromium.new_context(
+            bypass_csp=any_origin,
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
@@ -203,6 +246,13 @@ def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExe
     """Opens the page in a fresh context. Tests call it, for they run in Playwright's thread; fixtures submit it."""
     with _opening(chromium, base_url, playwright_thread) as opened:
         yield opened
+
+
+@pytest.fixture
+def demo_in_world(chromium: Browser, world: World, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
+    """A demo whose clock the test may put forward, in a world where things break."""
+    with _opening(chromium, world.cable.url, playwright_thread) as opened:
+        yield playwright_thread.submit(opened, own_time=True).result()
 
 
 @pytest.fixture

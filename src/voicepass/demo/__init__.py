@@ -115,8 +115,8 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
         user_id = f"user_{secrets.token_hex(4)}"
         return JSONResponse({"token": _token(settings, user_id, name), "user_id": user_id, "name": name})
 
-    async def expire(_request: Request) -> Response:
-        emulator.advance(15 * 60 + 1)
+    async def expire(request: Request) -> Response:
+        emulator.expire(request.path_params["conversation_id"])
         return Response(status_code=204)
 
     app = Starlette(
@@ -124,7 +124,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             Route("/", page),
             Route("/demo/config", config),
             Route("/demo/sign-in", sign_in, methods=["POST"], middleware=[Middleware(Surface)]),
-            Route("/demo/expire", expire, methods=["POST"]),
+            Route("/demo/passes/{conversation_id}/expire", expire, methods=["POST"]),
             Mount("/static", StaticFiles(directory=_STATIC)),
             Mount(EMULATOR_PATH, create_emulator(emulator)),
             Mount("/", service),

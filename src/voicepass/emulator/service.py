@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -140,6 +140,12 @@ class Emulator:
             return agent, new_id("conv")
         del self._issued[signature]
         return agent, issued.conversation_id
+
+    def expire(self, conversation_id: str) -> None:
+        """Let the signature that is bound to this conversation be too old, and no other."""
+        for signature, issued in self._issued.items():
+            if issued.conversation_id == conversation_id:
+                self._issued[signature] = replace(issued, expires_at=self.now())
 
     def opened(self, agent: EmulatedAgent, record: RecordedConversation) -> Account:
         """Begin to keep account of a conversation; until then nobody knows of it."""

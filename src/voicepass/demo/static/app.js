@@ -1,13 +1,16 @@
 // The demo page: sign in, fetch a pass, open a conversation with it, and show each step as it happens.
 // The token and the signed URL live in this module's memory: never stored, never logged, never drawn unmasked.
 
+import { connect, fetchPass, PassError } from "../v1/client.js";
+
+const { Conversation } = ElevenLabsClient;
 const PASS_SECONDS = 15 * 60;
 const WORKLETS = "static/vendor/elevenlabs-client/worklets";
 const READ_MS = { settling: 500, live: 2000, idle: 30_000 };
 const SETTLING_MS = 10_000;
 const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
 const FAULTS = {
-  expired: "The pass was 15 minutes and one second old by the emulator's clock. Start again for a fresh one.",
+  expired: "The pass was 15 minutes old by the emulator's clock. Start again for a fresh one.",
   reused: "A pass opens one conversation, and this one had opened its own already.",
   tampered: "One character of the signature was changed on the way.",
   absent: "The agent requires authentication, and the address carried no signature.",
@@ -17,7 +20,7 @@ const FAULTS = {
 const $ = (id) => document.getElementById(id);
 let user = null; // { token, user_id, name }
 let pass = null; // { deadline, badge, openedAt, endedAt }, for the countdown and the meter
-let live = null; // the attempt under way: { voice, typed, session, connected }
+let live = null; // what is under way: { voice, typed, connection, session, waiting }
 let minutes = null; // { used, most, resetsAt, aside, note }, in seconds
 let reads = 0; // of the minutes, so that the latest wins
 let nextRead = 0; // the timer
@@ -42,30 +45,19 @@ function when(instant) {
 
 // ---------------------------------------------------------------- the service
 
-/** An answer other than 2xx; carries the RFC 9457 problem. */
-class Refusal extends Error {
-  constructor(status, problem) {
-    super(problem.detail ?? `The service answered ${status}.`);
-    this.code = problem.code ?? String(status);
-    this.requestId = problem.request_id;
-    this.retryAfter = problem.retry_after_seconds;
-    this.resetsAt = problem.resets_at;
-    this.signInAgain = status === 401;
-  }
-}
-
 async function call(path, { token, body } = {}) {
   const response = await fetch(path, {
     method: body ? "POST" : "GET",
     headers: { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) },
     body: body && JSON.stringify(body),
   });
-  if (!response.ok) throw new Refusal(response.status, await response.json().catch(() => ({})));
-  return response.status === 204 ? null : response.json();
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const { status } = response;
+  const unworded = { code: String(status), status, detail: `The service answered ${status}.` };
+  throw new PassError(await response.json().catch(() => unworded));
 }
 
 const signIn = (name) => call("demo/sign-in", { body: { name } });
-const fetchPass = (token) => call("v1/signed-url", { token, body: { agent: "default" } });
 const fetchUsage = (token) => call("v1/usage", { token });
 
 // ---------------------------------------------------------------- what the page shows
@@ -83,7 +75,7 @@ function atStep(current) {
 /** The one line that says how things stand; every button follows from it. */
 function show(state, title, { code = "", reason = "", hint = "" } = {}) {
   const focused = document.activeElement;
-  const running = state === "connecting" || state === "connected";
+  const running = ["connecting", "connected", "waiting"].includes(state);
   $("status").dataset.state = state;
   $("status").replaceChildren(el("strong", title));
   if (code) $("status").append(" ", el("code", code));
@@ -112,6 +104,12 @@ function hearing(mode) {
 function say(who, text, kind) {
   const line = el("p", "", `line ${kind}`);
   line.append(el("b", who), " ", el("span", text));
+  write(line);
+}
+
+const note = (text) => write(el("p", text, "note"));
+
+function write(line) {
   $("log").append(line);
   $("log").scrollTop = $("log").scrollHeight;
 }
@@ -180,7 +178,7 @@ function count(limit, before) {
   if (before !== undefined) {
     aside = Math.max(0, used - before);
     note = "";
-  } else if (minutes && used !== minutes.used && !live?.connected) {
+  } else if (minutes && used !== minutes.used && !live?.session) {
     const back = minutes.used - used;
     note = aside ? `The last pass used ${clock(aside - back)}.${back > 0 ? ` The other ${clock(back)} came back.` : ""}` : "";
     aside = settledBy = 0;
@@ -249,32 +247,33 @@ function createProduct({ item, price, currency, unit }) {
 
 // ---------------------------------------------------------------- the conversation
 
-function options(attempt, signedUrl, voicePass, variables) {
-  const isLive = () => live === attempt;
-  return {
-    signedUrl,
-    userId: voicePass.user_id,
-    dynamicVariables: variables,
-    textOnly: !attempt.voice,
-    clientTools: { create_product: createProduct },
-    // Served from here, because a strict script-src allows neither blob: nor data:.
-    workletPaths: {
-      rawAudioProcessor: `${WORKLETS}/rawAudioProcessor.js`,
-      audioConcatProcessor: `${WORKLETS}/audioConcatProcessor.js`,
-    },
-    onConversationCreated: (session) => (attempt.session = session),
-    onConnect: ({ conversationId }) => isLive() && connected(attempt, conversationId),
-    onDisconnect: (details) => isLive() && disconnected(details),
-    onModeChange: ({ mode }) => isLive() && attempt.voice && attempt.connected && hearing(mode),
-    onMessage: ({ role, message }) => isLive() && heard(attempt, role, message),
-  };
+/** What the page makes of each state that the client tells. */
+function changed(attempt, state) {
+  if (live !== attempt) return;
+  attempt.waiting = null;
+  attempt.session = state.conversation ?? null;
+  const again = state.reconnects > 0;
+  if (state.status === "connecting" && !state.pass) {
+    atStep(1);
+    show("connecting", again ? "Reconnecting" : "Connecting", { hint: "Fetching a pass and opening the conversation." });
+  } else if (state.status === "connecting") {
+    showPass(state.pass);
+    readMinutes(attempt.usedBefore);
+  } else if (state.status === "connected") {
+    connected(attempt, again);
+  } else if (state.status === "waiting") {
+    waiting(attempt, state);
+  } else {
+    ended(attempt, state.ending);
+  }
 }
 
-function connected(attempt, conversationId) {
-  attempt.connected = true;
+function connected(attempt, again) {
+  attempt.wasConnected = true;
   pass.openedAt = Date.now();
-  $("status").dataset.conversationId = conversationId;
+  $("status").dataset.conversationId = attempt.session.getId();
   stampPass("Used");
+  if (again) note("Reconnected with a new pass. For the agent, it is a new conversation.");
   show("connected", "Connected", { hint: attempt.voice ? "Speak, or type." : "Type a line, and the agent answers." });
   if (attempt.voice) hearing("listening");
 }
@@ -287,53 +286,66 @@ function heard(attempt, role, message) {
   else if (attempt.voice) say(user.name, message, "user");
 }
 
-function disconnected({ reason, message, closeCode, closeReason, context }) {
-  const fault = FAULTS[$("fault").value];
-  const text = { user: "You ended the conversation.", agent: closeReason ?? "The agent ended the conversation." }[reason];
+/** Nothing is open, and something will be: in a while, or once the network is back. */
+function waiting(attempt, { because, retryInSeconds }) {
+  const isOffline = retryInSeconds === null;
+  if (pass) pass.endedAt ??= Date.now();
+  awaitSettlement();
+  attempt.waiting = { until: isOffline ? null : Date.now() + retryInSeconds * 1000 };
+  show("waiting", attempt.wasConnected ? "Reconnecting" : "Waiting", { code: codeOf(because), reason: reasonOf(because) });
+  countDown();
+}
+
+function countDown() {
+  if (!live?.waiting) return;
+  const { until } = live.waiting;
+  const seconds = Math.ceil((until - Date.now()) / 1000);
+  if (until === null) $("hint").textContent = "The network is gone. A new pass is fetched as soon as it is back.";
+  else $("hint").textContent = seconds > 1 ? `The next try is in ${seconds} s.` : "The next try is about to begin.";
+}
+
+const codeOf = ({ cause, closeCode, error }) =>
+  error?.code ?? closeCode ?? (["user_ended", "agent_ended"].includes(cause) ? 1000 : "");
+const reasonOf = ({ closeReason, sentence }) => closeReason || sentence;
+
+function ended(attempt, ending) {
+  const { cause, closeReason, sentence, error } = ending;
   live = null;
   if (pass) pass.endedAt ??= Date.now();
   awaitSettlement();
-  atStep(1);
-  show(reason === "error" ? "failed" : "ended", "Disconnected", {
-    code: closeCode ?? context?.code ?? 1000,
-    reason: text ?? message,
-    hint: (reason === "error" && fault) || "Start again whenever you like: every start gets a fresh pass.",
-  });
-}
-
-function failed(error) {
-  live = null;
+  if (error?.status === 401) signOut();
   atStep(user ? 1 : 0);
-  awaitSettlement();
-  if (error instanceof Refusal) {
-    if (error.signInAgain) signOut();
-    const { retryAfter, resetsAt } = error;
-    const soon = retryAfter ? `Try again in ${retryAfter} s. ` : "";
-    const wait = resetsAt && !(retryAfter < 90) ? `Resets ${when(resetsAt)}. ` : soon;
-    const ask = error.requestId ? `If you ask for help, say request ${error.requestId}.` : "";
-    return show("failed", "No pass", { code: error.code, reason: error.message, hint: wait + ask });
+  const title = cause === "pass_refused" && !attempt.wasConnected ? "No pass" : "Disconnected";
+  const isCalm = ["user_ended", "agent_ended"].includes(cause);
+  show(isCalm ? "ended" : "failed", title, { code: codeOf(ending), reason: reasonOf(ending), hint: advice() });
+
+  function advice() {
+    if (isCalm) return "Start again whenever you like: every start gets a fresh pass.";
+    if (cause === "pass_refused") {
+      const { retryAfterSeconds: soon, resetsAt, requestId } = error;
+      const wait = resetsAt && !(soon < 90) ? `Resets ${when(resetsAt)}. ` : soon ? `Try again in ${soon} s. ` : "";
+      return wait + (requestId ? `If you ask for help, say request ${requestId}.` : "");
+    }
+    if (cause.startsWith("microphone")) return "Nothing was opened. Text needs no microphone and works in every browser.";
+    return FAULTS[$("fault").value] ?? `${closeReason ? `${sentence} ` : ""}Start again for a fresh pass.`;
   }
-  const { name, message, closeCode } = error;
-  if (closeCode !== undefined) {
-    const hint = FAULTS[$("fault").value] ?? "The pass was refused. Start again for a fresh one.";
-    return show("failed", "Disconnected", { code: closeCode, reason: message, hint });
-  }
-  const reason = name === "NotAllowedError" ? "The browser may not use the microphone." : message;
-  const hint = "Nothing was opened. Text needs no microphone and works in every browser.";
-  return show("failed", "Disconnected", { reason, hint });
 }
 
-/** Does to a good pass what the chosen fault says; returns what to open the conversation with. */
-async function broken(fault, voicePass) {
-  const url = new URL(voicePass.signed_url);
-  const variables = { ...voicePass.dynamic_variables };
+/** The SDK's `Conversation`, but for what the chosen fault does to a good pass on the way. */
+const faulty = (fault) => ({
+  startSession: async (options) => Conversation.startSession({ ...options, ...(await broken(fault, options)) }),
+});
+
+async function broken(fault, { signedUrl, userId, dynamicVariables }) {
+  const url = new URL(signedUrl);
+  const { user_name: _, ...variables } = dynamicVariables;
   if (fault === "expired") {
-    await call("demo/expire", { body: {} });
-    pass.deadline -= (PASS_SECONDS + 1) * 1000;
+    await call(`demo/passes/${url.searchParams.get("conversation_id")}/expire`, { body: {} });
+    pass.deadline = Date.now();
     stampPass("Expired");
   } else if (fault === "reused") {
-    const quiet = { signedUrl: url.href, userId: voicePass.user_id, dynamicVariables: variables, textOnly: true };
-    await (await ElevenLabsClient.Conversation.startSession(quiet)).endSession();
+    const first = await Conversation.startSession({ signedUrl, userId, dynamicVariables, textOnly: true });
+    await first.endSession();
     stampPass("Used");
   } else if (fault === "tampered") {
     const signature = url.searchParams.get("conversation_signature");
@@ -343,45 +355,42 @@ async function broken(fault, voicePass) {
     url.searchParams.set("conversation_signature", signature.slice(0, at) + swapped + signature.slice(at + 1));
   } else if (fault === "absent") {
     url.searchParams.delete("conversation_signature");
-  } else if (fault === "variable") {
-    delete variables.user_name;
   }
-  return { signedUrl: fault ? url.href : voicePass.signed_url, variables };
+  return { signedUrl: url.href, ...(fault === "variable" && { dynamicVariables: variables }) };
 }
 
-async function start() {
+function start() {
   const voice = document.querySelector("input[name=mode]:checked").value === "voice";
-  const attempt = (live = { voice, typed: [], session: null, connected: false });
+  const attempt = (live = { voice, typed: [], session: null });
+  const isLive = () => live === attempt && attempt.session;
   $("log").replaceChildren();
   $("status").dataset.conversationId = "";
-  atStep(1);
-  show("connecting", "Connecting", { hint: "Fetching a pass and opening the conversation." });
-  try {
-    await readMinutes();
-    const before = minutes?.used;
-    const voicePass = await fetchPass(user.token);
-    if (live !== attempt) return;
-    showPass(voicePass);
-    readMinutes(before);
-    const { signedUrl, variables } = await broken($("fault").value, voicePass);
-    if (live !== attempt) return;
-    const session = await ElevenLabsClient.Conversation.startSession(options(attempt, signedUrl, voicePass, variables));
-    if (live !== attempt) await session.endSession(); // ended while it was still opening
-  } catch (error) {
-    if (live === attempt) failed(error);
-  }
-}
-
-function end() {
-  const session = live?.session;
-  if (session) session.endSession();
-  else if (live) disconnected({ reason: "user" });
+  attempt.connection = connect(faulty($("fault").value), {
+    agent: "default",
+    token: async () => {
+      await readMinutes();
+      attempt.usedBefore = minutes?.used;
+      return user.token;
+    },
+    session: {
+      textOnly: !voice,
+      clientTools: { create_product: createProduct },
+      // Served from here, because a strict script-src allows neither blob: nor data:.
+      workletPaths: {
+        rawAudioProcessor: `${WORKLETS}/rawAudioProcessor.js`,
+        audioConcatProcessor: `${WORKLETS}/audioConcatProcessor.js`,
+      },
+      onModeChange: ({ mode }) => isLive() && voice && hearing(mode),
+      onMessage: ({ role, message }) => isLive() && heard(attempt, role, message),
+    },
+    onChange: (state) => changed(attempt, state),
+  });
 }
 
 function signOut() {
-  const session = live?.session;
+  const connection = live?.connection;
   live = null;
-  session?.endSession();
+  connection?.end();
   user = null;
   hidePass();
   hideMinutes();
@@ -461,7 +470,7 @@ async function after() {
   try {
     const { token } = user ?? (await signIn($("name").value.trim() || "Guest"));
     const before = minutes?.used;
-    const voicePass = await fetchPass(token);
+    const voicePass = await fetchPass({ agent: "default", token: () => token });
     readMinutes(before);
     trace("good", "The service checks the sign-in and answers with a pass.");
     const { send, close } = handWritten(voicePass.signed_url, voicePass.dynamic_variables, {
@@ -528,7 +537,7 @@ $("sign-in-form").addEventListener("submit", async (event) => {
 });
 $("sign-out").addEventListener("click", signOut);
 $("start").addEventListener("click", start);
-$("end").addEventListener("click", end);
+$("end").addEventListener("click", () => live?.connection.end());
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("message").value.trim();
@@ -543,6 +552,7 @@ $("after").addEventListener("click", after);
 setInterval(() => {
   tick();
   moveMeter();
+  countDown();
 }, 1000);
 
 if (!navigator.mediaDevices) {

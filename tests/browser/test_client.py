@@ -1,0 +1,479 @@
+"""The browser client, in a browser, over real sockets: when it asks for a pass, when it waits, and why it stopped."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser.conftest import Demo, World, _opening
+from tests.conftest import policy_file
+from tests.servers import running
+from voicepass.demo import create_demo
+from voicepass.emulator import CLOSINGS, Fault
+
+pytestmark = pytest.mark.browser
+
+ONE_PASS_A_MINUTE = '[limits.user]\npasses_per_minute = 1\nopen_conversations = "off"\nminutes_per_day = "off"\n'
+
+# What each test's script finds: a signed-in user, and `open`, which connects with timers that wait for `pass`.
+_LABORATORY = """async () => {
+  const { Conversation } = ElevenLabsClient;
+  const voicepass = await import("/v1/client.js");
+  const signIn = async (at = "") => {
+    const answer = await fetch(`${at}/demo/sign-in`, { method: "POST", body: JSON.stringify({ name: "Ada" }) });
+    return (await answer.json()).token;
+  };
+  window.laboratory = (token) => {
+    const told = [], sleeps = [], waiting = [];
+    const until = async (status) => {
+      while (!told.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
+      return told.splice(0).at(-1);
+    };
+    const timers = {
+      late: 0,
+      now: () => Date.now() + timers.late,
+      random: () => 1,
+      sleep: (ms, signal) => new Promise((resolve) => {
+        sleeps.push({ ms, pass: resolve });
+        signal.addEventListener("abort", resolve);
+      }),
+    };
+    const onChange = (state) => {
+      told.push(state);
+      waiting.splice(0).forEach((resolve) => resolve());
+    };
+    const open = ({ starter = Conversation, session, ...options } = {}) => voicepass.connect(starter, {
+      token: () => token, session: { textOnly: true, ...session }, onChange, timers, ...options,
+    });
+    return { ...voicepass, Conversation, signIn, token, until, timers, sleeps, open };
+  };
+  window.signIn = signIn;
+  window.soon = (work) => Promise.race([work(), new Promise((_, late) => setTimeout(late, 10_000, new Error("late")))]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def shared_page(
+    chromium: Browser, shared_world: World, playwright_thread: ThreadPoolExecutor
+) -> Iterator[tuple[Demo, ThreadPoolExecutor]]:
+    with _opening(chromium, shared_world.cable.url, playwright_thread) as opened:
+        demo = playwright_thread.submit(opened, any_origin=True).result()
+        playwright_thread.submit(demo.page.evaluate, _LABORATORY).result()
+        yield demo, playwright_thread
+
+
+class Laboratory:
+    """One user's page, on which scripts of the test run."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.page = demo.page
+
+    def begin(self, script: str) -> Any:
+        """Run the body of an async function as a new user; `lab` is theirs, and stays for `go_on`."""
+        return self.go_on(f"window.lab = laboratory(await signIn()); {script}")
+
+    def go_on(self, script: str, given: object = None) -> Any:
+        return self.page.evaluate(f"(given) => soon(async () => {{ {script} }})", given)
+
+    @contextmanager
+    def offline(self) -> Iterator[None]:
+        self.page.context.set_offline(offline=True)
+        try:
+            yield
+        finally:
+            self.page.context.set_offline(offline=False)
+
+
+@pytest.fixture
+def lab(shared_page: tuple[Demo, ThreadPoolExecutor], world: World) -> Laboratory:
+    del world
+    return Laboratory(shared_page[0])
+
+
+def test_each_conversation_opens_with_a_pass_of_its_own(lab: Laboratory, world: World) -> None:
+    seen = lab.begin(
+        """
+        const seen = [];
+        for (let round = 0; round < 2; round += 1) {
+          const connection = lab.open({ agent: "default" });
+          const conversation = await connection.connected;
+          const { status, pass, reconnects } = connection.state;
+          const { user_name: name } = pass.dynamic_variables;
+          seen.push([status, conversation.getId() === pass.conversation_id, reconnects, name]);
+          seen.push((await connection.end()).cause, connection.state.status);
+        }
+        return seen;"""
+    )
+
+    assert seen == [["connected", True, 0, "Ada"], "user_ended", "ended"] * 2
+    first, second = (conversation.conversation_id for conversation in world.emulator.records.conversations)
+    assert first != second
+    assert world.passes_asked_for == 2
+
+
+def test_a_drop_is_mended_with_a_new_pass_once_the_network_is_back(lab: Laboratory, world: World) -> None:
+    lab.begin(
+        "const connection = window.connection = lab.open(); await connection.connected; await lab.until('connected')"
+    )
+
+    world.cable.pull()
+    dropped = lab.go_on(
+        "const { because, ...state } = await lab.until('waiting'); return { ...state, why: because.cause }"
+    )
+    world.cable.plug_in()
+    back = lab.go_on("""
+        lab.sleeps.at(-1).pass();
+        const { reconnects, conversation, pass } = await lab.until('connected');
+        conversation.sendUserMessage("Hello");
+        await connection.end();
+        return { reconnects, opensItsOwn: conversation.getId() === pass.conversation_id }""")
+
+    assert dropped == {
+        "status": "waiting",
+        "reconnects": 1,
+        "attempt": 1,
+        "retryInSeconds": 0.5,
+        "why": "connection_lost",
+    }
+    assert back == {"reconnects": 1, "opensItsOwn": True}
+    assert world.passes_asked_for == 2
+    assert len({conversation.conversation_id for conversation in world.emulator.records.conversations}) == 2
+
+
+def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
+    lab.begin("window.connection = lab.open(); await connection.connected")
+
+    world.cable.pull()
+    seen = lab.go_on("""
+        for (let attempt = 0; attempt < 5; attempt += 1) {
+          await lab.until('waiting');
+          lab.sleeps.at(-1).pass();
+        }
+        const { cause, error, sentence } = await connection.ended;
+        return { waits: lab.sleeps.map(({ ms }) => ms), cause, code: error.code, status: error.status, sentence }""")
+
+    assert seen == {
+        "waits": [500, 1000, 2000, 4000, 8000],
+        "cause": "pass_refused",
+        "code": "unreachable",
+        "status": 0,
+        "sentence": "The service cannot be reached.",
+    }
+    assert world.passes_asked_for == 1
+
+
+def test_it_runs_out_of_patience_before_it_runs_out_of_attempts(lab: Laboratory, world: World) -> None:
+    lab.begin("window.connection = lab.open({ patienceSeconds: 3 }); await connection.connected")
+
+    world.cable.pull()
+    waits = lab.go_on("""
+        await lab.until('waiting');
+        lab.timers.late = 2_400;
+        lab.sleeps.at(-1).pass();
+        await connection.ended;
+        return lab.sleeps.map(({ ms }) => ms)""")
+
+    assert waits == [500]
+
+
+def test_a_socket_that_outlives_the_network_is_hung_up_and_replaced_once_the_network_is_back(
+    lab: Laboratory, world: World
+) -> None:
+    """Chromium tells of no drop while it is made to believe that it is offline."""
+    lab.begin("window.connection = lab.open(); await connection.connected; await lab.until('connected')")
+
+    with lab.offline():
+        offline = lab.go_on("""
+            while (!lab.sleeps.length) await new Promise((resolve) => setTimeout(resolve, 5));
+            const [grace] = lab.sleeps;
+            grace.pass();
+            const { because, retryInSeconds } = await lab.until('waiting');
+            return [grace.ms, because.cause, retryInSeconds]""")
+        asked_for_offline = world.passes_asked_for
+    back = lab.go_on("""
+        const { retryInSeconds } = await lab.until('waiting');
+        lab.sleeps.at(-1).pass();
+        await lab.until('connected');
+        await connection.end();
+        return retryInSeconds""")
+
+    assert offline == [10_000, "connection_lost", None]
+    assert back == 0.5
+    assert (asked_for_offline, world.passes_asked_for) == (1, 2)
+
+
+def test_the_first_conversation_is_not_dialled_twice(lab: Laboratory, world: World) -> None:
+    """Somebody is there to press the button again, and every pass sets minutes aside."""
+    seen = lab.begin("""
+        const starter = { startSession: (options) => lab.Conversation.startSession({
+          ...options, signedUrl: "ws://127.0.0.1:1/?" }) };
+        const connection = lab.open({ starter });
+        const { cause, sentence } = await connection.ended;
+        return [cause, sentence, await connection.connected.catch((error) => error.name)]""")
+
+    assert seen == ["connection_lost", "The connection was lost.", "SessionConnectionError"]
+    assert world.passes_asked_for == 1
+
+
+def test_a_pass_that_grew_old_on_the_way_is_replaced(lab: Laboratory, world: World) -> None:
+    lab.begin("""
+        let late = true;
+        const starter = { startSession: async (options) => {
+          if (late) await new Promise((resolve) => (window.wakeUp = resolve));
+          late = false;
+          return lab.Conversation.startSession(options);
+        } };
+        window.connection = lab.open({ starter });
+        while (!window.wakeUp) await new Promise((resolve) => setTimeout(resolve, 5))""")
+
+    world.emulator.advance(901)
+    seen = lab.go_on("""
+        lab.timers.late += 901_000;
+        wakeUp();
+        const { because } = await lab.until('waiting');
+        lab.sleeps.at(-1).pass();
+        await lab.until('connected');
+        await connection.end();
+        return [because.cause, because.closeCode]""")
+
+    assert seen == ["pass_expired", 3000]
+    assert world.passes_asked_for == 2
+
+
+@pytest.mark.parametrize(
+    ("closing", "cause"),
+    [
+        ("quota_exceeded", "quota_exceeded"),
+        ("unauthorized", "unauthorized"),
+        ("internal_error", "agent_failed"),
+        ("too_many_concurrent", "too_many_concurrent"),
+    ],
+)
+def test_what_another_pass_would_not_mend_is_not_tried_again(
+    lab: Laboratory, world: World, closing: str, cause: str
+) -> None:
+    world.emulator.faults["conversation"] = Fault(target="conversation", closing=closing)
+
+    ending = lab.begin("const { error, ...ending } = await lab.open().ended; return ending")
+
+    assert (ending["cause"], ending["closeCode"]) == (cause, CLOSINGS[closing].code)
+    assert ending.get("closeReason") == (CLOSINGS[closing].reason or None)
+    assert world.passes_asked_for == 1
+
+
+def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: Laboratory) -> None:
+    rows = [[row.name, row.code, row.reason] for row in CLOSINGS.values()]
+
+    causes = lab.page.evaluate(
+        """(rows) => Object.fromEntries(rows.map(([name, closeCode, closeReason]) =>
+          [name, laboratory().explain({ reason: "error", closeCode, closeReason }).cause]))""",
+        rows,
+    )
+
+    assert causes == {
+        "unauthorized": "unauthorized",
+        "unknown_agent": "agent_unknown",
+        "host_not_allowed": "host_not_allowed",
+        "request_error": "unauthorized",
+        "invalid_message": "refused",
+        "first_frame_timeout": "agent_failed",
+        "variables_missing": "variables_missing",
+        "override_not_allowed": "override_not_allowed",
+        "quota_exceeded": "quota_exceeded",
+        "agent_misconfigured": "agent_misconfigured",
+        "daily_limit": "daily_limit",
+        "too_many_concurrent": "too_many_concurrent",
+        "internal_error": "agent_failed",
+    }
+
+
+def test_what_the_sdk_tells_without_a_code_is_told_apart(lab: Laboratory) -> None:
+    causes = lab.go_on("""
+        const named = (name) => Object.assign(new Error("x"), { name });
+        return [
+          { reason: "user" },
+          { reason: "agent", closeCode: 1000 },
+          { reason: "agent", context: { type: "end_call", reason: "Agent ended the call" } },
+          { reason: "error", message: "x", context: { type: "max_duration_exceeded" } },
+          { reason: "error", message: "x", context: { type: "error" } },
+          { reason: "error", message: "x", closeCode: 1006 },
+          { reason: "error", message: "x", closeCode: 1012 },
+          named("NotAllowedError"), named("NotFoundError"), named("ConnectionError"), named("TypeError"),
+        ].map((what) => laboratory().explain(what).cause)""")
+
+    assert causes == [
+        *("user_ended", "agent_ended", "agent_ended", "max_duration"),
+        *("connection_lost", "connection_lost", "connection_lost"),
+        *("microphone_denied", "microphone_missing", "connection_lost", "not_started"),
+    ]
+
+
+def test_an_override_and_a_hang_up_are_told_by_the_real_frames(lab: Laboratory) -> None:
+    seen = lab.begin("""
+        const forbidden = await lab.open({ session: { overrides: { agent: { firstMessage: "Hi" } } } }).ended;
+        const connection = lab.open();
+        (await connection.connected).endSession();
+        return [forbidden.cause, forbidden.sentence, (await connection.ended).cause]""")
+
+    assert seen == ["override_not_allowed", "The agent does not let the page change this setting.", "user_ended"]
+
+
+def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) -> None:
+    seen = lab.begin("""
+        const { cause, sentence, error } = await lab.open({ token: async () => "x.y.z" }).ended;
+        return { cause, sentence, isPassError: error instanceof lab.PassError, ...error }""")
+
+    request_id = seen.pop("requestId")
+    assert re.fullmatch(r"\w{32}", request_id)
+    detail = "The token was not accepted. Sign in again to get a new one; the service's log says which check failed."
+    assert {name: value for name, value in seen.items() if name != "name" and value is not None} == {
+        "cause": "pass_refused",
+        "sentence": detail,
+        "isPassError": True,
+        "code": "token_invalid",
+        "status": 401,
+        "detail": detail,
+    }
+
+
+def test_what_stands_in_between_is_named_as_such(lab: Laboratory) -> None:
+    answers = iter([(502, "text/html", "<h1>Bad Gateway</h1>"), (200, "text/html", "<h1>Please log in</h1>")])
+
+    def from_a_proxy(route: Any) -> None:
+        status, content_type, body = next(answers)
+        route.fulfill(status=status, content_type=content_type, body=body, headers={"Retry-After": "7"})
+
+    lab.page.route("**/v1/signed-url", from_a_proxy)
+    seen = lab.begin("""
+        const told = ({ code, status, detail, retryAfterSeconds }) => [code, status, detail, retryAfterSeconds];
+        const refused = () => lab.fetchPass({ token: () => lab.token }).catch(told);
+        return [await refused(), await refused()]""")
+    lab.page.unroute("**/v1/signed-url")
+
+    assert seen == [
+        ["bad_answer", status, f"The service answered {status}, and not in its own words.", 7] for status in (502, 200)
+    ]
+
+
+def test_a_session_cookie_does_where_there_is_no_token(lab: Laboratory) -> None:
+    token = lab.begin("return lab.token")
+    context, url = lab.page.context, lab.page.url
+    context.add_cookies([{"name": "session", "value": token, "url": url, "httpOnly": True}])
+
+    by_cookie = lab.go_on("return (await lab.fetchPass()).user_id")
+    context.clear_cookies()
+    without = lab.go_on("return lab.fetchPass().catch((error) => error.code)")
+
+    assert by_cookie.startswith("user_")
+    assert without == "token_missing"
+
+
+def test_a_cookie_of_somebody_else_does_not_stand_in_a_tokens_way(lab: Laboratory) -> None:
+    cookie = {"name": "session", "value": lab.begin("return lab.token"), "url": lab.page.url}
+    lab.page.context.add_cookies([cookie])  # type: ignore[list-item]
+
+    given = lab.begin("return (await lab.fetchPass({ token: () => lab.token })).user_id")
+    lab.page.context.clear_cookies()
+
+    assert given.startswith("user_")
+
+
+def test_across_origins_a_429_is_waited_for_as_long_as_it_says_and_no_longer_than_it_may(
+    lab: Laboratory, world: World
+) -> None:
+    """The module of a neighbour is imported; that it finds its own service and reads Retry-After takes CORS."""
+
+    def neighbour(url: str) -> Any:
+        origins = [world.cable.url]
+        return create_demo(url, voicepass_allowed_origins=origins, voicepass_policy_file=policy_file(ONE_PASS_A_MINUTE))
+
+    with running(neighbour) as url:
+        answer = lab.page.request.post(f"{url}/demo/sign-in", data={"name": "Ada"})
+        seen = lab.go_on(
+            """
+            const [url, token] = given;
+            const theirs = await import(`${url}/v1/client.js`);
+            const lab = laboratory(token);
+            await theirs.fetchPass({ token: () => token });
+            const options = { token: () => token, onChange: () => {}, timers: lab.timers };
+            const impatient = await theirs.connect(lab.Conversation, { ...options, patienceSeconds: 1 }).ended;
+            const { code, status, retryAfterSeconds, resetsAt } = impatient.error;
+            const patient = lab.open({ service: url, patienceSeconds: 90 });
+            const { because, retryInSeconds } = await lab.until("waiting");
+            const ended = await patient.end();
+            const causes = { because: because.cause, ended: ended.cause };
+            return { code, status, retryAfterSeconds, resetsAt, retryInSeconds, ...causes };""",
+            [url, answer.json()["token"]],
+        )
+
+    assert 50 < seen["retryAfterSeconds"] <= 60
+    assert seen["resetsAt"].endswith("Z")
+    assert seen["retryInSeconds"] == pytest.approx(seen["retryAfterSeconds"] + 0.5, abs=3)
+    told = {name: seen[name] for name in ("code", "status", "because", "ended")}
+    assert told == {"code": "rate_limited", "status": 429, "because": "pass_refused", "ended": "user_ended"}
+
+
+def test_ending_while_it_opens_leaves_nothing_open(lab: Laboratory, world: World) -> None:
+    seen = lab.begin("""
+        const connection = lab.open();
+        while (!connection.state.pass) await new Promise((resolve) => setTimeout(resolve, 1));
+        const { cause } = await connection.end();
+        return [cause, connection.state.status, await connection.connected.catch((error) => error.message)]""")
+
+    assert seen == ["user_ended", "ended", "You ended the conversation."]
+    lab.page.wait_for_timeout(100)
+    assert all(conversation.closed_by == "client" for conversation in world.emulator.records.conversations)
+
+
+def test_a_page_that_stumbles_over_a_change_keeps_its_conversation(lab: Laboratory) -> None:
+    seen = lab.begin("""
+        const reported = [];
+        const listen = (event) => { reported.push(event.message); event.preventDefault(); };
+        addEventListener("error", listen);
+        const connection = lab.open({ onChange: () => { throw new Error("oops"); } });
+        await connection.connected;
+        await connection.end();
+        removeEventListener("error", listen);
+        return reported""")
+
+    assert set(seen) == {"Uncaught Error: oops"}
+
+
+def test_webrtc_takes_a_conversation_token_and_trusts_livekit_with_drops(lab: Laboratory, world: World) -> None:
+    """No WebRTC server is at hand: the SDK is stood in for, the pass is real."""
+    seen = lab.begin("""
+        let given, session;
+        const starter = { startSession: async (options) => {
+          given = options;
+          session = { endSession: () => options.onDisconnect({ reason: "user" }), getId: () => "conv_1" };
+          options.onConversationCreated(session);
+          options.onConnect({ conversationId: "conv_1" });
+          return session;
+        } };
+        const gone = { reason: "error", message: "x", context: { type: "connection_state_changed" } };
+        const connection = lab.open({ starter, transport: "webrtc" });
+        await connection.connected;
+        given.onDisconnect(gone);
+        const closed = await connection.ended;
+        const again = window.connection = lab.open({ starter, transport: "webrtc" });
+        await again.connected;
+        window.drop = () => given.onDisconnect(gone);
+        const isToken = given.conversationToken.split(".").length === 3;
+        return [isToken, given.signedUrl === undefined, given.userId, closed.cause]""")
+    with lab.offline():
+        lost = lab.go_on("""
+            while (!lab.sleeps.length) await new Promise((resolve) => setTimeout(resolve, 5));
+            drop();
+            const { because } = await lab.until('waiting');
+            await connection.end();
+            return because.cause""")
+
+    assert seen[:2] == [True, True]
+    assert seen[2].startswith("user_")
+    assert seen[3] == "agent_ended"
+    assert lost == "connection_lost"
+    assert [call.path for call in world.emulator.records.calls] == ["/v1/convai/conversation/token"] * 2
