@@ -211,6 +211,7 @@ def world(shared_world: World) -> Iterator[World]:
     yield shared_world
     shared_world.cable.plug_in()
     shared_world.emulator.faults.clear()
+    shared_world.emulator.conversation_seconds = None
 
 
 OpenDemo = Callable[..., Demo]

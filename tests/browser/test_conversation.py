@@ -136,7 +136,7 @@ def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Dem
         "detail": "Too many passes in the last minute.",
         "code": "rate_limited",
         "request_id": "req-7",
-        "retry_after_seconds": 12,
+        "retry_after_seconds": 75,
     }
     demo.page.route(
         "**/v1/signed-url",
@@ -147,7 +147,7 @@ def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Dem
     demo.button("Start conversation").click()
 
     expect(demo.status).to_have_text("No pass rate_limited Too many passes in the last minute.")
-    expect(demo.page.get_by_text("Try again in 12 s. If you ask for help, say request req-7.")).to_be_visible()
+    expect(demo.page.get_by_text("Try again in 75 s. If you ask for help, say request req-7.")).to_be_visible()
     expect(demo.button("Start conversation")).to_be_enabled()
 
 

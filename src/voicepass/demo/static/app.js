@@ -90,9 +90,10 @@ function show(state, title, { code = "", reason = "", hint = "" } = {}) {
   // A control that vanishes must not take the keyboard's place on the page with it.
   // And the page stays where it is: what has just begun is read at the top of the card.
   const focus = (id) => $(id).focus({ preventScroll: true });
-  if (running && focused === $("start")) focus("end");
+  const typing = [$("message"), $("send")].includes(focused);
+  if (running && (focused === $("start") || (typing && state !== "connected"))) focus("end");
   if (state === "connected" && !live.voice && document.activeElement === $("end")) focus("message");
-  if (!running && user && [$("end"), $("message"), $("send")].includes(focused)) focus("start");
+  if (!running && user && (focused === $("end") || typing)) focus("start");
 }
 
 function hearing(mode) {

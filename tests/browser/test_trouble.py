@@ -1,0 +1,134 @@
+"""What goes wrong while somebody uses the page: it says so in words, mends what can be mended, and no more."""
+
+import re
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.conftest import Demo, World
+from tests.browser.test_minutes import _TAKE_PASSES, signed_in
+from voicepass.emulator import Fault
+
+pytestmark = pytest.mark.browser
+
+_PENDING_PERMISSION = """() => {
+  const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  const permission = new Promise((resolve) => (window.allow = resolve));
+  navigator.mediaDevices.getUserMedia = async (wish) => (await permission, ask(wish));
+}"""
+
+
+def hint(demo: Demo) -> Locator:
+    return demo.page.locator("#hint")
+
+
+def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> None:
+    demo = demo_in_world
+    demo.sign_in()
+    demo.start()
+    first = demo.status.get_attribute("data-conversation-id")
+    demo.say("I want to sell eggs for 2 dollars each")
+    expect(demo.products).to_contain_text("eggs")
+
+    world.cable.pull()
+    expect(demo.status).to_have_text("Reconnecting 1006 The connection was lost.")
+    expect(hint(demo)).to_have_text("The next try is about to begin.")
+    expect(demo.button("End conversation")).to_be_enabled()
+    expect(demo.message).to_be_disabled()
+    world.cable.plug_in()
+    demo.wait(1)
+
+    expect(demo.status).to_have_text("Connected")
+    expect(demo.transcript).to_contain_text("Reconnected with a new pass. For the agent, it is a new conversation.")
+    expect(demo.transcript).to_contain_text("I want to sell eggs")
+    assert demo.status.get_attribute("data-conversation-id") != first
+    expect(demo.voice_pass).to_contain_text(demo.status.get_attribute("data-conversation-id") or "nothing")
+    demo.say("I want to sell milk for 3 dollars each")
+    expect(demo.products).to_contain_text("milk")
+    assert world.passes_asked_for == 2
+
+
+def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: Demo, world: World) -> None:
+    demo = demo_in_world
+    demo.sign_in()
+    demo.start()
+
+    world.cable.pull()
+    for _ in range(5):
+        expect(demo.status).to_contain_text("Reconnecting")
+        demo.wait(9)
+
+    expect(demo.status).to_have_text("Disconnected unreachable The service cannot be reached.")
+    expect(demo.button("Start conversation")).to_be_focused()
+    assert world.passes_asked_for == 1
+
+
+def test_a_pass_that_expired_while_the_tab_slept_is_replaced(demo_in_world: Demo, world: World) -> None:
+    """The browser asked for the microphone, and nobody answered for a quarter of an hour."""
+    demo = demo_in_world
+    demo.page.evaluate(_PENDING_PERMISSION)
+    demo.sign_in()
+    demo.page.get_by_role("radio", name="Voice").check()
+    demo.button("Start conversation").click()
+    expect(demo.voice_pass).to_contain_text("Unused")
+
+    world.emulator.advance(16 * 60)
+    demo.wait(16 * 60)
+    expect(demo.voice_pass).to_contain_text("Expired")
+    demo.page.evaluate("() => allow()")
+    expect(demo.status).to_contain_text("Could not authorize")
+    demo.wait(1)
+
+    expect(demo.status).to_have_text("Connected")
+    assert world.passes_asked_for == 2
+
+
+def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
+    demo = demo_in_world
+    world.emulator.conversation_seconds = 60
+    token = signed_in(demo)
+    demo.start()
+    demo.page.evaluate(_TAKE_PASSES, [token, 4])
+    demo.say("I want to sell eggs for 2 dollars each")
+    expect(demo.products).to_contain_text("eggs")  # an open conversation is not cut
+
+    world.cable.pull()
+    expect(demo.status).to_contain_text("Reconnecting")
+    world.cable.plug_in()
+    demo.wait(1)
+
+    expect(demo.status).to_have_text(
+        "Disconnected quota_exceeded The minutes of conversation are used up. Wait until the reset."
+    )
+    expect(hint(demo)).to_have_text(re.compile(r"^Resets (tomorrow|on [\w ]+) at \d\d:\d\d\. If you ask for help, say"))
+    expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used")
+
+
+def test_while_elevenlabs_is_down_the_page_waits_as_it_was_told(demo_in_world: Demo, world: World) -> None:
+    demo = demo_in_world
+    world.emulator.faults["signed_url"] = Fault(status=503)
+    demo.sign_in()
+
+    demo.button("Start conversation").click()
+    expect(demo.status).to_contain_text("Waiting elevenlabs_")
+    expect(hint(demo)).to_have_text(re.compile(r"^The next try is in \d+ s\.$"))
+    world.emulator.faults.clear()
+    demo.wait(40)
+
+    expect(demo.status).to_have_text("Connected")
+
+
+def test_waiting_can_be_ended(demo_in_world: Demo, world: World) -> None:
+    demo = demo_in_world
+    world.emulator.faults["signed_url"] = Fault(status=503)
+    demo.sign_in()
+    demo.button("Start conversation").click()
+    expect(demo.status).to_contain_text("Waiting")
+    asked = world.passes_asked_for
+
+    demo.button("End conversation").click()
+    demo.wait(60)
+
+    expect(demo.status).to_have_text("Disconnected 1000 You ended the conversation.")
+    expect(demo.button("Start conversation")).to_be_focused()
+    assert world.passes_asked_for == asked
