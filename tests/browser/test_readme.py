@@ -15,21 +15,27 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_snippet_of_the_readme_opens_a_conversation(demo: Demo) -> None:
     found = re.search(r"<!-- javascript -->\n```js\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
-    snippet = found[1].replace('import { Conversation } from "@elevenlabs/client";', "").replace("export ", "")
+    snippet = (
+        found[1]
+        .replace('import { Conversation } from "@elevenlabs/client";', "const { Conversation } = ElevenLabsClient;")
+        .replace('import { connect } from "/v1/client.js";', 'const { connect } = await import("/v1/client.js");')
+        .replace("export ", "")
+    )
     script = f"""async () => {{
-        const {{ Conversation }} = ElevenLabsClient;
         {snippet}
         const signIn = {{ method: "POST", body: JSON.stringify({{ name: "Ada" }}) }};
         const {{ token }} = await (await fetch("/demo/sign-in", signIn)).json();
-        const conversation = await startConversation(token);
+        const connection = talk(token);
+        const conversation = await connection.connected;
         const seen = {{ id: conversation.getId(), open: conversation.isOpen() }};
-        await conversation.endSession();
-        const refused = await startConversation("not a token").catch((error) => error.message);
-        return {{ ...seen, refused }};
+        await connection.end();
+        const refused = await talk("not a token").ended;
+        return {{ ...seen, refused: refused.error.code }};
     }}"""
 
     seen = demo.page.evaluate(script)
 
     assert seen["open"] is True
     assert seen["id"].startswith("conv_")
-    assert seen["refused"].startswith("token_invalid: ")
+    assert seen["refused"] == "token_invalid"
+    assert "info: ended You ended the conversation." in demo.console

@@ -16,7 +16,7 @@ export interface Pass {
 }
 
 export interface PassOptions {
-  /** Where voicepass is, such as `https://voice.example`. Left out: where this module was loaded from. */
+  /** Where voicepass is: `https://voice.example`, or `/voice` on the page's host. Left out: where this module is from. */
   service?: string;
   /** The agent's alias. Left out: `default`. */
   agent?: string;
@@ -49,8 +49,8 @@ export type Cause =
   | "agent_ended"
   | "max_duration"
   | "connection_lost"
-  | "pass_refused"
   | "pass_expired"
+  | "pass_refused"
   | "unauthorized"
   | "variables_missing"
   | "override_not_allowed"

@@ -62,7 +62,8 @@ export async function fetchPass({ service, agent, transport = "websocket", token
   /** @type {Record<string, string>} */
   const headers = { "Content-Type": "application/json" };
   if (token) headers.Authorization = `Bearer ${await token()}`;
-  const url = new URL(path, service ? `${service.replace(/\/+$/, "")}/` : new URL("..", HERE));
+  const at = service === undefined ? new URL("..", HERE) : new URL(`${service.replace(/\/+$/, "")}/`, location.href);
+  const url = new URL(path, at);
   let response;
   try {
     response = await fetch(url, {

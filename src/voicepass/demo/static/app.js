@@ -8,6 +8,7 @@ const PASS_SECONDS = 15 * 60;
 const WORKLETS = "static/vendor/elevenlabs-client/worklets";
 const READ_MS = { settling: 500, live: 2000, idle: 30_000 };
 const SETTLING_MS = 10_000;
+const FRESH_PASS_HELPS = new Set(["connection_lost", "pass_expired", "unauthorized", "agent_failed"]);
 const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
 const FAULTS = {
   expired: "The pass was 15 minutes old by the emulator's clock. Start again for a fresh one.",
@@ -305,8 +306,7 @@ function countDown() {
   else $("hint").textContent = seconds > 1 ? `The next try is in ${seconds} s.` : "The next try is about to begin.";
 }
 
-const codeOf = ({ cause, closeCode, error }) =>
-  error?.code ?? closeCode ?? (["user_ended", "agent_ended"].includes(cause) ? 1000 : "");
+const codeOf = ({ closeCode, error }) => error?.code ?? closeCode;
 const reasonOf = ({ closeReason, sentence }) => closeReason || sentence;
 
 function ended(attempt, ending) {
@@ -318,7 +318,8 @@ function ended(attempt, ending) {
   atStep(user ? 1 : 0);
   const title = cause === "pass_refused" && !attempt.wasConnected ? "No pass" : "Disconnected";
   const isCalm = ["user_ended", "agent_ended"].includes(cause);
-  show(isCalm ? "ended" : "failed", title, { code: codeOf(ending), reason: reasonOf(ending), hint: advice() });
+  const code = codeOf(ending) ?? (isCalm && attempt.wasConnected ? 1000 : "");
+  show(isCalm ? "ended" : "failed", title, { code, reason: reasonOf(ending), hint: advice() });
 
   function advice() {
     if (isCalm) return "Start again whenever you like: every start gets a fresh pass.";
@@ -328,7 +329,8 @@ function ended(attempt, ending) {
       return wait + (requestId ? `If you ask for help, say request ${requestId}.` : "");
     }
     if (cause.startsWith("microphone")) return "Nothing was opened. Text needs no microphone and works in every browser.";
-    return FAULTS[$("fault").value] ?? `${closeReason ? `${sentence} ` : ""}Start again for a fresh pass.`;
+    const said = closeReason ? `${sentence} ` : "";
+    return FAULTS[$("fault").value] ?? (FRESH_PASS_HELPS.has(cause) ? `${said}Start again for a fresh pass.` : said);
   }
 }
 

@@ -1,0 +1,117 @@
+"""The client's types tell the truth, and the documents' frontends fit the real packages: TypeScript is the judge."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CLIENT = ROOT / "src" / "voicepass" / "api"
+DOCUMENT = (ROOT / "docs" / "frontends.md").read_text()
+
+PACKAGES = {
+    "@elevenlabs/client": "1.25.0",
+    "@elevenlabs/react": "1.15.2",
+    "@types/node": "24.19.2",
+    "@types/react": "19.3.0",
+    "jose": "6.2.18",
+    "react": "19.3.1",
+    "typescript": "5.9.3",
+}
+
+# What the JavaScript is, by TypeScript's own inference, must be what the types declare.
+COMPARISON = """
+import * as declared from "./client.js";
+import * as written from "./written.js";
+export const asDeclared: typeof declared = written;
+"""
+SESSION = "export declare function currentUser(): Promise<{ id: string; name: string } | null>;\n"
+
+
+def documented_files() -> dict[str, str]:
+    """The code blocks of the document that begin with the path of a file, dedented where they stand in a list."""
+    blocks = re.findall(r"^( *)```(?:js|tsx?)\n(.*?)^ *```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    texts = [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in blocks]
+    return {text.split("\n")[0].removeprefix("// "): text for text in texts}
+
+
+def test_every_cause_is_in_the_documents_table_in_the_types_and_in_the_code() -> None:
+    union = re.search(r"export type Cause =\n(.*?);", (CLIENT / "client.d.ts").read_text(), re.DOTALL)
+    assert union is not None
+    declared = re.findall(r'"(\w+)"', union[1])
+    table = DOCUMENT.split("## Why it ended")[1].split("|---|---|---|")[1]
+
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == declared
+    code = (CLIENT / "client.js").read_text()
+    assert [cause for cause in declared if f'"{cause}"' not in code] == []
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Path:
+    """A folder with the real packages, at exact versions."""
+    if shutil.which("npm") is None:
+        missing = "this test needs npm (and Node.js), which is not here"
+        if "REQUIRE_NPM" in os.environ:
+            pytest.fail(missing)
+        pytest.skip(missing)
+    (tmp_path / "package.json").write_text(json.dumps({"type": "module", "private": True, "dependencies": PACKAGES}))
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=110)
+    return tmp_path
+
+
+OPTIONS = {
+    "strict": True,
+    "noEmit": True,
+    "allowJs": True,
+    "checkJs": True,
+    "target": "es2022",
+    "lib": ["es2023", "dom", "dom.iterable"],
+    "module": "esnext",
+    "moduleResolution": "bundler",
+    "jsx": "react-jsx",
+    "types": ["node"],
+    "paths": {"https://voice.example/v1/client.js": ["./src/client.d.ts"]},
+}
+
+
+def complaints(folder: Path) -> list[str]:
+    """What TypeScript says of the files in `folder`; what it says of other people's packages is not ours to mend."""
+    (folder / "tsconfig.json").write_text(json.dumps({"compilerOptions": OPTIONS, "include": ["src", "*.js", "*.mjs"]}))
+    command = ["node", "node_modules/typescript/bin/tsc", "--pretty", "false"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=110).stdout
+    return [line for line in said.splitlines() if ": error " in line and not line.startswith("node_modules/")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_the_client_is_what_its_types_say_and_the_documented_frontends_fit_it(workshop: Path) -> None:
+    source = workshop / "src"
+    for folder in (source, source / "voicepass"):
+        folder.mkdir()
+        for name in ("client.js", "client.d.ts"):
+            shutil.copy(CLIENT / name, folder)
+    shutil.copy(CLIENT / "client.js", source / "written.js")
+    (source / "comparison.ts").write_text(COMPARISON)
+    (source / "session.d.ts").write_text(SESSION)
+    for name, text in documented_files().items():
+        (workshop / name).parent.mkdir(parents=True, exist_ok=True)
+        (workshop / name).write_text(text)
+    assert len(documented_files()) == 7
+
+    assert complaints(workshop) == []
+
+    # A judge who never objects is none.
+    spoilt = (source / "Talk.tsx").read_text().replace("state.because.sentence", "state.because.phrase")
+    (source / "Talk.tsx").write_text(spoilt)
+    (source / "written.js").write_text(
+        (source / "written.js").read_text().replace("end: async () =>", "stop: async () =>")
+    )
+    spoken = "\n".join(complaints(workshop))
+    assert "src/Talk.tsx" in spoken
+    assert "phrase" in spoken
+    assert "src/written.js" in spoken
