@@ -7,8 +7,9 @@
  * @typedef {import("./client.js").State} State
  */
 
-// A constant, because bundlers take `new URL("…", import.meta.url)` for a file of their own.
-const HERE = import.meta.url;
+// Where this module was served from, and undefined in a bundle. By no `new URL`: bundlers take that for a file.
+const HOME = /^(.*)\/v1\/client\.js$/.exec(import.meta.url)?.[1];
+const ANSWER_MS = 15_000; // the service takes 4 s at most, unless it is told otherwise
 const PASS_LIFETIME_MS = 15 * 60_000; // by ElevenLabs' documentation
 const BACKOFF_MS = 500; // doubled with each attempt
 const MOST_BACKOFF_MS = 8_000;
@@ -57,30 +58,31 @@ export class PassError extends Error {
  * @param {import("./client.js").PassOptions} [options]
  * @returns {Promise<Pass>}
  */
-export async function fetchPass({ service, agent, transport = "websocket", token, signal } = {}) {
-  const path = `v1/${transport === "webrtc" ? "conversation-token" : "signed-url"}`;
+export async function fetchPass({ service = HOME, agent, transport = "websocket", token, signal } = {}) {
+  if (service === undefined) throw new TypeError("Say where voicepass is: { service: 'https://voice.example' }.");
+  const path = transport === "webrtc" ? "conversation-token" : "signed-url";
+  const url = new URL(`${service.replace(/\/+$/, "")}/v1/${path}`, location.href);
   /** @type {Record<string, string>} */
   const headers = { "Content-Type": "application/json" };
   if (token) headers.Authorization = `Bearer ${await token()}`;
-  const at = service === undefined ? new URL("..", HERE) : new URL(`${service.replace(/\/+$/, "")}/`, location.href);
-  const url = new URL(path, at);
-  let response;
+  const tooLong = AbortSignal.timeout(ANSWER_MS);
+  let response, text;
   try {
     response = await fetch(url, {
       method: "POST",
       headers,
       body: JSON.stringify(agent === undefined ? {} : { agent }),
       credentials: token ? "omit" : "include", // a cookie beside a token may speak of another user
-      signal,
+      signal: signal ? AbortSignal.any([signal, tooLong]) : tooLong,
     });
+    text = await response.text();
   } catch {
     signal?.throwIfAborted();
     throw new PassError({ code: "unreachable", status: 0, detail: "The service cannot be reached." });
   }
-  const answer = await response.json().catch(() => null);
-  signal?.throwIfAborted();
-  if (response.ok && answer?.user_id) return answer;
+  const answer = await new Response(text).json().catch(() => null);
   const { status } = response;
+  if (response.ok && answer?.user_id) return answer;
   if (answer?.code) throw new PassError(answer);
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "");
   throw new PassError({
