@@ -129,8 +129,12 @@ def test_a_drop_is_mended_with_a_new_pass_once_the_network_is_back(lab: Laborato
         lab.sleeps.at(-1).pass();
         const { reconnects, conversation, pass } = await lab.until('connected');
         conversation.sendUserMessage("Hello");
-        await connection.end();
         return { reconnects, opensItsOwn: conversation.getId() === pass.conversation_id }""")
+    world.cable.pull()
+    again = lab.go_on("""
+        const { attempt, retryInSeconds } = await lab.until('waiting');
+        await connection.end();
+        return { attempt, retryInSeconds }""")
 
     assert dropped == {
         "status": "waiting",
@@ -140,6 +144,7 @@ def test_a_drop_is_mended_with_a_new_pass_once_the_network_is_back(lab: Laborato
         "why": "connection_lost",
     }
     assert back == {"reconnects": 1, "opensItsOwn": True}
+    assert again == {"attempt": 2, "retryInSeconds": 1}, "a bad line must not take passes without end"
     assert world.passes_asked_for == 2
     assert len({conversation.conversation_id for conversation in world.emulator.records.conversations}) == 2
 
@@ -167,17 +172,20 @@ def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
 
 
 def test_it_runs_out_of_patience_before_it_runs_out_of_attempts(lab: Laboratory, world: World) -> None:
-    lab.begin("window.connection = lab.open({ patienceSeconds: 3 }); await connection.connected")
+    lab.begin("""
+        const timers = { ...lab.timers, random: () => 0.5 };
+        window.connection = lab.open({ patienceSeconds: 3, timers });
+        await connection.connected""")
 
     world.cable.pull()
     waits = lab.go_on("""
         await lab.until('waiting');
-        lab.timers.late = 2_400;
+        lab.timers.late = 2_900;
         lab.sleeps.at(-1).pass();
         await connection.ended;
         return lab.sleeps.map(({ ms }) => ms)""")
 
-    assert waits == [500]
+    assert waits == [250]
 
 
 def test_a_socket_that_outlives_the_network_is_hung_up_and_replaced_once_the_network_is_back(
@@ -258,7 +266,10 @@ def test_what_another_pass_would_not_mend_is_not_tried_again(
 ) -> None:
     world.emulator.faults["conversation"] = Fault(target="conversation", closing=closing)
 
-    ending = lab.begin("const { error, ...ending } = await lab.open().ended; return ending")
+    ending = lab.begin("""
+        lab.timers.late = 3_600_000; // a clock that is an hour fast makes no pass old
+        const { error, ...ending } = await lab.open().ended;
+        return ending""")
 
     assert (ending["cause"], ending["closeCode"]) == (cause, CLOSINGS[closing].code)
     assert ending.get("closeReason") == (CLOSINGS[closing].reason or None)
@@ -417,16 +428,18 @@ def test_across_origins_a_429_is_waited_for_as_long_as_it_says_and_no_longer_tha
     assert told == {"code": "rate_limited", "status": 429, "because": "pass_refused", "ended": "user_ended"}
 
 
-def test_ending_while_it_opens_leaves_nothing_open(lab: Laboratory, world: World) -> None:
+def test_ending_while_it_opens_leaves_nothing_open(lab: Laboratory) -> None:
     seen = lab.begin("""
-        const connection = lab.open();
-        while (!connection.state.pass) await new Promise((resolve) => setTimeout(resolve, 1));
+        let opening;
+        const starter = { startSession: (options) => (opening = lab.Conversation.startSession(options)) };
+        const connection = lab.open({ starter });
+        while (!opening) await new Promise((resolve) => setTimeout(resolve, 1));
         const { cause } = await connection.end();
-        return [cause, connection.state.status, await connection.connected.catch((error) => error.message)]""")
+        const isOpen = (await opening).isOpen();
+        const error = await connection.connected.catch((refusal) => refusal.message);
+        return [cause, isOpen, connection.state.status, error]""")
 
-    assert seen == ["user_ended", "ended", "You ended the conversation."]
-    lab.page.wait_for_timeout(100)
-    assert all(conversation.closed_by == "client" for conversation in world.emulator.records.conversations)
+    assert seen == ["user_ended", False, "ended", "You ended the conversation."]
 
 
 def test_a_page_that_stumbles_over_a_change_keeps_its_conversation(lab: Laboratory) -> None:
