@@ -27,7 +27,7 @@ The map, in reading order:
     server       how uvicorn is run, and the limits that ASGI cannot see
     reports      the command line over the ledger: usage, conversations, export, the off switch
     cli          serve, demo, emulator, token, policy
-    api          HTTP in, HTTP out: routes, schemas, problems, middleware
+    api          HTTP in, HTTP out: routes, schemas, problems, middleware, and the browser's client
     emulator     a pretend ElevenLabs; imports nothing of ours
     demo         service, emulator and page in one process
 """

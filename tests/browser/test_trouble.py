@@ -1,16 +1,19 @@
 """What goes wrong while somebody uses the page: it says so in words, mends what can be mended, and no more."""
 
 import re
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.browser.conftest import Demo, World
+from tests.browser.test_accessibility import _POOR_CONTRAST
 from tests.browser.test_minutes import _TAKE_PASSES, signed_in
 from voicepass.emulator import Fault
 
 pytestmark = pytest.mark.browser
 
+_SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 _PENDING_PERMISSION = """() => {
   const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   const permission = new Promise((resolve) => (window.allow = resolve));
@@ -35,6 +38,9 @@ def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> 
     expect(hint(demo)).to_have_text("The next try is about to begin.")
     expect(demo.button("End conversation")).to_be_enabled()
     expect(demo.message).to_be_disabled()
+    for scheme in _SCHEMES:
+        demo.page.emulate_media(color_scheme=scheme)
+        assert demo.page.evaluate(_POOR_CONTRAST) == []
     world.cable.plug_in()
     demo.wait(1)
 
