@@ -140,8 +140,8 @@ export function fetchPass(options?: PassOptions): Promise<Pass>;
 export function asSession(
   pass: Pass,
 ): { userId: string; dynamicVariables: Pass["dynamic_variables"] } & (
-  | { signedUrl: string; conversationToken?: undefined }
-  | { conversationToken: string; signedUrl?: undefined }
+  | { signedUrl: string; conversationToken?: never }
+  | { conversationToken: string; signedUrl?: never }
 );
 
 /** Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw. */
