@@ -40,5 +40,6 @@ class Cors(CORSMiddleware):
                 "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type and X-Request-ID"
             )
             response = noted(refusal, request_id=request_id)
+            response.headers["Vary"] = "Origin"
         label(response.raw_headers, request_id=request_id)
         return response

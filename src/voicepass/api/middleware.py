@@ -27,7 +27,6 @@ _SAFE_HEADERS: Final = {
     b"referrer-policy": b"no-referrer",
     b"cross-origin-resource-policy": b"same-site",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-    b"vary": b"Origin",
 }
 _HTML: Final = b"text/html"  # /docs, where it is asked for, needs its scripts
 
@@ -94,8 +93,6 @@ def label(headers: list[tuple[bytes, bytes]], *, request_id: str) -> None:
     headers.extend(header for header in _SAFE_HEADERS.items() if header[0] not in given)
     if given.get(b"content-type", b"").startswith(_HTML):
         headers.remove((b"content-security-policy", _SAFE_HEADERS[b"content-security-policy"]))
-    if b"origin" not in given.get(b"vary", b"origin").lower():
-        headers.append((b"vary", b"Origin"))
 
 
 def _fields(scope: Scope) -> dict[bytes, list[bytes]]:
