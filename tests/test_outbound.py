@@ -126,6 +126,6 @@ async def test_a_key_that_no_header_can_carry_is_in_no_error(key: str) -> None:
 @pytest.mark.long
 async def test_a_process_that_made_calls_ends_well_30_times_of_30() -> None:
     """Without a moment for reqwest's thread to come to rest, one in four is aborted."""
-    async with listening(serve) as base_url:
+    async with listening(serve) as base_url, listening(serve, tls=tls()) as untrusted:
         for _ in range(30):
-            assert await calls_in_a_process(base_url.replace("http:", "https:"), environment={}) == ["ConnectError"]
+            assert await calls_in_a_process(base_url, untrusted, environment={}) == ["200", "ConnectError"]
