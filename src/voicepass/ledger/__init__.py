@@ -34,7 +34,7 @@ class Ledger(ABC):
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
         whose = rules.reserved_row(reservation)
-        locks = sorted({questions.counted_in(limit.scope, whose) for limit in limits})
+        locks = sorted(questions.counted_in(scope, whose) for scope in {limit.scope for limit in limits})
         await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks)
 
     async def grant(self, reservation: Reservation, credential: Credential) -> None:
