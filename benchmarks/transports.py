@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from datetime import timedelta
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 import httpx
@@ -32,11 +32,21 @@ from voicepass.model import Agent, Transport
 
 PATH: Final = "/v1/convai/conversation/get-signed-url?agent_id=agent_7x&include_conversation_id=true"
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "xi-api-key": "sk_" + "0" * 48}
-MOST: Final = 1000  # where a pool has a limit at all
+CROWD: Final = 200  # abused calls at once
 CONNECTIONS: Final = (1, 16, 64, 256, 1000)
 ROUNDS: Final = 3
-IDLE_SECONDS: Final = 1.0  # how long the churned pools keep an idle connection: what is open after that has leaked
 CALL_SECONDS: Final = 10.0
+
+
+class Pool(NamedTuple):
+    """How many connections it may have, where it has a limit, and how long it keeps one that is idle."""
+
+    most: int
+    idle_seconds: float
+
+
+FAST: Final = Pool(most=1000, idle_seconds=30)
+CHURNED: Final = Pool(most=CROWD + 50, idle_seconds=1)  # what is open for longer, and a place that is lost, has leaked
 
 Call = Callable[[str], Awaitable[int]]
 """Asks for a URL, reads the whole answer, and returns its status."""
@@ -138,9 +148,11 @@ def directly(transport: httpx.AsyncBaseTransport) -> AbstractAsyncContextManager
 
 
 @asynccontextmanager
-async def over_httpx2(idle_seconds: float) -> AsyncIterator[Call]:
+async def over_httpx2(pool: Pool) -> AsyncIterator[Call]:
     """Use httpx2, the continuation of httpx under another name."""
-    limits = httpx2.Limits(max_connections=MOST, max_keepalive_connections=MOST, keepalive_expiry=idle_seconds)
+    limits = httpx2.Limits(
+        max_connections=pool.most, max_keepalive_connections=pool.most, keepalive_expiry=pool.idle_seconds
+    )
     async with httpx2.AsyncClient(headers=HEADERS, timeout=CALL_SECONDS, trust_env=False, limits=limits) as client:
 
         async def call(url: str) -> int:
@@ -153,9 +165,9 @@ async def over_httpx2(idle_seconds: float) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def over_aiohttp(idle_seconds: float) -> AsyncIterator[Call]:
+async def over_aiohttp(pool: Pool) -> AsyncIterator[Call]:
     """Use aiohttp itself: what the transport on it could reach at best."""
-    connector = aiohttp.TCPConnector(limit=MOST, keepalive_timeout=idle_seconds)
+    connector = aiohttp.TCPConnector(limit=pool.most, keepalive_timeout=pool.idle_seconds)
     async with aiohttp.ClientSession(connector=connector, headers=HEADERS) as session:
 
         async def call(url: str) -> int:
@@ -167,9 +179,9 @@ async def over_aiohttp(idle_seconds: float) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def over_pyreqwest(idle_seconds: float) -> AsyncIterator[Call]:
+async def over_pyreqwest(pool: Pool) -> AsyncIterator[Call]:
     """Use pyreqwest itself."""
-    async with _reqwest(idle_seconds) as client:
+    async with _reqwest(pool) as client:
 
         async def call(url: str) -> int:
             response = await client.get(url).headers(HEADERS).build().send()
@@ -179,31 +191,35 @@ async def over_pyreqwest(idle_seconds: float) -> AsyncIterator[Call]:
         yield call
 
 
-def _reqwest(idle_seconds: float) -> pyreqwest.client.Client:
+def _reqwest(pool: Pool) -> pyreqwest.client.Client:
     builder = pyreqwest.client.ClientBuilder().no_proxy().follow_redirects(enable=False)
-    return builder.timeout(timedelta(seconds=CALL_SECONDS)).pool_idle_timeout(timedelta(seconds=idle_seconds)).build()
+    return (
+        builder.timeout(timedelta(seconds=CALL_SECONDS)).pool_idle_timeout(timedelta(seconds=pool.idle_seconds)).build()
+    )
 
 
-def _httpcore(idle_seconds: float) -> httpx.AsyncHTTPTransport:
-    limits = httpx.Limits(max_connections=MOST, max_keepalive_connections=MOST, keepalive_expiry=idle_seconds)
+def _httpcore(pool: Pool) -> httpx.AsyncHTTPTransport:
+    limits = httpx.Limits(
+        max_connections=pool.most, max_keepalive_connections=pool.most, keepalive_expiry=pool.idle_seconds
+    )
     return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
 
 
-def _aiohttp(idle_seconds: float) -> httpx.AsyncBaseTransport:
-    limits = httpx.Limits(max_connections=MOST, keepalive_expiry=idle_seconds)
+def _aiohttp(pool: Pool) -> httpx.AsyncBaseTransport:
+    limits = httpx.Limits(max_connections=pool.most, keepalive_expiry=pool.idle_seconds)
     return httpx_aiohttp.AiohttpTransport(limits=limits, trust_env=False)
 
 
-def _pyqwest(idle_seconds: float) -> httpx.AsyncBaseTransport:
+def _pyqwest(pool: Pool) -> httpx.AsyncBaseTransport:
     return AsyncPyqwestTransport(
-        pyqwest.HTTPTransport(pool_idle_timeout=idle_seconds, follow_redirects=False, enable_otel=False)
+        pyqwest.HTTPTransport(pool_idle_timeout=pool.idle_seconds, follow_redirects=False, enable_otel=False)
     )
 
 
 @asynccontextmanager
-async def ours(idle_seconds: float) -> AsyncIterator[Call]:
+async def ours(pool: Pool) -> AsyncIterator[Call]:
     """Use what voicepass uses: the transport alone, the URL and the headers parsed once."""
-    outbound.IDLE_SECONDS = idle_seconds
+    outbound.IDLE_SECONDS = pool.idle_seconds
     async with outbound.http_transport(deadline_seconds=CALL_SECONDS) as transport:
         known: dict[str, httpx.Request] = {}
 
@@ -216,7 +232,7 @@ async def ours(idle_seconds: float) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def our_adapter(_idle_seconds: float) -> AsyncIterator[Call]:
+async def our_adapter(_pool: Pool) -> AsyncIterator[Call]:
     """Use the whole adapter: the same, guarded, and the answer read and checked."""
     async with outbound.http_transport(deadline_seconds=CALL_SECONDS) as transport:
         opened: dict[str, tuple[ElevenLabs, Agent]] = {}
@@ -227,7 +243,7 @@ async def our_adapter(_idle_seconds: float) -> AsyncIterator[Call]:
                 transport=transport,
                 workspaces=[workspace],
                 deadline_seconds=CALL_SECONDS,
-                max_calls=MOST,
+                max_calls=1000,
                 clock=time.time,
             )
             return provider, Agent(alias="default", agent_id="agent_7x", base_url=base_url)
@@ -241,15 +257,15 @@ async def our_adapter(_idle_seconds: float) -> AsyncIterator[Call]:
         yield call
 
 
-SUBJECTS: Final[dict[str, Callable[[float], AbstractAsyncContextManager[Call]]]] = {
-    "httpx": lambda idle: over(_httpcore(idle)),
+SUBJECTS: Final[dict[str, Callable[[Pool], AbstractAsyncContextManager[Call]]]] = {
+    "httpx": lambda pool: over(_httpcore(pool)),
     "httpx2": over_httpx2,
-    "httpx on httpx-aiohttp": lambda idle: over(_aiohttp(idle)),
-    "httpx on pyqwest": lambda idle: over(_pyqwest(idle)),
-    "httpx on pyreqwest": lambda idle: over(HttpxTransport(_reqwest(idle))),
-    "httpx-aiohttp, transport alone": lambda idle: directly(_aiohttp(idle)),
-    "pyqwest, transport alone": lambda idle: directly(_pyqwest(idle)),
-    "pyreqwest, transport alone": lambda idle: directly(HttpxTransport(_reqwest(idle))),
+    "httpx on httpx-aiohttp": lambda pool: over(_aiohttp(pool)),
+    "httpx on pyqwest": lambda pool: over(_pyqwest(pool)),
+    "httpx on pyreqwest": lambda pool: over(HttpxTransport(_reqwest(pool))),
+    "httpx-aiohttp, transport alone": lambda pool: directly(_aiohttp(pool)),
+    "pyqwest, transport alone": lambda pool: directly(_pyqwest(pool)),
+    "pyreqwest, transport alone": lambda pool: directly(HttpxTransport(_reqwest(pool))),
     "voicepass: pyreqwest, transport alone, parsed once": ours,
     "voicepass: the whole adapter": our_adapter,
     "aiohttp, without httpx": over_aiohttp,
@@ -285,10 +301,10 @@ async def measure(call: Call, base_url: str, connections: int, seconds: float) -
 
 
 async def churn(call: Call, base_url: str, calls: int) -> dict[str, float]:
-    """Cancel, time out and cut off `calls` calls, 200 at once; then see whether 100 good ones get through."""
+    """Cancel, time out and cut off `calls` calls, many at once; then see whether 100 good ones get through."""
     dice = random.Random(7)
     open_before = _open_files()
-    crowd = asyncio.Semaphore(200)
+    crowd = asyncio.Semaphore(CROWD)
 
     async def abused() -> None:
         async with crowd:
@@ -313,10 +329,10 @@ async def churn(call: Call, base_url: str, calls: int) -> dict[str, float]:
         return False
 
     passed = sum(await asyncio.gather(*(good() for _ in range(100))))
-    await asyncio.sleep(IDLE_SECONDS * 2.5)
+    await asyncio.sleep(CHURNED.idle_seconds * 2.5)
     with suppress(Exception):
         await call(base_url + PATH)  # some pools look at their idle connections only now
-    await asyncio.sleep(IDLE_SECONDS * 2.5)
+    await asyncio.sleep(CHURNED.idle_seconds * 2.5)
     return {"passed": passed, "leaked": _open_files() - open_before}
 
 
@@ -331,7 +347,7 @@ def _open_files() -> int:
 
 async def run_subject(name: str, base_url: str, connections: int, seconds: float, calls: int) -> dict[str, float]:
     """Measure one subject in this process."""
-    async with SUBJECTS[name](IDLE_SECONDS if calls else 30) as call:
+    async with SUBJECTS[name](CHURNED if calls else FAST) as call:
         await call(base_url + PATH)
         return await (churn(call, base_url, calls) if calls else measure(call, base_url, connections, seconds))
 

@@ -67,7 +67,10 @@ async def asked(reader: asyncio.StreamReader) -> bytes:
 
 
 def saying(answer: bytes) -> Place:
-    """Say these bytes to the first request and close."""
+    """Say these bytes to the first request and close, as announced: else others would be asked on this connection."""
+    status, line_end, rest = answer.partition(b"\r\n")
+    if status.startswith(b"HTTP/1.1"):
+        answer = status + line_end + b"connection: close\r\n" + rest
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asked(reader)

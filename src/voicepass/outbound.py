@@ -5,6 +5,7 @@ chosen. Another transport is another body of `http_transport`, and nothing else.
 """
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple, cast
@@ -98,7 +99,8 @@ async def get(
         try:
             return Answer(response.status_code, response.headers, await _body(response, most_bytes))
         finally:
-            await response.aclose()
+            with suppress(PyreqwestError):  # what was read, or found wanting, counts
+                await response.aclose()
     except TimeoutError as error:  # reqwest's own, amid a long body
         raise httpx.ReadTimeout("the answer took too long") from error
     except PyreqwestError as error:
