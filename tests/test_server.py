@@ -387,7 +387,7 @@ def serving(parser: Parser) -> Iterator[tuple[Address, int]]:
     program = (
         "from voicepass.logs import configure_logging; from voicepass.server import run\n"
         "configure_logging(log_format='console', level='info')\n"
-        f"run('tests.test_server:app', host='127.0.0.1', port={port}, parser={parser!r}, drain_seconds=1)"
+        f"run('tests.test_server:app', host='127.0.0.1', port={port}, parser={parser!r}, grace_seconds=1)"
     )
     with started([sys.executable, "-c", program], cwd=Path(__file__).parents[1], environment=CLEAN) as output:
         (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(output))

@@ -14,6 +14,7 @@ from voicepass.api.problems import word_problems
 from voicepass.api.routes import backend_routes, operation_routes, pass_routes, user_routes, webhook_routes
 from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
+from voicepass.draining import Draining
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
+    draining = Draining(seconds=settings.voicepass_drain_seconds)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
@@ -43,14 +45,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             *module_routes.routes,
             *operation_routes.routes,
         ],
-        lifespan=_lifespan(settings, configuration),
+        lifespan=_lifespan(settings, configuration, draining),
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.voicepass_docs else None,
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
     word_problems(app)
-    app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies)
+    app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)
     app.add_middleware(  # the last one added is the outermost
         Cors,
         allowed_origins=settings.voicepass_allowed_origins,
@@ -60,7 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _lifespan(
-    settings: Settings, configuration: Configuration
+    settings: Settings, configuration: Configuration, draining: Draining
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +87,9 @@ def _lifespan(
             for issuer in configuration.trusted:
                 if isinstance(issuer.keys, PublishedKeys):
                     stack.push_async_callback(issuer.keys.aclose)
+            stack.enter_context(draining.on_sigterm())
             registry = CollectorRegistry()
+            app.state.draining = draining
             app.state.ledger = ledger
             app.state.registry = registry
             app.state.service_tokens = ServiceTokens(

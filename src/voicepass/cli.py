@@ -60,7 +60,7 @@ def serve(
         factory=True,
         workers=workers,
         # Past it uvicorn would cut requests that are being answered: longer than keys, ledger and ElevenLabs take.
-        drain_seconds=math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS),
+        grace_seconds=math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS),
     )
 
 
@@ -73,7 +73,7 @@ def demo(port: Port = 8000) -> None:
     typer.echo(f"voicepass demo: open {base_url} in a browser, sign in with any name, start a conversation.")
     typer.echo("Nothing leaves this machine. Ctrl-C ends it.")
     _check_port(LOOPBACK, port)
-    run(create_demo(base_url), host=LOOPBACK, port=port, drain_seconds=1)
+    run(create_demo(base_url), host=LOOPBACK, port=port, grace_seconds=1)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def emulator(
     if key == DEFAULT_EMULATOR_KEY:
         typer.echo(f"It takes the API key {key}.")
     _check_port(LOOPBACK, port)
-    run(create_emulator(pretend), host=LOOPBACK, port=port, drain_seconds=1)
+    run(create_emulator(pretend), host=LOOPBACK, port=port, grace_seconds=1)
 
 
 @app.command()

@@ -9,7 +9,7 @@
     │   │                       HeadersTooLarge 431
     │   └── LimitReached ─────  RateLimited 429 · QuotaExceeded 429 · TooManyConversations 429
     ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · Overloaded 503
-    │                           InternalError 500
+    │                           ShuttingDown 503 · InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
@@ -189,6 +189,13 @@ class Overloaded(Refusal):
     code, status, title = "overloaded", 503, "Too many at once"
     detail = "More passes are asked for at this moment than the service can give. Try again shortly."
     retry_after_seconds = 2
+
+
+class ShuttingDown(Refusal):
+    """Said by `/readyz` alone: until the end, whoever is sent here is served."""
+
+    code, status, title = "shutting_down", 503, "Shutting down"
+    detail = "This instance is about to end. It still serves, but send new requests to another."
 
 
 class ElevenLabsRefusal(Refusal):

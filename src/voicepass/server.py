@@ -42,17 +42,17 @@ def run(
     *,
     host: str,
     port: int,
-    drain_seconds: int,
+    grace_seconds: int,
     parser: Parser = "auto",
     workers: int = 1,
     factory: bool = False,
 ) -> None:
-    """Serve until a signal ends it; requests that are being answered then get `drain_seconds` to finish."""
+    """Serve until a signal ends it; requests that are being answered then get `grace_seconds` to finish."""
     uvicorn.run(
         application,
         host=host,
         port=port,
-        timeout_graceful_shutdown=drain_seconds,
+        timeout_graceful_shutdown=grace_seconds,
         http=protocol(parser),
         workers=workers,
         factory=factory,

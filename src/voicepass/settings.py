@@ -42,6 +42,7 @@ _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 10_000
 _MAX_WARM_PASSES: Final = 1000
+_MAX_DRAIN_SECONDS: Final = 300.0
 _MAX_RECONCILE_SECONDS: Final = 86_400
 _MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes them, and longer; this keeps out what could be guessed
 
@@ -128,6 +129,9 @@ class Settings(BaseSettings):
     )
     voicepass_warm_passes: Annotated[int, Field(ge=0, le=_MAX_WARM_PASSES)] = Field(
         0, description="Signed URLs held ready for each agent, so that users need not wait; 0: none."
+    )
+    voicepass_drain_seconds: Annotated[float, Field(ge=0, le=_MAX_DRAIN_SECONDS)] = Field(
+        0.0, description="How long SIGTERM lets it serve on while /readyz says 503; behind a balancer, give 10."
     )
     voicepass_reconcile_seconds: Annotated[int, Field(ge=0, le=_MAX_RECONCILE_SECONDS)] = Field(
         60, description="How often ElevenLabs is asked for what no webhook told; needs convai_read; 0: never."

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.addresses import Network, client_address
 from voicepass.api.problems import internal_error, noted
+from voicepass.draining import Draining
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
 
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -38,9 +39,12 @@ class Surface:
     A webhook's may be larger. Anyone can send one, so a few are read at a time, and the others wait in their sockets.
     """
 
-    def __init__(self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = (), draining: Draining | None = None
+    ) -> None:
         self._app = app
         self._trusted_proxies = trusted_proxies
+        self._draining = draining
         self._webhooks = asyncio.Semaphore(MAX_WEBHOOKS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +65,9 @@ class Surface:
             if message["type"] == "http.response.start":
                 begun = True
                 label(message["headers"], request_id=request_id)
+                if self._draining is not None and self._draining.has_begun:
+                    # Else the peer might send its next request just as we hang up.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

@@ -29,7 +29,7 @@ from voicepass.api.schemas import (
     documented,
     refusals,
 )
-from voicepass.errors import LedgerUnavailable, RequestInvalid, UnsupportedMediaType
+from voicepass.errors import LedgerUnavailable, RequestInvalid, ShuttingDown, UnsupportedMediaType
 from voicepass.model import Block, Credentials, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
@@ -225,9 +225,13 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@operation_routes.get("/readyz", summary="The service can hand out passes", responses=refusals(LedgerUnavailable))
+@operation_routes.get(
+    "/readyz", summary="The service can hand out passes", responses=refusals(LedgerUnavailable, ShuttingDown)
+)
 async def readyz(request: Request) -> dict[str, str]:
     """Ask the ledger. ElevenLabs is not asked: its outage is no reason to send users to no instance at all."""
+    if request.app.state.draining.has_begun:
+        raise ShuttingDown
     await request.app.state.ledger.check()
     return {"status": "ready", "ledger": "ok"}
 

@@ -1,0 +1,213 @@
+"""Restarts and rolling deploys under load: whoever heeds `/readyz` loses no request, and workers end and come back."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import UNLIMITED, MakeToken
+from tests.ledger.given import Engine, rows
+from tests.ledger.test_instances import elevenlabs as elevenlabs  # noqa: PLC0414 - a fixture, used by its name
+from tests.ledger.test_instances import environment
+from tests.servers import free_port, started
+
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
+
+PROBE_SECONDS = 0.1
+DRAIN_SECONDS = 1  # several probes long
+
+
+class Instance:
+    """One `voicepass serve`, which may be started again on its port, and whether its last probe found it ready."""
+
+    def __init__(self, cwd: Path, settings: dict[str, str]) -> None:
+        self._cwd = cwd
+        self._settings = settings | {"VOICEPASS_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.is_ready = False
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "voicepass", "serve", "--port", str(self._port)]
+        self._process = subprocess.Popen(command, cwd=self._cwd, env=self._settings, stderr=subprocess.DEVNULL)
+
+    async def probe(self, client: httpx.AsyncClient) -> None:
+        try:
+            self.is_ready = (await client.get(f"{self.url}/readyz")).status_code == 200
+        except httpx.TransportError:
+            self.is_ready = False
+
+    async def until(self, is_ready: bool) -> None:  # noqa: FBT001
+        while self.is_ready is not is_ready:
+            await asyncio.sleep(PROBE_SECONDS)
+
+    async def end(self) -> int:
+        """Tell it to end; its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return await asyncio.to_thread(self._process.wait, 60)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(timeout=20)
+
+
+class Balancer:
+    """Sends each request to the next ready instance, and to the one after it only where nobody listened."""
+
+    def __init__(self, instances: Sequence[Instance], client: httpx.AsyncClient) -> None:
+        self._instances = instances
+        self._client = client
+        self._turn = 0
+        self.answers: Counter[str] = Counter()
+        self.conversations: set[str] = set()
+
+    @asynccontextmanager
+    async def probing(self) -> AsyncIterator[None]:
+        async def probe() -> None:
+            async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+                while True:
+                    await asyncio.gather(*(instance.probe(client) for instance in self._instances))
+                    await asyncio.sleep(PROBE_SECONDS)
+
+        probes = asyncio.create_task(probe())
+        try:
+            yield
+        finally:
+            probes.cancel()
+
+    async def ask(self, user: dict[str, str]) -> None:
+        for _ in self._instances:
+            self._turn += 1
+            ready = [instance for instance in self._instances if instance.is_ready]
+            if not ready:
+                self.answers["no instance is ready"] += 1
+                return
+            try:
+                answer = await self._client.post(f"{ready[self._turn % len(ready)].url}/v1/signed-url", headers=user)
+            except httpx.ConnectError:
+                continue
+            except httpx.TransportError as error:
+                self.answers[type(error).__name__] += 1
+                return
+            self.answers[str(answer.status_code)] += 1
+            if answer.status_code == 200:
+                self.conversations.add(answer.json()["conversation_id"])
+            return
+        self.answers["nobody listened"] += 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "instances", "restarts", "per_second", "at_least"),
+    [("sqlite", 2, 20, 50, 1000), ("postgres", 3, 3, 200, 5000)],
+    ids=["20 restarts at 50 a second", "3 instances rolled amid 5,000 requests"],
+    indirect=["engine"],
+)
+async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readiness(
+    engine: Engine,
+    instances: int,
+    restarts: int,
+    per_second: int,
+    at_least: int,
+    elevenlabs: str,  # noqa: F811
+    make_token: MakeToken,
+    tmp_path: Path,
+) -> None:
+    user = {"Authorization": f"Bearer {make_token()}"}
+    settings = environment(elevenlabs, engine, UNLIMITED)
+    served = [Instance(tmp_path, settings) for _ in range(instances)]
+    codes: list[int] = []
+    asked: list[asyncio.Task[None]] = []
+
+    async def restart_one_after_another() -> None:
+        for number in range(restarts):
+            instance = served[number % instances]
+            codes.append(await instance.end())
+            await instance.until(is_ready=False)
+            instance.start()
+            await instance.until(is_ready=True)
+
+    try:
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=30, limits=httpx.Limits(max_connections=300, keepalive_expiry=2)
+        ) as client:
+            balancer = Balancer(served, client)
+            async with balancer.probing():
+                for instance in served:
+                    instance.start()
+                    await instance.until(is_ready=True)
+                begun = time.monotonic()
+                rolling = asyncio.create_task(restart_one_after_another())
+                while not rolling.done() or len(asked) < at_least:
+                    due = int((time.monotonic() - begun) * per_second)
+                    asked += [asyncio.create_task(balancer.ask(user)) for _ in range(due - len(asked))]
+                    await asyncio.sleep(0.01)
+                await asyncio.gather(rolling, *asked)
+    finally:
+        for instance in served:
+            instance.kill()
+
+    async with engine.opened() as ledger:
+        kept = {row["conversation_id"] for row in await rows(ledger, "SELECT conversation_id FROM passes")}
+    seconds = time.monotonic() - begun
+    print(f"{engine.name}: {restarts} restarts of {instances} in {seconds:.0f} s, answers {dict(balancer.answers)}")
+    assert balancer.answers == {"200": len(asked)}
+    assert len(balancer.conversations) == len(asked)
+    assert balancer.conversations <= kept
+    assert codes == [-signal.SIGTERM] * restarts
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
+async def test_a_dead_worker_is_replaced_and_sigterm_drains_them_all(
+    engine: Engine,
+    elevenlabs: str,  # noqa: F811
+    make_token: MakeToken,
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
+    settings = environment(elevenlabs, engine, UNLIMITED) | {"VOICEPASS_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port), "--workers", "2"]
+
+    async def until_complete(starts: int) -> list[int]:
+        while "".join(log).count("Application startup complete") < starts:
+            await asyncio.sleep(0.05)
+        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", "".join(log))]
+
+    async def faults(client: httpx.AsyncClient, *given: dict[str, float]) -> None:
+        (await client.delete(f"{elevenlabs}/_emulator/faults")).raise_for_status()
+        for fault in given:
+            (await client.put(f"{elevenlabs}/_emulator/faults", json=fault)).raise_for_status()
+
+    async with httpx.AsyncClient(
+        trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
+    ) as client:
+        with started(command, cwd=tmp_path, environment=settings) as log:
+            (parent,) = re.findall(r"Started parent process \[(\d+)\]", "".join(log))
+            first, second = await until_complete(2)
+            os.kill(first, signal.SIGKILL)
+            _, _, third = await until_complete(3)
+            answers = [await client.post(f"{url}/v1/signed-url", headers=user) for _ in range(50)]
+
+            await faults(client, {"latency_seconds": 2.5})
+            asked = [asyncio.create_task(client.post(f"{url}/v1/signed-url", headers=user)) for _ in range(20)]
+            await asyncio.sleep(1)
+            os.kill(int(parent), signal.SIGTERM)
+            while (ready := await client.get(f"{url}/readyz")).status_code == 200:
+                pass
+            answers += await asyncio.gather(*asked)
+            await faults(client)
+    assert {answer.status_code for answer in answers} == {200}
+    assert ready.json()["code"] == "shutting_down"
+    for pid in (second, third):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
