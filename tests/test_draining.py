@@ -18,12 +18,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from tests.canaries import API_KEY
-from tests.conftest import MakeToken
+from tests.conftest import MakeToken, settings_with
 from tests.servers import free_port, running, started
 from tests.test_cli import ENVIRONMENT
+from voicepass.cli import longest_answer_seconds
 from voicepass.emulator import EmulatedAgent, Emulator, Fault, create_emulator
-
-GRACE_SECONDS = 12  # what docs/deployment.md says that answers may still take, with the default deadline
 
 
 @contextlib.contextmanager
@@ -125,5 +124,5 @@ def test_a_server_told_to_end_is_gone_in_time_whatever_hangs(
 
     print(f"told to drain for {drain_seconds} s, with everything hanging: gone after {seconds:.1f} s, code {code}")
     assert code == -signal.SIGTERM
-    assert seconds < drain_seconds + GRACE_SECONDS + 2
+    assert seconds < drain_seconds + longest_answer_seconds(settings_with()) + 2
     assert answer.json()["code"] == "elevenlabs_timeout"

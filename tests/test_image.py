@@ -145,7 +145,7 @@ def test_the_image_is_built_and_runs_without_rights_on_a_read_only_root(tmp_path
         command = ["unshare", "--pid", "--fork", "--kill-child", *command]  # the first process, as in a container
         first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert first.stderr is not None
-        lines = []
+        lines: list[str] = []
         while not lines or "Uvicorn running on" not in lines[-1]:
             lines.append(first.stderr.readline())
             assert lines[-1], lines

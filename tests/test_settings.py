@@ -195,6 +195,18 @@ def test_a_secret_in_two_places_is_a_contradiction(monkeypatch: pytest.MonkeyPat
         load_settings()
 
 
+def test_the_database_url_may_come_from_a_file_for_it_may_hold_a_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text("postgresql://voicepass:pw@db/voicepass\n")
+    given(monkeypatch, {"VOICEPASS_DATABASE_URL_FILE": str(tmp_path / "url")})
+
+    settings = load_settings()
+
+    assert settings.voicepass_database_url == "postgresql://voicepass:pw@db/voicepass"
+    assert "pw@db" not in repr(settings)
+
+
 def test_a_file_that_is_not_there_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "none")})
 

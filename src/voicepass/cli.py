@@ -59,8 +59,7 @@ def serve(
         port=port,
         factory=True,
         workers=workers,
-        # Past it uvicorn would cut requests that are being answered: longer than keys, ledger and ElevenLabs take.
-        grace_seconds=math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS),
+        grace_seconds=longest_answer_seconds(settings),
     )
 
 
@@ -202,6 +201,11 @@ def policy_explain(
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def longest_answer_seconds(settings: Settings) -> int:
+    """Return what keys, ledger and ElevenLabs may take together: past it uvicorn may cut whatever is being answered."""
+    return math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS)
 
 
 def _json_or_text(value: str) -> object:

@@ -37,7 +37,7 @@ from voicepass.keys import (
 from voicepass.logs import LogFormat, LogLevel
 
 _FILE_SUFFIX: Final = "_FILE"
-_SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS")
+_SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # that one may hold a password
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 10_000
@@ -181,6 +181,7 @@ class Settings(BaseSettings):
         "elevenlabs_webhook_secret",
         "voicepass_jwt_secret",
         "voicepass_jwt_public_key",
+        "voicepass_database_url",
         mode="before",
     )
     @classmethod

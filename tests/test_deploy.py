@@ -1,0 +1,159 @@
+"""What `deploy/` holds fits the service: its settings start it, its probes are answered, and there is time to end."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.canaries import API_KEY, JWT_SECRET
+from tests.conftest import settings_with
+from voicepass.cli import longest_answer_seconds
+from voicepass.configuration import configure
+from voicepass.ledger import ANSWER_SECONDS
+from voicepass.ledger.postgres import MAX_CONNECTIONS
+from voicepass.settings import Settings, load_settings
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+SECRETS = {
+    "elevenlabs_api_key": API_KEY,
+    "jwt_secret": JWT_SECRET,
+    "database_url": "postgresql://voicepass:pw@database/voicepass",
+}
+
+
+def kubernetes() -> dict[str, Any]:
+    """The manifests by their kind."""
+    documents = [yaml.safe_load(path.read_text()) for path in (DEPLOY / "kubernetes").glob("*.yaml")]
+    return {document["kind"]: document for document in documents}
+
+
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+MANIFESTS = kubernetes()
+POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+PROBES = [CONTAINER[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+
+
+def compose_settings() -> dict[str, str]:
+    given: dict[str, str] = COMPOSE["voicepass"]["environment"]
+    return {
+        name: re.sub(r"\$\{\w+(:\?|:-)[^}]*\}", "", value) or "x" * (":?" in value) for name, value in given.items()
+    }
+
+
+def kubernetes_settings() -> dict[str, str]:
+    lines = (DEPLOY / "kubernetes" / "settings.env").read_text().split()
+    return dict(line.split("=", 1) for line in lines) | {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+
+
+GIVEN = {"compose": compose_settings(), "kubernetes": kubernetes_settings()}
+GRACE_SECONDS = {
+    "compose": float(COMPOSE["voicepass"]["stop_grace_period"].removesuffix("s")),
+    "kubernetes": float(POD["terminationGracePeriodSeconds"]),
+}
+
+
+@pytest.mark.parametrize("where", GIVEN)
+def test_the_settings_that_are_given_start_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in GIVEN[where].items():
+        path = tmp_path / Path(value).name
+        if name.endswith("_FILE"):
+            path.write_text(SECRETS[path.name])
+        monkeypatch.setenv(name, str(path) if name.endswith("_FILE") else value)
+
+    settings = load_settings()
+
+    assert configure(settings).trusted
+    assert settings.voicepass_database_url == SECRETS["database_url"]
+    assert {name.removesuffix("_FILE").lower() for name in GIVEN[where]} <= Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("where", GIVEN)
+def test_there_is_time_to_drain_and_to_answer_before_it_is_killed(where: str) -> None:
+    drain_seconds = float(GIVEN[where]["VOICEPASS_DRAIN_SECONDS"])
+
+    assert drain_seconds + longest_answer_seconds(settings_with()) + 2 < GRACE_SECONDS[where]
+
+
+def test_a_balancer_hears_of_the_end_before_the_door_closes() -> None:
+    readiness = CONTAINER["readinessProbe"]
+
+    heard_after = (readiness["periodSeconds"] + readiness["timeoutSeconds"]) * readiness["failureThreshold"]
+    assert float(GIVEN["kubernetes"]["VOICEPASS_DRAIN_SECONDS"]) >= heard_after
+    assert readiness["timeoutSeconds"] > ANSWER_SECONDS
+
+
+@pytest.mark.anyio
+async def test_every_probe_is_answered(api: httpx.AsyncClient) -> None:
+    answers = {probe["httpGet"]["path"]: await api.get(probe["httpGet"]["path"]) for probe in PROBES}
+
+    assert {path: answer.status_code for path, answer in answers.items()} == {"/healthz": 200, "/readyz": 200}
+
+
+def test_every_port_is_the_images() -> None:
+    (port,) = re.findall(r"PORT=(\d+)", (DEPLOY.parent / "Dockerfile").read_text())
+    (http,) = CONTAINER["ports"]
+
+    assert (http["name"], str(http["containerPort"])) == ("http", port)
+    assert {probe["httpGet"]["port"] for probe in PROBES} == {"http"}
+    assert [entry["targetPort"] for entry in MANIFESTS["Service"]["spec"]["ports"]] == ["http"]
+    assert [entry["ports"] for entry in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]] == [[{"port": "http"}]]
+    assert COMPOSE["voicepass"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_nothing_has_more_rights_than_it_needs() -> None:
+    service, database = COMPOSE["voicepass"], COMPOSE["database"]
+
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert POD["securityContext"]["runAsNonRoot"]
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not POD["automountServiceAccountToken"]
+    assert (service["read_only"], service["cap_drop"], database["read_only"]) == (True, ["ALL"], True)
+    assert "ports" not in database
+    assert all(re.search(r":\d", entry["image"]) for entry in COMPOSE.values())
+
+
+def test_all_instances_together_fit_into_a_postgresql_with_its_own_defaults() -> None:
+    surge = MANIFESTS["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    most = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] + surge
+
+    assert most * MAX_CONNECTIONS <= 100 - 3, "three are kept for its superuser"
+
+
+def test_kustomize_lists_every_manifest() -> None:
+    files = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+
+    assert set(MANIFESTS["Kustomization"]["resources"]) == files
+
+
+@pytest.mark.long
+def test_the_manifests_are_valid_by_the_schemas_of_kubernetes() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="comes with the extra 'dev'")
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("needs kubectl, which carries kustomize")
+    command = [kubectl, "kustomize", str(DEPLOY / "kubernetes")]
+    built = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    documents = list(yaml.safe_load_all(built))
+
+    for document in documents:
+        kubernetes_validate.validate(document, "1.34", strict=True)
+    selected = {"app.kubernetes.io/name": "voicepass"}
+    by_kind = {document["kind"]: document["spec"] for document in documents if "spec" in document}
+    assert by_kind["Deployment"]["template"]["metadata"]["labels"] == selected
+    assert by_kind["Service"]["selector"] == selected
+    assert by_kind["PodDisruptionBudget"]["selector"]["matchLabels"] == selected
+    assert by_kind["NetworkPolicy"]["podSelector"]["matchLabels"] == selected
