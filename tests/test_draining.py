@@ -77,17 +77,20 @@ def test_a_server_told_to_end_says_so_serves_on_and_answers_all_that_was_asked(
             asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
             assert is_asked.wait(timeout=20)
 
+            begun = time.monotonic()
             os.kill(int(pid), signal.SIGTERM)
             while (ready := client.get(f"{url}/readyz")).status_code == 200:
                 pass
             during = client.get(f"{url}/healthz")
             while not has_ended(client, url):
                 pass
+            open_seconds = time.monotonic() - begun
             granted = asked.result()
 
     assert (before.status_code, before.headers.get("connection")) == (200, None)
     assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
     assert (during.status_code, during.headers["connection"]) == (200, "close")
+    assert open_seconds > 1
     assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
 
 
