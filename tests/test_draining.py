@@ -129,3 +129,27 @@ def test_a_server_told_to_end_is_gone_in_time_whatever_hangs(
     assert code == -signal.SIGTERM
     assert seconds < drain_seconds + longest_answer_seconds(settings_with()) + 2
     assert answer.json()["code"] == "elevenlabs_timeout"
+
+
+@pytest.mark.long
+def test_whoever_waits_at_the_door_of_a_process_that_stood_still_is_let_in(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with (
+        started(command, cwd=tmp_path, environment=ENVIRONMENT | {"VOICEPASS_DRAIN_SECONDS": "1"}) as log,
+        ThreadPoolExecutor(20) as callers,
+    ):
+        (pid,) = map(int, re.findall(r"Started server process \[(\d+)\]", "".join(log)))
+        os.kill(pid, signal.SIGTERM)
+        while client.get(f"{url}/readyz").status_code == 200:
+            pass
+        os.kill(pid, signal.SIGSTOP)
+
+        waiting = [callers.submit(client.get, f"{url}/healthz") for _ in range(20)]
+        time.sleep(1.5)  # the drain is over before it has begun
+        os.kill(pid, signal.SIGCONT)
+
+        assert {caller.result().status_code for caller in waiting} == {200}

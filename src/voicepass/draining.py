@@ -8,8 +8,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import structlog
+
+LAST_CALL_SECONDS: Final = 0.2
 
 _log = structlog.get_logger("voicepass.server")
 
@@ -39,7 +42,8 @@ class Draining:
             if not self.has_begun:
                 self.has_begun = True
                 _log.info("drain.begun", seconds=self._seconds)
-                loop.call_later(self._seconds, end, signal.SIGTERM, None)
+                # A process that had to stand still meanwhile finds people at its door: they are let in first.
+                loop.call_later(self._seconds, loop.call_later, LAST_CALL_SECONDS, end, signal.SIGTERM, None)
 
         loop.add_signal_handler(signal.SIGTERM, begin)
         try:

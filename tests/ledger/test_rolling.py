@@ -35,21 +35,26 @@ class Instance:
         self._cwd = cwd
         self._settings = settings | {"VOICEPASS_DRAIN_SECONDS": str(DRAIN_SECONDS)}
         self._port = free_port()
+        self._log = cwd / f"{self._port}.log"
         self.url = f"http://127.0.0.1:{self._port}"
         self.is_ready = False
 
     def start(self) -> None:
         command = [sys.executable, "-m", "voicepass", "serve", "--port", str(self._port)]
-        self._process = subprocess.Popen(command, cwd=self._cwd, env=self._settings, stderr=subprocess.DEVNULL)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, cwd=self._cwd, env=self._settings, stderr=log)
 
     async def probe(self, client: httpx.AsyncClient) -> None:
-        try:
-            self.is_ready = (await client.get(f"{self.url}/readyz")).status_code == 200
-        except httpx.TransportError:
-            self.is_ready = False
+        while True:
+            try:
+                self.is_ready = (await client.get(f"{self.url}/readyz")).status_code == 200
+            except httpx.TransportError:
+                self.is_ready = False
+            await asyncio.sleep(PROBE_SECONDS)
 
-    async def until(self, is_ready: bool) -> None:  # noqa: FBT001
-        while self.is_ready is not is_ready:  # noqa: ASYNC110 - this asks as seldom as a balancer would
+    async def until_ready(self) -> None:
+        while not self.is_ready:
+            assert self._process.poll() is None, self._log.read_text()
             await asyncio.sleep(PROBE_SECONDS)
 
     async def end(self) -> int:
@@ -74,17 +79,13 @@ class Balancer:
 
     @asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
-        async def probe() -> None:
-            async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-                while True:
-                    await asyncio.gather(*(instance.probe(client) for instance in self._instances))
-                    await asyncio.sleep(PROBE_SECONDS)
-
-        probes = asyncio.create_task(probe())
-        try:
-            yield
-        finally:
-            probes.cancel()
+        async with httpx.AsyncClient(trust_env=False, timeout=1) as client:
+            probes = [asyncio.create_task(instance.probe(client)) for instance in self._instances]
+            try:
+                yield
+            finally:
+                for probe in probes:
+                    probe.cancel()
 
     async def ask(self, user: dict[str, str]) -> None:
         for _ in self._instances:
@@ -136,9 +137,9 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
         for number in range(trial.restarts):
             instance = served[number % trial.instances]
             codes.append(await instance.end())
-            await instance.until(is_ready=False)
+            instance.is_ready = False
             instance.start()
-            await instance.until(is_ready=True)
+            await instance.until_ready()
 
     try:
         async with httpx.AsyncClient(
@@ -148,10 +149,10 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
             async with balancer.probing():
                 for instance in served:
                     instance.start()
-                    await instance.until(is_ready=True)
+                    await instance.until_ready()
                 begun = time.monotonic()
                 rolling = asyncio.create_task(restart_one_after_another())
-                while not rolling.done() or len(asked) < trial.requests:
+                while not rolling.done() or (len(asked) < trial.requests and not rolling.exception()):
                     due = int((time.monotonic() - begun) * trial.requests_per_second)
                     asked += [asyncio.create_task(balancer.ask(user)) for _ in range(due - len(asked))]
                     await asyncio.sleep(0.01)
