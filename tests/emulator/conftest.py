@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.emulator.wire import AGENT, Serve, Service
 from tests.servers import running
 from voicepass.emulator import Emulator, create_emulator
+from voicepass.logs import configure_logging
 
 
 class _Stage:
@@ -22,6 +23,7 @@ class _Stage:
 @pytest.fixture(scope="session")
 def stage() -> Iterator[tuple[_Stage, str]]:
     stage = _Stage()
+    configure_logging(log_format="console", level="error")  # or websockets would log, at DEBUG, what it is asked
     with running(lambda _url: stage) as url:
         yield stage, url
 

@@ -5,9 +5,10 @@ the conversations behind them with an agent that takes orders, refuses as the re
 sure we are of each row), and goes wrong on demand (`Fault`). It imports nothing else of voicepass.
 """
 
+from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import CLOSINGS
 from voicepass.emulator.faults import Fault
 from voicepass.emulator.server import create_emulator
-from voicepass.emulator.service import EmulatedAgent, Emulator
+from voicepass.emulator.service import Emulator
 
 __all__ = ["CLOSINGS", "EmulatedAgent", "Emulator", "Fault", "create_emulator"]

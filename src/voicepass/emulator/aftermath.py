@@ -14,6 +14,7 @@ from voicepass.emulator.records import RecordedConversation
 
 _CREDITS_PER_SECOND = 10  # made up: the price depends on the plan and the model
 _DELIVERY_SECONDS = 10
+WEBHOOK_ID = "wh_emulated"
 
 
 @dataclass(kw_only=True)
@@ -52,19 +53,27 @@ class Account:
 class Webhooks:
     """Sends post-call webhooks to `url`, signed like the real ones; each once, as the real default is.
 
-    Without `url` none is sent. `statuses` are the answers so far, 0 where there was none. The signature's time is that
-    of `clock`, however far the emulator was advanced: the receiver's clock was not.
+    Without `url` none is sent, nor while it `is_disabled`. `statuses` are the answers so far, 0 where there was none.
+    The signature's time is that of `clock`, however far the emulator was advanced: the receiver's clock was not.
     """
 
     def __init__(self, *, url: str | None, secret: str, clock: Callable[[], float]) -> None:
         self.url, self.secret = url, secret
+        self.auth_type, self.is_disabled = "hmac", False
         self.statuses: list[int] = []
         self._clock = clock
         self._held_back: list[bytes] = []
 
+    def shown(self) -> list[dict[str, object]]:
+        """Return the workspace's webhooks in the shape of the vendor's model: this one, or none."""
+        if self.url is None:
+            return []
+        flags = {"is_disabled": self.is_disabled, "is_auto_disabled": False, "auth_type": self.auth_type}
+        return [{"name": "post-call", "webhook_id": WEBHOOK_ID, "webhook_url": self.url, **flags}]
+
     async def send(self, account: Account, fault: Fault) -> None:
         """Tell of a conversation that is over, in the way `fault` says."""
-        if self.url is None:
+        if self.url is None or self.is_disabled:
             return
         event = {"type": "post_call_transcription", "event_timestamp": int(self._clock()), "data": account.shown()}
         body = json.dumps(event).encode()

@@ -45,6 +45,8 @@ _TABLE = (
             "missing_dynamic_variable"),
     Closing("override_not_allowed", 1008, "Override for field '{field}' is not allowed by config.", "start",
             "observed", "elevenlabs/packages#23 and #337", "override_error"),
+    Closing("language_unsupported", 1008, "Language '{language}' is not supported by this agent", "start",
+            "assumed", "elevenlabs/packages#241 tells of the close, not of its code or text"),
     Closing("quota_exceeded", 1002, "This request exceeds your quota limit.", "start",
             "observed", "elevenlabs/packages#911: the URL is minted, the socket says no"),
     Closing("agent_misconfigured", 1002, "The AI agent you are trying to reach appears to be misconfigured", "start",

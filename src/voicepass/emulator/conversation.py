@@ -18,9 +18,10 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from voicepass.emulator import script
+from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import Refused
 from voicepass.emulator.records import RecordedConversation
-from voicepass.emulator.service import EmulatedAgent, Emulator
+from voicepass.emulator.service import Emulator
 
 _FIRST_FRAME_SECONDS = 10
 _PING_SECONDS = 2
@@ -99,15 +100,22 @@ class Conversation:
         # The Python SDK says text_only outside `conversation`, where no permission is asked for.
         if forbidden := sorted(wishes.keys() - self._agent.allowed_overrides - {"text_only"}):
             raise Refused("override_not_allowed", field=forbidden[0].rpartition(".")[2])
+        language = str(wishes.get("agent.language", self._agent.language))
+        if language not in {self._agent.language, *self._agent.languages}:
+            raise Refused("language_unsupported", language=language)
         self._text_only = True in (wishes.get("text_only"), wishes.get("conversation.text_only"))
 
     def _greeting(self, variables: Mapping[str, object]) -> str:
         first_message = self._agent.first_message
-        wanted = {"first message": set(_PLACEHOLDER.findall(first_message)), "tools": self._agent.tool_variables}
+        wanted = {
+            "first message": set(_PLACEHOLDER.findall(first_message)),
+            "prompt": set(_PLACEHOLDER.findall(self._agent.prompt)),
+            "tools": self._agent.tool_variables,
+        }
         for place, names in wanted.items():
-            if missing := sorted(names - variables.keys()):
+            if missing := sorted(name for name in names - variables.keys() if not name.startswith("system__")):
                 raise Refused("variables_missing", place=place, variables=", ".join(map(repr, missing)))
-        return _PLACEHOLDER.sub(lambda match: str(variables[match[1]]), first_message)
+        return _PLACEHOLDER.sub(lambda match: str(variables.get(match[1], match[1])), first_message)
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()

@@ -2,24 +2,36 @@
 
 import json
 import secrets
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from fastapi import Body, FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from jose import jwt
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from voicepass.emulator.aftermath import WEBHOOK_ID
+from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import CLOSINGS, Closing, Refused
 from voicepass.emulator.conversation import Conversation, framed
 from voicepass.emulator.faults import Fault
 from voicepass.emulator.records import RAW_QUERY, RecordedConversation, Recorder
-from voicepass.emulator.service import EmulatedAgent, Emulator, new_id
+from voicepass.emulator.service import Emulator, new_id
 
 _PREFIX = "/v1/convai/conversation"
 # A third party's note; the vendor's documentation does not say.
 _TOKEN_SECONDS = 10 * 60
 
 ApiKey = Annotated[str | None, Header(alias="xi-api-key")]
+
+
+class EmulatedWebhook(BaseModel):
+    """The workspace's post-call webhook: where it leads, how it is signed, and whether it is switched off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = None
+    auth_type: Literal["hmac", "oauth2", "mtls"] = "hmac"
+    is_disabled: bool = False
 
 
 def create_emulator(emulator: Emulator) -> FastAPI:
@@ -30,6 +42,7 @@ def create_emulator(emulator: Emulator) -> FastAPI:
     app = FastAPI(title="A pretend ElevenLabs", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Recorder, records=emulator.records)
     _add_calls(app, emulator)
+    _add_settings(app, emulator)
     _add_door(app, emulator)
     _add_control(app, emulator)
     return app
@@ -82,6 +95,33 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         if account is None:
             raise _not_found(conversation_id)
         return fault.answered(account.shown(), request)
+
+
+def _add_settings(app: FastAPI, emulator: Emulator) -> None:
+    @app.get("/v1/convai/agents/{agent_id}")
+    async def get_agent(agent_id: str, key: ApiKey = None) -> dict[str, object]:
+        _check_key(emulator, key, "convai_read")
+        if agent_id not in emulator.agents:
+            raise _not_found(agent_id)
+        return emulator.agents[agent_id].shown()
+
+    @app.get("/v1/convai/tools/{tool_id}")
+    async def get_tool(tool_id: str, key: ApiKey = None) -> dict[str, object]:
+        _check_key(emulator, key, "convai_read")
+        tools = {agent.tool_id: agent.tool() for agent in emulator.agents.values() if agent.tool_variables}
+        if tool_id not in tools:
+            raise _not_found(tool_id)
+        return tools[tool_id]
+
+    @app.get("/v1/convai/settings")
+    async def get_settings(key: ApiKey = None) -> dict[str, object]:
+        _check_key(emulator, key, "convai_read")
+        return {"webhooks": {"post_call_webhook_id": WEBHOOK_ID if emulator.webhooks.url else None}}
+
+    @app.get("/v1/workspace/webhooks")
+    async def get_webhooks(key: ApiKey = None) -> dict[str, object]:
+        _check_key(emulator, key, "webhooks_write")
+        return {"webhooks": emulator.webhooks.shown()}
 
 
 def _add_door(app: FastAPI, emulator: Emulator) -> None:
@@ -146,6 +186,15 @@ def _add_control(app: FastAPI, emulator: Emulator) -> None:
     @app.put("/_emulator/agents", status_code=204)
     async def put_agent(agent: EmulatedAgent) -> None:
         emulator.put_agent(agent)
+
+    @app.put("/_emulator/keys", status_code=204)
+    async def put_keys(permissions: dict[str, frozenset[str]]) -> None:
+        emulator.api_keys.update(permissions)
+
+    @app.put("/_emulator/webhook", status_code=204)
+    async def put_webhook(webhook: EmulatedWebhook) -> None:
+        for name, value in webhook:
+            setattr(emulator.webhooks, name, value)
 
     @app.post("/_emulator/clock")
     async def advance_clock(

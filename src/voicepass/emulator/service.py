@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
-
 from voicepass.emulator.aftermath import Account, Webhooks
+from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import Refused
 from voicepass.emulator.faults import Fault, Target
 from voicepass.emulator.records import RecordedConversation, Records
@@ -20,24 +19,6 @@ SIGNATURE_SECONDS = 15 * 60
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _DEFAULT_KEYS = {"sk_emulator": frozenset({"convai_write", "convai_read"})}
 _KEPT_ACCOUNTS = 1_000
-
-
-class EmulatedAgent(BaseModel):
-    """An agent as its owner configured it.
-
-    `tool_variables` are the dynamic variables that its attached tools need. `allowed_overrides` are dotted paths inside
-    `conversation_config_override`. `allowed_hosts`, when not empty, are the `host[:port]` an `Origin` may have; a
-    client without `Origin` is let in, as with the real default.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    agent_id: str
-    requires_auth: bool = True
-    first_message: str = "Hello {{user_name}}! What would you like to sell today?"
-    tool_variables: frozenset[str] = frozenset()
-    allowed_overrides: frozenset[str] = frozenset({"conversation.text_only"})
-    allowed_hosts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +50,10 @@ class Emulator:
         conversation_seconds: int | None = None,
     ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
-        self.api_keys = api_keys
+        self.api_keys = dict(api_keys)
         self.public_ws_base = public_ws_base
         self.faults: dict[Target, Fault] = {fault.target: fault for fault in faults}
-        self.records = Records(api_keys=api_keys)
+        self.records = Records(api_keys=self.api_keys)
         self.accounts: dict[str, Account] = {}
         self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret, clock=clock)
         self.conversation_seconds = conversation_seconds
@@ -123,7 +104,7 @@ class Emulator:
         if agent is None:
             raise Refused("unknown_agent")
         host = urlsplit(origin or "").netloc
-        if agent.allowed_hosts and origin is not None and host not in agent.allowed_hosts:
+        if agent.allowed_hosts and host not in agent.allowed_hosts and (origin is not None or agent.requires_origin):
             raise Refused("host_not_allowed", host=host)
         if not agent.requires_auth and "conversation_signature" not in query:
             return agent, new_id("conv")
