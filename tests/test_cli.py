@@ -167,6 +167,7 @@ COMMANDS = [
     "unblock",
     "blocks",
     "policy",
+    "doctor",
 ]
 
 POLICY = """

@@ -12,7 +12,7 @@ import pytest
 import voicepass
 from tests.canaries import API_KEY, JWT_SECRET
 from tests.servers import free_port, running, started
-from tests.test_cli import CLEAN
+from tests.test_cli import CLEAN, ENVIRONMENT
 from voicepass import errors
 from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 
@@ -84,6 +84,22 @@ def test_the_demo_and_the_emulator_start_as_printed(checkout: Path) -> None:
     assert "Start conversation" in page.text
 
 
+def test_the_doctor_says_what_is_printed(checkout: Path) -> None:
+    doctor, explain = commands("doctor")
+    agent = EmulatedAgent(agent_id="agent_demo", first_message="Hi {{username}}!")
+
+    with running(lambda _url: create_emulator(Emulator(agents=[agent]))) as elevenlabs:
+        environment = ENVIRONMENT | {"ELEVENLABS_API_KEY": "sk_emulator", "ELEVENLABS_BASE_URL": elevenlabs}
+        found = subprocess.run(bash(doctor), cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    explained = subprocess.run(bash(explain), cwd=checkout, env=CLEAN, capture_output=True, text=True, check=True)
+
+    assert found.returncode == 1
+    printed = re.search(r"^FAIL  variables.*?(?= …$)", README, re.DOTALL | re.MULTILINE)
+    assert printed
+    assert " ".join(printed[0].split()) in " ".join(found.stdout.split())
+    assert explained.stdout.startswith("Only the echo")
+
+
 @pytest.mark.long
 def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
     subprocess.run(bash(f"git clone -q '{ROOT}' '{tmp_path}/clone'"), check=True)
@@ -128,7 +144,7 @@ def test_every_test_that_the_security_table_names_is_there() -> None:
     named: list[tuple[str, str]] = []
     for row in table.splitlines():
         file = ""
-        for new_file, name in re.findall(r"`((?:api/|ledger/)?(?:test_\w+|conftest)\.py)?(?:::(\w+))?`", row):
+        for new_file, name in re.findall(r"`((?:api/|doctor/|ledger/)?(?:test_\w+|conftest)\.py)?(?:::(\w+))?`", row):
             file = new_file or file
             if file:
                 named.append((file, name))

@@ -16,6 +16,7 @@ The map, in reading order:
     warm         signed URLs fetched ahead of demand, each handed out once
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
+    readiness    the cheap named checks behind /readyz
     observe      an attempt or a settlement becomes a log line and metrics
     logs         how logging is set up, and what never gets into a line
     settings     every environment variable, typed
@@ -27,6 +28,7 @@ The map, in reading order:
     app          the composition root
     server       how uvicorn is run, and the limits that ASGI cannot see
     reports      the command line over the ledger: usage, conversations, export, the off switch
+    doctor       why would a conversation fail? named checks, each with its remedy
     cli          serve, demo, emulator, token, policy
     api          HTTP in, HTTP out: routes, schemas, problems, middleware, and the browser's client
     emulator     a pretend ElevenLabs; imports nothing of ours

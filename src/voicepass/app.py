@@ -22,6 +22,7 @@ from voicepass.logs import configure_logging
 from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
+from voicepass.readiness import Readiness
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Reconciler, Settlements, Webhook
 from voicepass.warm import WarmStore
@@ -98,6 +99,9 @@ def _lifespan(
             app.state.policy = configuration.policy
             app.state.authenticator = JwtAuthenticator(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
+            )
+            app.state.readiness = Readiness(
+                {"ledger": ledger.check, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
             )
             app.state.passes = Passes(
                 authenticator=app.state.authenticator,

@@ -14,6 +14,7 @@ from jose import jwt
 
 from voicepass import reports
 from voicepass.configuration import Configuration, configure, is_in_memory, open_ledger
+from voicepass.doctor.command import doctor
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import FETCH_SECONDS
@@ -86,7 +87,7 @@ def emulator(
         typer.Option(help="Trouble from the start, as for PUT /_emulator/faults: '{\"status\": 503}'."),
     ] = None,
 ) -> None:
-    """Run a pretend ElevenLabs, for frontends and CI. Control it at /_emulator (requests, faults, agents, clock)."""
+    """Run a pretend ElevenLabs, for frontends and CI. Control it at /_emulator."""
     from pydantic import ValidationError  # noqa: PLC0415
 
     from voicepass.emulator import EmulatedAgent, Emulator, Fault, create_emulator  # noqa: PLC0415 - as above
@@ -99,7 +100,7 @@ def emulator(
     agents = agent or ["agent_demo"]
     pretend = Emulator(
         agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
-        api_keys={key: frozenset({"convai_write"})},
+        api_keys={key: frozenset({"convai_write", "convai_read"})},
         faults=faults,
     )
     configure_logging(log_format="console", level="info")
@@ -148,6 +149,7 @@ def token(
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
 app.add_typer(policy, name="policy")
+app.add_typer(doctor, name="doctor")
 reports.register(app)
 
 

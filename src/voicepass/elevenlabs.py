@@ -41,6 +41,15 @@ from voicepass.resilience import BreakerOpenError, Bulkhead, DeadlinePassedError
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
 
+REGIONS: Final = {
+    "the default region": "https://api.elevenlabs.io",
+    "the US region": "https://api.us.elevenlabs.io",
+    "EU residency": "https://api.eu.residency.elevenlabs.io",
+    "India residency": "https://api.in.residency.elevenlabs.io",
+    "Singapore residency": "https://api.sg.residency.elevenlabs.io",
+}
+"""Every host that the vendor answers on (the official SDKs' environments). Each residency has keys of its own."""
+
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_ACCOUNT_BYTES: Final = 4 * 1024 * 1024  # it holds the whole transcript
 VENDOR_DOMAIN: Final = "elevenlabs.io"
@@ -50,6 +59,12 @@ _PATHS: Final = {
     Transport.WEBRTC: "/v1/convai/conversation/token",
 }
 _ACCOUNT_PATH: Final = "/v1/convai/conversations/"
+_DOCUMENT_PATHS: Final = {
+    "agent": "/v1/convai/agents/{}",
+    "tool": "/v1/convai/tools/{}",
+    "settings": "/v1/convai/settings",
+    "webhooks": "/v1/workspace/webhooks",
+}
 _CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as the official JavaScript SDK reads it
 _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
@@ -176,6 +191,21 @@ class ElevenLabs:
         with _refusals():
             return await self._accounts_guards[agent_base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
+    async def document(self, base_url: str, kind: str, document_id: str = "") -> dict[str, object]:
+        """Return how an `agent` or a `tool` is set up there, or the workspace's `settings` or `webhooks`.
+
+        The key needs the permission convai_read, for `webhooks` webhooks_write. Raises AgentUnknown where there is
+        nothing of this id, or another ElevenLabsRefusal, within the deadline. One at a time, as `conversation`.
+        """
+        ask = partial(self._document, self._workspaces[base_url], kind, document_id)
+        with _refusals():
+            return await self._accounts_guards[base_url].call(ask, bulkhead=self._accounts_bulkhead)
+
+    async def rest(self) -> str | None:
+        """Return a word where a host is left alone for being out of order, else None. Nobody is asked."""
+        is_resting = any(guard.breaker.is_open for guard in self.guards.values())
+        return "out of order, and left alone for now" if is_resting else None
+
     async def aclose(self) -> None:
         """Wait for the calls that are still under way: until the deadline at most."""
         for guard in (*self.guards.values(), *self._accounts_guards.values()):
@@ -197,6 +227,14 @@ class ElevenLabs:
             body = await self._answer(workspace, path, seconds, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
+        return _json_object(body)
+
+    async def _document(self, workspace: Workspace, kind: str, document_id: str, seconds: float) -> dict[str, object]:
+        path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))
+        try:
+            body = await self._answer(workspace, path, seconds, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+        except ConversationUnknown as refusal:  # so every 404 to a reader is taken; here it is no conversation
+            raise AgentUnknown(operator_note=f"ElevenLabs has no such {kind}") from refusal
         return _json_object(body)
 
     async def _answer(
@@ -393,7 +431,7 @@ def refusal_for(
     wait = _retry_after_seconds(retry_after, now=now) if refusal in {Busy, Unavailable} else None
     note = note.format(permission=permission, in_dashboard=_IN_DASHBOARD[permission])
     said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
-    return refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait)
+    return refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code)
 
 
 def _vendor_error(body: bytes) -> tuple[str, str]:

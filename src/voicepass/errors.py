@@ -34,6 +34,8 @@ class Refusal(Exception):
     detail: str
     retry_after_seconds: int | None = None
     headers: Mapping[str, str] = MappingProxyType({})
+    checks: Mapping[str, str] = MappingProxyType({})
+    """How each of the named checks of readiness ended, where one of them is the refusal."""
     is_operators_fault: ClassVar[bool] = False
     """Whether it stays until whoever runs the service does something: the log says so as an error."""
 
@@ -199,9 +201,18 @@ class ShuttingDown(Refusal):
 
 
 class ElevenLabsRefusal(Refusal):
-    """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words."""
+    """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words.
+
+    `vendor_code` is ElevenLabs' code for it, empty where it gave none.
+    """
 
     is_operators_fault = True
+
+    def __init__(
+        self, *, operator_note: str = "", retry_after_seconds: int | None = None, vendor_code: str = ""
+    ) -> None:
+        super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
+        self.vendor_code = vendor_code
 
 
 class KeyRejected(ElevenLabsRefusal):

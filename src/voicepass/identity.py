@@ -6,6 +6,7 @@ and raises errors of other kinds for hostile input. `parse`, `check_header`, `ch
 every check of a token.
 """
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from voicepass.credentials import MAX_TOKEN_CHARACTERS, SessionCookie, bearer_token, check_own_site, cookie_token
-from voicepass.errors import CredentialsConflict, TokenExpired, TokenInvalid, TokenMissing
+from voicepass.errors import CredentialsConflict, KeysUnavailable, TokenExpired, TokenInvalid, TokenMissing
 from voicepass.keys import VerificationKey, base64url_decode
 from voicepass.model import Clock, Credentials, User, claim_at
 from voicepass.policy import Rule, clean_text
@@ -27,6 +28,7 @@ class KeySource(Protocol):
     """Raises TokenInvalid where there is no such key, KeysUnavailable where the keys cannot be had."""
 
     async def key_for(self, kid: str | None, /) -> VerificationKey: ...  # noqa: D102
+    async def check(self) -> None: ...  # noqa: D102 - whether any key can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class FixedKey:
     async def key_for(self, _kid: str | None) -> VerificationKey:
         """Return the key."""
         return self.key
+
+    async def check(self) -> None:
+        """Do nothing: the key is here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,22 @@ class JwtAuthenticator:
             raise TokenMissing
         check_own_site(credentials, self._session)
         return await self.user_of(cookie)
+
+    async def check_keys(self) -> str | None:
+        """Return a word where the keys of some issuers cannot be had; raise KeysUnavailable where those of none can."""
+
+        async def failure_of(issuer: TrustedIssuer) -> KeysUnavailable | None:
+            try:
+                await issuer.keys.check()
+            except KeysUnavailable as refusal:
+                return refusal
+            return None
+
+        every = await asyncio.gather(*map(failure_of, self._trusted.values()))
+        failures = list(filter(None, every))
+        if failures and len(failures) == len(every):
+            raise failures[0]
+        return f"of {len(every) - len(failures)} of {len(every)} issuers" if failures else None
 
     async def user_of(self, unverified_token: str) -> User:
         """Return the user of one token. The issuer is picked by what the token says, and then holds it to that."""

@@ -55,12 +55,31 @@ class PublishedKeys:
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._refresh: asyncio.Task[None] | None = None
+        self._failure = "not asked yet"
 
     async def key_for(self, kid: str | None) -> VerificationKey:
         """Return the key with this id; a token without one is served where there is one key alone.
 
         Raises TokenInvalid where the issuer has no such key, KeysUnavailable where its keys cannot be had.
         """
+        await self._renew()
+        key = self._find(kid)
+        if key is None:
+            await self._refreshed()
+            key = self._find(kid)
+        if not self._keys:
+            raise self._unavailable()
+        if key is None:
+            raise TokenInvalid(operator_note=f"token refused: {self._token_issuer} publishes no key with this kid")
+        return key
+
+    async def check(self) -> None:
+        """Raise KeysUnavailable unless there are keys. They are fetched as for a token: never more often."""
+        await self._renew()
+        if not self._keys:
+            raise self._unavailable()
+
+    async def _renew(self) -> None:
         age = self._clock() - self._fetched_at
         if age >= OUTLIVED_SECONDS:
             self._keys = {}  # as at a cold start: users wait for the next try, and it is five seconds away, not thirty
@@ -68,15 +87,9 @@ class PublishedKeys:
             await self._refreshed()
         elif age >= REFRESH_AHEAD_SECONDS:
             self._start_refresh()
-        key = self._find(kid)
-        if key is None:
-            await self._refreshed()
-            key = self._find(kid)
-        if not self._keys:
-            raise KeysUnavailable(operator_note=f"no keys from {self._url}; see keys.refresh_failed")
-        if key is None:
-            raise TokenInvalid(operator_note=f"token refused: {self._token_issuer} publishes no key with this kid")
-        return key
+
+    def _unavailable(self) -> KeysUnavailable:
+        return KeysUnavailable(operator_note=f"no keys from {self._url} ({self._failure})")
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -119,6 +132,7 @@ class PublishedKeys:
             _log.info("keys.refreshed", url=self._url, count=len(self._keys))
         except (JwksUnusableError, TimeoutError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             self._tried_at = self._clock()
+            self._failure = str(error) if isinstance(error, JwksUnusableError) else type(error).__name__
             _log.error("keys.refresh_failed", url=self._url, cause=type(error).__name__, note=str(error))
         finally:
             self._refresh = None

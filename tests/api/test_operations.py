@@ -6,9 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
+import respx
 
+from tests.conftest import policy_file, settings_with
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
-from voicepass.errors import Refusal
+from voicepass.app import create_app
+from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
+from voicepass.readiness import Readiness
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +28,72 @@ async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncCli
     ready = await api.get("/readyz")
 
     assert health.json() == {"status": "ok"}
-    assert ready.json() == {"status": "ready", "ledger": "ok"}
+    checks = {"settings": "ok", "ledger": "ok", "keys": "ok", "elevenlabs": "ok"}
+    assert ready.json() == {"status": "ready", "ledger": "ok", "checks": checks}
     assert health.headers["cache-control"] == "no-store"
+
+
+NO_KEYS = {
+    "voicepass_jwt_algorithm": "RS256",
+    "voicepass_jwt_secret": None,
+    "voicepass_jwks_url": "http://127.0.0.1:1/jwks",
+}
+ONE_OF_TWO = """
+[[issuers]]
+issuer = "https://down.example"
+algorithm = "RS256"
+jwks_url = "http://127.0.0.1:1/jwks"
+audience = "voicepass"
+"""
+
+
+async def readiness(**settings: object) -> httpx.Response:
+    app = create_app(settings_with(**settings))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+    ):
+        return await client.get("/readyz")
+
+
+async def test_an_instance_without_any_signing_key_is_not_ready_and_says_so() -> None:
+    ready = await readiness(**NO_KEYS)
+
+    assert (ready.status_code, ready.json()["code"]) == (503, "keys_unavailable")
+    assert ready.json()["checks"] == {"settings": "ok", "ledger": "ok", "keys": "failed", "elevenlabs": "ok"}
+
+
+async def test_an_instance_that_lacks_one_issuers_keys_is_ready_and_says_so() -> None:
+    ready = await readiness(voicepass_policy_file=policy_file(ONE_OF_TWO))
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert ready.json()["checks"] == {"settings": "ok", "ledger": "ok", "keys": "of 1 of 2 issuers", "elevenlabs": "ok"}
+
+
+async def test_an_outage_of_elevenlabs_is_shown_and_takes_no_instance_out(
+    api: httpx.AsyncClient, upstream: respx.MockRouter, bearer: dict[str, str]
+) -> None:
+    upstream["signed_url"].respond(500)
+    for _ in range(6):
+        await api.post("/v1/signed-url", headers=bearer)
+
+    ready = await api.get("/readyz")
+
+    assert ready.status_code == 200
+    assert ready.json()["checks"]["elevenlabs"] == "out of order, and left alone for now"
+
+
+async def test_the_ledger_is_reported_before_the_keys() -> None:
+    async def no_ledger() -> None:
+        raise LedgerUnavailable
+
+    async def no_keys() -> None:
+        raise KeysUnavailable
+
+    with pytest.raises(LedgerUnavailable) as refused:
+        await Readiness({"ledger": no_ledger, "keys": no_keys}).checked()
+
+    assert refused.value.checks == {"settings": "ok", "ledger": "failed", "keys": "failed"}
 
 
 @pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)

@@ -47,6 +47,8 @@ def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
     }
     if refusal.retry_after_seconds is not None:
         body["retry_after_seconds"] = refusal.retry_after_seconds
+    if refusal.checks:
+        body["checks"] = dict(refusal.checks)
     if isinstance(refusal, LimitReached):
         resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
         body["resets_at"] = resets_at.isoformat().replace("+00:00", "Z")

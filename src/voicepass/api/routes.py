@@ -24,12 +24,13 @@ from voicepass.api.schemas import (
     ConversationTokenPass,
     IssuedConversation,
     PassBody,
+    Ready,
     SignedUrlPass,
     UserUsage,
     documented,
     refusals,
 )
-from voicepass.errors import LedgerUnavailable, RequestInvalid, ShuttingDown, UnsupportedMediaType
+from voicepass.errors import KeysUnavailable, LedgerUnavailable, RequestInvalid, ShuttingDown, UnsupportedMediaType
 from voicepass.model import Block, Credentials, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
@@ -226,14 +227,16 @@ async def healthz() -> dict[str, str]:
 
 
 @operation_routes.get(
-    "/readyz", summary="The service can hand out passes", responses=refusals(LedgerUnavailable, ShuttingDown)
+    "/readyz",
+    summary="The service can hand out passes",
+    responses=refusals(LedgerUnavailable, KeysUnavailable, ShuttingDown),
 )
-async def readyz(request: Request) -> dict[str, str]:
-    """Ask the ledger. ElevenLabs is not asked: its outage is no reason to send users to no instance at all."""
+async def readyz(request: Request) -> Ready:
+    """Run the cheap checks. ElevenLabs is not asked: its outage is no reason to send users to no instance at all."""
     if request.app.state.draining.has_begun:
         raise ShuttingDown
-    await request.app.state.ledger.check()
-    return {"status": "ready", "ledger": "ok"}
+    outcomes = await request.app.state.readiness.checked()
+    return Ready(status="ready", ledger=outcomes["ledger"], checks=outcomes)
 
 
 @operation_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)

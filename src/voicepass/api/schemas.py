@@ -83,7 +83,16 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; branch on this.", examples=["token_expired"])
     request_id: str = Field(description="The line to look for in the service's log.")
     retry_after_seconds: int | None = None
+    checks: dict[str, str] | None = Field(None, description="Of readiness: how each check ended.")
     resets_at: datetime | None = Field(None, description="Of a limit: from when a new try can succeed.")
+
+
+class Ready(BaseModel):
+    """Passes can be handed out. A check that is not `ok` says what is missing."""
+
+    status: Literal["ready"]
+    ledger: str = Field(description="As among the checks; older probes read it here.", examples=["ok"])
+    checks: dict[str, str] = Field(examples=[{"settings": "ok", "ledger": "ok", "keys": "ok", "elevenlabs": "ok"}])
 
 
 class IssuedConversation(BaseModel):

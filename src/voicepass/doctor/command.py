@@ -1,0 +1,188 @@
+"""`voicepass doctor`: ask, show, and say by the exit code whether a check failed."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import typer
+
+from voicepass.configuration import Configuration, configure
+from voicepass.doctor import examine
+from voicepass.doctor.agents import TEXT_ONLY
+from voicepass.doctor.case import Case, in_order
+from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
+from voicepass.doctor.closings import explain as explained
+from voicepass.logs import configure_logging
+from voicepass.model import DEFAULT_ALIAS, Scalar
+from voicepass.settings import SettingsRefusedError, load_settings
+
+_OVERRIDES: Final[Mapping[str, Scalar | None]] = {
+    "agent.first_message": "Hello!",
+    "agent.prompt.prompt": "Say hello.",
+    "agent.prompt.llm": None,
+    "agent.language": None,
+    "tts.voice_id": None,
+    "tts.speed": 1.0,
+    "tts.stability": 0.5,
+    "tts.similarity_boost": 0.75,
+    TEXT_ONLY: True,
+}
+"""What the SDKs can override, and a harmless value to try it with, None where there is none."""
+
+_MARKS: Final = {
+    Outcome.FAILED: ("FAIL", "red"),
+    Outcome.WARNING: ("warn", "yellow"),
+    Outcome.SKIPPED: ("skip", None),
+    Outcome.OK: ("ok", "green"),
+}
+_INDENT: Final = " " * 6
+_NARROWEST, _WIDEST = 20, 100
+
+doctor = typer.Typer(
+    help="Say why conversations fail, and what to do about it: named checks, and what a close code means.",
+)
+
+
+@doctor.callback(invoke_without_command=True)
+def _examine(
+    context: typer.Context,
+    *,
+    agent: Annotated[str | None, typer.Option(help="The agent's alias; without it, the default one.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="What your frontend overrides: textOnly, firstMessage, language=de…; repeatable."),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="The page's origin; else the first of VOICEPASS_ALLOWED_ORIGINS.")
+    ] = None,
+    no_conversation: Annotated[
+        bool, typer.Option("--no-conversation", help="Open no conversation at the end; it lasts 5 to 8 s.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Make every check, and say what to do; exit 1 if one fails. Warnings do not count."""
+    if context.invoked_subcommand is not None:
+        return
+    configure_logging(log_format="console", level="error")
+    overrides = dict(map(_override, override or ()))
+    try:
+        settings = load_settings()
+        configuration = configure(settings)
+    except SettingsRefusedError as error:
+        refused = in_order(found("settings_refused", problem=problem) for problem in error.problems)
+        _show(refused, "the settings", as_json=as_json)
+        raise typer.Exit(1) from None
+    alias = _alias(agent, configuration)
+    case = Case(
+        settings=settings,
+        configuration=configuration,
+        alias=alias,
+        overrides=overrides,
+        origin=origin,
+        with_conversation=not no_conversation,
+    )
+    if sys.stderr.isatty():
+        typer.echo("Asking ElevenLabs; a conversation takes 5 to 8 s…", err=True)
+    findings = asyncio.run(examine(case))
+    _show(findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json)
+    if any(finding.outcome is Outcome.FAILED for finding in findings):
+        raise typer.Exit(1)
+
+
+@doctor.command("explain")
+def _explain(
+    pasted: Annotated[str, typer.Argument(help="A close code, its reason, or both; an error's body; a console line.")],
+) -> None:
+    """Say what a close code, a reason, an error's body or a console line means; exit 1 where it is not known."""
+    finding = explained(sys.stdin.read() if pasted == "-" else pasted)
+    if finding is None:
+        typer.echo("This is not known here. Give the close code and reason that the SDK's onDisconnect tells, as in")
+        typer.echo("  voicepass doctor explain \"1008 Override for field 'language' is not allowed by config.\"")
+        typer.echo("or let the doctor open a conversation of its own: voicepass doctor")
+        raise typer.Exit(1)
+    for line in _wrapped(finding.says):
+        typer.echo(line)
+    for line in _wrapped(f"-> {finding.remedy}"):
+        typer.secho(line, bold=True)
+
+
+def _show(findings: Sequence[Finding], about: str, *, as_json: bool) -> None:
+    """Print the failures last, where the eye is when the prompt comes back; what is well takes one line."""
+    failed = {finding.check for finding in findings if finding.outcome is Outcome.FAILED}
+    if as_json:
+        checks = [{"name": finding.check, **asdict(finding)} for finding in findings]
+        typer.echo(json.dumps({"status": "failed" if failed else "ok", "about": about, "checks": checks}, indent=2))
+        return
+    typer.echo(f"{about}\n")
+    for group in _grouped(findings):
+        _print(group)
+    warned = {finding.check for finding in findings if finding.outcome is Outcome.WARNING} - failed
+    typer.secho(f"\n{len(failed)} of {len(CHECKS)} checks failed; warnings: {len(warned)}.", bold=True)
+
+
+def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Put checks together that found the same cause, the worst last."""
+    groups: list[list[Finding]] = []
+    for finding in sorted(findings, key=lambda finding: list(Outcome).index(finding.outcome), reverse=True):
+        for group in groups:
+            same = (group[0].outcome, group[0].cause) == (finding.outcome, finding.cause)
+            if same and finding.check not in {other.check for other in group}:
+                group.append(finding)
+                break
+        else:
+            groups.append([finding])
+    return groups
+
+
+def _print(group: Sequence[Finding]) -> None:
+    mark, colour = _MARKS[group[0].outcome]
+    names = ", ".join(finding.check for finding in group)
+    says = names if group[0].outcome is Outcome.OK else f"{names}: {group[0].says}"
+    first, *further = _wrapped(says)
+    typer.echo(f"{typer.style(f'{mark:4}', fg=colour, bold=True)}  {first}")
+    for line in further:
+        typer.echo(f"{_INDENT}{line}")
+    for line in _wrapped(f"-> {group[0].remedy}") if group[0].remedy else ():
+        typer.secho(f"{_INDENT}{line}", bold=group[0].outcome is Outcome.FAILED)
+
+
+def _wrapped(text: str) -> list[str]:
+    # Never inside a word: an address or a setting's name is there to be copied.
+    width = max(min(shutil.get_terminal_size().columns, _WIDEST) - len(_INDENT), _NARROWEST)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _override(given: str) -> tuple[str, Scalar]:
+    """Read FIELD or FIELD=VALUE; the field is a path or its last name, as the SDK or the API writes it."""
+    name, _, value = given.partition("=")
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
+    paths = [path for path in _OVERRIDES if snake in {path, path.rpartition(".")[2]}]
+    if not paths:
+        raise typer.BadParameter(f"no such field; there are: {', '.join(_OVERRIDES)}", param_hint="--override")
+    sample = _OVERRIDES[paths[0]]
+    if not value:
+        if sample is None:
+            raise typer.BadParameter(f"give the value that your frontend sends: {name}=…", param_hint="--override")
+        return paths[0], sample
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return paths[0], value
+    return paths[0], number if isinstance(number, bool | int | float) else value
+
+
+def _alias(agent: str | None, configuration: Configuration) -> str:
+    aliases = list(configuration.policy.agents)
+    if agent is None and len(aliases) == 1:
+        return aliases[0]
+    if (agent or DEFAULT_ALIAS) not in aliases:
+        raise typer.BadParameter(f"name one of: {', '.join(aliases)}", param_hint="--agent")
+    return agent or DEFAULT_ALIAS

@@ -1,0 +1,101 @@
+"""A service and the emulator it asks, in any state: what is broken in it, the doctor must name."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.canaries import API_KEY
+from tests.conftest import UNLIMITED, policy_file, settings_with
+from tests.emulator.conftest import serve, stage  # noqa: F401 - fixtures
+from tests.emulator.wire import Serve
+from voicepass.configuration import configure, open_ledger
+from voicepass.doctor import examine
+from voicepass.doctor.case import Case
+from voicepass.doctor.causes import Finding
+from voicepass.emulator import EmulatedAgent, Emulator, Fault
+
+AGENT_ID = "agent_market"
+ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")
+WEBHOOK_SECRET = "wsec_canary_0123456789"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What differs from a service in which all is well."""
+
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    permissions: tuple[str, ...] = ALL_PERMISSIONS
+    api_key: str = API_KEY
+    webhook: Mapping[str, Any] = field(default_factory=dict)
+    fault: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rules: str = 'allow = "everyone"\n'
+    """What the policy file says of the agent, and after it."""
+    frontend: Mapping[str, Any] = field(default_factory=dict)
+    """What the doctor is told of it: overrides, origin."""
+
+
+Examined = Callable[[State], list[Finding]]
+
+
+@pytest.fixture(scope="session")
+def ledger_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("ledger") / "voicepass.db"
+    settings = settings_with(voicepass_database_url=f"sqlite:///{path}")
+
+    async def make() -> None:
+        async with open_ledger(settings, clock=time.time):
+            pass
+
+    asyncio.run(make())
+    return settings.voicepass_database_url
+
+
+def pretend(state: State) -> Emulator:
+    """The ElevenLabs of this state."""
+    return Emulator(
+        agents=[EmulatedAgent(**{"agent_id": AGENT_ID} | dict(state.agent))],
+        api_keys={API_KEY: frozenset(state.permissions)},
+        faults=[Fault(**state.fault)] if state.fault else [],
+    )
+
+
+@pytest.fixture
+def examined(serve: Serve, ledger_url: str) -> Examined:  # noqa: F811
+    def examine_state(state: State) -> list[Finding]:
+        emulator = pretend(state)
+        url = serve(emulator).url
+        emulator.webhooks.url = f"{url}/v1/webhooks/elevenlabs"
+        for name, value in state.webhook.items():
+            setattr(emulator.webhooks, name, value)
+        agents = f'[agents.default]\nid = "{AGENT_ID}"\n{state.rules}'
+        values = {
+            "elevenlabs_api_key": SecretStr(state.api_key),
+            "elevenlabs_agent_id": None,
+            "elevenlabs_base_url": url,
+            "elevenlabs_webhook_secret": SecretStr(WEBHOOK_SECRET),
+            "voicepass_database_url": ledger_url,
+            "voicepass_policy_file": policy_file(agents if "[limits" in agents else agents + UNLIMITED),
+        }
+        settings = settings_with(**(values | dict(state.settings)))
+        case = Case(
+            settings=settings,
+            configuration=configure(settings),
+            alias="default",
+            watch_seconds=0,
+            **{"regions": {"here": url}} | dict(state.frontend),
+        )
+        return asyncio.run(examine(case))
+
+    return examine_state
+
+
+def troubles(findings: list[Finding]) -> list[tuple[str, str]]:
+    """What is not well, as (check, cause)."""
+    return [(finding.check, finding.cause) for finding in findings if finding.cause]

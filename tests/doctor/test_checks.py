@@ -1,0 +1,319 @@
+"""Each check finds what is broken, and nothing where all is well."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, cast
+
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_socket
+from websockets.typing import Subprotocol
+
+from tests.canaries import API_KEY, SIGNATURE, secrets_in
+from tests.conftest import settings_with
+from tests.doctor.conftest import AGENT_ID, Examined, State, pretend, troubles
+from tests.servers import free_port
+from voicepass.configuration import configure
+from voicepass.doctor import examine
+from voicepass.doctor.agents import AGENT_CHECKS
+from voicepass.doctor.case import Case
+from voicepass.doctor.causes import CAUSES, CHECKS, Finding, Outcome
+from voicepass.doctor.conversation import converse
+from voicepass.doctor.workspace import look
+from voicepass.elevenlabs import REGIONS, ElevenLabs
+from voicepass.emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
+from voicepass.errors import AgentUnknown
+
+WELL = State()
+NO_KEYS = {
+    "voicepass_jwt_algorithm": "RS256",
+    "voicepass_jwt_secret": None,
+    "voicepass_jwks_url": "http://127.0.0.1:1/jwks",
+}
+KLINGON = {"overrides": {"agent.language": "tlh"}}
+LIMITED = 'allow = "everyone"\n[limits.agent]\nopen_conversations = 5\npasses_per_day = 50\n'
+
+
+def agent(**settings: object) -> State:
+    return State(agent=settings)
+
+
+BROKEN = [
+    ("nobody_allowed", State(rules="")),
+    ("ledger_unavailable", State(settings={"voicepass_database_url": "postgresql://u:p@127.0.0.1:1/x"})),
+    ("ledger_missing", State(settings={"voicepass_database_url": "sqlite:////nowhere/voicepass.db"})),
+    ("ledger_in_memory", State(settings={"voicepass_database_url": "sqlite://"})),
+    ("keys_unavailable", State(settings=NO_KEYS)),
+    ("api_key_refused", State(api_key="sk_mistyped")),
+    ("api_key_spare", State(api_key=f"sk_mistyped,{API_KEY}")),
+    ("account_blocked", State(fault={"status": 401, "code": "detected_unusual_activity"})),
+    ("elevenlabs_unavailable", State(fault={"status": 503})),
+    ("elevenlabs_busy", State(fault={"status": 429, "code": "system_busy"})),
+    ("concurrency_reached", State(fault={"status": 429, "code": "too_many_concurrent_requests"})),
+    ("quota_exhausted", State(fault={"status": 401, "code": "quota_exceeded"})),
+    ("answer_unusable", State(fault={"body": "html200"})),
+    ("permission_missing", State(permissions=("convai_read", "webhooks_write"))),
+    ("agent_unknown", agent(agent_id="agent_other")),
+    ("settings_unreadable", State(permissions=("convai_write",))),
+    ("archived", agent(is_archived=True)),
+    ("authentication_off", agent(requires_auth=False)),
+    ("host_not_allowed", State(agent={"allowed_hosts": {"app.example"}}, frontend={"origin": "https://shop.example"})),
+    ("host_not_allowed", State(agent={"allowed_hosts": {"a.example"}}, settings={"voicepass_allowed_origins": ["http://b"]})),
+    ("allowlist_beside_signed_urls", agent(allowed_hosts={"app.example"})),
+    ("origin_required", State(agent={"allowed_hosts": {"a.example"}, "requires_origin": True}, frontend={"origin": "http://a.example"})),
+    ("shareable_link", agent(is_shareable=True)),
+    ("override_not_allowed", State(frontend={"overrides": {"agent.prompt.prompt": "Be rude."}})),
+    ("text_only_not_allowed", agent(allowed_overrides=set())),
+    ("language_unsupported", State(agent={"allowed_overrides": {"agent.language"}}, frontend=KLINGON)),
+    ("variables_missing", agent(first_message="Hi {{ username }}")),
+    ("variables_missing", agent(prompt="You serve {{shop}}.")),
+    ("variables_missing", agent(tool_variables={"item", "amount"})),
+    ("variables_secret", agent(tool_variables={"secret__token"})),
+    ("variables_optional", State(agent={"prompt": "{{plan}}"}, rules='allow = "everyone"\nvariables.plan = "plan"\n')),
+    ("duration_short", agent(max_duration_seconds=60)),
+    ("duration_beyond", agent(max_duration_seconds=1200)),
+    ("concurrency_zero", agent(concurrency_limit=0)),
+    ("concurrency_tighter", agent(concurrency_limit=4)),
+    ("daily_limit_zero", agent(daily_limit=0)),
+    ("daily_limit_tighter", State(agent={"daily_limit": 10}, rules=LIMITED)),
+    ("bursting_exceeds", agent(concurrency_limit=4)),
+    ("webhook_missing", State(webhook={"url": None})),
+    ("webhook_missing", agent(webhook_id="wh_other")),
+    ("webhook_elsewhere", State(webhook={"url": "http://127.0.0.1:1/hook"})),
+    ("webhook_unsigned", State(webhook={"auth_type": "oauth2"})),
+    ("webhook_disabled", State(webhook={"is_disabled": True})),
+    ("webhook_secret_unset", State(settings={"elevenlabs_webhook_secret": None})),
+    ("webhooks_unreadable", State(permissions=("convai_write", "convai_read"))),
+    ("not_asked", State(frontend={"with_conversation": False})),
+]  # fmt: skip
+SOUND = [
+    WELL,
+    State(
+        agent={"allowed_overrides": {"conversation.text_only", "agent.language"}, "languages": {"de"}},
+        frontend={"overrides": {"agent.language": "de", "conversation.text_only": True}},
+    ),
+    State(
+        agent={"first_message": "{{user_name}} {{ plan }} {{system__time}}", "tool_variables": {"user_id", "plan"}},
+        rules='allow = "everyone"\nvariables.plan = { claim = "plan", default = "free" }\n',
+    ),
+    State(agent={"concurrency_limit": 5, "daily_limit": 50}, rules=LIMITED),
+    State(rules='allow = "everyone"\nvariables.plan = "plan"\n'),
+    agent(webhook_id="wh_emulated"),
+]
+PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
+    (State(agent={"concurrency_limit": 4, "bursting": False}, rules=LIMITED), [("concurrency", "concurrency_tighter")]),
+    (State(agent={"allowed_hosts": {"localhost:3000"}, "requires_origin": True},
+           frontend={"origin": "http://localhost:3000"}),
+     [("allowlist", "allowlist_beside_signed_urls"), ("allowlist", "origin_required")]),
+    (State(agent={"allowed_overrides": set()}, frontend={"overrides": {"conversation.text_only": True}}),
+     [("overrides", "override_not_allowed"), ("conversation", "override_not_allowed")]),
+    (State(agent={"prompt": "{{plan}}"}, rules='allow = "everyone"\nvariables.plan = "plan"\n'),
+     [("variables", "variables_optional")]),
+    (State(permissions=("convai_read", "webhooks_write")),
+     [("permission", "permission_missing"), ("conversation", "not_reached")]),
+    (State(fault={"status": 401, "code": "quota_exceeded"}),
+     [("conversation", "quota_exhausted")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", SOUND)
+def test_nothing_is_found_where_all_is_well(examined: Examined, state: State) -> None:
+    findings = examined(state)
+
+    assert troubles(findings) == []
+    assert [finding.check for finding in findings] == list(CHECKS)
+
+
+@pytest.mark.parametrize(("cause", "state"), BROKEN)
+def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: str, state: State) -> None:
+    findings = examined(state)
+
+    named = {finding.cause: finding for finding in findings}
+    assert cause in named
+    assert "{" not in named[cause].says.replace("{{", "")
+    assert [check for check in CHECKS if check not in {finding.check for finding in findings}] == []
+    if CAUSES[cause].outcome is Outcome.FAILED:
+        assert first_failed(findings).cause == cause
+    assert secrets_in(repr(findings)) == []
+
+
+@pytest.mark.parametrize(("state", "expected"), PRECISE)
+def test_nothing_is_found_beside_what_is_broken(
+    examined: Examined, state: State, expected: list[tuple[str, str]]
+) -> None:
+    assert troubles(examined(state)) == expected
+
+
+def first_failed(findings: list[Finding]) -> Finding:
+    return next(finding for finding in findings if finding.outcome is Outcome.FAILED)
+
+
+@pytest.fixture
+def two_regions(stage: tuple[Any, str]) -> tuple[str, Emulator]:
+    """Two ElevenLabs beside each other at /us and /eu: the first knows no key of ours, the second all."""
+    us, eu = Emulator(agents=[], api_keys={}), pretend(WELL)
+    stage[0].app = Starlette(routes=[Mount("/us", create_emulator(us)), Mount("/eu", create_emulator(eu))])
+    return stage[1], us
+
+
+def case_at(base_url: str, regions: Mapping[str, str]) -> Case:
+    settings = settings_with(
+        elevenlabs_agent_id=AGENT_ID, elevenlabs_base_url=base_url, elevenlabs_api_key=SecretStr(API_KEY)
+    )
+    return Case(settings=settings, configuration=configure(settings), alias="default", regions=regions)
+
+
+def test_a_key_of_another_region_is_told_from_a_wrong_one(two_regions: tuple[str, Emulator]) -> None:
+    url, _ = two_regions
+    case = case_at(f"{url}/us", {"the US region": f"{url}/us", "EU residency": f"{url}/eu"})
+
+    findings = asyncio.run(examine(case))
+
+    (region,) = [finding for finding in findings if finding.check == "region"]
+    assert (region.cause, region.outcome) == ("region_wrong", Outcome.FAILED)
+    assert f"EU residency, not to 127.0.0.1. Set ELEVENLABS_BASE_URL={url}/eu" in f"{region.says} {region.remedy}"
+
+
+def test_a_refused_key_is_shown_to_no_host_that_is_not_the_vendors(two_regions: tuple[str, Emulator]) -> None:
+    url, us = two_regions
+    assert all(host.endswith(".elevenlabs.io") and host.startswith("https://") for host in REGIONS.values())
+
+    findings = asyncio.run(examine(case_at(f"{url}/eu/nowhere", {"the US region": f"{url}/us"})))
+
+    assert first_failed(findings).check == "agent"
+    assert list(us.records.calls) == []
+
+
+def test_every_check_that_can_fail_has_its_test() -> None:
+    proven = {CAUSES[cause].check for cause, _ in BROKEN} | {"settings", "region"}
+
+    assert proven == set(CHECKS)
+
+
+CLOSED = {
+    "unauthorized": "not_authorized",
+    "unknown_agent": "agent_unknown",
+    "request_error": "request_refused",
+    "invalid_message": "contract_broken",
+    "first_frame_timeout": "operation_failed",
+    "quota_exceeded": "quota_exhausted",
+    "agent_misconfigured": "agent_misconfigured",
+    "daily_limit": "daily_limit_reached",
+    "too_many_concurrent": "concurrency_reached",
+    "internal_error": "internal_error",
+}
+
+
+@pytest.mark.parametrize(("closing", "cause"), CLOSED.items())
+def test_a_conversation_that_is_closed_is_told_by_its_cause(examined: Examined, closing: str, cause: str) -> None:
+    findings = examined(State(fault={"target": "conversation", "closing": closing}))
+
+    assert troubles(findings) == [("conversation", cause)]
+
+
+def test_every_way_the_emulator_ends_a_conversation_is_tried() -> None:
+    assert CLOSED.keys() == {name for name, closing in CLOSINGS.items() if "{" not in closing.reason}
+
+
+class Shown:
+    """Stands for the adapter: shows an agent, and nothing else."""
+
+    def __init__(self, agent: object) -> None:
+        self.agent = agent
+
+    async def document(self, _base_url: str, kind: str, _document_id: str = "") -> Any:
+        if kind != "agent":
+            raise AgentUnknown
+        return self.agent
+
+
+def test_settings_of_a_new_shape_are_skipped_and_never_a_crash() -> None:
+    case = case_at("http://127.0.0.1:1", {})
+    settings = EmulatedAgent(agent_id=AGENT_ID, allowed_hosts=frozenset({"a"}), languages=frozenset({"de"})).shown()
+
+    for spoilt in every_way_to_spoil(settings):
+        findings = asyncio.run(look(case, cast("ElevenLabs", Shown(spoilt))))
+        assert {finding.check for finding in findings} == {"agent", "webhook", *AGENT_CHECKS}
+
+
+def every_way_to_spoil(value: Any) -> Iterator[Any]:
+    """Copies of a document in each of which one member is of another type, or not there."""
+    for name, member in value.items() if isinstance(value, dict) else enumerate(value):
+        for other in (None, True, 3, "x", [], ["x"], {}, {"x": 1}):
+            copy = value.copy()
+            copy[name] = other
+            yield copy
+        if isinstance(member, dict | list):
+            for spoilt in every_way_to_spoil(member):
+                copy = value.copy()
+                copy[name] = spoilt
+                yield copy
+
+
+def test_a_tool_that_is_gone_hides_nothing_else() -> None:
+    agent = EmulatedAgent(agent_id=AGENT_ID, prompt="{{shop}}", tool_variables=frozenset({"item"}))
+
+    findings = asyncio.run(look(case_at("http://127.0.0.1:1", {}), cast("ElevenLabs", Shown(agent.shown()))))
+
+    assert ("variables", "settings_unanswered") in troubles(findings)
+    assert ("variables", "variables_missing") in troubles(findings)
+
+
+async def opened(behave: Callable[[ServerConnection], Awaitable[None]]) -> Finding:
+    """What the doctor says of a conversation with a server that behaves like this."""
+
+    async with serve_socket(behave, "127.0.0.1", 0, subprotocols=[Subprotocol("convai")]) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"ws://127.0.0.1:{port}/?conversation_signature={SIGNATURE}"
+        return await conversed(url)
+
+
+async def conversed(url: str) -> Finding:
+    return await converse(url, user_id="u", variables={}, overrides={}, origin=None, watch_seconds=0, open_seconds=0.2)
+
+
+@pytest.mark.anyio
+async def test_the_signed_url_is_in_no_log_however_loud(caplog: pytest.LogCaptureFixture) -> None:
+    async def behave(socket: ServerConnection) -> None:
+        await socket.close(3000, "Could not authorize the conversation.")
+
+    with caplog.at_level(logging.DEBUG, logger="websockets.client"):
+        await opened(behave)
+
+    assert secrets_in("\n".join(record.getMessage() for record in caplog.records)) == []
+
+
+@pytest.mark.anyio
+async def test_a_reason_that_only_the_error_event_tells_is_heard() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        await socket.recv()
+        message = "received 1002 (protocol error) This request exceeds your quota limit."
+        await socket.send(json.dumps({"type": "error", "message": message}))
+        await socket.close(1002)
+
+    assert (await opened(behave)).cause == "quota_exhausted"
+
+
+@pytest.mark.anyio
+async def test_a_socket_that_stays_mute_is_not_waited_for() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        await socket.wait_closed()
+
+    assert (await opened(behave)).cause == "no_beginning"
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_breaks_is_told_without_its_secret() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        socket.transport.abort()
+
+    broken = await opened(behave)
+    refused = await conversed(f"ws://127.0.0.1:{free_port()}/?conversation_signature={SIGNATURE}")
+
+    assert (broken.cause, refused.cause) == ("no_goodbye", "no_goodbye")
+    assert secrets_in(f"{broken} {refused}") == []

@@ -1,0 +1,163 @@
+"""`voicepass doctor` as people and machines read it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.canaries import API_KEY, secrets_in
+from tests.doctor.conftest import AGENT_ID, State, pretend
+from tests.emulator.wire import Serve
+from tests.test_cli import CLEAN, ENVIRONMENT, Ended, run
+from voicepass.doctor.causes import CHECKS
+
+
+def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> Ended:
+    url = serve(pretend(state)).url
+    surroundings = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID} | environment
+    return run("doctor", *arguments, cwd=folder, environment=surroundings)
+
+
+UNTOLD = State(
+    agent={"first_message": "Hi {{username}}", "is_shareable": True}, permissions=("convai_write", "convai_read")
+)
+
+
+def test_the_failure_and_its_remedy_are_the_last_thing_on_the_screen(serve: Serve, tmp_path: Path) -> None:
+    ended = ask(serve, tmp_path, state=UNTOLD)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+    about, empty, *rows, last_empty, verdict = ended.stdout.splitlines()
+    assert about.startswith(f"agent default ({AGENT_ID}) at 127.0.0.1:")
+    assert (empty, last_empty, verdict) == ("", "", "2 of 20 checks failed; warnings: 4.")
+    assert [row[:6] for row in rows if row[0] != " "] == ["ok    ", *["warn  "] * 4, "FAIL  "]
+    fail = " ".join(" ".join(rows).rpartition("FAIL")[2].split())
+    assert fail.startswith("variables, conversation: The agent needs username (in its first message), and nobody sends")
+    assert "-> Did you mean {{user_name}}? Supply it from a claim (VOICEPASS_VARIABLES" in fail
+    assert "\x1b" not in ended.stdout
+
+
+@pytest.mark.parametrize("columns", ["30", "80", "200"])
+def test_no_line_is_wider_than_the_terminal(serve: Serve, tmp_path: Path, columns: str) -> None:
+    ended = ask(serve, tmp_path, "--no-conversation", state=UNTOLD, COLUMNS=columns)
+
+    widest = max(len(line) for line in ended.stdout.splitlines()[1:])
+    longest_word = max(map(len, ended.stdout.split()))
+    assert widest <= max(int(columns), 6 + longest_word)
+    assert not any(line != line.rstrip() for line in ended.stdout.splitlines())
+
+
+def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
+    ended = ask(serve, tmp_path, "--json", "--no-conversation", state=UNTOLD)
+
+    answer = json.loads(ended.stdout)
+    assert (ended.returncode, ended.stderr, answer["status"]) == (1, "", "failed")
+    assert [finding["name"] for finding in answer["checks"]] == list(CHECKS)
+    (variables,) = [finding for finding in answer["checks"] if finding["name"] == "variables"]
+    assert variables["outcome"] == "failed"
+    assert variables["cause"] == "variables_missing"
+    assert variables["remedy"].startswith("Did you mean {{user_name}}?")
+
+
+def test_warnings_do_not_fail(serve: Serve, tmp_path: Path) -> None:
+    state = State(permissions=("convai_write",))
+
+    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+
+    assert ended.returncode == 0
+    assert "skip  archived, authentication, allowlist" in ended.stdout
+    assert "0 of 20 checks failed" in ended.stdout
+    assert "the key lacks convai_read" in " ".join(ended.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"VOICEPASS_JWT_SECRET": "short"},
+        {"ELEVENLABS_API_KEY": ""},
+        {"ELEVENLABS_AGENT_ID": "conv_01k0"},
+        {"ELEVENLABS_AGENT_ID": "agent_x&conversation_signature=cvtkn_1"},
+        {"VOICEPASS_JWT_ISUER": "https://login.example"},
+    ],
+)
+def test_settings_that_do_not_start_are_a_finding_too(
+    serve: Serve, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    ended = ask(serve, tmp_path, state=State(), **environment)
+
+    assert ended.returncode == 1
+    assert f"FAIL  settings: {next(iter(environment))} " in ended.stdout
+    assert secrets_in(ended.stdout + ended.stderr) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "arguments"),
+    [
+        (UNTOLD, ()),
+        (UNTOLD, ("--json",)),
+        (State(fault={"target": "conversation", "closing": "unauthorized"}), ()),
+        (State(fault={"body": "truncated"}), ("--json",)),
+        (State(fault={"status": 401, "envelope": "new"}), ("--json",)),
+        (State(permissions=()), ()),
+    ],
+)
+def test_no_secret_is_printed(serve: Serve, tmp_path: Path, state: State, arguments: tuple[str, ...]) -> None:
+    ended = ask(serve, tmp_path, *arguments, state=state, ELEVENLABS_WEBHOOK_SECRET=API_KEY)
+
+    assert ended.returncode == 1
+    assert secrets_in(ended.stdout + ended.stderr) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sent"),
+    [
+        ("textOnly", {"conversation": {"text_only": True}}),
+        ("firstMessage", {"agent": {"first_message": "Hello!"}}),
+        ("agent.language=de", {"agent": {"language": "de"}}),
+        ("tts.speed=1.1", {"tts": {"speed": 1.1}}),
+    ],
+)
+def test_an_override_is_sent_as_the_sdk_sends_it(
+    serve: Serve, tmp_path: Path, override: str, sent: dict[str, dict[str, object]]
+) -> None:
+    emulator = pretend(UNTOLD)
+    url = serve(emulator).url
+    environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID}
+
+    run("doctor", "--override", override, cwd=tmp_path, environment=environment)
+
+    (conversation,) = emulator.records.conversations
+    empty: dict[str, dict[str, object]] = {"agent": {}, "tts": {}, "conversation": {}}
+    assert conversation.initiation == {
+        "type": "conversation_initiation_client_data",
+        "conversation_config_override": empty | sent,
+        "dynamic_variables": {"user_id": "voicepass-doctor", "user_name": "voicepass doctor"},
+        "user_id": "voicepass-doctor",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--override", "voiceId"), "give the value"),
+        (("--override", "volume=3"), "no such field"),
+        (("--agent", "seller"), "name one of: default"),
+    ],
+)
+def test_a_mistaken_option_is_explained(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    ended = run("doctor", *arguments, cwd=tmp_path)
+
+    assert ended.returncode == 2
+    assert said in " ".join(ended.stderr.replace("│", "").split())
+
+
+def test_explain_tells_what_a_close_means_and_admits_what_it_does_not_know(tmp_path: Path) -> None:
+    pasted = "1008 Missing required dynamic variables in tools: {'item'}"
+
+    known = run("doctor", "explain", pasted, cwd=tmp_path, environment=CLEAN)
+    unknown = run("doctor", "explain", "banana", cwd=tmp_path, environment=CLEAN)
+
+    says, remedy, *_ = known.stdout.splitlines()
+    assert (known.returncode, says) == (0, "The agent needs item (in its tools), and nobody sends it.")
+    assert remedy.startswith("-> Supply it from a claim")
+    assert (unknown.returncode, unknown.stdout.splitlines()[0][:23]) == (1, "This is not known here.")

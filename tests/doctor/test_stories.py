@@ -1,0 +1,109 @@
+"""What users reported in public, as states: in each the doctor must name the cause.
+
+Not told by a state, because nothing at ElevenLabs or in voicepass is wrong there:
+
+- packages#87: the API key in a NEXT_PUBLIC variable (no server can see what a page was built with)
+- elevenlabs-python#619, elevenlabs-examples#156: mistakes of old SDKs, mended since
+- packages#200: a microphone that is not heard over WebRTC (there is no WebRTC server to pretend with)
+- packages#17: `url` in place of `signedUrl` (the page never connects; its console says so)
+- elevenlabs-docs#1320: a key's credit limit that is not kept (too much works, not too little)
+
+What only a page or a console shows is pasted into `explain` instead: the last table.
+"""
+
+import pytest
+
+from tests.conftest import settings_with
+from tests.doctor.conftest import Examined, State, troubles
+from voicepass.doctor.closings import explain
+
+PROMPT = {"overrides": {"agent.prompt.prompt": "You are a pirate."}}
+GERMAN = {"overrides": {"agent.language": "de"}}
+
+
+def closed_with(closing: str) -> State:
+    return State(fault={"target": "conversation", "closing": closing})
+
+
+STORIES = [
+    ("packages#23", State(frontend={"overrides": {"agent.first_message": "Ahoy!"}}), "override_not_allowed"),
+    ("packages#337", State(frontend=PROMPT), "override_not_allowed"),
+    ("packages#241", State(agent={"allowed_overrides": {"agent.language"}}, frontend=GERMAN), "language_unsupported"),
+    ("packages#19", State(frontend=PROMPT), "override_not_allowed"),
+    ("packages#63", State(agent={"first_message": "Hi {{name}}"}), "variables_missing"),
+    ("packages#626", closed_with("request_error"), "request_refused"),
+    ("packages#911", closed_with("quota_exceeded"), "quota_exhausted"),
+    ("elevenlabs-examples#167", closed_with("quota_exceeded"), "quota_exhausted"),
+    ("packages#360", State(agent={"tool_variables": {"a", "b"}}), "variables_missing"),
+    ("simliai/create-simli-app-elevenlabs#1", State(agent={"first_message": "{{username}}"}), "variables_missing"),
+    ("elevenlabs-examples#138", State(agent={"prompt": "Call from {{caller}}"}), "variables_missing"),
+    ("elevenlabs-examples#137", closed_with("agent_misconfigured"), "agent_misconfigured"),
+    ("elevenlabs-examples#125", State(api_key="sk_from_an_old_env"), "api_key_refused"),
+    ("elevenlabs-python#407", State(fault={"body": "no_credential"}), "answer_unusable"),
+    ("elevenlabs-python#434", State(agent={"max_duration_seconds": 180}), "duration_short"),
+    ("packages#472", State(agent={"agent_id": "agent_of_another_age"}), "agent_unknown"),
+    ("elevenlabs/cli#80", State(permissions=("convai_read",)), "permission_missing"),
+    ("danielmiessler/LifeOS#667", State(permissions=("user_read",)), "permission_missing"),
+    ("TypeWhisper#1103", State(permissions=()), "permission_missing"),
+    ("ASHR12/elevenlabs-conversational-ai-agents#1", State(agent={"requires_auth": False}), "authentication_off"),
+    ("elevenlabs-docs#768", closed_with("internal_error"), "internal_error"),
+    ("a signed URL in the source code", closed_with("unauthorized"), "not_authorized"),
+]
+
+
+@pytest.mark.parametrize(("story", "state", "cause"), STORIES)
+def test_the_cause_of_a_public_story_is_named(examined: Examined, story: str, state: State, cause: str) -> None:
+    findings = examined(state)
+
+    assert cause in {named for _, named in troubles(findings)}, story
+
+
+@pytest.mark.parametrize("cause", ["override_not_allowed", "variables_missing"])
+def test_what_the_settings_told_the_conversation_confirms(examined: Examined, cause: str) -> None:
+    told = [state for _, state, named in STORIES if named == cause]
+
+    for state in told:
+        assert troubles(examined(state))[-1] == ("conversation", cause)
+
+
+@pytest.mark.parametrize(
+    ("story", "agent_id", "said"),
+    [
+        ("a conversation's id as the agent's", "conv_01k0", "ELEVENLABS_AGENT_ID is a conversation's id"),
+        ("a query in the agent's id", "agent_x&conversation_signature=cvtkn_1", "ELEVENLABS_AGENT_ID must be the bare"),
+    ],
+)
+def test_a_pasted_agent_id_never_gets_so_far(story: str, agent_id: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said.partition(" ")[2]) as refused:
+        settings_with(elevenlabs_agent_id=agent_id)
+
+    assert "cvtkn_1" not in str(refused.value), story
+
+
+PASTED = [
+    ("packages#337", "WebSocket is already in CLOSING or CLOSED state.", "socket_was_closed"),
+    ("packages#23", "1008 Override for field 'first_message' is not allowed by config.", "override_not_allowed"),
+    ("packages#63", "Missing required dynamic variables in first message: {'name'}", "variables_missing"),
+    ("packages#360", "1008 Missing required dynamic variables in tools: {'a', 'b'}", "variables_missing"),
+    ("packages#626", '{"closeCode": 3000, "closeReason": "Request error"}', "request_refused"),
+    ("packages#911", "received 1002 (protocol error) This request exceeds your quota limit.", "quota_exhausted"),
+    ("elevenlabs-examples#125", "Failed to get signed URL", "error_taken_for_answer"),
+    ("elevenlabs-python#407", "KeyError: 'signed_url'", "error_taken_for_answer"),
+    ("elevenlabs-python#413", 'HTTP 405 {"detail":"Method Not Allowed"}', "answer_unusable"),
+    ("swift-sdk#86", "invalid authorization token", "wrong_credential"),
+    ("packages#694", "GET https://livekit.rtc.elevenlabs.io/rtc/v1/validate 404 (Not Found)", "validate_404"),
+    ("packages#472", "Invalid agent ID", "agent_unknown"),
+    ("elevenlabs/cli#80", '401 {"detail":{"status":"missing_permissions","message":"…"}}', "permission_missing"),
+    ("elevenlabs-docs#768", "1011", "internal_error"),
+    ("a hard-coded signed URL", "3000 Could not authorize the conversation.", "not_authorized"),
+    ("a bare agent id", "Your agent has authentication enabled, but no signed URL or conversation token was provided.",
+     "not_authorized"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("story", "pasted", "cause"), PASTED)
+def test_what_a_page_showed_is_explained(story: str, pasted: str, cause: str) -> None:
+    finding = explain(pasted)
+
+    assert finding is not None, story
+    assert finding.cause == cause, story
