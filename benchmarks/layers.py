@@ -115,7 +115,7 @@ def serve(port: int) -> None:
     if os.environ["RUNG"] == "asgi":
         uvicorn.run(bare, port=port, **UVICORN_OPTIONS)
     else:
-        run("benchmarks.layers:rung", host="127.0.0.1", port=port, drain_seconds=1, factory=True)
+        run("benchmarks.layers:rung", host="127.0.0.1", port=port, grace_seconds=1, factory=True)
 
 
 def climb(

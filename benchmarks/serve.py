@@ -196,7 +196,7 @@ def size_of_a_pass(url: str) -> float:
         with sqlite3.connect(path) as connection:
             (rows,) = connection.execute("SELECT count(*) FROM passes").fetchone()
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return Path(path).stat().st_size / rows
+        return Path(path).stat().st_size / int(rows)
     with psycopg.connect(url) as connection:
         found = connection.execute("SELECT pg_total_relation_size('passes')::float / count(*) FROM passes").fetchone()
         return float(found[0]) if found else 0.0
