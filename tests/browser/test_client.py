@@ -294,6 +294,7 @@ def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: 
         "first_frame_timeout": "agent_failed",
         "variables_missing": "variables_missing",
         "override_not_allowed": "override_not_allowed",
+        "language_unsupported": "language_unsupported",
         "quota_exceeded": "quota_exceeded",
         "agent_misconfigured": "agent_misconfigured",
         "daily_limit": "daily_limit",

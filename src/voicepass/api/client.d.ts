@@ -54,6 +54,7 @@ export type Cause =
   | "unauthorized"
   | "variables_missing"
   | "override_not_allowed"
+  | "language_unsupported"
   | "quota_exceeded"
   | "daily_limit"
   | "too_many_concurrent"

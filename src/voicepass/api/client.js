@@ -18,6 +18,7 @@ const OFFLINE_GRACE_MS = 10_000;
 /** What ElevenLabs' reason for closing means; its codes are too few to tell. The first match counts. */
 const BY_REASON = /** @type {const} */ ([
   [/missing.*dynamic variable/i, "variables_missing", "The agent needs variables that it was not given."],
+  [/^language .* not supported/i, "language_unsupported", "The agent does not speak this language."],
   [/override/i, "override_not_allowed", "The agent does not let the page change this setting."],
   [/quota/i, "quota_exceeded", "The quota at ElevenLabs is used up."],
   [/daily call limit/i, "daily_limit", "The agent has had all its calls for today."],
