@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     )
 
     elevenlabs_api_key: SecretStr | None = Field(
-        None, description="Server-held key; needs the permission convai_write (in the dashboard: ElevenAgents: Write)."
+        None,
+        description="Server-held; needs convai_write (ElevenAgents: Write), and to count minutes Read; two by a comma.",
     )
     elevenlabs_agent_id: str | None = Field(None, description="The agent behind the alias `default`, such as agent_….")
     elevenlabs_base_url: str = Field(
@@ -108,7 +109,7 @@ class Settings(BaseSettings):
         None, description="Name of a cookie that carries the JWT; counts on POST from own or allowed origins only."
     )
     voicepass_policy_file: str | None = Field(
-        None, description="TOML: agents by alias, who may use them, their variables, further issuers."
+        None, description="TOML: agents by alias, who may use them, their variables, limits, further issuers."
     )
     voicepass_service_tokens: Annotated[list[SecretStr], NoDecode] = Field(
         [], description="Bearer tokens of your own backends, comma-separated, at least 32 characters each."
