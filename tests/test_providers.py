@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.canaries import API_KEY
 from tests.conftest import settings_with
 from tests.servers import running
+from tests.test_cli import CLEAN, run
 from voicepass.configuration import configure
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
@@ -110,6 +112,38 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[str, str | None], dict[str, Any]]]
         },
         ("aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee", "ada"),
         {"client_id": "ANOTHER"},
+    ),
+    "entra": (
+        {
+            "sub": "AAAAAAAAAAAAAAAAAAAAAIkzqFVrSaSaFHy782bbtaQ",
+            "oid": "00000000-0000-0000-66f3-3332eca7ea81",
+            "tid": "TENANT-ID",
+            "aud": "API-CLIENT-ID",
+            "azp": "frontend",
+            "scp": "voice.talk",
+            "roles": ["Seller"],
+            "name": "Ada",
+            "preferred_username": "ada@app.example",
+            "uti": "u",
+            "ver": "2.0",
+        },
+        ("00000000-0000-0000-66f3-3332eca7ea81", "Ada"),
+        {"aud": "ANOTHER-API"},
+    ),
+    "okta": (
+        {
+            "sub": "ada@app.example",
+            "uid": "00uid4BxXw6I6TV4m0g3",
+            "cid": "frontend",
+            "aud": "api://default",
+            "scp": ["openid", "profile"],
+            "name": "Ada",
+            "jti": "AT.1",
+            "ver": 1,
+            "auth_time": 1795500000,
+        },
+        ("00uid4BxXw6I6TV4m0g3", "Ada"),
+        {"aud": "https://ORG.okta.com"},
     ),
     "keycloak": (
         {
@@ -219,6 +253,39 @@ async def test_no_provider_takes_the_token_of_another(
                     continue
 
     assert accepted == []
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_block_is_understood_and_explains_a_token_as_the_document_shows(
+    name: str, provider: str, tmp_path: Path
+) -> None:
+    claims, (user_id, user_name), _ = SHAPES[name]
+    block = re.sub(r'(jwks_url = ")https://[^/]+', rf"\1{provider}", BLOCKS[name])
+    (tmp_path / "policy.toml").write_text(block)
+    issuer, algorithm = re.findall(r'^(?:issuer|algorithm) = "(.+)"', block, re.MULTILINE)
+    environment = CLEAN | {
+        "ELEVENLABS_API_KEY": API_KEY,
+        "ELEVENLABS_AGENT_ID": "agent_01k0example",
+        "VOICEPASS_POLICY_FILE": "policy.toml",
+        "SUPABASE_JWT_SECRET": SECRET,
+        "AUTH_SECRET": SECRET,
+    }
+
+    checked = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
+    unverified_token = token(issuer, algorithm, claims)
+    explained = run("policy", "explain", unverified_token, cwd=tmp_path, environment=environment)
+
+    assert checked.stdout.startswith(f"believes {algorithm} tokens of {issuer} ")
+    assert explained.stdout.splitlines() == [
+        f"user {user_id!r} of {issuer}",
+        "may use the agent default (agent_01k0example), open to every signed-in user",
+        f"  user_id = {user_id!r}",
+        f"  user_name = {user_name!r}",
+    ]
+    if name == "auth0":
+        shown = DOCUMENT.replace("\n   ", "\n")
+        assert f"```\n{checked.stdout}```" in shown
+        assert f"```\n{explained.stdout}```" in shown
 
 
 async def test_keycloak_roles_open_an_agent(provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
