@@ -286,7 +286,8 @@ def test_the_vendors_words_cannot_forge_or_flood_the_log() -> None:
     assert len(note) < 500
 
 
-async def trickle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")  # an answer that comes before its question is another fault
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n")
     while not writer.is_closing():
         writer.write(b" ")
