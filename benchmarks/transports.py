@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -364,6 +364,32 @@ def result(process: "subprocess.Popen[str]") -> dict[str, float] | None:
     return json.loads(written) if process.returncode == 0 else None
 
 
+def print_costs(base_url: str, names: Sequence[str], *, rounds: int, seconds: float) -> None:
+    """Print what a call costs."""
+    print(f"| client | {' | '.join(f'{n} at once' for n in CONNECTIONS)} |\n|---|{'---:|' * len(CONNECTIONS)}")
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for name in names:
+            for connections in CONNECTIONS:
+                subject = in_a_process("--subject", name, base_url, connections, seconds, 0, core=0)
+                if (measured := result(subject)) is not None:
+                    found.setdefault((name, connections), []).append(measured)
+    for name in names:
+        cells = [_cell(found.get((name, connections), [])) for connections in CONNECTIONS]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def print_survival(base_url: str, names: Sequence[str], *, calls: int) -> None:
+    """Print what is left after abuse."""
+    print("\n| client | of 100 calls after the churn | sockets left open |\n|---|---:|---:|")
+    for name in names:
+        if SUBJECTS[name] is our_adapter:
+            continue  # its breaker would spare it most of the churn
+        survived = result(in_a_process("--subject", name, base_url, 0, 0, calls, core=0))
+        cells = [f"{survived['passed']:.0f}", f"{survived['leaked']:.0f}"] if survived else ["failed", "?"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -389,24 +415,9 @@ def main() -> None:
     upstream.stdout.readline()
     base_url = f"http://127.0.0.1:{port}"
     try:
-        print(f"| client | {' | '.join(f'{n} at once' for n in CONNECTIONS)} |\n|---|{'---:|' * len(CONNECTIONS)}")
-        found: dict[tuple[str, int], list[dict[str, float]]] = {}
-        for _ in range(options.rounds):
-            for name in options.only:
-                for connections in CONNECTIONS:
-                    subject = in_a_process("--subject", name, base_url, connections, options.seconds, 0, core=0)
-                    if (measured := result(subject)) is not None:
-                        found.setdefault((name, connections), []).append(measured)
-        for name in options.only:
-            cells = [_cell(found.get((name, connections), [])) for connections in CONNECTIONS]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        print("\n| client | of 100 calls after the churn | sockets left open |\n|---|---:|---:|")
-        for name in options.only:
-            if SUBJECTS[name] is our_adapter:
-                continue  # its breaker would spare it most of the churn
-            survived = result(in_a_process("--subject", name, base_url, 0, 0, options.calls, core=0))
-            cells = [f"{survived['passed']:.0f}", f"{survived['leaked']:.0f}"] if survived else ["failed", "?"]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        if options.rounds:
+            print_costs(base_url, options.only, rounds=options.rounds, seconds=options.seconds)
+        print_survival(base_url, options.only, calls=options.calls)
     finally:
         upstream.terminate()
 
