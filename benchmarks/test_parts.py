@@ -21,8 +21,9 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.logs import configure_logging
+from voicepass.metrics import AttemptMetrics
 from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
-from voicepass.observe import AttemptLog, AttemptMetrics
+from voicepass.observe import AttemptLog
 from voicepass.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
 
 __all__ = ["make_token"]  # a fixture of the tests, for those below

@@ -17,7 +17,8 @@ The map, in reading order:
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
     readiness    the cheap named checks behind /readyz
-    observe      an attempt or a settlement becomes a log line and metrics
+    observe      an attempt or a settlement becomes a log line
+    metrics      what Prometheus is told, of one worker or of all
     logs         how logging is set up, and what never gets into a line
     settings     every environment variable, typed
     policyfile   the policy file: agents, rules, variables, issuers

@@ -19,7 +19,8 @@ from voicepass.elevenlabs import ElevenLabs
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
 from voicepass.logs import configure_logging
-from voicepass.observe import AttemptLog, AttemptMetrics, SettlementLog, SettlementMetrics
+from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
+from voicepass.observe import AttemptLog, SettlementLog
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
 from voicepass.readiness import Readiness
@@ -79,6 +80,7 @@ def _lifespan(
             )
             stack.push_async_callback(provider.aclose)
             source: VoiceProvider = provider
+            warm: WarmStore | None = None
             if settings.voicepass_warm_passes:
                 warm = WarmStore(
                     source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic
@@ -90,9 +92,13 @@ def _lifespan(
                     stack.push_async_callback(issuer.keys.aclose)
             stack.enter_context(draining.on_sigterm())
             registry = CollectorRegistry()
+            state = StateMetrics(registry=registry, upstream=provider, warm_held=lambda: warm.held if warm else {})
+            await stack.enter_async_context(state.looking())
             app.state.draining = draining
             app.state.ledger = ledger
-            app.state.registry = registry
+            app.state.metrics = Exposition(
+                registry=registry, state=state, ledger=LedgerMetrics(ledger=ledger, ticks=time.monotonic)
+            )
             app.state.service_tokens = ServiceTokens(
                 [token.get_secret_value() for token in settings.voicepass_service_tokens]
             )

@@ -21,6 +21,7 @@ from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.logs import configure_logging
+from voicepass.metrics import shared_by_workers
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.policyfile import PolicyFileError, read_policy_file
@@ -54,14 +55,15 @@ def serve(
     _check_ledger(settings)
     _check_port(host, port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
-    run(
-        "voicepass.app:create_app",
-        host=host,
-        port=port,
-        factory=True,
-        workers=workers,
-        grace_seconds=longest_answer_seconds(settings),
-    )
+    with shared_by_workers(workers):
+        run(
+            "voicepass.app:create_app",
+            host=host,
+            port=port,
+            factory=True,
+            workers=workers,
+            grace_seconds=longest_answer_seconds(settings),
+        )
 
 
 @app.command()

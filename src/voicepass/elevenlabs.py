@@ -177,6 +177,16 @@ class ElevenLabs:
         with _refusals():
             return await self.guards[agent.base_url].call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
 
+    @property
+    def breakers(self) -> dict[tuple[str, str], bool]:
+        """Whether each breaker is open now, by its host and what is asked of it: passes or accounts."""
+        kinds = (("passes", self.guards), ("accounts", self._accounts_guards))
+        return {
+            (self._workspaces[url].base.hostname or "", calls): guard.breaker.is_open
+            for calls, guards in kinds
+            for url, guard in guards.items()
+        }
+
     def key_in_use(self, agent: Agent) -> int:
         """Tell which of its workspace's keys was accepted last, by its position."""
         return self._workspaces[agent.base_url].preferred

@@ -1,9 +1,11 @@
 """The nouns: who asks, for which agent, what they are given, and what is remembered of it."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 Clock = Callable[[], float]
 """Wall time in seconds since the epoch; injected everywhere, so that tests own the time."""
@@ -36,13 +38,17 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassRequest:
-    """One request as it arrived: nothing in it is trusted yet. `client`: the address it came from."""
+    """One request as it arrived: nothing in it is trusted yet. `client`: the address it came from.
+
+    `traceparent`: the trace that the caller says this is part of (W3C Trace Context).
+    """
 
     request_id: str
     credentials: Credentials
     alias: str
     transport: Transport
     client: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +196,11 @@ class IssuedPass:
         """Whether the browser told ElevenLabs another user than the one this was issued to."""
         return self.reported_user_id not in {None, self.user_id}
 
+    @property
+    def lag_seconds(self) -> float:
+        """From the pass to its settlement, without the conversation itself."""
+        return max(0.0, (self.settled_at or self.reserved_at) - self.reserved_at - self.seconds)
+
 
 class BlockKind(StrEnum):
     """What an operator can switch off."""
@@ -208,6 +219,36 @@ class Block:
     token_issuer: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where the ledger stands: conversations open now, and passes that nobody has accounted for though it is time.
+
+    Neither is counted beyond 10,000. `oldest_unsettled_seconds` is the age of the oldest of the latter, or 0.
+    """
+
+    open_conversations: int
+    unsettled: int
+    oldest_unsettled_seconds: float
+
+
+@dataclass(slots=True)
+class Step:
+    """A part of an attempt, timed while its block runs: when it began, by the monotonic clock, and how it went."""
+
+    name: str
+    began: float = 0.0
+    seconds: float = 0.0
+    has_failed: bool = False
+
+    def __enter__(self) -> Self:
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.seconds = time.monotonic() - self.began
+        self.has_failed = error is not None
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempt:
     """One request for a pass, granted or refused: filled in as facts are learnt, shown to the observers once.
@@ -219,6 +260,7 @@ class Attempt:
     transport: Transport
     alias: str
     client: str | None = None
+    traceparent: str | None = None
     user: User | None = None
     agent: Agent | None = None
     conversation_id: str | None = None
@@ -228,7 +270,15 @@ class Attempt:
     is_operators_fault: bool = False
     operator_note: str = ""
     cause: BaseException | None = None
+    began: float = field(default_factory=time.monotonic)
     duration_seconds: float = 0.0
+    steps: list[Step] = field(default_factory=list)
+
+    def step(self, name: str) -> Step:
+        """Time a part: `with attempt.step("verify"): …`."""
+        step = Step(name)
+        self.steps.append(step)
+        return step
 
 
 def claim_at(claims: Mapping[str, object], path: str) -> object:

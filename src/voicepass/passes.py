@@ -73,13 +73,17 @@ class Passes:
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not."""
         with self._attempt(request) as attempt:
-            attempt.user = user = await self._authenticator.authenticate(request.credentials)
-            attempt.agent = agent = self._policy.agent_for(user, request.alias)
+            with attempt.step("verify"):
+                attempt.user = user = await self._authenticator.authenticate(request.credentials)
+                attempt.agent = agent = self._policy.agent_for(user, request.alias)
             async with self._reserved(attempt, user, agent) as reservation:
-                credential = await self._provider.credential(agent, request.transport)
+                with attempt.step("upstream") as step:
+                    credential = await self._provider.credential(agent, request.transport)
+                    step.name = "warm" if credential.is_warm else "upstream"
                 attempt.conversation_id, attempt.is_warm = credential.conversation_id, credential.is_warm
                 attempt.credential_sha256 = credential.sha256
-                await self._ledger.grant(reservation, credential)  # no row, no pass
+                with attempt.step("grant"):
+                    await self._ledger.grant(reservation, credential)  # no row, no pass
             return VoicePass(
                 transport=request.transport,
                 credential=credential,
@@ -106,7 +110,8 @@ class Passes:
             seconds=self._policy.conversation_seconds,
         )
         try:
-            await self._ledger.reserve(reservation, self._policy.limits)
+            with attempt.step("reserve"):
+                await self._ledger.reserve(reservation, self._policy.limits)
             yield reservation
         except (LimitReached, UserBlocked):
             raise  # nothing was counted
@@ -114,7 +119,7 @@ class Passes:
             release = asyncio.ensure_future(self._ledger.release(reservation))
             self._releases.add(release)
             release.add_done_callback(self._released)
-            with suppress(LedgerUnavailable):  # then it lapses by itself, after 15 minutes
+            with suppress(LedgerUnavailable), attempt.step("release"):  # then it lapses by itself, after 15 minutes
                 await asyncio.shield(release)  # even while the caller hangs up
             raise
 
@@ -127,9 +132,12 @@ class Passes:
     def _attempt(self, request: PassRequest) -> Iterator[Attempt]:
         """Open an attempt and close it exactly once, whatever happens; the observers see it then."""
         attempt = Attempt(
-            request_id=request.request_id, transport=request.transport, alias=request.alias, client=request.client
+            request_id=request.request_id,
+            transport=request.transport,
+            alias=request.alias,
+            client=request.client,
+            traceparent=request.traceparent,
         )
-        begun = time.monotonic()
         try:
             yield attempt
             attempt.outcome = "granted"
@@ -145,6 +153,6 @@ class Passes:
             attempt.outcome, attempt.is_operators_fault, attempt.cause = InternalError.code, True, error
             raise
         finally:
-            attempt.duration_seconds = time.monotonic() - begun
+            attempt.duration_seconds = time.monotonic() - attempt.began
             for observe in self._observers:
                 observe(attempt)

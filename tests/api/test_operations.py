@@ -138,5 +138,7 @@ async def test_metrics_are_prometheus_text(api: httpx.AsyncClient, bearer: dict[
     response = await api.get("/metrics")
 
     assert response.headers["content-type"].startswith("text/plain; version=")
-    assert 'voicepass_attempts_total{outcome="granted",transport="websocket"} 1.0' in response.text
-    assert 'voicepass_attempts_total{outcome="token_missing",transport="websocket"} 1.0' in response.text
+    assert 'voicepass_attempts_total{agent="default",outcome="granted",transport="websocket"} 1.0' in response.text
+    assert 'voicepass_attempts_total{agent="",outcome="token_missing",transport="websocket"} 1.0' in response.text
+    assert "voicepass_open_conversations 1.0" in response.text
+    assert "voicepass_ledger_up 1.0" in response.text

@@ -40,6 +40,7 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "expire": lambda: rules.expire("conv_7", START),
     "issued": lambda: rules.issued("conv_7"),
     "due": lambda: rules.due(100, 0.0, START),
+    "standing": lambda: rules.standing(START),
     "page": lambda: rules.page((START - 6000, ""), 100),
     "listed": lambda: rules.listed(None, 50),
     "totals": lambda: rules.totals(3600, 50, START),

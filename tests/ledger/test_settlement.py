@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.ledger.given import START, TurnedClock, credential, granted, limit, refusal, reservation, rows, settlement
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger import Ledger
-from voicepass.model import Counted, IssuedPass, Reservation
+from voicepass.model import Counted, IssuedPass, Reservation, Standing
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +42,24 @@ async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, cloc
         cost=None,
         reported_user_id=None,
     )
+
+
+async def test_the_ledger_tells_what_is_open_and_what_nothing_has_accounted_for(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    for conversation in ("conv_1", "conv_2", "conv_3"):
+        asked = reservation()
+        await ledger.reserve(asked, [])
+        await ledger.grant(asked, credential(conversation))
+    young = await ledger.standing()
+    await ledger.settle(settlement("conv_3"))
+    clock.now = START + 1000
+    old = await ledger.standing()
+    clock.now = START + 1600
+
+    assert young == Standing(open_conversations=3, unsettled=0, oldest_unsettled_seconds=0)
+    assert old == Standing(open_conversations=2, unsettled=2, oldest_unsettled_seconds=1000)
+    assert (await ledger.standing()).open_conversations == 0
 
 
 @pytest.mark.parametrize("unknown", ["conv_2", "CONV_1", "conv_1 ", "", "%", "conv_1' OR '1'='1"])

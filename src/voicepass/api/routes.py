@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from voicepass.api.middleware import WEBHOOK_PATH
@@ -241,4 +241,4 @@ async def readyz(request: Request) -> Ready:
 
 @operation_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from voicepass.ledger import limits as questions
 from voicepass.ledger import rules
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Usage, User
+from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing, Usage, User
 
 Result = TypeVar("Result")
 
@@ -89,6 +89,10 @@ class Ledger(ABC):
     async def totals(self, *, window_seconds: int, most: int) -> list[Row]:
         """Return who used most in the window."""
         return await self._run(lambda now: rules.totals(window_seconds, most, now))
+
+    async def standing(self) -> Standing:
+        """Tell what is open, and what should have been settled and is not."""
+        return await self._run(rules.standing)
 
     async def forget(self, *, age_seconds: int) -> None:
         """Delete what is older."""

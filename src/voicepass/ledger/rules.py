@@ -11,7 +11,9 @@ from typing import Any, Final
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import QUARTER_SECONDS, UNUSED_SECONDS, hold, moved, room
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement
+from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing
+
+MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
 
 
 def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
@@ -140,6 +142,17 @@ def totals(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
     return [{**row, "seconds": int(row["seconds"])} for row in rows]  # PostgreSQL sums to a Decimal
 
 
+def standing(now: float) -> Dialogue[Standing]:
+    """Return what is open and what is overdue, each counted so far as costs next to nothing."""
+    (row,) = yield _STANDING, {"now": now, "before": now - UNUSED_SECONDS, "most": MAX_COUNTED}
+    oldest = row["oldest"]
+    return Standing(
+        open_conversations=row["open_conversations"],
+        unsettled=row["unsettled"],
+        oldest_unsettled_seconds=0.0 if oldest is None else now - oldest,
+    )
+
+
 def forget(age_seconds: int, now: float) -> Dialogue[None]:
     """Delete passes and settlements older than `age_seconds`: some of them, so that nobody waits for it."""
     (oldest,) = yield _OLDEST, {"before": now - age_seconds}
@@ -223,6 +236,14 @@ _TOTALS: Final = """
 SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes
 WHERE transport <> '' AND reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
+
+_STANDING: Final = """
+SELECT (SELECT count(*) FROM (SELECT 1 FROM passes WHERE transport <> '' AND settled_at IS NULL AND lapses_at > :now
+                              LIMIT :most) AS opened) AS open_conversations,
+       (SELECT count(*) FROM (SELECT 1 FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+                              AND reserved_at < :before LIMIT :most) AS overdue) AS unsettled,
+       (SELECT min(reserved_at) FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+        AND reserved_at < :before) AS oldest"""
 
 _OLDEST: Final = """
 SELECT max(reserved_at) AS last FROM

@@ -1,0 +1,273 @@
+"""What Prometheus is told: attempts and settlements as they end, and the state of this process and of the ledger.
+
+With several workers each writes its counts to files that they share (prometheus-client's multiprocess mode), and
+whichever is asked answers for all of them.
+"""
+
+import asyncio
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from voicepass.errors import LedgerUnavailable
+from voicepass.model import Attempt, IssuedPass, Standing
+
+STEPS: Final = ("verify", "reserve", "warm", "upstream", "grant", "release")
+
+LOOK_SECONDS: Final = 5.0
+"""How old another worker's state, or the ledger's, may be in an answer."""
+LEDGER_SECONDS: Final = 0.5
+"""The longest that a scrape waits for the ledger."""
+
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
+_LIVE: Final = re.compile(r"gauge_live\w*_(\d+)\.db")
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
+
+
+class AttemptMetrics:
+    """Counts attempts and times their steps.
+
+    Labels are bounded: outcomes are our codes, transports are two, and an agent is named only by an alias that the
+    policy knows and let this user have.
+    """
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._attempts = Counter(
+            "voicepass_attempts",
+            "Requests for a pass, by outcome",
+            ["transport", "agent", "outcome"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "voicepass_attempt_duration_seconds",
+            "From the request to the pass or the refusal",
+            ["transport"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        steps = Histogram(
+            "voicepass_step_duration_seconds",
+            "What an attempt's time went to",
+            ["step"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._steps = {step: steps.labels(step) for step in STEPS}  # to look a label up takes as long as to count
+        self._unbound = Counter(
+            "voicepass_conversation_id_missing",
+            "Passes granted though ElevenLabs named no conversation",
+            ["transport"],
+            registry=registry,
+        )
+
+    def __call__(self, attempt: Attempt) -> None:
+        transport = attempt.transport.value
+        self._attempts.labels(transport, attempt.alias if attempt.agent else "", attempt.outcome).inc()
+        self._seconds.labels(transport).observe(attempt.duration_seconds)
+        for step in attempt.steps:
+            self._steps[step.name].observe(step.seconds)
+        if attempt.outcome == "granted" and attempt.conversation_id is None:
+            self._unbound.labels(transport).inc()
+
+
+class SettlementMetrics:
+    """Counts settlements. The label is bounded: `webhook` or `reconciler`."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._settled = Counter("voicepass_settlements", "Conversations settled", ["source"], registry=registry)
+        self._seconds = Counter(
+            "voicepass_settled_seconds", "Seconds of conversation that were used", ["source"], registry=registry
+        )
+        self._lag = Histogram(
+            "voicepass_settlement_lag_seconds",
+            "From the pass to its settlement, without the conversation itself",
+            ["source"],
+            buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600),
+            registry=registry,
+        )
+        self._mismatches = Counter(
+            "voicepass_identity_mismatches",
+            "Conversations in which the browser told ElevenLabs another user than the one they were issued to",
+            registry=registry,
+        )
+
+    def __call__(self, settled: IssuedPass) -> None:
+        source = settled.settled_by or ""
+        self._settled.labels(source).inc()
+        self._seconds.labels(source).inc(settled.seconds)
+        self._lag.labels(source).observe(settled.lag_seconds)
+        if settled.identity_mismatch:
+            self._mismatches.inc()
+
+
+class Calls(Protocol):
+    """How many calls are under way or wait, as the bulkhead tells it."""
+
+    @property
+    def under_way(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+class Upstream(Protocol):
+    """What calls ElevenLabs. `breakers`: whether each is open, by its host and what it stands before."""
+
+    @property
+    def bulkhead(self) -> Calls: ...
+    @property
+    def breakers(self) -> Mapping[tuple[str, str], bool]: ...
+
+
+class StateMetrics:
+    """The state of this process: looked at when somebody asks, for a gauge that is pushed at costs every pass."""
+
+    def __init__(
+        self, *, registry: CollectorRegistry, upstream: Upstream, warm_held: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._upstream = upstream
+        self._warm_held = warm_held
+        self._breakers = _gauge(
+            registry, "voicepass_breaker_open", "Workers that do not call this host for now", "host", "calls"
+        )
+        self._under_way = _gauge(registry, "voicepass_calls_under_way", "Calls for a credential that are under way")
+        self._waiting = _gauge(registry, "voicepass_calls_waiting", "Calls for a credential that wait for their turn")
+        self._held = _gauge(registry, "voicepass_warm_held", "Signed URLs fetched ahead and not handed out", "agent")
+
+    def look(self) -> None:
+        """Set the gauges to what is now."""
+        for (host, calls), is_open in self._upstream.breakers.items():
+            self._breakers.labels(host, calls).set(is_open)
+        self._under_way.set(self._upstream.bulkhead.under_way)
+        self._waiting.set(self._upstream.bulkhead.waiting)
+        for agent, held in self._warm_held().items():
+            self._held.labels(agent).set(held)
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[None]:
+        """Look every few seconds until the block ends, where another worker may have to answer for this one."""
+        self.look()
+        task = asyncio.create_task(self._look_on()) if _DIRECTORY in os.environ else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+
+def _gauge(registry: CollectorRegistry, name: str, told: str, *labels: str) -> Gauge:
+    return Gauge(name, told, labels, multiprocess_mode="livesum", registry=registry)
+
+
+class Ledger(Protocol):
+    """Raises LedgerUnavailable when it does not answer in time."""
+
+    async def standing(self) -> Standing: ...
+
+
+class LedgerMetrics(Collector):
+    """Where the ledger stands; the same whichever worker asks it. A dead ledger leaves its samples out, and says so."""
+
+    def __init__(self, *, ledger: Ledger, ticks: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._ticks = ticks
+        self._standing: Standing | None = None
+        self._good_until = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Ask the ledger, for half a second and once in five at most, however many scrape."""
+        async with self._asking:
+            if self._ticks() < self._good_until:
+                return
+            try:
+                async with asyncio.timeout(LEDGER_SECONDS):
+                    self._standing = await self._ledger.standing()
+            except (TimeoutError, LedgerUnavailable):
+                self._standing = None
+            self._good_until = self._ticks() + LOOK_SECONDS
+
+    def collect(self) -> Iterator[Metric]:
+        """Return what the last look saw."""
+        standing = self._standing
+        yield GaugeMetricFamily("voicepass_ledger_up", "Whether the ledger answers", float(standing is not None))
+        if standing is not None:
+            yield GaugeMetricFamily(
+                "voicepass_open_conversations",
+                "Conversations that are open, or may still be opened; counted to 10,000",
+                standing.open_conversations,
+            )
+            yield GaugeMetricFamily(
+                "voicepass_passes_unsettled",
+                "Passes older than 15 minutes that nothing has accounted for; counted to 10,000",
+                standing.unsettled,
+            )
+            yield GaugeMetricFamily(
+                "voicepass_oldest_unsettled_seconds", "The age of the oldest of them", standing.oldest_unsettled_seconds
+            )
+
+
+class Exposition:
+    """Answers a scrape."""
+
+    def __init__(self, *, registry: CollectorRegistry, state: StateMetrics, ledger: LedgerMetrics) -> None:
+        self._registry = registry
+        self._state = state
+        self._ledger = ledger
+        self._of_the_ledger = CollectorRegistry()
+        self._of_the_ledger.register(ledger)
+
+    async def text(self) -> bytes:
+        """Return the metrics of all workers, as Prometheus reads them."""
+        self._state.look()
+        await self._ledger.look()
+        return generate_latest(self._of_all_workers()) + generate_latest(self._of_the_ledger)
+
+    def _of_all_workers(self) -> CollectorRegistry:
+        directory = os.environ.get(_DIRECTORY)
+        if directory is None:
+            return self._registry
+        for path in Path(directory).iterdir():  # what a dead worker counted stays, the state it was in does not
+            if (found := _LIVE.fullmatch(path.name)) and not _is_alive(int(found[1])):
+                path.unlink(missing_ok=True)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        return registry
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's by now, or ours under another user
+    return True
+
+
+@contextmanager
+def shared_by_workers(workers: int) -> Iterator[None]:
+    """Let the workers that are started in the block, where there are several, share metrics in a new directory."""
+    if workers == 1 or _DIRECTORY in os.environ:  # there is nothing to share, or the operator has said where
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="voicepass-metrics-") as directory:
+        os.environ[_DIRECTORY] = directory
+        try:
+            yield
+        finally:
+            del os.environ[_DIRECTORY]
