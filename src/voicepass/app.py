@@ -26,6 +26,7 @@ from voicepass.passes import Passes, VoiceProvider
 from voicepass.readiness import Readiness
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Reconciler, Settlements, Webhook
+from voicepass.traces import traced
 from voicepass.warm import WarmStore
 
 
@@ -48,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             *operation_routes.routes,
         ],
         lifespan=_lifespan(settings, configuration, draining),
+        # The framework's spans would bear the query and its logs the words of exceptions; `traces` tells it better.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.voicepass_docs else None,
@@ -114,7 +117,7 @@ def _lifespan(
                 policy=configuration.policy,
                 provider=source,
                 ledger=ledger,
-                observers=[AttemptLog(), AttemptMetrics(registry=registry)],
+                observers=[AttemptLog(), AttemptMetrics(registry=registry), *await stack.enter_async_context(traced())],
             )
             stack.push_async_callback(app.state.passes.aclose)
             settlements = Settlements(ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)])

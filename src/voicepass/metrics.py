@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.model import Attempt, IssuedPass, Standing
+from voicepass.model import Attempt, IssuedPass, Standing, Transport
 
 STEPS: Final = ("verify", "reserve", "warm", "upstream", "grant", "release")
 
@@ -47,7 +47,7 @@ class AttemptMetrics:
             ["transport", "agent", "outcome"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "voicepass_attempt_duration_seconds",
             "From the request to the pass or the refusal",
             ["transport"],
@@ -61,7 +61,9 @@ class AttemptMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._steps = {step: steps.labels(step) for step in STEPS}  # to look a label up takes as long as to count
+        # To look a label up takes longer than to count.
+        self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
+        self._steps = {step: steps.labels(step) for step in STEPS}
         self._unbound = Counter(
             "voicepass_conversation_id_missing",
             "Passes granted though ElevenLabs named no conversation",
@@ -72,7 +74,7 @@ class AttemptMetrics:
     def __call__(self, attempt: Attempt) -> None:
         transport = attempt.transport.value
         self._attempts.labels(transport, attempt.alias if attempt.agent else "", attempt.outcome).inc()
-        self._seconds.labels(transport).observe(attempt.duration_seconds)
+        self._seconds[attempt.transport].observe(attempt.duration_seconds)
         for step in attempt.steps:
             self._steps[step.name].observe(step.seconds)
         if attempt.outcome == "granted" and attempt.conversation_id is None:

@@ -96,6 +96,7 @@ async def _issue(request: Request, asked: PassBody, transport: Transport) -> Res
             alias=asked.agent,
             transport=transport,
             client=request.state.client,
+            traceparent=request.headers.get("traceparent"),
         )
     )
     return Response(_ANSWERS[transport].of(voice_pass).model_dump_json(), media_type="application/json")
