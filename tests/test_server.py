@@ -394,6 +394,20 @@ def serving(parser: Parser) -> Iterator[tuple[Address, int]]:
         yield ("127.0.0.1", port), int(pid)
 
 
+def test_the_server_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2048))\n"
+        "from voicepass.logs import configure_logging; from voicepass.server import run\n"
+        "configure_logging(log_format='console', level='info')\n"
+        f"run('tests.test_server:app', host='127.0.0.1', port={free_port()}, grace_seconds=1)"
+    )
+    with started([sys.executable, "-c", program], cwd=Path(__file__).parents[1], environment=CLEAN) as output:
+        (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(output))
+        limits = Path(f"/proc/{pid}/limits").read_text()
+
+    assert re.search(r"Max open files +2048 +2048", limits)
+
+
 def resident_bytes(pid: int, *, peak: bool = False) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)[0]) * KIBI

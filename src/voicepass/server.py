@@ -23,6 +23,7 @@ from voicepass.errors import HeadersTooLarge, Malformed, Refusal
 
 RECEIVE_SECONDS: Final = 10.0
 MAX_OVERHEAD_BYTES: Final = 64 * 1024  # of a request without its body; the middleware refuses whole headers sooner
+MAX_OPEN_FILES: Final = 65_536
 MAX_PIPELINED: Final = 16  # httptools queues without end: one connection took 800 MB in 5 s
 
 Parser = Literal["auto", "h11", "httptools"]
@@ -48,6 +49,7 @@ def run(
     factory: bool = False,
 ) -> None:
     """Serve until a signal ends it; requests that are being answered then get `grace_seconds` to finish."""
+    _allow_open_files()
     uvicorn.run(
         application,
         host=host,
@@ -58,6 +60,17 @@ def run(
         factory=factory,
         **UVICORN_OPTIONS,
     )
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit: each user and each call is an open file, and 1,024 are usual, for the sake of select()."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - not there on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def protocol(parser: Parser = "auto", *, receive_seconds: float = RECEIVE_SECONDS) -> type[asyncio.Protocol]:

@@ -165,7 +165,7 @@ async def test_without_a_conversation_id_the_pass_is_given_and_counted(
     assert response.json()["conversation_id"] is None
     assert "conversation_id.missing" in capsys.readouterr().err
     assert 'voicepass_conversation_id_missing_total{transport="websocket"} 1.0' in metrics
-    assert 'voicepass_attempts_total{outcome="granted",transport="websocket"} 1.0' in metrics
+    assert 'voicepass_attempts_total{agent="default",outcome="granted",transport="websocket"} 1.0' in metrics
 
 
 async def test_a_webrtc_pass_holds_the_token_and_its_conversation(
