@@ -27,12 +27,8 @@ SECTIONS = {
     "elevenlabs_api_key": "ElevenLabs",
     "voicepass_jwt_algorithm": "Whose tokens are believed",
     "voicepass_user_id_claim": "What the agent is told of the user",
-    "voicepass_allowed_origins": "Browsers",
-    "voicepass_policy_file": "Agents, rules, limits",
-    "voicepass_service_tokens": "Backends and proxies",
-    "voicepass_database_url": "The ledger",
-    "voicepass_deadline_seconds": "Load",
-    "voicepass_reconcile_seconds": "What was really used",
+    "voicepass_allowed_origins": "Who may ask, and for what",
+    "voicepass_database_url": "The ledger, and calls to ElevenLabs",
     "voicepass_docs": "Operation",
 }
 GENERATED = re.compile(r"(?<=<!-- made from Settings -->\n).*(?=<!-- by hand again -->)", re.DOTALL)

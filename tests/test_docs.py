@@ -18,6 +18,7 @@ from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(kind: str) -> list[str]:
@@ -70,18 +71,34 @@ def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
     assert '"dynamic_variables":{"user_id":"u-1","user_name":"Ada"}' in answer
 
 
-def test_the_demo_and_the_emulator_start_as_printed(checkout: Path) -> None:
-    (demo,), (emulator,) = commands("demo"), commands("emulator")
+def test_the_demo_starts_as_printed(checkout: Path) -> None:
+    (demo,) = commands("demo")
     port = free_port()
     start_demo = demo.strip().split(" && ")[-1]
 
     with started(bash(f"{start_demo} --port {port}"), cwd=checkout, environment=CLEAN):
         page = httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
-    with started(bash(emulator.strip().replace("9000", str(port))), cwd=checkout, environment=CLEAN):
-        requests = httpx.get(f"http://127.0.0.1:{port}/_emulator/requests", trust_env=False)
 
-    assert (page.status_code, requests.status_code) == (200, 200)
+    assert page.status_code == 200
     assert "Start conversation" in page.text
+
+
+def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> None:
+    port = free_port()
+    emulator, settings, control = (
+        commands(kind)[0].replace("9000", str(port)) for kind in ("emulator", "emulator-settings", "emulator-control")
+    )
+    base_url, key, agent_id = (line.partition("=")[2] for line in settings.split())
+    signed_url = f"{base_url}/v1/convai/conversation/get-signed-url?agent_id={agent_id}"
+
+    with started(bash(emulator.strip()), cwd=checkout, environment=CLEAN):
+        before = httpx.get(signed_url, headers={"xi-api-key": key}, trust_env=False)
+        told = subprocess.run(bash(f"set -e\n{control}"), env=CLEAN, capture_output=True, text=True, check=True).stdout
+        after = httpx.get(signed_url, headers={"xi-api-key": key}, trust_env=False)
+
+    assert (before.status_code, after.status_code) == (200, 503)
+    assert "get-signed-url" in told
+    assert "detail" not in told, "a curl was refused"
 
 
 def test_the_doctor_says_what_is_printed(checkout: Path) -> None:
@@ -110,6 +127,29 @@ def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
         page = httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
 
     assert "Start conversation" in page.text
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (document.parent / file).resolve() if file else document
+        assert "://" not in link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_document_is_found_from_the_readme() -> None:
+    for document in DOCUMENTS:
+        assert document.name == "README.md" or f"]({document.relative_to(ROOT)})" in README, document.name
 
 
 def test_the_readme_lists_every_refusal() -> None:
