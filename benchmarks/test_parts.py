@@ -1,4 +1,4 @@
-"""What the parts of a pass cost, each alone: the token, the rules, the ledger, the answer, the log line."""
+"""What the parts of a pass cost, each alone: the token, the rules, the ledger, the answer, the log line, the trace."""
 
 import asyncio
 import time
@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -25,6 +28,7 @@ from voicepass.metrics import AttemptMetrics
 from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
 from voicepass.observe import AttemptLog
 from voicepass.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
+from voicepass.traces import AttemptTraces
 
 __all__ = ["make_token"]  # a fixture of the tests, for those below
 
@@ -120,11 +124,29 @@ def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configura
     assert voice_pass.credential.secret in answer
 
 
-def test_log_and_count(benchmark: BenchmarkFixture, configuration: Configuration, user: User) -> None:
-    configure_logging(log_format="json", level="info")
-    observers = (AttemptLog(), AttemptMetrics(registry=CollectorRegistry()))
+@pytest.fixture
+def attempt(configuration: Configuration, user: User) -> Attempt:
     attempt = Attempt(request_id="r", transport=Transport.WEBSOCKET, alias="default", client="127.0.0.1")
     attempt.user, attempt.agent = user, configuration.policy.agents["default"].agent
     attempt.outcome, attempt.conversation_id = "granted", "conv_1"
+    for name in ("verify", "reserve", "upstream", "grant"):
+        with attempt.step(name):
+            pass
+    return attempt
+
+
+def test_log_and_count(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
+    configure_logging(log_format="json", level="info")
+    observers = (AttemptLog(), AttemptMetrics(registry=CollectorRegistry()))
 
     benchmark(lambda: [observe(attempt) for observe in observers])
+
+
+def test_trace(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
+    tell = AttemptTraces(tracer=provider.get_tracer("voicepass"))
+
+    benchmark(lambda: tell(attempt))
+
+    provider.shutdown()

@@ -58,7 +58,7 @@ class AttemptMetrics:
             "voicepass_step_duration_seconds",
             "What an attempt's time went to",
             ["step"],
-            buckets=_SECONDS,
+            buckets=(0.0001, 0.0005, *_SECONDS),
             registry=registry,
         )
         # To look a label up takes longer than to count.
