@@ -106,7 +106,8 @@ async def test_a_listed_origin_may_read_passes_and_the_refusals_of_routes(
 ) -> None:
     headers = {"origin": origin}
 
-    preflight = await api.options("/v1/signed-url", headers=PREFLIGHT | headers)
+    asked = {"access-control-request-headers": "authorization,content-type,traceparent,tracestate,x-request-id"}
+    preflight = await api.options("/v1/signed-url", headers=PREFLIGHT | headers | asked)
     granted = await api.post("/v1/signed-url", headers=bearer | headers)
     refused = await api.post("/v1/signed-url", headers=headers)
 

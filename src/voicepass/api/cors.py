@@ -23,7 +23,7 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "traceparent", "tracestate"],
             expose_headers=["X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy"],
             allow_credentials=with_cookies,
             max_age=PREFLIGHT_SECONDS,
@@ -37,7 +37,8 @@ class Cors(CORSMiddleware):
             origin = request_headers.get("origin", "")[:100]
             refusal = OriginNotAllowed(
                 operator_note=f"the preflight of {origin!r} was turned away: if it is yours, list it in "
-                "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type and X-Request-ID"
+                "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type, X-Request-ID, traceparent "
+                "and tracestate"
             )
             response = noted(refusal, request_id=request_id)
             response.headers["Vary"] = "Origin"
