@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
@@ -223,10 +223,7 @@ class ElevenLabs:
 
     async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace, seconds: float) -> Credential:
         asked_at = self._clock()
-        query = {"agent_id": agent.agent_id}
-        if transport is Transport.WEBSOCKET:
-            query["include_conversation_id"] = "true"
-        answer = _json_object(await self._answer(workspace, f"{_PATHS[transport]}?{urlencode(query)}", seconds))
+        answer = _json_object(await self._answer(workspace, _asking_for(agent.agent_id, transport), seconds))
         if transport is Transport.WEBRTC:
             return _conversation_token(answer)
         return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
@@ -303,6 +300,14 @@ class ElevenLabs:
             # Before any answer, as on a connection that was kept for too long, the call may be made again.
             may_retry = isinstance(error, httpx.ConnectError)
             raise FailedError(Unavailable(operator_note=note), is_outage=True, may_retry=may_retry) from error
+
+
+@cache
+def _asking_for(agent_id: str, transport: Transport) -> str:
+    query = {"agent_id": agent_id}
+    if transport is Transport.WEBSOCKET:
+        query["include_conversation_id"] = "true"
+    return f"{_PATHS[transport]}?{urlencode(query)}"
 
 
 def _request(url: str, api_key: str) -> httpx.Request:

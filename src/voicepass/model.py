@@ -1,6 +1,7 @@
 """The nouns: who asks, for which agent, what they are given, and what is remembered of it."""
 
 import hashlib
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ Scalar = str | int | float | bool
 """All that a dynamic variable may be (ElevenLabs, "Dynamic variables")."""
 
 DEFAULT_ALIAS = "default"
+
+
+def new_id() -> str:
+    """Return 32 hexadecimal digits that name one thing and no other. They are no secret, and may be guessed."""
+    return f"{random.getrandbits(128):032x}"
 
 
 class Transport(StrEnum):

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
@@ -19,6 +18,7 @@ from voicepass.model import (
     Transport,
     User,
     VoicePass,
+    new_id,
 )
 from voicepass.policy import Policy
 
@@ -100,7 +100,7 @@ class Passes:
     async def _reserved(self, attempt: Attempt, user: User, agent: Agent) -> AsyncIterator[Reservation]:
         """Count one more pass within the limits, and give it back where the block comes to nothing."""
         reservation = Reservation(
-            pass_id=uuid.uuid4().hex,
+            pass_id=new_id(),
             request_id=attempt.request_id,
             token_issuer=user.issuer,
             user_id=user.id,

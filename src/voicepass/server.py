@@ -6,7 +6,6 @@ Alone, uvicorn waits for ever for the rest of a request, takes headers without e
 import asyncio
 import socket
 import sys
-import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, Literal
@@ -20,6 +19,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from voicepass.api.middleware import label
 from voicepass.api.problems import noted
 from voicepass.errors import HeadersTooLarge, Malformed, Refusal
+from voicepass.model import new_id
 
 RECEIVE_SECONDS: Final = 10.0
 MAX_OVERHEAD_BYTES: Final = 64 * 1024  # of a request without its body; the middleware refuses whole headers sooner
@@ -148,7 +148,7 @@ class _Guarded(asyncio.Protocol):
         self.transport.close()
 
     def _worded(self, refusal: Refusal) -> bytes:
-        request_id = uuid.uuid4().hex
+        request_id = new_id()
         response = noted(refusal, request_id=request_id)
         label(response.raw_headers, request_id=request_id)
         response.headers["Connection"] = "close"

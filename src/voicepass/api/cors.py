@@ -1,6 +1,5 @@
 """Which pages of other origins may read the answers: those listed, letter for letter."""
 
-import uuid
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp
 from voicepass.api.middleware import label
 from voicepass.api.problems import noted
 from voicepass.errors import OriginNotAllowed
+from voicepass.model import new_id
 
 PREFLIGHT_SECONDS = 600
 
@@ -31,7 +31,7 @@ class Cors(CORSMiddleware):
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight; one that is turned away is a problem like any other."""
-        request_id = uuid.uuid4().hex
+        request_id = new_id()
         response = super().preflight_response(request_headers)
         if response.status_code != 200:  # noqa: PLR2004
             origin = request_headers.get("origin", "")[:100]

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from voicepass.addresses import Network, client_address
 from voicepass.api.problems import internal_error, noted
 from voicepass.draining import Draining
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
+from voicepass.model import new_id
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADER_FIELDS: Final = 100
@@ -117,7 +117,7 @@ def _request_id(fields: dict[bytes, list[bytes]]) -> str:
     sent = _texts(fields, b"x-request-id")
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return sent[0]
-    return uuid.uuid4().hex
+    return new_id()
 
 
 def _check_form(scope: Scope, fields: dict[bytes, list[bytes]]) -> None:
