@@ -1,8 +1,8 @@
 """The warm store: single-use signed URLs fetched ahead of demand, each handed out once.
 
 It stands before ElevenLabs and answers as ElevenLabs does, without the wait: from what it holds, else by asking. It
-holds, for each agent, as many as the last ten seconds took and no more than it may; where nobody comes, nothing is
-fetched. What it holds also carries users over a short outage.
+holds, for each agent, twice as many as the last ten seconds took and no more than it may; where nobody comes, nothing
+is fetched. What it holds also carries users over a short outage.
 """
 
 import asyncio
@@ -110,7 +110,9 @@ class WarmStore:
             shelf.taken_at.popleft()
         if now < shelf.paused_until:
             return
-        for _ in range(len(shelf.taken_at) - len(shelf.held) - shelf.on_their_way):
+        # Twice, so that a demand that has just begun does not outrun what is on its way.
+        wanted = min(self._most, 2 * len(shelf.taken_at))
+        for _ in range(wanted - len(shelf.held) - shelf.on_their_way):
             refill = asyncio.create_task(self._fetch(agent, shelf))
             shelf.on_their_way += 1
             self._refills.add(refill)
