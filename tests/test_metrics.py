@@ -164,6 +164,7 @@ def attempts(text: str) -> float:
     return sum(value for name, value in samples(text).items() if name.startswith("voicepass_attempts_total "))
 
 
+@pytest.mark.long
 def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken
 ) -> None:

@@ -5,7 +5,7 @@ from playwright.sync_api import Page, Response, expect
 
 from tests.browser.conftest import Demo, OpenDemo
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 # Every text that is drawn, against the first opaque background beneath it.
 _POOR_CONTRAST = """() => {

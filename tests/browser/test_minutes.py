@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import Demo, OpenDemo
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 _TAKE_PASSES = """async ([token, count]) => {
   const asUser = { method: "POST", headers: { Authorization: `Bearer ${token}` } };

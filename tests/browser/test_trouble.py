@@ -11,7 +11,7 @@ from tests.browser.test_accessibility import _POOR_CONTRAST
 from tests.browser.test_minutes import _TAKE_PASSES, signed_in
 from voicepass.emulator import Fault
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 _SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 _PENDING_PERMISSION = """() => {
@@ -54,7 +54,6 @@ def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> 
     assert world.passes_asked_for == 2
 
 
-@pytest.mark.long
 def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     demo.sign_in()
@@ -125,7 +124,6 @@ def test_while_elevenlabs_is_down_the_page_waits_as_it_was_told(demo_in_world: D
     expect(demo.status).to_have_text("Connected")
 
 
-@pytest.mark.long
 def test_waiting_can_be_ended(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.faults["signed_url"] = Fault(status=503)
