@@ -262,7 +262,10 @@ def _shape() -> dict[str, Any]:
 
 _ALIAS: Final = PassBody.model_json_schema()
 BY_BODY: Final[Mapping[str, Any]] = {
-    "requestBody": {"required": False, "content": {"application/json": {"schema": _ALIAS}}}
+    "requestBody": {
+        "required": False,
+        "content": {"application/json": {"schema": {"anyOf": [_ALIAS, {"type": "null"}]}}},
+    }
 }
 BY_QUERY: Final[Mapping[str, Any]] = {
     "parameters": [{"name": "agent", "in": "query", "required": False, "schema": _ALIAS["properties"]["agent"]}]
