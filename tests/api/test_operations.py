@@ -1,5 +1,6 @@
 """What operators and machines read: liveness, readiness, metrics, and the OpenAPI document."""
 
+import gc
 import json
 import re
 from typing import Any
@@ -10,7 +11,7 @@ import respx
 
 from tests.conftest import policy_file, settings_with
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
-from voicepass.app import create_app
+from voicepass.app import COLLECT_EVERY, create_app
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
 from voicepass.readiness import Readiness
 
@@ -31,6 +32,17 @@ async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncCli
     checks = {"settings": "ok", "ledger": "ok", "keys": "ok", "elevenlabs": "ok"}
     assert ready.json() == {"status": "ready", "ledger": "ok", "checks": checks}
     assert health.headers["cache-control"] == "no-store"
+
+
+async def test_while_the_service_runs_garbage_is_looked_for_seldom_and_afterwards_as_before() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    app = create_app(settings_with())
+    async with app.router.lifespan_context(app):
+        every, frozen = gc.get_threshold()[0], gc.get_freeze_count()
+
+    assert every == COLLECT_EVERY
+    assert frozen > before[1]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 NO_KEYS = {
