@@ -220,13 +220,12 @@ def _pyqwest(pool: Pool) -> httpx.AsyncBaseTransport:
 async def ours(pool: Pool) -> AsyncIterator[Call]:
     """Use what voicepass uses: the transport alone, the URL and the headers parsed once."""
     outbound.IDLE_SECONDS = pool.idle_seconds
-    async with outbound.http_transport(deadline_seconds=CALL_SECONDS) as transport:
+    async with outbound.http_transport(connect_seconds=CALL_SECONDS) as transport:
         known: dict[str, httpx.Request] = {}
 
         async def call(url: str) -> int:
             request = known.get(url) or known.setdefault(url, httpx.Request("GET", url, headers=HEADERS))
-            answer = await outbound.get(transport, request, most_bytes=65_536, within_seconds=CALL_SECONDS)
-            return answer.status
+            return (await outbound.get(transport, request, most_bytes=65_536)).status
 
         yield call
 
@@ -234,7 +233,7 @@ async def ours(pool: Pool) -> AsyncIterator[Call]:
 @asynccontextmanager
 async def our_adapter(_pool: Pool) -> AsyncIterator[Call]:
     """Use the whole adapter: the same, guarded, and the answer read and checked."""
-    async with outbound.http_transport(deadline_seconds=CALL_SECONDS) as transport:
+    async with outbound.http_transport(connect_seconds=CALL_SECONDS) as transport:
         opened: dict[str, tuple[ElevenLabs, Agent]] = {}
 
         def at(base_url: str) -> tuple[ElevenLabs, Agent]:
@@ -266,7 +265,7 @@ SUBJECTS: Final[dict[str, Callable[[Pool], AbstractAsyncContextManager[Call]]]] 
     "httpx-aiohttp, transport alone": lambda pool: directly(_aiohttp(pool)),
     "pyqwest, transport alone": lambda pool: directly(_pyqwest(pool)),
     "pyreqwest, transport alone": lambda pool: directly(HttpxTransport(_reqwest(pool))),
-    "voicepass: pyreqwest, transport alone, parsed once": ours,
+    "voicepass: aiohttp, transport alone, parsed once": ours,
     "voicepass: the whole adapter": our_adapter,
     "aiohttp, without httpx": over_aiohttp,
     "pyreqwest, without httpx": over_pyreqwest,

@@ -101,7 +101,7 @@ class _OnOurTransport(AbstractRequestMocker):
     """Lets respx answer what goes out by our transport, as it does for httpx's own."""
 
     name = "voicepass"
-    targets: ClassVar[list[str]] = ["pyreqwest.compatibility.httpx.HttpxTransport"]
+    targets: ClassVar[list[str]] = ["voicepass.outbound._Aiohttp"]
     target_methods: ClassVar[list[str]] = ["handle_async_request"]
 
     @classmethod

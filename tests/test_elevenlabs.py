@@ -35,7 +35,7 @@ NOW = 1_790_000_000.0
 async def adapter(
     base_url: str = UPSTREAM, *, api_keys: Sequence[str] = (API_KEY,), deadline_seconds: float = 4.0
 ) -> AsyncIterator[ElevenLabs]:
-    async with http_transport(deadline_seconds=deadline_seconds) as transport:
+    async with http_transport(connect_seconds=deadline_seconds / 4) as transport:
         workspace = Workspace(base_url=base_url, api_keys=api_keys)
         provider = ElevenLabs(
             transport=transport,

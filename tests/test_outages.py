@@ -343,12 +343,13 @@ async def test_after_10000_calls_that_were_cancelled_timed_out_or_cut_off_100_of
     dice = random.Random(7)  # noqa: S311 - the same calls every time
     before = open_files()
 
-    async with http_transport(deadline_seconds=1) as transport:
+    async with http_transport(connect_seconds=1) as transport:
         async with listening(misbehave) as base_url:
 
             async def call(path: str) -> int:
                 request = httpx.Request("GET", f"{base_url}/{path}", headers={"xi-api-key": API_KEY})
-                return (await get(transport, request, most_bytes=10_000, within_seconds=0.5)).status
+                async with asyncio.timeout(0.5):
+                    return (await get(transport, request, most_bytes=10_000)).status
 
             crowd = asyncio.Semaphore(200)
 
@@ -391,7 +392,7 @@ async def test_at_five_times_its_capacity_the_service_does_what_it_can_and_recov
     async with slow.listening() as base_url:
         settings = settings_with(elevenlabs_base_url=base_url, voicepass_max_calls=most)
         with running(lambda _url: create_app(settings)) as service:
-            crowd = http_transport(deadline_seconds=10)  # httpx's own pool would be what is measured
+            crowd = http_transport(connect_seconds=10)  # httpx's own pool would be what is measured
             async with httpx.AsyncClient(base_url=service, transport=crowd, timeout=10) as client:
 
                 async def ask() -> None:

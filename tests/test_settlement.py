@@ -631,7 +631,7 @@ def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
 
 @contextlib.asynccontextmanager
 async def asking(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
-    async with http_transport(deadline_seconds=4) as transport:
+    async with http_transport(connect_seconds=4) as transport:
         workspace = Workspace(base_url=url, api_keys=[API_KEY])
         provider = ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=clock)
         yield reconciler_of(ledger, provider, clock, base_urls={AGENT_ID: url})
@@ -723,7 +723,7 @@ ACCOUNT = "/v1/convai/conversations/conv_1"
 
 @contextlib.asynccontextmanager
 async def provider_with(*api_keys: str) -> AsyncIterator[ElevenLabs]:
-    async with http_transport(deadline_seconds=4) as transport:
+    async with http_transport(connect_seconds=4) as transport:
         workspace = Workspace(base_url=UPSTREAM, api_keys=api_keys)
         yield ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=Clock())
 

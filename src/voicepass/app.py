@@ -80,7 +80,7 @@ def _lifespan(
             ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
             deadline_seconds = settings.voicepass_deadline_seconds
             provider = ElevenLabs(
-                transport=await stack.enter_async_context(http_transport(deadline_seconds=deadline_seconds)),
+                transport=await stack.enter_async_context(http_transport(connect_seconds=deadline_seconds / 4)),
                 workspaces=configuration.workspaces,
                 deadline_seconds=deadline_seconds,
                 max_calls=settings.voicepass_max_calls,

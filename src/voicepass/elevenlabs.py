@@ -221,25 +221,25 @@ class ElevenLabs:
         for guard in (*self.guards.values(), *self._accounts_guards.values()):
             await guard.aclose()
 
-    async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace, seconds: float) -> Credential:
+    async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
         asked_at = self._clock()
-        answer = _json_object(await self._answer(workspace, _asking_for(agent.agent_id, transport), seconds))
+        answer = _json_object(await self._answer(workspace, _asking_for(agent.agent_id, transport)))
         if transport is Transport.WEBRTC:
             return _conversation_token(answer)
         return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
-    async def _account(self, workspace: Workspace, conversation_id: str, seconds: float) -> dict[str, object]:
+    async def _account(self, workspace: Workspace, conversation_id: str) -> dict[str, object]:
         path = _ACCOUNT_PATH + quote(conversation_id, safe="")
         try:
-            body = await self._answer(workspace, path, seconds, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
         return _json_object(body)
 
-    async def _document(self, workspace: Workspace, kind: str, document_id: str, seconds: float) -> dict[str, object]:
+    async def _document(self, workspace: Workspace, kind: str, document_id: str) -> dict[str, object]:
         path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))
         try:
-            body = await self._answer(workspace, path, seconds, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except ConversationUnknown as refusal:  # so every 404 to a reader is taken; here it is no conversation
             raise AgentUnknown(operator_note=f"ElevenLabs has no such {kind}") from refusal
         return _json_object(body)
@@ -248,7 +248,6 @@ class ElevenLabs:
         self,
         workspace: Workspace,
         path: str,
-        seconds: float,
         *,
         permission: str = "convai_write",
         most_bytes: int = MAX_ANSWER_BYTES,
@@ -257,7 +256,7 @@ class ElevenLabs:
         rejected: KeyRejected | None = None
         for position in workspace.positions():
             request = self._request(workspace.base_url + path, workspace.keys[position])
-            status, headers, body = await self._get(request, most_bytes=most_bytes, within_seconds=seconds)
+            status, headers, body = await self._get(request, most_bytes=most_bytes)
             if status == httpx.codes.OK:
                 if permission == "convai_write":  # a key that may only read must not be tried first for passes
                     workspace.prefer(position)
@@ -279,10 +278,10 @@ class ElevenLabs:
             rejected = rejected or refusal
         raise rejected or KeyRejected(operator_note="no API key is configured")
 
-    async def _get(self, request: httpx.Request, *, most_bytes: int, within_seconds: float) -> Answer:
+    async def _get(self, request: httpx.Request, *, most_bytes: int) -> Answer:
         """Return the answer, or raise what became of the line."""
         try:
-            return await get(self._transport, request, most_bytes=most_bytes, within_seconds=within_seconds)
+            return await get(self._transport, request, most_bytes=most_bytes)
         except AnswerUnusableError as error:
             raise BadAnswer(operator_note=str(error)) from error
         except httpx.DecodingError as error:

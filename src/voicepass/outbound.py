@@ -1,24 +1,21 @@
 """The HTTP client towards ElevenLabs: which one it is, and the bounds on what it takes in.
 
-httpx's requests, answers and errors, carried by reqwest: `benchmarks/README.md` says what that saves and how it was
-chosen. Another transport is another body of `http_transport`, and nothing else.
+httpx's requests, answers and errors, carried by aiohttp: `benchmarks/README.md` says what that saves and how it was
+chosen. Another client is another body of `http_transport`, and nothing else.
 """
 
-import asyncio
-from contextlib import suppress
-from datetime import timedelta
-from pathlib import Path
+import ssl
+from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Final, NamedTuple, cast
 
+import aiohttp
 import certifi
 import httpx
-from pyreqwest.client import ClientBuilder
-from pyreqwest.compatibility.httpx import HttpxTransport
-from pyreqwest.exceptions import PyreqwestError
+from yarl import URL
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 IDLE_SECONDS: Final = 30
-SETTLE_SECONDS: Final = 0.05
 
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"}
 """Of every request. Compression is not asked for: a bomb would inflate before any cap could see it."""
@@ -36,75 +33,39 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class _Transport(HttpxTransport):
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`. Raises httpx errors, none of which holds a header of it."""
-        try:
-            return await super().handle_async_request(request)
-        except ValueError:
-            pass  # its text is the header that cannot be sent: so it is not even chained
-        raise httpx.LocalProtocolError("a header of the request holds what none can carry")
-
-    async def aclose(self) -> None:
-        """Close the connections, and let reqwest's thread come to rest.
-
-        The interpreter must not end while that thread still holds it: it would abort the process, instead of exit 0.
-        """
-        await super().aclose()
-        await asyncio.sleep(SETTLE_SECONDS)
-
-
-def http_transport(*, deadline_seconds: float) -> httpx.AsyncBaseTransport:
-    """Return the one shared transport; `async with` closes it.
+def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
+    """Return the one shared transport, in a running loop; `async with` closes it.
 
     No redirect is followed, for it would carry `xi-api-key` to another origin. No proxy is taken from the environment.
     Certificates are verified against the system's roots (or SSL_CERT_FILE) and certifi's, so an image without any will
-    do. A call cannot outlive the `timeout` of its request, which reqwest counts from its beginning to the last byte;
-    one that is given up in Python ends by it too, and not earlier.
+    do. Only to connect has a time limit of its own; a call that is cancelled gives its connection up at once.
     """
-    client = (
-        ClientBuilder()
-        .no_proxy()
-        .follow_redirects(enable=False)
-        .danger_accept_invalid_certs(enable=False)
-        .add_root_certificate_pem(Path(certifi.where()).read_bytes())
-        .default_cookie_store(enable=False)
-        .gzip(enable=False)
-        .brotli(enable=False)
-        .zstd(enable=False)
-        .deflate(enable=False)
-        .http1_only()
-        .timeout(timedelta(seconds=deadline_seconds))
-        .connect_timeout(timedelta(seconds=deadline_seconds / 4))
-        .pool_idle_timeout(timedelta(seconds=IDLE_SECONDS))
-        .build()
+    roots = ssl.create_default_context()
+    roots.load_verify_locations(certifi.where())
+    return _Aiohttp(
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=roots, limit=0, keepalive_timeout=IDLE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
+            skip_auto_headers=(*HEADERS, "content-type"),
+            auto_decompress=False,
+            max_field_size=MAX_HEADER_BYTES,
+        )
     )
-    return _Transport(client)
 
 
-async def get(
-    transport: httpx.AsyncBaseTransport, request: httpx.Request, *, most_bytes: int, within_seconds: float
-) -> Answer:
-    """Send a copy of `request`, and return the whole answer within `within_seconds`.
+async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, most_bytes: int) -> Answer:
+    """Send `request`, which may be sent again, and return the whole answer.
 
     Raises AnswerUnusableError, httpx.ConnectError where the line broke before any answer, and other httpx errors. None
     of them repeats a header of the request.
     """
-    # httpx's client in front of the transport would cost as much again as all the rest of a call. The copy is cheap, as
-    # the URL and the headers are not parsed again.
-    timeout = {"read": within_seconds}
-    sent = httpx.Request("GET", request.url, headers=request.headers, extensions={"timeout": timeout})
+    # httpx's client in front of the transport would cost as much again as all the rest of a call.
+    response = await transport.handle_async_request(request)
     try:
-        response = await transport.handle_async_request(sent)
-        try:
-            return Answer(response.status_code, response.headers, await _body(response, most_bytes))
-        finally:
-            with suppress(PyreqwestError):  # what was read, or found wanting, counts
-                await response.aclose()
-    except TimeoutError as error:  # reqwest's own, amid a long body
-        raise httpx.ReadTimeout("the answer took too long") from error
-    except PyreqwestError as error:
-        raise httpx.ReadError(type(error).__name__) from error
+        return Answer(response.status_code, response.headers, await _body(response, most_bytes))
+    finally:
+        await response.aclose()
 
 
 async def _body(response: httpx.Response, most_bytes: int) -> bytes:
@@ -119,3 +80,63 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
         if len(body) > most_bytes:
             raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes")
     return bytes(body)
+
+
+class _Aiohttp(httpx.AsyncBaseTransport):
+    """httpx's transport API over an aiohttp session."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._url = lru_cache(maxsize=1024)(lambda url: URL(url, encoded=True))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request`. Raises httpx errors, none of which holds a header of it."""
+        try:
+            response = await self._session.request(
+                request.method,
+                self._url(str(request.url)),
+                headers=request.headers.multi_items(),
+                data=await request.aread() or None,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, ValueError) as error:
+            failed = _as_httpx_words_it(error)
+        else:
+            return httpx.Response(response.status, headers=response.raw_headers, stream=_Stream(response))
+        raise failed
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+class _Stream(httpx.AsyncByteStream):
+    """The body of an aiohttp answer. Closed before its end, it takes its connection with it."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except aiohttp.ClientError as error:
+            failed = _as_httpx_words_it(error)
+        else:
+            return
+        raise failed
+
+    async def aclose(self) -> None:
+        self._response.release()
+
+
+def _as_httpx_words_it(error: Exception) -> httpx.HTTPError:
+    """Return the error of httpx for one of aiohttp's: to be raised unchained, as that one may hold the key."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return httpx.ConnectTimeout("it took too long to connect")
+        case aiohttp.ClientConnectionError():
+            return httpx.ConnectError(type(error).__name__)
+        case ValueError():
+            return httpx.LocalProtocolError("a header of the request holds what none can carry")
+        case _:
+            return httpx.DecodingError(type(error).__name__)

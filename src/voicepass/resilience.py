@@ -188,12 +188,12 @@ class Guard:
 
     async def call(
         self,
-        attempt: Callable[[float], Coroutine[Any, Any, _Answered]],
+        attempt: Callable[[], Coroutine[Any, Any, _Answered]],
         *,
         bulkhead: Bulkhead,
         only_if_idle: bool = False,
     ) -> _Answered:
-        """Return what `attempt(seconds_left)` returns, at once or at a second try.
+        """Return what `attempt()` returns, at once or at a second try.
 
         Raises what it raised, or FullError, BreakerOpenError, or DeadlinePassedError. An attempt that has begun goes on
         when its caller is gone, until it ends or its time is up: what is given up half-way still burdens the upstream,
@@ -221,7 +221,7 @@ class Guard:
             task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
     async def _within_deadline(
-        self, attempt: Callable[[float], Coroutine[Any, Any, _Answered]], ends_at: float
+        self, attempt: Callable[[], Coroutine[Any, Any, _Answered]], ends_at: float
     ) -> _Answered:
         is_probe = self.breaker.admit()  # once more: it may have opened while this call waited for its slot
         try:
@@ -240,15 +240,15 @@ class Guard:
         return answer
 
     async def _attempts(
-        self, attempt: Callable[[float], Coroutine[Any, Any, _Answered]], ends_at: float, *, retries: int
+        self, attempt: Callable[[], Coroutine[Any, Any, _Answered]], ends_at: float, *, retries: int
     ) -> _Answered:
         self._budget.note_call()
         try:
-            return await attempt(ends_at - self._clock())
+            return await attempt()
         except FailedError as failed:
             wait = failed.retry_after_seconds + self._jitter() * RETRY_JITTER_SECONDS
             in_time = self._clock() + wait < ends_at
             if not (retries and failed.may_retry and in_time and self._budget.spend()):
                 raise
         await self._sleep(wait)
-        return await attempt(ends_at - self._clock())
+        return await attempt()

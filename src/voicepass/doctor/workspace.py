@@ -48,7 +48,7 @@ async def adapters(case: Case) -> AsyncIterator[list[ElevenLabs]]:
     here, seconds = case.agent.base_url, case.settings.voicepass_deadline_seconds
     (keys,) = [workspace.keys for workspace in case.configuration.workspaces if workspace.base_url == here]
     hosts = [here, *(case.regions.values() if here in case.regions.values() else ())]
-    async with http_transport(deadline_seconds=seconds) as transport:
+    async with http_transport(connect_seconds=seconds / 4) as transport:
         one_each = [
             ElevenLabs(
                 transport=transport,
