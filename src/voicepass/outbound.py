@@ -6,7 +6,7 @@ chosen. Another client is another body of `http_transport`, and nothing else.
 
 import ssl
 from collections.abc import AsyncIterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple, cast
 
 import aiohttp
@@ -40,11 +40,9 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
     Certificates are verified against the system's roots (or SSL_CERT_FILE) and certifi's, so an image without any will
     do. Only to connect has a time limit of its own; a call that is cancelled gives its connection up at once.
     """
-    roots = ssl.create_default_context()
-    roots.load_verify_locations(certifi.where())
     return _Aiohttp(
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=roots, limit=0, keepalive_timeout=IDLE_SECONDS),
+            connector=aiohttp.TCPConnector(ssl=_trusting(), limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
             skip_auto_headers=(*HEADERS, "content-type"),
@@ -52,6 +50,13 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
             max_field_size=MAX_HEADER_BYTES,
         )
     )
+
+
+@cache
+def _trusting() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, most_bytes: int) -> Answer:
