@@ -220,6 +220,14 @@ async def test_every_connection_is_durable_bounded_and_reads_what_is_committed(b
     assert shown[5].startswith("s"), "what the URL asks for is kept"
 
 
+async def test_the_disk_is_waited_for_unless_a_transaction_need_not_be_durable(busy: Ledger) -> None:
+    def rule(_now: float) -> Dialogue[str]:
+        (row,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
+        return str(row["level"])
+
+    assert [await busy._run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
+
+
 async def test_limits_hold_where_the_database_prefers_another_isolation(engine: Engine, postgres: Postgres) -> None:
     role = f"strict_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import secrets_in
-from tests.ledger.given import START, Engine, granted, limit, reservation, rows
+from tests.ledger.given import START, Engine, credential, granted, limit, reservation, rows
 from tests.ledger.writer import FORKS
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger.sqlite import SqliteLedger, open_sqlite
@@ -25,6 +25,27 @@ async def test_what_was_handed_out_survives_a_power_cut(engine: Engine) -> None:
         (synchronous,) = await rows(ledger, "PRAGMA synchronous")
 
     assert (journal["journal_mode"], synchronous["synchronous"]) == ("wal", 2)
+
+
+async def test_the_disk_is_waited_for_before_a_url_leaves_and_not_before_one_is_asked_for(engine: Engine) -> None:
+    full, normal = "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"
+    synced: list[str] = []
+    async with engine.opened() as ledger:
+        assert isinstance(ledger, SqliteLedger)
+        trace = ledger._connection.set_trace_callback
+        ledger._thread.submit(
+            trace, lambda statement: synced.append(statement) if statement.startswith("PRAGMA") else None
+        ).result()
+
+        first, second, third, fourth = (reservation(f"u-{n}") for n in range(4))
+        await ledger.reserve(first, [])
+        await ledger.grant(first, credential())
+        await ledger.reserve(second, [])
+        together = ledger.grant(second, credential()), ledger.reserve(fourth, [])  # while the third is written
+        await asyncio.gather(ledger.reserve(third, []), *together)
+        ledger._thread.submit(trace, None).result()
+
+    assert synced == [normal, full, normal, normal, full]
 
 
 async def test_rows_outlive_the_process_and_the_schema_is_made_once(engine: Engine) -> None:

@@ -24,18 +24,24 @@ class Ledger(ABC):
     """The rules over an engine. Every method raises LedgerUnavailable where the engine does not answer in time."""
 
     @abstractmethod
-    async def _run(self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = ()) -> Result:
-        """Run a rule at the present instant in one transaction, durable when this returns.
+    async def _run(
+        self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
+    ) -> Result:
+        """Run a rule at the present instant in one transaction, which survives a power cut when this returns.
 
-        Transactions that share a lock come one after the other. Raises LedgerUnavailable after ANSWER_SECONDS; then,
-        and when the caller is cancelled, the rule is not run, or rolled back, unless its commit is under way already.
+        One that need not be durable is seen by all as well, and survives the end of this process, but no power cut
+        until a durable one has followed it. Transactions that share a lock come one after the other.
+
+        Raises LedgerUnavailable after ANSWER_SECONDS; then, and when the caller is cancelled, the rule is not run, or
+        rolled back, unless its commit is under way already.
         """
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
         whose = rules.reserved_row(reservation)
         locks = sorted(questions.counted_in(scope, whose) for scope in {limit.scope for limit in limits})
-        await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks)
+        # A power cut that takes it away takes away the attempt as well: the grant finds no row then, and no URL leaves.
+        await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
 
     async def grant(self, reservation: Reservation, credential: Credential) -> None:
         """Bind the conversation to its user. Raises BadAnswer where it is someone else's."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import psycopg
@@ -34,16 +34,19 @@ MIGRATION_SECONDS: Final = 60
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
 WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(%s::text[]) AS key)
-SELECT extract(epoch FROM clock_timestamp())::float8 AS now FROM held"""
+SELECT extract(epoch FROM clock_timestamp())::float8 AS now, set_config('synchronous_commit', %s, true) FROM held"""
 
 _SHARE: Final = b"""
 SELECT count(pg_advisory_xact_lock_shared(hashtextextended(key, 0))) FROM unnest(%(locks)s::text[]) AS key"""
 
 
-@dataclass(slots=True)
-class _Call:
+@dataclass(slots=True, kw_only=True)
+class _Call(Generic[Result]):
     """A transaction under way: whether anybody waits for it, and on which connection it is."""
 
+    rule: Callable[[float], Dialogue[Result]]
+    locks: list[str]
+    is_durable: bool
     awaited: bool = True
     connection: Connection | None = None
 
@@ -54,13 +57,15 @@ class PostgresLedger(Ledger):
     def __init__(self, *, pool: AsyncConnectionPool[Connection], clock: Clock | None) -> None:
         self._pool = pool
         self._clock = clock
-        self._calls: dict[asyncio.Task[Any], _Call] = {}
+        self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def _run(self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = ()) -> Result:
+    async def _run(
+        self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
+    ) -> Result:
         # In a task of its own: psycopg, cancelled amid a statement, would wait for a server that may be frozen.
-        call = _Call()
-        task = asyncio.create_task(self._transaction(call, rule, locks))
+        call = _Call(rule=rule, locks=list(locks), is_durable=is_durable)
+        task = asyncio.create_task(self._transaction(call))
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
@@ -76,26 +81,24 @@ class PostgresLedger(Ledger):
         if not task.cancelled():
             task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
-    async def _transaction(
-        self, call: _Call, rule: Callable[[float], Dialogue[Result]], locks: Sequence[str]
-    ) -> Result:
+    async def _transaction(self, call: _Call[Result]) -> Result:
         async with AsyncExitStack() as stack:
             stack.enter_context(_fails_closed())
             # First in line here: one user's flood then waits for one connection, and leaves the others to the others.
-            for lock in locks:
+            for lock in call.locks:
                 await stack.enter_async_context(self._lines.setdefault(lock, asyncio.Lock()))
             if not call.awaited:
                 raise _forsaken()
             try:
-                return await self._play(call, rule, locks)
+                return await self._play(call)
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
-                return await self._play(call, rule, locks)  # it was rolled back for the sake of another: once more
+                return await self._play(call)  # it was rolled back for the sake of another: once more
 
-    async def _play(self, call: _Call, rule: Callable[[float], Dialogue[Result]], locks: Sequence[str]) -> Result:
+    async def _play(self, call: _Call[Result]) -> Result:
         async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
-            await cursor.execute(_BEGIN, (list(locks),))
+            await cursor.execute(_BEGIN, (call.locks, "on" if call.is_durable else "off"))
             (begun,) = await cursor.fetchall()
-            dialogue = rule(begun["now"] if self._clock is None else self._clock())
+            dialogue = call.rule(begun["now"] if self._clock is None else self._clock())
             try:
                 statement, parameters = next(dialogue)
                 while True:
@@ -149,7 +152,7 @@ def _options(url: str, *, statement_seconds: int, lock_seconds: int) -> dict[str
         "statement_timeout": f"{statement_seconds}s",
         "lock_timeout": f"{lock_seconds}s",
         "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
-        "synchronous_commit": "on",  # a pass that was handed out survives a power cut
+        "synchronous_commit": "on",
     }
     given = _parsed(url)
     return given | {
@@ -192,7 +195,7 @@ async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) 
 async def _migrate(options: dict[str, Any]) -> None:
     """Take the steps that this database has not seen. Instances that start at once do so one after the other."""
     async with await Connection.connect(**options) as connection:
-        await connection.execute(_BEGIN, (["schema"],))
+        await connection.execute(_BEGIN, (["schema"], "on"))
         # A step waits no longer than this for the instances that work: all of their next statements wait behind it.
         await connection.execute(f"SET LOCAL lock_timeout = '{STATEMENT_SECONDS}s'".encode())
         # Asked first, for an instance may run as a role that may not create tables.

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
@@ -15,10 +16,18 @@ from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
-Asked = tuple[Callable[[float], Dialogue[Any]], asyncio.Future[Any]]
 
 BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; well inside a request's deadline
 MAX_BATCH: Final = 64
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """A rule that waits for its turn, and whoever waits for its answer."""
+
+    rule: Callable[[float], Dialogue[Any]]
+    is_durable: bool
+    answer: asyncio.Future[Any]
 
 
 class SqliteLedger(Ledger):
@@ -34,10 +43,12 @@ class SqliteLedger(Ledger):
         self._waiting: deque[Asked] = deque()
         self._writer: asyncio.Future[list[Any]] | None = None
 
-    async def _run(self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = ()) -> Result:
+    async def _run(
+        self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
+    ) -> Result:
         del locks  # there is one writer: every transaction comes after the other anyway
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((rule, answer))
+        self._waiting.append(Asked(rule, is_durable, answer))
         if self._writer is None:
             self._write_next()
         try:
@@ -64,7 +75,7 @@ class SqliteLedger(Ledger):
     def _answer(self, batch: Sequence[Asked], done: asyncio.Future[Any]) -> None:
         error = done.exception()
         outcomes = [error] * len(batch) if error is not None else done.result()
-        for (_, answer), outcome in zip(batch, outcomes, strict=True):
+        for answer, outcome in zip([asked.answer for asked in batch], outcomes, strict=True):
             if answer.done():  # whoever asked has gone
                 continue
             if isinstance(outcome, sqlite3.Error):
@@ -83,9 +94,13 @@ class SqliteLedger(Ledger):
         Whoever was told no meanwhile, or has gone, is passed over: what is not done, nobody has to give back.
         """
         cursor = self._connection.cursor()
+        # In its log what follows is never older: a durable commit makes all before it durable too.
+        cursor.execute(f"PRAGMA synchronous = {'FULL' if any(asked.is_durable for asked in batch) else 'NORMAL'}")
         cursor.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = [None if answer.done() else self._play(cursor, rule(self._clock())) for rule, answer in batch]
+            outcomes = [
+                None if asked.answer.done() else self._play(cursor, asked.rule(self._clock())) for asked in batch
+            ]
             cursor.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
@@ -141,7 +156,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA temp_store = MEMORY")  # else each RETURNING makes a file of its own
-    connection.execute("PRAGMA synchronous = FULL")  # a pass that was handed out survives a power cut
+    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     for number, statements in enumerate(steps(), start=1):
