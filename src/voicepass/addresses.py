@@ -53,7 +53,7 @@ def _is_address(text: str) -> bool:
 
 
 def _is_in(address: str, networks: Sequence[Network]) -> bool:
-    parsed = _parsed(address)
+    parsed = _parsed(address) if networks else None
     return parsed is not None and any(parsed in network for network in networks)
 
 

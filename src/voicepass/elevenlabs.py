@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 import httpx
@@ -124,12 +124,20 @@ _BY_STATUS: Final[dict[int, _Meaning]] = {
 _log = structlog.get_logger("voicepass.elevenlabs")
 
 
+class Origin(NamedTuple):
+    """Where a URL leads; `port` is None where the scheme has no usual one."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+
 class Workspace:
     """One ElevenLabs host and the API keys of the workspace there: one, or two while they are rotated."""
 
     def __init__(self, *, base_url: str, api_keys: Sequence[str]) -> None:
         self.base_url = base_url.rstrip("/")
-        self.base = urlsplit(base_url)
+        self.base = _origin(urlsplit(base_url))
         self.keys = tuple(api_keys)
         self.preferred = 0
 
@@ -141,7 +149,7 @@ class Workspace:
         """Remember that the key at `position` was accepted; it is named by position, never by value."""
         if position != self.preferred:
             self.preferred = position
-            _log.warning("api_key.switched", host=self.base.hostname, position=position + 1, of=len(self.keys))
+            _log.warning("api_key.switched", host=self.base.host, position=position + 1, of=len(self.keys))
 
 
 class ElevenLabs:
@@ -182,7 +190,7 @@ class ElevenLabs:
         """Whether each breaker is open now, by its host and what is asked of it: passes or accounts."""
         kinds = (("passes", self.guards), ("accounts", self._accounts_guards))
         return {
-            (self._workspaces[url].base.hostname or "", calls): guard.breaker.is_open
+            (self._workspaces[url].base.host, calls): guard.breaker.is_open
             for calls, guards in kinds
             for url, guard in guards.items()
         }
@@ -345,7 +353,7 @@ def _refusals() -> Iterator[None]:
         raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None
 
 
-def _signed_url(answer: dict[str, object], agent: Agent, base: SplitResult, *, expires_at: float) -> Credential:
+def _signed_url(answer: dict[str, object], agent: Agent, base: Origin, *, expires_at: float) -> Credential:
     url = answer.get("signed_url")
     if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
         raise BadAnswer(operator_note="the answer holds no usable signed_url")
@@ -365,26 +373,27 @@ def _signed_url(answer: dict[str, object], agent: Agent, base: SplitResult, *, e
     return Credential(secret=url, conversation_id=conversation_id, expires_at=expires_at)
 
 
-def _check_destination(url: SplitResult, base: SplitResult) -> None:
-    plain = url.scheme == "ws" and base.scheme == "http"  # settings admit http:// to loopback only
-    if url.scheme != "wss" and not plain:
+def _check_destination(url: SplitResult, base: Origin) -> None:
+    leads_to = _origin(url)
+    # Settings admit http:// to loopback only, where the emulator answers.
+    if leads_to.scheme != "wss" and (leads_to.scheme, base.scheme) != ("ws", "http"):
         raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
     if url.username is not None or url.password is not None or url.fragment:
         raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
-    if (url.hostname, _port(url)) == (base.hostname, _port(base)):
+    if (leads_to.host, leads_to.port) == (base.host, base.port):
         return
-    if _port(url) == _port(base) and _is_vendor(url.hostname) and _is_vendor(base.hostname):
-        _log.warning("signed_url.host_differed", configured=base.hostname, answered=url.hostname)
+    if leads_to.port == base.port and _is_vendor(leads_to.host) and _is_vendor(base.host):
+        _log.warning("signed_url.host_differed", configured=base.host, answered=leads_to.host)
         return
-    raise BadAnswer(operator_note=f"the signed_url leads to {url.hostname}, not to {base.hostname}")
+    raise BadAnswer(operator_note=f"the signed_url leads to {leads_to.host}, not to {base.host}")
 
 
-def _port(url: SplitResult) -> int | None:
-    return url.port or _DEFAULT_PORTS.get(url.scheme)
+def _origin(url: SplitResult) -> Origin:
+    return Origin(url.scheme, url.hostname or "", url.port or _DEFAULT_PORTS.get(url.scheme))
 
 
-def _is_vendor(host: str | None) -> bool:
-    return host is not None and (host == VENDOR_DOMAIN or host.endswith("." + VENDOR_DOMAIN))
+def _is_vendor(host: str) -> bool:
+    return host == VENDOR_DOMAIN or host.endswith("." + VENDOR_DOMAIN)
 
 
 def _conversation_token(answer: dict[str, object]) -> Credential:
