@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
+from starlette.types import Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from voicepass.api.middleware import WEBHOOK_PATH
 from voicepass.api.schemas import (
@@ -113,15 +115,19 @@ SERVICE_TOKEN = HTTPBearer(auto_error=False, scheme_name="service", description=
 
 
 class PlainRoute(APIRoute):
-    """A route that reads its request and words its answer itself; the framework only documents it.
+    """A route that reads its request and words its answer itself; the framework finds it, and documents it.
 
     Its dependencies, its reading and its encoding were half of the time that a pass took in this process.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """Answer with what the endpoint returns."""
-        endpoint: Callable[[Request], Awaitable[Response]] = self.endpoint
-        return endpoint
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any) -> None:  # noqa: ANN401 - as the framework takes them
+        super().__init__(path, endpoint, **options)
+
+        async def answer(scope: ASGIScope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = answer
 
 
 pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=refusals(*OF_A_PASS), route_class=PlainRoute)
