@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -79,12 +80,8 @@ async def test_a_restart_between_two_requests_is_not_noticed(busy: Ledger, postg
 
 
 async def test_a_frozen_server_refuses_in_time_and_goes_on_where_it_stopped(busy: Ledger, postgres: Postgres) -> None:
-    processes = [postgres.pid, *(pid for (pid,) in postgres.run("SELECT pid FROM pg_stat_activity"))]
-    freeze(processes, signal.SIGSTOP)
-    try:
+    with frozen(postgres):
         refused = await burst(busy)
-    finally:
-        freeze(processes, signal.SIGCONT)
 
     await recovers(busy)
     assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
@@ -98,20 +95,29 @@ async def test_a_frozen_server_refuses_in_time_and_goes_on_where_it_stopped(busy
 
 @pytest.mark.long
 async def test_a_frozen_server_does_not_hold_up_the_end(engine: Engine, postgres: Postgres) -> None:
-    processes: list[int] = []
-    try:
+    with contextlib.ExitStack() as stack:
         async with engine.opened() as ledger:
             await granted(ledger)
-            processes = [postgres.pid, *(pid for (pid,) in postgres.run("SELECT pid FROM pg_stat_activity"))]
-            freeze(processes, signal.SIGSTOP)
+            stack.enter_context(frozen(postgres))
             await burst(ledger, 5)
             begun = time.monotonic()
         assert time.monotonic() - begun < 5
+
+
+@contextlib.contextmanager
+def frozen(postgres: Postgres) -> Iterator[None]:
+    """First whoever would start another process, then all that it has started."""
+    processes = [postgres.pid]
+    try:
+        os.kill(postgres.pid, signal.SIGSTOP)
+        processes += map(int, Path(f"/proc/{postgres.pid}/task/{postgres.pid}/children").read_text().split())
+        send(processes[1:], signal.SIGSTOP)
+        yield
     finally:
-        freeze(processes, signal.SIGCONT)
+        send(processes, signal.SIGCONT)
 
 
-def freeze(processes: list[int], number: signal.Signals) -> None:
+def send(processes: list[int], number: signal.Signals) -> None:
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
