@@ -215,13 +215,7 @@ def _instant(claims: Mapping[str, object], claim: str) -> float | None:
 
 def _json_object(data: bytes, part: str) -> dict[str, object]:
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_int=_bounded_integer,
-            parse_float=_finite_float,
-            parse_constant=_no_constant,
-        )
+        value = _STRICT_JSON.decode(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested a thousand deep
         _refuse(f"the {part} is not strict JSON", error)
     if not isinstance(value, dict):
@@ -251,6 +245,11 @@ def _finite_float(digits: str) -> float:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT_JSON: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_bounded_integer, parse_float=_finite_float, parse_constant=_no_constant
+)
 
 
 def _refuse(failed_check: str, cause: BaseException | None = None) -> NoReturn:

@@ -4,12 +4,14 @@ import structlog
 
 from voicepass.model import Attempt, IssuedPass
 
-_log = structlog.get_logger("voicepass.passes")
 _settlement_log = structlog.get_logger("voicepass.settlement")
 
 
 class AttemptLog:
     """Writes one line per attempt: `pass.granted`, or `pass.refused` with the code and what to do about it."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("voicepass.passes").bind()  # once, not for each line
 
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {
@@ -22,15 +24,15 @@ class AttemptLog:
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
         }
         if attempt.outcome == "granted":
-            _log.info("pass.granted", credential_sha256=attempt.credential_sha256, warm=attempt.is_warm, **fields)
+            self._log.info("pass.granted", credential_sha256=attempt.credential_sha256, warm=attempt.is_warm, **fields)
             if attempt.conversation_id is None:
-                _log.warning(
+                self._log.warning(
                     "conversation_id.missing",
                     request_id=attempt.request_id,
                     note="ElevenLabs named no conversation; nothing binds this conversation to its user",
                 )
             return
-        write = _log.error if attempt.is_operators_fault else _log.info
+        write = self._log.error if attempt.is_operators_fault else self._log.info
         write(
             "pass.refused",
             code=attempt.outcome,

@@ -47,15 +47,16 @@ class SqliteLedger(Ledger):
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
         del locks  # there is one writer: every transaction comes after the other anyway
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+        too_late = loop.call_later(ANSWER_SECONDS, _give_up, answer)
         self._waiting.append(Asked(rule, is_durable, answer))
         if self._writer is None:
             self._write_next()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await answer
-        except TimeoutError as error:
-            raise LedgerUnavailable(operator_note=f"SQLite gave no answer within {ANSWER_SECONDS:g} s") from error
+            return await answer
+        finally:
+            too_late.cancel()
 
     async def written(self) -> None:
         """Wait until all that was asked has been answered."""
@@ -119,6 +120,12 @@ class SqliteLedger(Ledger):
             return end.value
         except Refusal as refusal:  # a rule's own answer, and before it wrote; of anything else the whole batch fails
             return refusal
+
+
+def _give_up(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        note = f"SQLite gave no answer within {ANSWER_SECONDS:g} s"
+        answer.set_exception(LedgerUnavailable(operator_note=note))
 
 
 @asynccontextmanager
