@@ -127,12 +127,15 @@ def clean_text(text: str) -> str:
     Control, bidirectional, surrogate and unassigned characters go; `{{` and `}}` are broken up with a space, so that
     no value can name another variable. (Breaking up can lengthen, so the cut comes last.)
     """
-    kept = "".join(
-        c for c in text if unicodedata.category(c) not in _REMOVED_CATEGORIES or c in _KEPT_CHARACTERS
-    ).strip()
+    kept = text if text.isprintable() else "".join(filter(_is_kept, text))
+    kept = kept.strip()
     while "{{" in kept or "}}" in kept:
         kept = kept.replace("{{", "{ {").replace("}}", "} }")
     return kept[:MAX_VARIABLE_CHARACTERS].rstrip()
+
+
+def _is_kept(character: str) -> bool:
+    return unicodedata.category(character) not in _REMOVED_CATEGORIES or character in _KEPT_CHARACTERS
 
 
 def _values_of(claim: str, claims: Mapping[str, object]) -> list[object]:
