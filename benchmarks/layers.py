@@ -8,6 +8,7 @@ import pstats
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,14 @@ RUNGS: Final = {
     "client": "+ ElevenLabs asked, its answer checked (`elevenlabs`)",
     "observers": "+ log line and metrics (`observe`): all of it",
 }
+PACKAGES: Final = {
+    "starlette": "fastapi, starlette",
+    "fastapi": "fastapi, starlette",
+    "yarl": "aiohttp",
+    "multidict": "aiohttp",
+    "cryptography": "jose",
+}
+"""Whose a package is, where it goes by another name."""
 ANSWER: Final = b'{"signed_url":"wss://x"}'
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://x")
 
@@ -150,8 +159,34 @@ def climb(
                     loads[subject.name].append(one)
         if profiled:
             stack.close()  # it writes its profile when it ends
-            pstats.Stats(str(directory / "profile")).sort_stats("tottime").print_stats(45)
+            stats = pstats.Stats(str(directory / "profile"))
+            stats.sort_stats("tottime").print_stats(45)
+            sys.stdout.write(markdown(shares(stats)))
     return loads
+
+
+def shares(stats: pstats.Stats) -> list[dict[str, str]]:
+    """Tabulate whose code the event loop's time went to; what is written in C counts for whoever called it."""
+    seconds: dict[str, float] = defaultdict(float)
+    for (file, _line, _name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
+        if file == "~":
+            for (caller, _, _), (_, _, part, _) in callers.items():
+                seconds[_owner(caller)] += part
+        else:
+            seconds[_owner(file)] += own
+    total = sum(seconds.values())
+    return [
+        {"whose code": owner, "share": f"{part / total:.1%}"}
+        for owner, part in sorted(seconds.items(), key=lambda each: -each[1])
+        if part > total / 100
+    ]
+
+
+def _owner(file: str) -> str:
+    if "/src/voicepass/" in file:
+        return "voicepass"
+    package = file.rpartition("/site-packages/")[2].partition("/")[0] if "/site-packages/" in file else ""
+    return PACKAGES.get(package, package) or "Python's own library"
 
 
 def tabulated(loads: dict[str, list[Load]]) -> list[dict[str, str]]:
@@ -174,7 +209,7 @@ def main() -> None:
     parser.add_argument("--delay", type=int, default=0, help="of the upstream, in ms")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of one load")
-    parser.add_argument("--functions", action="store_true", help="profile the functions of the whole service instead")
+    parser.add_argument("--functions", action="store_true", help="profile all of it: functions, and whose they are")
     parser.add_argument("--json", type=Path, help="a file for the table")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -126,6 +126,7 @@ CANDIDATES: Final = (
         "FastAPI, one shared httpx client",
         (*_UVICORN, *_QUIET, "benchmarks.peers.fastapi_app:shared"),
     ),
+    Candidate("bare", "uvicorn, aiohttp and SQLite, bare", (*_UVICORN, *_QUIET, "benchmarks.peers.bare:app")),
     Candidate("express", "Express, `fetch`", ("node", "{app}/server.js"), "express"),
     Candidate(
         "express-key",
