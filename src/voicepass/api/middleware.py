@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,8 +32,12 @@ _SAFE_HEADERS: Final = {
 _HTML: Final = b"text/html"  # /docs, where it is asked for, needs its scripts
 
 
+Fields = Mapping[str, Sequence[str]]
+"""Header fields: by the name in lower case, their values as they came, in order."""
+
+
 class Surface:
-    """Plain ASGI, around everything but CORS.
+    """Plain ASGI, around everything but CORS. `request.state` has request_id, client (its address), fields and body.
 
     The body is read here, whole, before the app runs: it is small by decree, and so no route can meet half of one.
     A webhook's may be larger. Anyone can send one, so a few are read at a time, and the others wait in their sockets.
@@ -54,10 +58,10 @@ class Surface:
             return
         fields = _fields(scope)
         request_id = _request_id(fields)
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
         peer = scope["client"][0] if scope.get("client") else None
-        state["client"] = client_address(peer, _texts(fields, b"x-forwarded-for"), self._trusted_proxies)
+        client = client_address(peer, fields.get("x-forwarded-for", ()), self._trusted_proxies)
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "client": client, "fields": fields}
         begun = False
 
         async def send_safely(message: Message) -> None:
@@ -75,6 +79,7 @@ class Surface:
             _check_headers(scope)
             body = await self._body(scope, receive)
             if body is not None:
+                state["body"] = body
                 await self._app(scope, _replayed(body, receive), send_safely)
         except Refusal as refusal:
             refused = noted(refusal, request_id=request_id, asked=f"{scope['method']} {scope['path']}")
@@ -102,35 +107,31 @@ def label(headers: list[tuple[bytes, bytes]], *, request_id: str) -> None:
         headers.remove((b"content-security-policy", _SAFE_HEADERS[b"content-security-policy"]))
 
 
-def _fields(scope: Scope) -> dict[bytes, list[bytes]]:
-    fields: dict[bytes, list[bytes]] = {}
+def _fields(scope: Scope) -> Fields:
+    fields: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
-        fields.setdefault(name, []).append(value)
+        fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
     return fields
 
 
-def _texts(fields: dict[bytes, list[bytes]], name: bytes) -> list[str]:
-    return [value.decode("latin-1") for value in fields.get(name, ())]
-
-
-def _request_id(fields: dict[bytes, list[bytes]]) -> str:
-    sent = _texts(fields, b"x-request-id")
+def _request_id(fields: Fields) -> str:
+    sent = fields.get("x-request-id", ())
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return sent[0]
     return new_id()
 
 
-def _check_form(scope: Scope, fields: dict[bytes, list[bytes]]) -> None:
+def _check_form(scope: Scope, fields: Fields) -> None:
     """Refuse what two readers of the same bytes could take in two ways: each parser lets one or another through."""
-    version, hosts = scope.get("http_version", "1.0"), len(fields.get(b"host", ()))
-    is_chunked, lengths = b"transfer-encoding" in fields, fields.get(b"content-length", [b"0"])
-    has_body = is_chunked or lengths[0] != b"0"
+    version, hosts = scope.get("http_version", "1.0"), len(fields.get("host", ()))
+    is_chunked, lengths = "transfer-encoding" in fields, fields.get("content-length", ["0"])
+    has_body = is_chunked or lengths[0] != "0"
     if (
         version not in _VERSIONS
         or hosts > 1
         or (hosts == 0 and version == "1.1")
-        or (is_chunked and b"content-length" in fields)
-        or (b"upgrade" in fields and has_body)  # httptools drops such a body, or takes it for the next request
+        or (is_chunked and "content-length" in fields)
+        or ("upgrade" in fields and has_body)  # httptools drops such a body, or takes it for the next request
     ):
         raise Malformed
 

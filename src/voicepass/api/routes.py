@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from voicepass.api.middleware import WEBHOOK_PATH
+from voicepass.api.middleware import WEBHOOK_PATH, Fields
 from voicepass.api.schemas import (
     BY_BODY,
     BY_QUERY,
@@ -51,13 +51,14 @@ def _asked_by_query(request: Request) -> PassBody:
     return _valid(PassBody.model_validate, dict(given))
 
 
-async def _asked_by_body(request: Request) -> PassBody:
+def _asked_by_body(request: Request) -> PassBody:
     """Read a JSON body, or none. A form, or what looks like one, is refused: only a cookie vouches for it."""
-    body = await request.body()
+    body: bytes = request.state.body
     if not body:
         return PassBody()
-    media_type = _media_type(request)
-    if "authorization" not in request.headers and media_type != "application/json":
+    fields: Fields = request.state.fields
+    media_type = _media_type(fields)
+    if "authorization" not in fields and media_type != "application/json":
         raise UnsupportedMediaType
     if media_type is None or not _JSON.fullmatch(media_type):
         raise RequestInvalid
@@ -72,20 +73,24 @@ def _valid(validate: Callable[[Asked], PassBody], asked: Asked) -> PassBody:
 
 
 def _credentials(request: Request) -> Credentials:
-    headers = request.headers
+    fields: Fields = request.state.fields
     return Credentials(
-        authorization=tuple(headers.getlist("authorization")),
-        cookies=tuple(headers.getlist("cookie")),
+        authorization=tuple(fields.get("authorization", ())),
+        cookies=tuple(fields.get("cookie", ())),
         is_post=request.method == "POST",
-        origin=headers.get("origin"),
-        fetch_site=headers.get("sec-fetch-site"),
-        host=headers.get("host"),
-        media_type=_media_type(request),
+        origin=_first(fields, "origin"),
+        fetch_site=_first(fields, "sec-fetch-site"),
+        host=_first(fields, "host"),
+        media_type=_media_type(fields),
     )
 
 
-def _media_type(request: Request) -> str | None:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() or None
+def _media_type(fields: Fields) -> str | None:
+    return (_first(fields, "content-type") or "").partition(";")[0].strip().lower() or None
+
+
+def _first(fields: Fields, name: str) -> str | None:
+    return fields[name][0] if name in fields else None
 
 
 async def _issue(request: Request, asked: PassBody, transport: Transport) -> Response:
@@ -98,7 +103,7 @@ async def _issue(request: Request, asked: PassBody, transport: Transport) -> Res
             alias=asked.agent,
             transport=transport,
             client=request.state.client,
-            traceparent=request.headers.get("traceparent"),
+            traceparent=_first(request.state.fields, "traceparent"),
         )
     )
     return Response(_ANSWERS[transport].of(voice_pass).model_dump_json(), media_type="application/json")
@@ -135,7 +140,7 @@ pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=refusals(*OF_A_
 
 @pass_routes.post("/signed-url", summary="A pass for the WebSocket", **documented(SignedUrlPass, BY_BODY))
 async def post_signed_url(request: Request) -> Response:
-    return await _issue(request, await _asked_by_body(request), Transport.WEBSOCKET)
+    return await _issue(request, _asked_by_body(request), Transport.WEBSOCKET)
 
 
 @pass_routes.get("/signed-url", summary="A pass for the WebSocket, for curl", **documented(SignedUrlPass, BY_QUERY))
@@ -145,7 +150,7 @@ async def get_signed_url(request: Request) -> Response:
 
 @pass_routes.post("/conversation-token", summary="A pass for WebRTC", **documented(ConversationTokenPass, BY_BODY))
 async def post_conversation_token(request: Request) -> Response:
-    return await _issue(request, await _asked_by_body(request), Transport.WEBRTC)
+    return await _issue(request, _asked_by_body(request), Transport.WEBRTC)
 
 
 @pass_routes.get(
@@ -219,8 +224,8 @@ webhook_routes = APIRouter(tags=["webhooks"], responses=refusals(*OF_A_WEBHOOK),
 async def post_webhook(request: Request) -> dict[str, str]:
     """Take in a post-call webhook. An event that was there before, or is of no use here, is a good one too."""
     # Two headers read as one with a comma and a space between them, which no signature may hold.
-    signature = ", ".join(request.headers.getlist("elevenlabs-signature"))
-    await request.app.state.webhook.receive(signature=signature, body=await request.body())
+    signature = ", ".join(request.state.fields.get("elevenlabs-signature", ()))
+    await request.app.state.webhook.receive(signature=signature, body=request.state.body)
     return {"status": "received"}
 
 
