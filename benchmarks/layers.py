@@ -157,6 +157,7 @@ def climb(
                 subject.idle()
                 if number:
                     loads[subject.name].append(one)
+        sys.stderr.write(f"of {subject.name}, the event loop's thread: {subject.first_thread_share():.0%}\033[K\n")
         if profiled:
             stack.close()  # it writes its profile when it ends
             stats = pstats.Stats(str(directory / "profile"))

@@ -88,7 +88,9 @@ def written() -> Iterator[Written]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="_log" | "_settlement_log"), attr=level)
+                    func=ast.Attribute(
+                        value=ast.Name(id="_log" | "_settlement_log") | ast.Attribute(attr="_log"), attr=level
+                    )
                     | ast.Name(id="write" as level),
                     args=[ast.Constant(value=str(event))],
                     keywords=keywords,

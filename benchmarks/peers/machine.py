@@ -68,8 +68,12 @@ class Subject:
 
     def cpu_seconds(self) -> float:
         """Return what it has used so far, in the kernel and outside."""
-        fields = [path.read_text().rpartition(") ")[2].split() for path in self._files("stat")]
-        return sum(int(field) for stat in fields for field in stat[11:13]) / TICKS_PER_SECOND
+        return sum(map(_cpu_seconds, self._files("stat")))
+
+    def first_thread_share(self) -> float:
+        """Return how much of that its first thread has used: in Python the event loop's."""
+        pid = self.process.pid
+        return _cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat")) / self.cpu_seconds()
 
     def peak_megabytes(self) -> float:
         """Return the most memory that it has held at once."""
@@ -91,6 +95,10 @@ class Subject:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.process.pid:  # of its group
                     yield stat.with_name(name)
+
+
+def _cpu_seconds(stat: Path) -> float:
+    return sum(map(int, stat.read_text().rpartition(") ")[2].split()[11:13])) / TICKS_PER_SECOND
 
 
 @contextlib.contextmanager

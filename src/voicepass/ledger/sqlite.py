@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; well inside a request's deadline
 MAX_BATCH: Final = 64
+CHECKPOINT_PAGES: Final = 4000  # of 4 kB, four times SQLite's own: whoever comes amid a checkpoint waits for it
 
 
 @dataclass(slots=True, frozen=True)
@@ -162,6 +163,7 @@ def _connect(path: str) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute("PRAGMA temp_store = MEMORY")  # else each RETURNING makes a file of its own
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
