@@ -15,7 +15,8 @@ import structlog
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.servers import listening
-from voicepass.elevenlabs import ElevenLabs, Workspace, refusal_for
+from voicepass.elevenlabs import ElevenLabs, Workspace
+from voicepass.elevenlabs.refusals import refusal_for
 from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
 from voicepass.model import Agent, Transport
 from voicepass.outbound import http_transport

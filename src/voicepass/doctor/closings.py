@@ -8,7 +8,7 @@ from typing import Final
 
 from voicepass import errors
 from voicepass.doctor.causes import Finding, found
-from voicepass.elevenlabs import refusal_for
+from voicepass.elevenlabs.refusals import refusal_for
 from voicepass.errors import ElevenLabsRefusal
 from voicepass.logs import redact
 

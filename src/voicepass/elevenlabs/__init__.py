@@ -1,39 +1,25 @@
 """Everything voicepass knows of ElevenLabs' HTTP: how a credential is asked for, checked, and refused.
 
 Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the official
-SDKs' source, and error bodies that users published. Paths, field names and error codes stand in this file alone, but
-for the account of a conversation, which its webhook carries too (`settlement`).
+SDKs' source, and error bodies that users published. Paths stand here, fields in `answers`, error codes in `refusals`,
+and nowhere else, but for the account of a conversation, which its webhook carries too (`settlement`).
 """
 
 import asyncio
-import base64
-import json
 import random
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
-from typing import Final, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from typing import Final
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import structlog
 
-from voicepass.errors import (
-    AgentUnknown,
-    BadAnswer,
-    Busy,
-    ConversationUnknown,
-    ElevenLabsRefusal,
-    KeyRejected,
-    Overloaded,
-    QuotaExhausted,
-    Timeout,
-    Unavailable,
-)
+from voicepass.elevenlabs.answers import json_object, origin_of, read_conversation_token, read_signed_url
+from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
+from voicepass.errors import AgentUnknown, BadAnswer, ConversationUnknown, KeyRejected, Overloaded, Timeout, Unavailable
 from voicepass.model import Agent, Clock, Credential, Transport
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, get
 from voicepass.resilience import BreakerOpenError, Bulkhead, DeadlinePassedError, FailedError, FullError, Guard
@@ -52,7 +38,6 @@ REGIONS: Final = {
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_ACCOUNT_BYTES: Final = 4 * 1024 * 1024  # it holds the whole transcript
-VENDOR_DOMAIN: Final = "elevenlabs.io"
 
 _PATHS: Final = {
     Transport.WEBSOCKET: "/v1/convai/conversation/get-signed-url",
@@ -65,71 +50,10 @@ _DOCUMENT_PATHS: Final = {
     "settings": "/v1/convai/settings",
     "webhooks": "/v1/workspace/webhooks",
 }
-_CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-_ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as the official JavaScript SDK reads it
-_HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
-_DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
-_MAX_RETRY_AFTER_SECONDS: Final = 3600
-_QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
 
-_SYSTEM_BUSY: Final = "system_busy"
-"""Of this the documentation ("Errors") says that to ask again will generally succeed."""
 _PASSING: Final = {502, 503, 504}
 
-_Meaning = tuple[type[ElevenLabsRefusal], str]
-_KEY: _Meaning = (
-    KeyRejected,
-    "the API key was not accepted: mistyped, revoked, or of another region than the base URL",
-)
-_PERMISSION: _Meaning = (
-    KeyRejected,
-    "ELEVENLABS_API_KEY is valid but lacks the permission {permission}: give the key '{in_dashboard}'",
-)
-_IN_DASHBOARD: Final = {"convai_write": "ElevenAgents: Write", "convai_read": "ElevenAgents: Read"}
-_BLOCKED: _Meaning = (KeyRejected, "ElevenLabs blocks this account or network as unusual; a paid plan lifts that")
-_AGENT: _Meaning = (
-    AgentUnknown,
-    "ElevenLabs knows no such agent there: check its id (ELEVENLABS_AGENT_ID or policy file) and the base URL",
-)
-_QUOTA: _Meaning = (QuotaExhausted, "the workspace's quota at ElevenLabs is used up: raise it or wait for its reset")
-_AT_LIMIT: _Meaning = (Busy, "ElevenLabs is at a limit; if it stays, raise the plan's concurrency")
-_OUT_OF_ORDER: _Meaning = (Unavailable, "ElevenLabs is out of order; see its status page")
-_UNEXPECTED: _Meaning = (BadAnswer, "ElevenLabs answered unexpectedly; is the base URL right?")
-
-_BY_CODE: Final[dict[str, _Meaning]] = {
-    "missing_permissions": _PERMISSION,
-    "insufficient_permissions": _PERMISSION,
-    "forbidden": _PERMISSION,
-    "detected_unusual_activity": _BLOCKED,
-    "document_not_found": _AGENT,
-    "agent_not_found": _AGENT,
-    "quota_exceeded": _QUOTA,
-    "insufficient_credits": _QUOTA,
-    "too_many_concurrent_requests": _AT_LIMIT,
-    "concurrent_limit_exceeded": _AT_LIMIT,
-    "rate_limit_exceeded": _AT_LIMIT,
-    _SYSTEM_BUSY: _AT_LIMIT,
-}
-_BY_STATUS: Final[dict[int, _Meaning]] = {
-    400: _AGENT,
-    401: _KEY,
-    402: _QUOTA,
-    403: _KEY,
-    404: _AGENT,
-    408: _OUT_OF_ORDER,
-    422: _AGENT,
-    429: _AT_LIMIT,
-}
-
 _log = structlog.get_logger("voicepass.elevenlabs")
-
-
-class Origin(NamedTuple):
-    """Where a URL leads; `port` is None where the scheme has no usual one."""
-
-    scheme: str
-    host: str
-    port: int | None
 
 
 class Workspace:
@@ -137,7 +61,7 @@ class Workspace:
 
     def __init__(self, *, base_url: str, api_keys: Sequence[str]) -> None:
         self.base_url = base_url.rstrip("/")
-        self.base = _origin(urlsplit(base_url))
+        self.base = origin_of(urlsplit(base_url))
         self.keys = tuple(api_keys)
         self.preferred = 0
 
@@ -231,10 +155,10 @@ class ElevenLabs:
 
     async def _ask(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
         asked_at = self._clock()
-        answer = _json_object(await self._answer(workspace, _asking_for(agent.agent_id, transport)))
+        answer = json_object(await self._answer(workspace, _asking_for(agent.agent_id, transport)))
         if transport is Transport.WEBRTC:
-            return _conversation_token(answer)
-        return _signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
+            return read_conversation_token(answer)
+        return read_signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
     async def _account(self, workspace: Workspace, conversation_id: str) -> dict[str, object]:
         path = _ACCOUNT_PATH + quote(conversation_id, safe="")
@@ -242,7 +166,7 @@ class ElevenLabs:
             body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
-        return _json_object(body)
+        return json_object(body)
 
     async def _document(self, workspace: Workspace, kind: str, document_id: str) -> dict[str, object]:
         path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))
@@ -250,7 +174,7 @@ class ElevenLabs:
             body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except ConversationUnknown as refusal:  # so every 404 to a reader is taken; here it is no conversation
             raise AgentUnknown(operator_note=f"ElevenLabs has no such {kind}") from refusal
-        return _json_object(body)
+        return json_object(body)
 
     async def _answer(
         self,
@@ -269,17 +193,17 @@ class ElevenLabs:
                 if permission == "convai_write":  # a key that may only read must not be tried first for passes
                     workspace.prefer(position)
                 return body
-            code = _vendor_error(body)[0]
+            code = vendor_error(body)[0]
             if permission == "convai_read" and status == httpx.codes.NOT_FOUND and code:
                 raise ConversationUnknown(operator_note="ElevenLabs knows no such conversation")
             retry_after, now = headers.get("retry-after"), self._clock()
             refusal = refusal_for(status, body, retry_after=retry_after, now=now, permission=permission)
-            if isinstance(refusal, Unavailable) or code == _SYSTEM_BUSY:
+            if isinstance(refusal, Unavailable) or code == SYSTEM_BUSY:
                 raise FailedError(
                     refusal,
                     is_outage=isinstance(refusal, Unavailable),
-                    may_retry=status in _PASSING or code == _SYSTEM_BUSY,
-                    retry_after_seconds=_retry_after_seconds(retry_after, now=now),
+                    may_retry=status in _PASSING or code == SYSTEM_BUSY,
+                    retry_after_seconds=read_retry_after(retry_after, now=now),
                 )
             if not isinstance(refusal, KeyRejected):
                 raise refusal
@@ -351,141 +275,3 @@ def _refusals() -> Iterator[None]:
         raise Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds) from None
     except DeadlinePassedError:
         raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None
-
-
-def _signed_url(answer: dict[str, object], agent: Agent, base: Origin, *, expires_at: float) -> Credential:
-    url = answer.get("signed_url")
-    if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
-        raise BadAnswer(operator_note="the answer holds no usable signed_url")
-    try:
-        parts = urlsplit(url)
-        _check_destination(parts, base)
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
-    except ValueError as error:
-        raise BadAnswer(operator_note="the signed_url is malformed") from error
-    if {name for name, _ in query} <= {"agent_id", "conversation_id"}:
-        # Opened, it would be closed at once: the very fault that voicepass is there to cure.
-        raise BadAnswer(operator_note="the signed_url carries no signature")
-    if any(value != agent.agent_id for name, value in query if name == "agent_id"):
-        raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
-    named = [value for name, value in query if name == "conversation_id"]
-    conversation_id = _conversation_id(*named, answer.get("conversation_id"))
-    return Credential(secret=url, conversation_id=conversation_id, expires_at=expires_at)
-
-
-def _check_destination(url: SplitResult, base: Origin) -> None:
-    leads_to = _origin(url)
-    # Settings admit http:// to loopback only, where the emulator answers.
-    if leads_to.scheme != "wss" and (leads_to.scheme, base.scheme) != ("ws", "http"):
-        raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
-    if url.username is not None or url.password is not None or url.fragment:
-        raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
-    if (leads_to.host, leads_to.port) == (base.host, base.port):
-        return
-    if leads_to.port == base.port and _is_vendor(leads_to.host) and _is_vendor(base.host):
-        _log.warning("signed_url.host_differed", configured=base.host, answered=leads_to.host)
-        return
-    raise BadAnswer(operator_note=f"the signed_url leads to {leads_to.host}, not to {base.host}")
-
-
-def _origin(url: SplitResult) -> Origin:
-    return Origin(url.scheme, url.hostname or "", url.port or _DEFAULT_PORTS.get(url.scheme))
-
-
-def _is_vendor(host: str) -> bool:
-    return host == VENDOR_DOMAIN or host.endswith("." + VENDOR_DOMAIN)
-
-
-def _conversation_token(answer: dict[str, object]) -> Credential:
-    """Read a LiveKit token: opaque to us, except for when it ends and which room (so conversation) it opens."""
-    token = answer.get("token")
-    if not isinstance(token, str) or not _HEADER_SAFE.fullmatch(token):
-        raise BadAnswer(operator_note="the answer holds no usable token")
-    claims = _unverified_claims(token)
-    expires_at = claims.get("exp")
-    video = claims.get("video")
-    room = video.get("room") if isinstance(video, dict) else None
-    in_room = _ROOM_CONVERSATION_ID.search(room) if isinstance(room, str) else None
-    return Credential(
-        secret=token,
-        conversation_id=_conversation_id(answer.get("conversation_id"), in_room and in_room.group()),
-        expires_at=expires_at if isinstance(expires_at, int) and 0 < expires_at < 2**32 else None,
-    )
-
-
-def _unverified_claims(token: str) -> dict[str, object]:
-    # Not ours to verify: the claims only tell the reader of the pass what to expect.
-    try:
-        payload = token.split(".")[1]
-        return _json_object(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError, BadAnswer):
-        return {}
-
-
-def _conversation_id(*candidates: object) -> str | None:
-    for candidate in candidates:
-        if isinstance(candidate, str) and _CONVERSATION_ID.fullmatch(candidate):
-            return candidate
-    return None
-
-
-def _json_object(body: bytes) -> dict[str, object]:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(operator_note="the answer is not JSON; is the base URL right?") from error
-    if not isinstance(answer, dict):
-        raise BadAnswer(operator_note="the answer is not a JSON object")
-    return answer
-
-
-def refusal_for(
-    status: int, body: bytes, *, retry_after: str | None, now: float, permission: str = "convai_write"
-) -> ElevenLabsRefusal:
-    """Turn an error answer into the refusal it means, with a note that tells the operator what to do.
-
-    `permission` is the one that the call needs.
-
-    The vendor's own code decides before the HTTP status: a key without the permission is 401 in the field and 403 in
-    the documentation, and so is an exhausted quota 401 or 402. Both error envelopes are understood.
-    """
-    code, message = _vendor_error(body)
-    refusal, note = _BY_CODE.get(code) or _BY_STATUS.get(status) or (_OUT_OF_ORDER if status >= 500 else _UNEXPECTED)  # noqa: PLR2004
-    wait = _retry_after_seconds(retry_after, now=now) if refusal in {Busy, Unavailable} else None
-    note = note.format(permission=permission, in_dashboard=_IN_DASHBOARD[permission])
-    said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
-    return refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code)
-
-
-def _vendor_error(body: bytes) -> tuple[str, str]:
-    """Return (code, message) of either envelope, or of none. The message is the vendor's text: for the log alone."""
-    try:
-        detail = _json_object(body).get("detail")
-    except BadAnswer:
-        return "", _quoted(body.decode("utf-8", "replace"))
-    match detail:
-        case {"code": str(code), **rest} | {"status": str(code), **rest}:
-            return code, _quoted(str(rest.get("message", "")))
-        case str():
-            return "", _quoted(detail)
-        case _:
-            return "", _quoted(json.dumps(detail))
-
-
-def _quoted(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:_QUOTED_CHARACTERS])
-
-
-def _retry_after_seconds(value: str | None, *, now: float) -> int | None:
-    """Read a Retry-After header (seconds or a date, RFC 9110 section 10.2.3); None for anything else."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
-        seconds = float(value[:10])
-    else:
-        try:
-            until = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - now
-    return max(1, min(round(seconds), _MAX_RETRY_AFTER_SECONDS))
