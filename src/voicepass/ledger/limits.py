@@ -59,8 +59,8 @@ INSERT INTO quarters (scope, quarter, seconds)
 WITH RECURSIVE missing (quarter) AS
 (SELECT CAST(:first AS BIGINT) UNION ALL SELECT quarter + 1 FROM missing WHERE quarter + 1 < :end)
 SELECT :key, quarter, (SELECT coalesce(sum(seconds), 0) FROM passes WHERE {scope}
-    AND reserved_at >= CAST(quarter AS DOUBLE PRECISION) * 900
-    AND reserved_at < CAST(quarter + 1 AS DOUBLE PRECISION) * 900) FROM missing"""
+    AND reserved_at >= CAST(quarter AS DOUBLE PRECISION) * :length
+    AND reserved_at < CAST(quarter + 1 AS DOUBLE PRECISION) * :length) FROM missing"""
 _MOVE: Final = """
 UPDATE quarters SET seconds = seconds + :more WHERE scope IN (:agent, 'all') AND quarter = :quarter"""
 # Asked only when nothing is left: from which pass on, or in which quarter, the limit is reached, newest first; and how
@@ -176,7 +176,8 @@ def _added_up(key: str, scope: str, parameters: Mapping[str, Any]) -> Dialogue[d
     nothing = known["first"] is None
     for begin, stop in [(first, over)] if nothing else [(first, known["first"]), (known["last"] + 1, over)]:
         if begin < stop:
-            yield _ADD_UP.format(scope=scope), {**parameters, "key": key, "first": begin, "end": stop}
+            missing = {"key": key, "first": begin, "end": stop, "length": QUARTER_SECONDS}
+            yield _ADD_UP.format(scope=scope), {**parameters, **missing}
     end = max(first, over)
     return {
         "key": key,
