@@ -4,8 +4,6 @@ import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-MAX_URL_CHARACTERS = 2048
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

@@ -261,6 +261,7 @@ async def test_a_block_that_makes_no_sense_is_refused(api: httpx.AsyncClient, bl
     response = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
 
     assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
+    assert "'agent'" not in response.json()["detail"], "that would be how to ask for a pass"
 
 
 @limited()

@@ -28,6 +28,11 @@ PROBLEM_JSON = "application/problem+json"
 
 _ASKED_CHARACTERS = 100
 
+_OF_ANOTHER_FORM = (
+    "The path or the body is not of the form that this route takes; a body is JSON, with the header "
+    "'Content-Type: application/json'. With VOICEPASS_DOCS=true, /docs shows every form."
+)
+
 _log = structlog.get_logger("voicepass.api")
 
 _BY_STATUS: dict[int, type[Refusal]] = {
@@ -102,7 +107,7 @@ def word_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
         # Not a word of the error: it repeats what was sent.
-        return noted(RequestInvalid(), request_id=request.state.request_id, asked=_asked(request))
+        return noted(RequestInvalid(_OF_ANOTHER_FORM), request_id=request.state.request_id, asked=_asked(request))
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
