@@ -98,6 +98,21 @@ async def test_when_all_fails_elevenlabs_is_called_at_most_12_times_for_10_reque
     assert calls == 60
 
 
+async def test_where_the_line_breaks_a_call_is_made_again_by_the_budget_alone(bearer: dict[str, str]) -> None:
+    calls = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        del writer
+        calls += bool(await asked(reader))
+
+    async with listening(hang_up) as base_url, in_front_of(base_url) as api:
+        answers = [await api.post(PASS, headers=bearer) for _ in range(5)]
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {UNAVAILABLE}
+    assert calls == 6
+
+
 async def test_while_elevenlabs_is_out_of_order_it_is_left_alone_and_users_are_answered_at_once(
     bearer: dict[str, str],
 ) -> None:

@@ -46,6 +46,7 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
             skip_auto_headers=(*HEADERS, "content-type"),
+            middlewares=[_once],
             auto_decompress=False,
             max_field_size=MAX_HEADER_BYTES,
         )
@@ -85,6 +86,14 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
         if len(body) > most_bytes:
             raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes")
     return bytes(body)
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send a request once. aiohttp would send it again where the line breaks, whatever anyone's budget for that is."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(type(error).__name__) from error
 
 
 class _Aiohttp(httpx.AsyncBaseTransport):
@@ -140,7 +149,7 @@ def _as_httpx_words_it(error: Exception) -> httpx.HTTPError:
         case aiohttp.ConnectionTimeoutError():
             return httpx.ConnectTimeout("it took too long to connect")
         case aiohttp.ClientConnectionError():
-            return httpx.ConnectError(type(error).__name__)
+            return httpx.ConnectError(str(error))
         case ValueError():
             return httpx.LocalProtocolError("a header of the request holds what none can carry")
         case _:
