@@ -838,16 +838,17 @@ async def test_a_redirect_is_followed_neither_to_the_document_nor_to_its_keys(is
     assert visitors == []
 
 
-@respx.mock
 async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issuer) -> None:
     url = TOKEN_ISSUER + DISCOVERY_PATH
-    insecure = respx.get(f"http://127.0.0.1{JWKS_PATH}").respond(json={"keys": [EC_JWK]})
-    respx.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": f"http://127.0.0.1{JWKS_PATH}"})
+    with respx.mock(assert_all_called=False, using="voicepass") as router:
+        insecure = router.get(f"http://127.0.0.1{JWKS_PATH}").respond(json={"keys": [EC_JWK]})
+        secure = router.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": f"http://127.0.0.1{JWKS_PATH}"})
 
-    async with keys_of(issuer, url=url) as keys:
-        seen = await outcome(keys)
+        async with keys_of(issuer, url=url) as keys:
+            seen = await outcome(keys)
 
     assert seen is KeysUnavailable
+    assert secure.called
     assert not insecure.called
 
 

@@ -6,9 +6,7 @@ seconds; an issuer that is down for less than an hour is not noticed by users.
 
 import asyncio
 import json
-import ssl
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ from voicepass.addresses import is_safe_url
 from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.keys import KeyUnusableError, VerificationKey, key_from_jwk
 from voicepass.model import Clock
+from voicepass.outbound import HEADERS, AnswerUnusableError, get, http_transport
 
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
 """A URL that ends like this is an OpenID Connect discovery document, which says where the keys are."""
@@ -91,11 +90,6 @@ class PublishedKeys:
     def _unavailable(self) -> KeysUnavailable:
         return KeysUnavailable(operator_note=f"no keys from {self._url} ({self._failure})")
 
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        # Made once, at the first fetch: to read all root certificates takes long enough for every user to feel it.
-        return httpx.create_ssl_context(verify=True, trust_env=False)
-
     async def aclose(self) -> None:
         """Give up a refresh that is under way."""
         if self._refresh is not None:
@@ -139,8 +133,8 @@ class PublishedKeys:
 
     async def _fetch_set(self) -> Mapping[str, Any]:
         if not self._url.endswith(DISCOVERY_PATH):
-            return await _fetch(self._url, self._tls)
-        configuration = await _fetch(self._url, self._tls)
+            return await _fetch(self._url)
+        configuration = await _fetch(self._url)
         if configuration.get("issuer") != self._token_issuer:
             raise JwksUnusableError("the discovery document is another issuer's")
         jwks_uri = configuration.get("jwks_uri")
@@ -148,7 +142,7 @@ class PublishedKeys:
             raise JwksUnusableError("the discovery document names no https:// jwks_uri")
         if urlsplit(self._url).scheme == "https" and urlsplit(jwks_uri).scheme != "https":
             raise JwksUnusableError("the discovery document leads from https:// to http://")
-        return await _fetch(jwks_uri, self._tls)
+        return await _fetch(jwks_uri)
 
 
 def usable_keys(document: Mapping[str, Any], algorithm: str) -> Mapping[str | None, VerificationKey]:
@@ -179,27 +173,16 @@ def usable_keys(document: Mapping[str, Any], algorithm: str) -> Mapping[str | No
     return keys
 
 
-async def _fetch(url: str, tls: ssl.SSLContext) -> Mapping[str, Any]:
-    # A client of its own: fetches are rare, and one that is cut off at the time limit takes its pool with it.
-    async with (
-        httpx.AsyncClient(
-            timeout=FETCH_SECONDS,
-            follow_redirects=False,
-            trust_env=False,
-            verify=tls,
-            headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"},
-        ) as client,
-        client.stream("GET", url) as response,
-    ):
-        if response.status_code != httpx.codes.OK:
-            raise JwksUnusableError(f"HTTP {response.status_code}")
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise JwksUnusableError("the document is compressed, though compression was not asked for")
-        body = bytearray()
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > MAX_DOCUMENT_BYTES:
-                raise JwksUnusableError(f"the document is longer than {MAX_DOCUMENT_BYTES} bytes")
+async def _fetch(url: str) -> Mapping[str, Any]:
+    # A transport of its own: fetches are rare, and keep no connection.
+    async with http_transport(connect_seconds=FETCH_SECONDS) as transport:
+        request = httpx.Request("GET", url, headers=HEADERS)
+        try:
+            status, _headers, body = await get(transport, request, most_bytes=MAX_DOCUMENT_BYTES)
+        except AnswerUnusableError as error:
+            raise JwksUnusableError(str(error)) from error
+    if status != httpx.codes.OK:
+        raise JwksUnusableError(f"HTTP {status}")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
