@@ -76,6 +76,15 @@ def test_the_settings_that_are_given_start_the_service(
     assert {name.removesuffix("_FILE").lower() for name in GIVEN[where]} <= Settings.model_fields.keys()
 
 
+@pytest.mark.parametrize("path", ["compose.yaml", "kubernetes/deployment.yaml"])
+def test_the_settings_that_wait_as_comments_are_the_services(path: str) -> None:
+    waiting = set(re.findall(r"^ *# (?:- \{ name: )?([A-Z_]+)[:,]", (DEPLOY / path).read_text(), re.MULTILINE))
+
+    assert len(waiting) == 5
+    fields = Settings.model_fields.keys()
+    assert [name for name in waiting if not {name.lower(), name.removesuffix("_FILE").lower()} & fields] == []
+
+
 @pytest.mark.parametrize("where", GIVEN)
 def test_there_is_time_to_drain_and_to_answer_before_it_is_killed(where: str) -> None:
     drain_seconds = float(GIVEN[where]["VOICEPASS_DRAIN_SECONDS"])
