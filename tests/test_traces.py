@@ -198,7 +198,7 @@ async def test_without_the_extra_the_service_serves_and_says_what_to_install(
         answer = await client.post("/v1/signed-url", headers=bearer)
 
     assert answer.status_code == 200
-    assert "voicepass[traces]" in capsys.readouterr().err
+    assert "install the extra 'traces'" in capsys.readouterr().err
 
 
 @pytest.mark.long

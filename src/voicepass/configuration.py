@@ -174,7 +174,7 @@ def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextMana
     try:
         from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
     except ImportError as error:
-        raise LedgerUnavailable(operator_note="PostgreSQL needs its driver: install voicepass[postgres]") from error
+        raise LedgerUnavailable(operator_note="PostgreSQL needs its driver: install the extra 'postgres'") from error
     return open_postgres(settings.voicepass_database_url)
 
 

@@ -89,7 +89,7 @@ async def traced() -> AsyncIterator[Sequence[Callable[[Attempt], None]]]:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError:
-        _log.warning("traces.unavailable", note="OTEL_* asks for traces: pip install 'voicepass[traces]', or unset it")
+        _log.warning("traces.unavailable", note="OTEL_* asks for traces: install the extra 'traces', or unset it")
         yield []
         return
     resource = Resource.create({"service.name": "voicepass"}).merge(OTELResourceDetector().detect())
