@@ -52,7 +52,7 @@ class Refusal(Exception):
 
 class Malformed(Refusal):
     code, status, title = "request_malformed", 400, "Not HTTP as it should be"
-    detail = "The request is not HTTP/1.1, or is HTTP that two readers could take in two ways."
+    detail = "The request is not HTTP/1.x, or is HTTP that two readers could take in two ways."
 
 
 class TokenMissing(Refusal):
