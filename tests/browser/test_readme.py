@@ -1,4 +1,4 @@
-"""The README's snippet, as it is printed, opens a conversation that stays open."""
+"""The README's snippet opens a conversation that stays open: in text, and from where the page is."""
 
 import re
 from pathlib import Path
@@ -18,18 +18,22 @@ def test_the_snippet_of_the_readme_opens_a_conversation(demo: Demo) -> None:
     snippet = (
         found[1]
         .replace('import { Conversation } from "@elevenlabs/client";', "const { Conversation } = ElevenLabsClient;")
-        .replace('import { connect } from "/v1/client.js";', 'const { connect } = await import("/v1/client.js");')
+        .replace(
+            'import { connect } from "./voicepass/client.js";', 'const { connect } = await import("/v1/client.js");'
+        )
+        .replace('"http://127.0.0.1:8000"', '""')
+        .replace("token: freshJwt,", "token: freshJwt, session: { textOnly: true },")  # no microphone here
         .replace("export ", "")
     )
     script = f"""async () => {{
         {snippet}
         const signIn = {{ method: "POST", body: JSON.stringify({{ name: "Ada" }}) }};
         const {{ token }} = await (await fetch("/demo/sign-in", signIn)).json();
-        const connection = talk(token);
+        const connection = talk(() => token);
         const conversation = await connection.connected;
         const seen = {{ id: conversation.getId(), open: conversation.isOpen() }};
         await connection.end();
-        const refused = await talk("not a token").ended;
+        const refused = await talk(() => "not a token").ended;
         return {{ ...seen, refused: refused.error.code }};
     }}"""
 
