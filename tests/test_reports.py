@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,41 +23,53 @@ class Desk:
 
     folder: Path
 
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        environment = ENVIRONMENT | {"VOICEPASS_DATABASE_URL": "sqlite:///ledger.db", "COLUMNS": "200"}
+    def __call__(
+        self, *arguments: str, code: int = 0, columns: int = 200, settings: Mapping[str, str] = ENVIRONMENT
+    ) -> str:
+        environment = {**settings, "VOICEPASS_DATABASE_URL": "sqlite:///ledger.db", "COLUMNS": str(columns)}
         ended = run(*arguments, cwd=self.folder, environment=environment)
         assert ended.returncode == code, ended.stderr
         return ended.stdout + ended.stderr
+
+    def hand_out(self, user_id: str, *, number: int, conversation_id: str) -> None:
+        """Write an open pass into the ledger."""
+
+        async def write() -> None:
+            reservation = Reservation(
+                pass_id=f"p-{number}",
+                request_id=f"r-{number}",
+                token_issuer="https://login.example",
+                user_id=user_id,
+                agent_alias="default",
+                agent_id="agent_1",
+                transport=Transport.WEBSOCKET,
+                seconds=600,
+            )
+            url = signed_url(conversation_id=conversation_id)
+            async with open_sqlite(str(self.folder / "ledger.db"), clock=time.time) as ledger:
+                await ledger.reserve(reservation, [])
+                await ledger.grant(
+                    reservation, Credential(secret=url, conversation_id=conversation_id, expires_at=None)
+                )
+
+        anyio.run(write)
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     """u-1 talked for 84 seconds, u-2 holds an open pass, =u-3 is a user id that a spreadsheet would run."""
 
-    async def live() -> None:
+    desk = Desk(tmp_path)
+    for number, user_id in enumerate(("u-1", "u-2", "=u-3"), start=1):
+        desk.hand_out(user_id, number=number, conversation_id=f"conv_{number}")
+
+    async def settle() -> None:
         async with open_sqlite(str(tmp_path / "ledger.db"), clock=time.time) as ledger:
-            for number, user_id in enumerate(("u-1", "u-2", "=u-3"), start=1):
-                reservation = Reservation(
-                    pass_id=f"p-{number}",
-                    request_id=f"r-{number}",
-                    token_issuer="https://login.example",
-                    user_id=user_id,
-                    agent_alias="default",
-                    agent_id="agent_1",
-                    transport=Transport.WEBSOCKET,
-                    seconds=600,
-                )
-                conversation_id = f"conv_{number}"
-                url = signed_url(conversation_id=conversation_id)
-                await ledger.reserve(reservation, [])
-                await ledger.grant(
-                    reservation, Credential(secret=url, conversation_id=conversation_id, expires_at=None)
-                )
             told = Settlement(conversation_id="conv_1", seconds=84, cost=12, user_id="mallory", source="webhook")
             await ledger.settle(told)
 
-    anyio.run(live)
-    return Desk(tmp_path)
+    anyio.run(settle)
+    return desk
 
 
 def test_usage_shows_who_used_most(desk: Desk) -> None:
@@ -90,6 +103,16 @@ def test_conversations_shows_the_latest_and_what_became_of_them(desk: Desk) -> N
     assert "open" in table
 
 
+def test_a_narrow_terminal_shows_the_ids_of_conversations_whole(desk: Desk) -> None:
+    conversation_id = "conv_creankcqzxcta0x522wyfzd0m1kf"  # as long as ElevenLabs makes them
+    desk.hand_out("6f1c2a34-9a6e-4a53-8b0e-2d6a6d1c7f10", number=4, conversation_id=conversation_id)
+
+    table = desk("conversations", columns=80)
+
+    assert conversation_id in table
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
 def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
     desk("export", "all.csv")
     lines = desk("export", "-", "--format", "jsonl").splitlines()
@@ -114,6 +137,23 @@ def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
     ]
     assert json.loads(desk("blocks", "--json")) == []
     assert "nothing yet" in desk("blocks")
+
+
+def test_a_block_is_told_in_a_line_and_so_is_its_end(desk: Desk) -> None:
+    assert desk("block", "agent", "default") == "blocked: agent default\n"
+    assert desk("unblock", "agent", "default") == "unblocked: agent default\n"
+    assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"
+    assert desk("block", "user", "u-1", "--issuer", "https://i.example") == "blocked: user u-1 of https://i.example\n"
+    assert desk("block", "everyone") == "blocked: everyone\n"
+
+
+def test_an_agent_that_the_policy_lacks_is_not_blocked_where_the_policy_can_be_read(desk: Desk) -> None:
+    refused = desk("block", "agent", "seler", code=2)
+    desk("block", "agent", "seler", settings=CLEAN)
+    unblocked = desk("unblock", "agent", "seler")
+
+    assert "name one of: default" in refused
+    assert unblocked == "unblocked: agent seler\n"
 
 
 @pytest.mark.parametrize("arguments", [["user"], ["everyone", "u-1"], ["agent", "a", "--issuer", "i"], ["planet", "x"]])

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -81,9 +82,15 @@ def conversations(
 ) -> None:
     """Show the latest passes, newest first, and what became of them."""
     passes = _with_ledger(lambda ledger: ledger.listed(user_id=user, most=most))
-    columns = ("issued_at", "user_id", "agent_alias", "conversation_id", "state", "seconds", "identity_mismatch")
     rows = [_row(issued) for issued in passes]
-    _show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json)
+    if not as_json:
+        columns = ("conversation_id", "user_id", "issued_at", "state", "seconds")
+        mismatches = {row["conversation_id"] for row in rows if row["identity_mismatch"]}
+        rows = [{name: row[name] for name in columns} for row in rows]
+        for row in rows:
+            row["issued_at"] = row["issued_at"].replace("T", " ")  # where a narrow terminal breaks it
+            row["state"] += " mismatch" if row["conversation_id"] in mismatches else ""
+    _show(rows, as_json=as_json)
 
 
 def export(
@@ -114,13 +121,22 @@ def export(
 def block(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     """Give no more passes to a user, for an agent, or to everyone: at once, on every instance."""
     blocked = _block(kind, key, issuer)
+    if kind is BlockKind.AGENT:
+        _check_alias(key)
     _with_ledger(lambda ledger: ledger.block(blocked))
+    typer.echo(f"blocked: {_named(blocked)}")
 
 
 def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     """Take a block back."""
     blocked = _block(kind, key, issuer)
-    _with_ledger(lambda ledger: ledger.unblock(blocked))
+
+    async def take_back(ledger: Ledger) -> bool:
+        was_blocked = blocked in await ledger.blocks()
+        await ledger.unblock(blocked)
+        return was_blocked
+
+    typer.echo(f"{'unblocked' if _with_ledger(take_back) else 'was not blocked'}: {_named(blocked)}")
 
 
 def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
@@ -138,6 +154,20 @@ def _block(kind: BlockKind, key: str, issuer: str) -> Block:
     if bool(key) == (kind is BlockKind.EVERYONE) or (issuer and kind is not BlockKind.USER):
         raise typer.BadParameter("name a user or an agent, or nobody with 'everyone'; --issuer is for a user")
     return Block(kind=kind, key=key, token_issuer=issuer)
+
+
+def _check_alias(alias: str) -> None:
+    try:
+        aliases = configure(load_settings()).policy.agents
+    except SettingsRefusedError:  # an off switch works without the service's secrets
+        return
+    if alias not in aliases:
+        raise typer.BadParameter(f"no such agent; name one of: {', '.join(aliases)}", param_hint="KEY")
+
+
+def _named(blocked: Block) -> str:
+    issuer = f"of {blocked.token_issuer}" if blocked.token_issuer else ""
+    return " ".join(part for part in (blocked.kind.value, blocked.key, issuer) if part)
 
 
 def _with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
@@ -191,7 +221,9 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if not rows:
         typer.echo("nothing yet")
         return
-    table = Table(*rows[0])
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name == "conversation_id")  # it is there to be copied
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(markup=False, emoji=False).print(table)  # an id may be anything, markup too
