@@ -16,6 +16,7 @@ PASTED = [
     ("code 3000", "not_authorized", ""),
     ("3008", "concurrency_reached", ""),
     ("1000", "ended", ""),
+    ("1005", "no_code", ""),
     ("1006", "no_goodbye", ""),
     ("Agent has exceeded its daily call limit of 100000", "daily_limit_reached", ""),
     ("Host app.example is not allowed to connect to this agent", "host_not_allowed", "app.example"),
@@ -27,6 +28,7 @@ PASTED = [
     ("HTTP 503", "elevenlabs_unavailable", ""),
     ("HTTP 429 too_many_concurrent_requests", "concurrency_reached", ""),
     ('{"code":"token_expired","status":401}', "voicepass_refused", "Token expired"),
+    ("agent_not_allowed", "voicepass_refused", "Agent not allowed"),
     ("Failed to load the rawAudioProcessor worklet module", "worklet_blocked", ""),
 ]  # fmt: skip
 
@@ -45,6 +47,13 @@ def test_what_is_known_is_explained(pasted: str, cause: str, said: str) -> None:
 )
 def test_what_is_not_known_is_not_guessed(pasted: str) -> None:
     assert explain(pasted) is None
+
+
+def test_a_code_alone_is_not_quoted_back() -> None:
+    finding = explain("1008\n")
+
+    assert finding is not None
+    assert "1008" not in finding.says
 
 
 def test_every_close_of_the_emulator_is_known() -> None:

@@ -52,6 +52,7 @@ SYMPTOMS: Final = (
     Symptom(1000, "", "ended"),
     Symptom(1001, "", "went_away"),
     Symptom(1002, "", "operation_failed"),
+    Symptom(1005, "", "no_code"),
     Symptom(1006, "", "no_goodbye"),
     Symptom(1008, "", "contract_broken"),
     Symptom(1011, "", "internal_error"),
@@ -79,6 +80,7 @@ _BY_REFUSAL: Final[Mapping[type[ElevenLabsRefusal], str]] = {
     errors.Unavailable: "elevenlabs_unavailable",
     errors.Timeout: "elevenlabs_unavailable",
 }
+_OUR_REFUSALS: Final = {kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")}
 _USUAL_FACTS: Final = {
     "place": "settings",
     "names": "a variable",
@@ -114,7 +116,10 @@ def explain(pasted: str) -> Finding | None:
     if (body := _json_object(pasted)) is not None:
         return _of_body(body, pasted.partition("{")[0])
     code, status = _CLOSE_CODE.search(pasted), _STATUS.search(pasted)
-    closing = of_closing(int(code[1]) if code else 0, pasted)
+    if (ours := _OUR_REFUSALS.get(pasted.strip())) is not None:
+        return found("voicepass_refused", title=ours.title, detail=ours.detail)
+    reason = "" if code and code[1] == pasted.strip() else pasted
+    closing = of_closing(int(code[1]) if code else 0, reason)
     if closing.cause != "unknown_closing":
         return closing
     if vendor_code := next((name for name in _BY_VENDOR_CODE if name in pasted), None):
@@ -126,8 +131,7 @@ def explain(pasted: str) -> Finding | None:
 
 def _of_body(body: Mapping[str, object], before: str) -> Finding | None:
     """Read a problem of ours, an error of ElevenLabs, or what onDisconnect was given."""
-    ours = {kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")}.get(str(body.get("code")))
-    if ours is not None:
+    if (ours := _OUR_REFUSALS.get(str(body.get("code")))) is not None:
         return found("voicepass_refused", title=ours.title, detail=ours.detail)
     if "detail" in body:
         status = _STATUS.search(before)
