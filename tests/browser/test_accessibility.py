@@ -89,8 +89,6 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
           - heading "Sign in" [level=2]
           - textbox "Your name"
           - button "Sign in"
-        - region "Pass":
-          - heading "Pass" [level=2]
         - region "Conversation":
           - heading "Conversation" [level=2]
           - group "Mode":
@@ -103,6 +101,8 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
           - textbox "Message" [disabled]
           - button "Send" [disabled]
           - group: Faults
+        - region "Pass":
+          - heading "Pass" [level=2]
         - region "Products":
           - heading "Products" [level=2]
         - region "Before / After":

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Demo
+from tests.browser.conftest import Demo, OpenDemo
 
 pytestmark = pytest.mark.browser
 
@@ -39,6 +39,17 @@ def test_the_conversation_on_the_line_is_the_one_on_the_pass(used_demo: Demo) ->
 
     expect(demo.voice_pass).to_contain_text(shown)
     assert parse_qs(urlsplit(demo.sockets[-1].url).query)["conversation_id"] == [shown]
+
+
+def test_on_a_narrow_screen_a_conversation_that_starts_is_in_view(open_demo: OpenDemo) -> None:
+    demo = open_demo(width=390)
+    demo.sign_in()
+
+    demo.start()
+
+    expect(demo.status).to_be_in_viewport(ratio=1)
+    expect(demo.transcript.get_by_text("Hello Ada!")).to_be_in_viewport(ratio=1)
+    expect(demo.message).to_be_in_viewport(ratio=1)
 
 
 def test_a_second_conversation_gets_a_pass_of_its_own(used_demo: Demo) -> None:
@@ -96,16 +107,26 @@ def test_signing_out_hangs_up_and_forgets_the_pass(used_demo: Demo) -> None:
         demo.sockets[-1].wait_for_event("close")
 
 
-def test_the_pass_masks_its_signature_and_counts_down(demo_in_own_time: Demo) -> None:
+def test_a_pass_counts_down_until_it_is_used(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
     demo.sign_in()
-    demo.start()
+    demo.break_the_pass("Tampered with")
+    demo.button("Start conversation").click()
     timer = demo.page.get_by_role("timer", name="Time left")
     expect(timer).to_have_text(re.compile(r"^(15:00|14:5\d)$"))
     at_first = timer.inner_text()
 
     demo.wait(2)
     expect(timer).not_to_have_text(at_first)
+
+    demo.break_the_pass("None, a good pass")
+    demo.start()
+    expect(timer).to_have_count(0)
+
+
+def test_the_page_masks_the_signature_of_a_pass(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
 
     signature = parse_qs(urlsplit(demo.sockets[0].url).query)["conversation_signature"][0]
     expect(demo.voice_pass).to_contain_text("cvtkn_••••")

@@ -1,7 +1,5 @@
 """A pass that is broken in one way only is refused, and the page says how."""
 
-import re
-
 import pytest
 from playwright.sync_api import expect
 
@@ -49,7 +47,7 @@ def test_a_voice_conversation_is_refused_in_the_same_words(used_demo: Demo) -> N
     demo.page.get_by_role("radio", name="Text").check()
 
 
-def test_an_expired_pass_has_no_time_left_and_the_next_one_is_fresh(used_demo: Demo) -> None:
+def test_an_expired_pass_has_no_time_left_and_the_next_one_is_good(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.break_the_pass("Expired")
@@ -62,5 +60,5 @@ def test_an_expired_pass_has_no_time_left_and_the_next_one_is_fresh(used_demo: D
     demo.break_the_pass("None, a good pass")
     demo.start()
 
-    expect(timer).to_have_text(re.compile(r"^1[45]:"))
     expect(demo.voice_pass).to_contain_text("Used")
+    expect(timer).to_have_count(0)

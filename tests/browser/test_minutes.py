@@ -22,7 +22,7 @@ def signed_in(demo: Demo) -> str:
 
 
 def expect_used(demo: Demo, time: str) -> None:
-    expect(demo.minutes).to_have_attribute("aria-valuetext", re.compile(f"^{time} of 5:00 used$"))
+    expect(demo.minutes).to_have_attribute("aria-valuetext", re.compile(f"^{time} of 5:00 used or set aside$"))
 
 
 def test_a_pass_sets_a_minute_aside_and_the_end_gives_back_what_was_not_used(used_demo: Demo) -> None:

@@ -106,7 +106,7 @@ def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_wo
         "Disconnected quota_exceeded The minutes of conversation are used up. Wait until the reset."
     )
     expect(hint(demo)).to_have_text(re.compile(r"^Resets (tomorrow|on [\w ]+) at \d\d:\d\d\. If you ask for help, say"))
-    expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used")
+    expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used or set aside")
 
 
 def test_while_elevenlabs_is_down_the_page_waits_as_it_was_told(demo_in_world: Demo, world: World) -> None:

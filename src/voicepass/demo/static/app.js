@@ -193,7 +193,7 @@ function drawMinutes() {
   const { used, most, resetsAt, aside, note } = minutes;
   const spent = used >= most;
   $("minutes").dataset.state = spent ? "spent" : "counted";
-  $("minutes-used").textContent = `${clock(used)} of ${clock(most)} used`;
+  $("minutes-used").textContent = `${clock(used)} of ${clock(most)} used or set aside`;
   $("minutes-note").textContent =
     (aside && `${clock(aside)} of it is set aside for this pass until it is known what it used.`) ||
     (spent && `Minutes come back ${when(resetsAt)}, or when a pass lapses unused.`) ||
@@ -368,6 +368,8 @@ function start() {
   const isLive = () => live === attempt && attempt.session;
   $("log").replaceChildren();
   $("status").dataset.conversationId = "";
+  // In one column, the transcript is below the fold.
+  if (!matchMedia("(min-width: 58rem)").matches) $("conversation").scrollIntoView({ block: "nearest" });
   attempt.connection = connect(faulty($("fault").value), {
     agent: "default",
     token: async () => {
@@ -491,7 +493,7 @@ async function after() {
         const item = trace("good last", "");
         const count = () => {
           const seconds = Math.round((Date.now() - opened) / 1000);
-          item.textContent = `Still open after ${seconds} s, ${pings} pings answered. The console stays empty.`;
+          item.textContent = `Still open after ${seconds} s, ${pings} ${pings === 1 ? "ping" : "pings"} answered. The console stays empty.`;
         };
         // Counting aloud every second would drown a screen reader.
         item.setAttribute("aria-live", "off");
