@@ -98,6 +98,33 @@ async def test_a_redirect_is_an_answer_like_any_other() -> None:
     assert answer.status == 302
 
 
+@pytest.mark.parametrize("answer", [http(200, b"1"), b"HTTP/1.1 204 X\r\n\r\n"])
+async def test_what_nobody_asked_for_is_nobodys_answer(answer: bytes) -> None:
+    connections = 0
+
+    async def say_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await asked(reader)
+        writer.write(answer)
+        await writer.drain()
+        await said.wait()
+        writer.write(http(200, b"more"))
+        await reader.read()
+
+    async with listening(say_more) as base_url, http_transport(connect_seconds=5) as transport:
+        answers = []
+        for _ in range(3):
+            said = asyncio.Event()
+            async with asyncio.timeout(5):
+                answers.append((await get(transport, httpx.Request("GET", base_url), most_bytes=100)).body)
+            said.set()
+            await asyncio.sleep(0.05)
+
+    assert answers == [answer.partition(b"\r\n\r\n")[2]] * 3
+    assert connections == 3
+
+
 async def test_any_transport_of_httpx_will_do() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"asked": request.headers["xi-api-key"]})

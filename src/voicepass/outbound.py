@@ -12,6 +12,9 @@ from typing import Final, NamedTuple, cast
 import aiohttp
 import certifi
 import httpx
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -42,7 +45,7 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
     """
     return _Aiohttp(
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_trusting(), limit=0, keepalive_timeout=IDLE_SECONDS),
+            connector=_Connector(ssl=_trusting(), limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
             skip_auto_headers=(*HEADERS, "content-type"),
@@ -86,6 +89,16 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
         if len(body) > most_bytes:
             raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes")
     return bytes(body)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's, but it keeps no connection that speaks before it is asked."""
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        # aiohttp looks only when it puts a connection by: what comes later would be the answer to the next request.
+        while (kept := await super()._get(key, traces)) and kept.protocol and kept.protocol.should_close:
+            kept.close()
+        return kept
 
 
 async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
