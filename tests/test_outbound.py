@@ -1,6 +1,9 @@
 """The HTTP client at its edges: whom it trusts, what it takes in, and how its process ends."""
 
 import asyncio
+import contextlib
+import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +32,21 @@ async def main():
                 print(answer.status)
             except httpx.HTTPError as error:
                 print(type(error).__name__)
+
+asyncio.run(main())
+"""
+
+GIVEN_UP = """
+import asyncio, contextlib, sys
+import httpx
+from voicepass.outbound import AnswerUnusableError, get, http_transport
+
+async def main():
+    async with http_transport(connect_seconds=5) as transport:
+        with contextlib.suppress(TimeoutError, AnswerUnusableError):
+            async with asyncio.timeout(1):
+                await get(transport, httpx.Request("GET", sys.argv[1]), most_bytes=100)
+        await asyncio.to_thread(sys.stdin.read)
 
 asyncio.run(main())
 """
@@ -96,6 +114,26 @@ async def test_a_redirect_is_an_answer_like_any_other() -> None:
         answer = await get(transport, httpx.Request("GET", base_url), most_bytes=100)
 
     assert answer.status == 302
+
+
+@pytest.mark.parametrize("answer", [b"", http(200, b"x" * 200)[:-1]])
+def test_a_call_that_is_given_up_hangs_up_though_its_peer_says_no_goodbye(tmp_path: Path, answer: bytes) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(self_signed())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-c", GIVEN_UP, url]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env={"SSL_CERT_FILE": str(roots)})
+        stack.callback(process.communicate)  # its input ends, and so does it
+        line = stack.enter_context(tls().wrap_socket(listener.accept()[0], server_side=True))
+        line.recv(65_536)
+        line.sendall(answer)
+        hung_up = select.poll()
+        hung_up.register(line, select.POLLRDHUP)
+
+        assert hung_up.poll(5_000) != []
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("answer", [http(200, b"1"), b"HTTP/1.1 204 X\r\n\r\n"])

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, cast
 import aiohttp
 import certifi
 import httpx
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -92,13 +93,18 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's, but it keeps no connection that speaks before it is asked."""
+    """aiohttp's, but what it does not keep it drops at once, and it keeps none that speaks before it is asked."""
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         # aiohttp looks only when it puts a connection by: what comes later would be the answer to the next request.
         while (kept := await super()._get(key, traces)) and kept.protocol and kept.protocol.should_close:
             kept.close()
         return kept
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        if should_close or protocol.should_close:
+            protocol.abort()  # to close TLS would take until the peer has said goodbye too, or half a minute
+        super()._release(key, protocol, should_close=should_close)
 
 
 async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
