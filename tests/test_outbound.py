@@ -6,6 +6,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -114,6 +115,20 @@ async def test_a_redirect_is_an_answer_like_any_other() -> None:
         answer = await get(transport, httpx.Request("GET", base_url), most_bytes=100)
 
     assert answer.status == 302
+
+
+async def test_a_name_that_does_not_resolve_is_waited_for_no_longer_than_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_more: over.wait())
+
+    try:
+        async with http_transport(connect_seconds=0.1) as transport, asyncio.timeout(5):
+            with pytest.raises(httpx.ConnectTimeout):
+                await get(transport, httpx.Request("GET", UPSTREAM), most_bytes=100)
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("answer", [b"", http(200, b"x" * 200)[:-1]])

@@ -42,13 +42,14 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
 
     No redirect is followed, for it would carry `xi-api-key` to another origin. No proxy is taken from the environment.
     Certificates are verified against the system's roots (or SSL_CERT_FILE) and certifi's, so an image without any will
-    do. Only to connect has a time limit of its own; a call that is cancelled gives its connection up at once.
+    do. Only to connect, its name's lookup included, has a time limit of its own; a call that is cancelled gives its
+    connection up at once.
     """
     return _Aiohttp(
         aiohttp.ClientSession(
             connector=_Connector(ssl=_trusting(), limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
             skip_auto_headers=(*HEADERS, "content-type"),
             middlewares=[_once],
             auto_decompress=False,
