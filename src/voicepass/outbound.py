@@ -94,7 +94,10 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's, but what it does not keep it drops at once, and it keeps none that speaks before it is asked."""
+    """aiohttp's, but what it does not keep it drops at once, and it keeps none that speaks before it is asked.
+
+    What it overrides is aiohttp's own affair: hence the narrow bound on its version.
+    """
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         # aiohttp looks only when it puts a connection by: what comes later would be the answer to the next request.
