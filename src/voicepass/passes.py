@@ -36,7 +36,7 @@ class VoiceProvider(Protocol):
 
 
 class Ledger(Protocol):
-    """Every method raises LedgerUnavailable when its row is not durable."""
+    """Every method raises LedgerUnavailable where it was not done; what `grant` has done survives a power cut."""
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
         """Count one more pass, or raise UserBlocked or LimitReached; then nothing is counted."""
