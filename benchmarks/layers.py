@@ -41,6 +41,7 @@ RUNGS: Final = {
     "client": "+ ElevenLabs asked, its answer checked (`elevenlabs`)",
     "observers": "+ log line and metrics (`observe`): all of it",
 }
+OURS: Final = "/src/voicepass/"
 PACKAGES: Final = {
     "starlette": "fastapi, starlette",
     "fastapi": "fastapi, starlette",
@@ -170,21 +171,20 @@ def shares(stats: pstats.Stats) -> list[dict[str, str]]:
     """Tabulate whose code the event loop's time went to; what is written in C counts for whoever called it."""
     seconds: dict[str, float] = defaultdict(float)
     for (file, _line, _name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
-        if file == "~":
-            for (caller, _, _), (_, _, part, _) in callers.items():
-                seconds[_owner(caller)] += part
-        else:
-            seconds[_owner(file)] += own
-    total = sum(seconds.values())
-    return [
-        {"whose code": owner, "share": f"{part / total:.1%}"}
-        for owner, part in sorted(seconds.items(), key=lambda each: -each[1])
-        if part > total / 100
-    ]
+        parts = (
+            [(caller, part) for (caller, _, _), (_, _, part, _) in callers.items()] if file == "~" else [(file, own)]
+        )
+        for whose, part in parts:
+            seconds[_owner(whose)] += part
+            if OURS in whose:
+                seconds[f"of that, `{whose.rpartition(OURS)[2].removesuffix('.py')}`"] += part
+    total = sum(part for owner, part in seconds.items() if not owner.startswith("of that"))
+    ranked = sorted(seconds.items(), key=lambda each: -each[1])
+    return [{"whose code": owner, "share": f"{part / total:.1%}"} for owner, part in ranked if part > total / 100]
 
 
 def _owner(file: str) -> str:
-    if "/src/voicepass/" in file:
+    if OURS in file:
         return "voicepass"
     package = file.rpartition("/site-packages/")[2].partition("/")[0] if "/site-packages/" in file else ""
     return PACKAGES.get(package, package) or "Python's own library"
