@@ -102,6 +102,8 @@ def rung() -> ASGIApp:
                     policy=real._policy,
                     provider=real._provider if "client" in layers else AtOnce(),
                     ledger=real._ledger if "ledger" in layers else NoLedger(),
+                    open_passes=real._open_passes,
+                    seal=real._seal,
                     observers=real._observers if "observers" in layers else (),
                 )
                 if "passes" in layers

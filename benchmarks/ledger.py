@@ -28,7 +28,9 @@ from typing import Final, NamedTuple
 import psycopg
 import uvloop
 
-from benchmarks.ports import ISSUER, AtOnce, NoLedger, Stranger
+from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger
+from voicepass.elevenlabs import Workspace
+from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
@@ -53,6 +55,7 @@ Table = list[dict[str, object]]
 ROUNDS: Final = 10  # of all cases in turn, so that a slow moment of the machine slows them all
 PASSES_OF_A_USER: Final = 20  # in 60 days; half of them in the longest window
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenlabs.io")
+SEALS: Final = Seals([Workspace(base_url=AGENT.base_url, api_keys=["sk_benchmark"])])
 LIMITS: Final = LimitTables().limits()  # the five of each user, which are on from the start
 MINUTES_OF_ALL: Final = (*LIMITS, *LimitsEntry(minutes_per_month=MAX_AMOUNT).limits(Scope.ALL))
 
@@ -158,7 +161,15 @@ def postgres_server(directory: Path) -> Iterator[str]:
 def issuing(ledger: LedgerPort) -> Work:
     """Issue a pass: all that the service does but HTTP, the token's check and the call to ElevenLabs."""
     policy = Policy({AGENT.alias: AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS)
-    passes = Passes(authenticator=Stranger(), policy=policy, provider=AtOnce(), ledger=ledger, observers=())
+    passes = Passes(
+        authenticator=Stranger(),
+        policy=policy,
+        provider=AtOnce(),
+        ledger=ledger,
+        open_passes=NeverAtALimit(),
+        seal=SEALS.seal,
+        observers=(),
+    )
     request = PassRequest(request_id="r", credentials=Credentials(), alias=AGENT.alias, transport=Transport.WEBSOCKET)
 
     async def issue() -> float:

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
+from voicepass.errors import LimitReached
 from voicepass.model import Agent, Credential, Credentials, Limit, Reservation, Transport, User
 
 ISSUER: Final = "https://login.example"
@@ -13,8 +14,18 @@ class NoLedger:
     """Says yes to everything and keeps nothing."""
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None: ...
-    async def grant(self, reservation: Reservation, credential: Credential, /) -> None: ...
+    async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None: ...
     async def release(self, reservation: Reservation, /) -> None: ...
+
+
+class NeverAtALimit:
+    """What looks up open passes, for users whom no limit refuses."""
+
+    async def look_up(self, _reservation: Reservation, _limit: Limit, /) -> bool:
+        return False
+
+    async def reissue(self, _reservation: Reservation, _agent: Agent, refusal: LimitReached, /) -> Credential:
+        raise refusal
 
 
 class Stranger:
@@ -29,4 +40,4 @@ class AtOnce:
 
     async def credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
         conversation_id = f"conv_{uuid.uuid4().hex}"
-        return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=None)
+        return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=2e9)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 import respx
+import structlog
 from jose import jwt
 from pydantic import SecretStr
 from respx.mocks import AbstractRequestMocker
@@ -24,12 +25,23 @@ AUDIENCE = "voicepass"
 UPSTREAM = "https://api.elevenlabs.io"
 SIGNED_URL_PATH = "/v1/convai/conversation/get-signed-url"
 
+_configure_structlog = structlog.configure  # before CanaryLog stands in front of it
+
 MakeToken = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a test set up of structlog, such as a level, so that the next one sees its lines."""
+    before = structlog.get_config()
+    yield
+    if structlog.get_config() != before:
+        _configure_structlog(**before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,6 +55,7 @@ SETTLED = IssuedPass(
     granted_at=0.0,
     conversation_id="conv_1",
     credential_sha256="0",
+    opened_at=None,
     settled_at=90.0,
     settled_by="webhook",
     cost=1,
@@ -141,7 +142,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
         ledger=LedgerMetrics(ledger=TurnedLedger(), ticks=Ticks()),
     )
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
-    count(attempt(conversation_id=None, steps=[Step("verify")]))
+    count(attempt(conversation_id=None, steps=[Step("verify")], is_reissued=True))
     settle(SETTLED)
     labels: dict[str, set[str]] = defaultdict(set)
     types = {}

@@ -1,7 +1,7 @@
 """The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -9,9 +9,12 @@ from voicepass.errors import (
     AgentNotAllowed,
     BadAnswer,
     LedgerUnavailable,
+    LimitReached,
+    QuotaExceeded,
     RateLimited,
     Refusal,
     TokenInvalid,
+    TooManyConversations,
     Unavailable,
     UserBlocked,
 )
@@ -36,13 +39,22 @@ pytestmark = pytest.mark.anyio
 AGENT = Agent(alias="default", agent_id="agent_1", base_url="https://x")
 CREDENTIALS = Credentials(authorization=("Bearer t",))
 CREDENTIAL = Credential(secret="wss://x/?s=1", conversation_id="conv_1", expires_at=900.0)
+SEALED = b"sealed"
 LIMITS = (Limit(name="n", scope=Scope.USER, counted=Counted.PASSES, most=1, window_seconds=60),)
 
 
 class Ports:
     """All three ports at once; each call is noted, and `failing` names those that raise."""
 
-    def __init__(self, failing: dict[str, BaseException] | None = None) -> None:
+    def __init__(
+        self,
+        failing: Mapping[str, BaseException | list[BaseException]] | None = None,
+        *,
+        lookup_changes: bool = True,
+        unopened: Credential | None = None,
+    ) -> None:
+        self._lookup_changes = lookup_changes
+        self._unopened = unopened
         self.calls: list[str] = []
         self.reservations: list[Reservation] = []
         self.attempts: list[Attempt] = []
@@ -63,18 +75,37 @@ class Ports:
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
         return CREDENTIAL
 
-    async def grant(self, reservation: Reservation, credential: Credential) -> None:
+    async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None) -> None:
         self._note("grant")
-        assert (reservation, credential) == (self.reservations[-1], CREDENTIAL)
+        assert (reservation, credential, sealed) == (self.reservations[-1], CREDENTIAL, SEALED)
 
     async def release(self, reservation: Reservation) -> None:
         self._note("release")
         assert reservation == self.reservations[-1]
 
+    async def look_up(self, reservation: Reservation, limit: Limit) -> bool:
+        self._note("look_up")
+        assert (reservation, limit) == (self.reservations[-1], LIMITS[0])
+        return self._lookup_changes
+
+    async def reissue(self, reservation: Reservation, agent: Agent, refusal: LimitReached) -> Credential:
+        self._note("reissue")
+        assert (reservation, agent) == (self.reservations[-1], AGENT)
+        if self._unopened is None:
+            raise refusal
+        return self._unopened
+
+    def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes:
+        assert (agent, pass_id, credential) == (AGENT, self.reservations[-1].pass_id, CREDENTIAL)
+        return SEALED
+
     def _note(self, call: str) -> None:
         self.calls.append(call)
-        if call in self._failing:
-            raise self._failing[call]
+        failure = self._failing.get(call)
+        if isinstance(failure, list):
+            failure = failure.pop(0) if failure else None
+        if failure is not None:
+            raise failure
 
 
 def passes(ports: Ports) -> Passes:
@@ -83,6 +114,8 @@ def passes(ports: Ports) -> Passes:
         policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS, 600),
         provider=ports,
         ledger=ports,
+        open_passes=ports,
+        seal=ports.seal,
         observers=[ports.attempts.append],
     )
 
@@ -162,3 +195,58 @@ async def test_an_attempt_is_observed_and_given_back_whatever_happens(error: Bas
     assert ports.calls[-1] == "release"
     assert [attempt.outcome for attempt in ports.attempts] == [outcome]
     assert ports.attempts[0].user is not None
+
+
+def reached(kind: type[LimitReached]) -> LimitReached:
+    refusal = kind(operator_note="the limit n is reached")
+    refusal.limit_name = "n"
+    return refusal
+
+
+@pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
+async def test_before_a_user_is_refused_what_is_open_is_looked_up_and_the_ledger_decides_once_more(
+    kind: type[LimitReached],
+) -> None:
+    ports = Ports({"reserve": [reached(kind)]})
+
+    voice_pass = await passes(ports).issue(asked())
+
+    assert ports.calls == ["authenticate", "reserve", "look_up", "reserve", "credential", "grant"]
+    assert voice_pass.credential is CREDENTIAL
+    assert [(attempt.outcome, attempt.is_reissued) for attempt in ports.attempts] == [("granted", False)]
+    (attempt,) = ports.attempts
+    assert [step.name for step in attempt.steps] == ["verify", "reserve", "lookup", "reserve", "upstream", "grant"]
+
+
+@pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
+async def test_a_user_who_is_at_the_limit_gets_the_unopened_pass_again(kind: type[LimitReached]) -> None:
+    unopened = Credential(secret="wss://x/?s=0", conversation_id="conv_0", expires_at=800.0)
+    ports = Ports({"reserve": [reached(kind), reached(kind)]}, unopened=unopened)
+
+    voice_pass = await passes(ports).issue(asked())
+
+    assert ports.calls == ["authenticate", "reserve", "look_up", "reserve", "reissue"]
+    assert voice_pass.credential is unopened
+    assert [(attempt.outcome, attempt.is_reissued, attempt.conversation_id) for attempt in ports.attempts] == [
+        ("granted", True, "conv_0")
+    ]
+    assert ports.attempts[0].credential_sha256 == unopened.sha256
+
+
+async def test_a_lookup_that_changed_nothing_is_not_followed_by_another_decision() -> None:
+    ports = Ports({"reserve": reached(TooManyConversations)}, lookup_changes=False)
+
+    with pytest.raises(TooManyConversations):
+        await passes(ports).issue(asked())
+
+    assert ports.calls == ["authenticate", "reserve", "look_up", "reissue"]
+    assert [attempt.outcome for attempt in ports.attempts] == ["too_many_conversations"]
+
+
+async def test_a_ledger_that_fails_in_the_lookup_fails_closed() -> None:
+    ports = Ports({"reserve": reached(TooManyConversations), "look_up": LedgerUnavailable()})
+
+    with pytest.raises(LedgerUnavailable):
+        await passes(ports).issue(asked())
+
+    assert ports.calls == ["authenticate", "reserve", "look_up", "release"]

@@ -18,6 +18,7 @@ from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.draining import Draining
 from voicepass.elevenlabs import ElevenLabs
+from voicepass.elevenlabs.sealing import Seals
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
 from voicepass.logs import configure_logging
@@ -27,7 +28,11 @@ from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
 from voicepass.readiness import Readiness
 from voicepass.settings import Settings, load_settings
-from voicepass.settlement import Reconciler, Settlements, Webhook
+from voicepass.settlement import Settlements
+from voicepass.settlement.lookup import OpenPasses
+from voicepass.settlement.reconciler import Reconciler
+from voicepass.settlement.retention import Retention
+from voicepass.settlement.webhook import Webhook
 from voicepass.traces import traced
 from voicepass.warm import WarmStore
 
@@ -117,25 +122,42 @@ def _lifespan(
             app.state.readiness = Readiness(
                 {"ledger": ledger.check, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
             )
+            settlements = Settlements(
+                ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)], clock=time.time
+            )
+            seals = Seals(configuration.workspaces)
+            base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in configuration.policy.agents.values()}
+            open_passes = OpenPasses(
+                ledger=ledger,
+                provider=provider,
+                settlements=settlements,
+                seals=seals,
+                base_urls=base_urls,
+                deadline_seconds=deadline_seconds,
+                clock=time.time,
+                ticks=time.monotonic,
+            )
+            stack.push_async_callback(open_passes.aclose)
             app.state.passes = Passes(
                 authenticator=app.state.authenticator,
                 policy=configuration.policy,
                 provider=source,
                 ledger=ledger,
+                open_passes=open_passes,
+                seal=seals.seal,
                 observers=[AttemptLog(), AttemptMetrics(registry=registry), *await stack.enter_async_context(traced())],
             )
             stack.push_async_callback(app.state.passes.aclose)
-            settlements = Settlements(ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)])
             app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
+            keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
+            await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).running())
             if settings.voicepass_reconcile_seconds:
-                agents = [rules.agent for rules in configuration.policy.agents.values()]
                 reconciler = Reconciler(
                     ledger=ledger,
                     provider=provider,
                     settlements=settlements,
-                    base_urls={agent.agent_id: agent.base_url for agent in agents},
+                    base_urls=base_urls,
                     every_seconds=settings.voicepass_reconcile_seconds,
-                    keep_seconds=settings.voicepass_retention_days * 24 * 60 * 60,
                     clock=time.time,
                 )
                 await stack.enter_async_context(reconciler.running())

@@ -106,6 +106,7 @@ class LimitReached(Refusal):
     """A limit of the policy is reached. `resets_at`: seconds since the epoch, from when a new try can succeed."""
 
     resets_at: float = 0.0
+    limit_name: str = ""
 
 
 class RateLimited(LimitReached):

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import Attempt, IssuedPass, Standing, Transport
 
-STEPS: Final = ("verify", "reserve", "warm", "upstream", "grant", "release")
+STEPS: Final = ("verify", "reserve", "lookup", "warm", "upstream", "grant", "release")
 
 LOOK_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
@@ -64,6 +64,12 @@ class AttemptMetrics:
         # To look a label up takes longer than to count.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
         self._steps = {step: steps.labels(step) for step in STEPS}
+        self._reissued = Counter(
+            "voicepass_passes_reissued",
+            "Unopened passes returned again to a user who was at a limit",
+            ["transport"],
+            registry=registry,
+        )
         self._unbound = Counter(
             "voicepass_conversation_id_missing",
             "Passes granted though ElevenLabs named no conversation",
@@ -77,12 +83,14 @@ class AttemptMetrics:
         self._seconds[attempt.transport].observe(attempt.duration_seconds)
         for step in attempt.steps:
             self._steps[step.name].observe(step.seconds)
+        if attempt.outcome == "granted" and attempt.is_reissued:
+            self._reissued.labels(transport).inc()
         if attempt.outcome == "granted" and attempt.conversation_id is None:
             self._unbound.labels(transport).inc()
 
 
 class SettlementMetrics:
-    """Counts settlements. The label is bounded: `webhook` or `reconciler`."""
+    """Counts settlements. The label is bounded: `webhook`, `reconciler` or `lookup`."""
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
         self._settled = Counter("voicepass_settlements", "Conversations settled", ["source"], registry=registry)

@@ -3,7 +3,7 @@
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -192,6 +192,8 @@ class IssuedPass:
     granted_at: float | None
     conversation_id: str | None
     credential_sha256: str | None
+    opened_at: float | None
+    """When its conversation began, as ElevenLabs says; None while nobody is known to have opened it."""
     settled_at: float | None
     settled_by: str | None
     cost: int | None
@@ -206,6 +208,40 @@ class IssuedPass:
     def lag_seconds(self) -> float:
         """From the pass to its settlement, without the conversation itself."""
         return max(0.0, (self.settled_at or self.reserved_at) - self.reserved_at - self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPass:
+    """A pass that nobody is known to have opened, with its credential sealed under the workspace's API key."""
+
+    pass_id: str
+    sealed: bytes = field(repr=False)
+
+
+class Turn(StrEnum):
+    """Whose turn it is to look up what a user has open."""
+
+    OURS = "ours"
+    RUNNING = "running"
+    """Another caller asks at the moment, or a pass of the user is about to be granted."""
+    PAUSED = "paused"
+    """The last lookup freed nothing, a moment ago."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupTurn:
+    """Whether this caller may ask ElevenLabs now, and about which passes."""
+
+    turn: Turn
+    passes: Sequence[IssuedPass] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Which part of an agent's list of conversations to read: those that began from `since` to `until`."""
+
+    since: float
+    until: float
 
 
 class BlockKind(StrEnum):
@@ -272,6 +308,8 @@ class Attempt:
     conversation_id: str | None = None
     credential_sha256: str | None = None
     is_warm: bool = False
+    is_reissued: bool = False
+    """Whether it got an unopened pass of its user again."""
     outcome: str = "internal_error"
     is_operators_fault: bool = False
     operator_note: str = ""
@@ -279,6 +317,11 @@ class Attempt:
     began: float = field(default_factory=time.monotonic)
     duration_seconds: float = 0.0
     steps: list[Step] = field(default_factory=list)
+
+    def note_credential(self, credential: Credential) -> None:
+        """Note which credential the attempt got; its secret only as a hash."""
+        self.conversation_id, self.is_warm = credential.conversation_id, credential.is_warm
+        self.credential_sha256 = credential.sha256
 
     def step(self, name: str) -> Step:
         """Time a part: `with attempt.step("verify"): …`."""

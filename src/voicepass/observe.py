@@ -24,7 +24,13 @@ class AttemptLog:
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
         }
         if attempt.outcome == "granted":
-            self._log.info("pass.granted", credential_sha256=attempt.credential_sha256, warm=attempt.is_warm, **fields)
+            self._log.info(
+                "pass.granted",
+                credential_sha256=attempt.credential_sha256,
+                warm=attempt.is_warm,
+                reissued=attempt.is_reissued,
+                **fields,
+            )
             if attempt.conversation_id is None:
                 self._log.warning(
                     "conversation_id.missing",

@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
-from voicepass.errors import InternalError, LedgerUnavailable, LimitReached, Refusal, UserBlocked
+from voicepass.errors import (
+    InternalError,
+    LedgerUnavailable,
+    LimitReached,
+    QuotaExceeded,
+    Refusal,
+    TooManyConversations,
+    UserBlocked,
+)
 from voicepass.model import (
     Agent,
     Attempt,
@@ -41,10 +49,24 @@ class Ledger(Protocol):
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
         """Count one more pass, or raise UserBlocked or LimitReached; then nothing is counted."""
 
-    async def grant(self, reservation: Reservation, credential: Credential, /) -> None:
+    async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
         """Bind the conversation to its user, or raise BadAnswer where it is someone else's."""
 
     async def release(self, reservation: Reservation, /) -> None: ...
+
+
+class OpenPasses(Protocol):
+    """What a user really has open, by ElevenLabs' word. Every method raises LedgerUnavailable."""
+
+    async def look_up(self, reservation: Reservation, limit: Limit, /) -> bool:
+        """Ask about what `limit` counts; return whether the ledger may decide otherwise now."""
+
+    async def reissue(self, reservation: Reservation, agent: Agent, refusal: LimitReached, /) -> Credential:
+        """Return the credential of a pass that the user holds and nobody opened, or raise `refusal`."""
+
+
+Seal = Callable[[Agent, str, Credential], bytes | None]
+"""Makes a credential unreadable for all but the holder of the API key, bound to the id of its pass."""
 
 
 Observer = Callable[[Attempt], None]
@@ -61,12 +83,16 @@ class Passes:
         policy: Policy,
         provider: VoiceProvider,
         ledger: Ledger,
+        open_passes: OpenPasses,
+        seal: Seal,
         observers: Sequence[Observer],
     ) -> None:
         self._authenticator = authenticator
         self._policy = policy
         self._provider = provider
         self._ledger = ledger
+        self._open_passes = open_passes
+        self._seal = seal
         self._observers = observers
         self._releases: set[asyncio.Future[None]] = set()
 
@@ -76,14 +102,21 @@ class Passes:
             with attempt.step("verify"):
                 attempt.user = user = await self._authenticator.authenticate(request.credentials)
                 attempt.agent = agent = self._policy.agent_for(user, request.alias)
-            async with self._reserved(attempt, user, agent) as reservation:
-                with attempt.step("upstream") as step:
-                    credential = await self._provider.credential(agent, request.transport)
-                    step.name = "warm" if credential.is_warm else "upstream"
-                attempt.conversation_id, attempt.is_warm = credential.conversation_id, credential.is_warm
-                attempt.credential_sha256 = credential.sha256
-                with attempt.step("grant"):
-                    await self._ledger.grant(reservation, credential)  # no row, no pass
+            reservation = self._reservation_for(attempt, user, agent)
+            try:
+                async with self._reserved(attempt, reservation):
+                    with attempt.step("upstream") as step:
+                        credential = await self._provider.credential(agent, request.transport)
+                        step.name = "warm" if credential.is_warm else "upstream"
+                    attempt.note_credential(credential)
+                    with attempt.step("grant"):
+                        sealed = self._seal(agent, reservation.pass_id, credential)
+                        await self._ledger.grant(reservation, credential, sealed=sealed)  # no row, no pass
+            except (TooManyConversations, QuotaExceeded) as refusal:
+                with attempt.step("lookup"):
+                    credential = await self._open_passes.reissue(reservation, agent, refusal)
+                attempt.note_credential(credential)
+                attempt.is_reissued = True
             return VoicePass(
                 transport=request.transport,
                 credential=credential,
@@ -96,10 +129,8 @@ class Passes:
         """Wait until what came to nothing has been given back."""
         await asyncio.gather(*self._releases, return_exceptions=True)
 
-    @asynccontextmanager
-    async def _reserved(self, attempt: Attempt, user: User, agent: Agent) -> AsyncIterator[Reservation]:
-        """Count one more pass within the limits, and give it back where the block comes to nothing."""
-        reservation = Reservation(
+    def _reservation_for(self, attempt: Attempt, user: User, agent: Agent) -> Reservation:
+        return Reservation(
             pass_id=new_id(),
             request_id=attempt.request_id,
             token_issuer=user.issuer,
@@ -109,10 +140,27 @@ class Passes:
             transport=attempt.transport,
             seconds=self._policy.conversation_seconds,
         )
+
+    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
+        """Count one more pass. Before a user is refused, look up what is really open and decide once more."""
         try:
             with attempt.step("reserve"):
                 await self._ledger.reserve(reservation, self._policy.limits)
-            yield reservation
+        except (TooManyConversations, QuotaExceeded) as refusal:
+            (limit,) = [limit for limit in self._policy.limits if limit.name == refusal.limit_name]
+            with attempt.step("lookup"):
+                has_changed = await self._open_passes.look_up(reservation, limit)
+            if not has_changed:
+                raise
+            with attempt.step("reserve"):
+                await self._ledger.reserve(reservation, self._policy.limits)
+
+    @asynccontextmanager
+    async def _reserved(self, attempt: Attempt, reservation: Reservation) -> AsyncIterator[None]:
+        """Count one more pass within the limits, and give it back where the block comes to nothing."""
+        try:
+            await self._reserve(attempt, reservation)
+            yield
         except (LimitReached, UserBlocked):
             raise  # nothing was counted
         except BaseException:

@@ -22,7 +22,7 @@ from voicepass.model import Attempt, Step
 FLUSH_SECONDS: Final = 2.0
 """The longest that a process that ends waits for the collector to take the last spans."""
 
-_OUTBOUND: Final = {"reserve", "upstream", "grant", "release"}
+_OUTBOUND: Final = {"reserve", "lookup", "upstream", "grant", "release"}
 
 _log = structlog.get_logger("voicepass.traces")
 

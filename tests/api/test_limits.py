@@ -29,6 +29,10 @@ def limited(**limits: object) -> pytest.MarkDecorator:
 
 @pytest.fixture(autouse=True)
 def fresh_conversations(upstream: respx.MockRouter) -> None:
+    """Each pass is for another conversation; ElevenLabs says that each is open."""
+    upstream.get(path__regex=r"/v1/convai/conversations/conv_\d+", name="account").respond(
+        json={"status": "in-progress", "metadata": {"start_time_unix_secs": 1, "call_duration_secs": 0}}
+    )
     numbers = count(1)
     upstream["signed_url"].side_effect = lambda _request: httpx.Response(
         200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
@@ -66,7 +70,27 @@ async def test_no_more_conversations_are_open_at_once_than_allowed(
 
     assert [answer.status_code for answer in mine] == [200, 200, 429]
     assert_limited(mine[2], "too_many_conversations")
+    assert mine[2].headers["retry-after"] == "5"  # its user can end one at any moment
     assert others.status_code == 200
+
+
+@limited(open_conversations=2)
+async def test_an_unopened_pass_is_returned_again_and_is_no_further_conversation(
+    api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter
+) -> None:
+    upstream["account"].respond(404, json={"detail": {"status": "conversation_history_not_found", "message": "m"}})
+
+    mine = [await api.post("/v1/signed-url", headers=bearer) for _ in range(5)]
+    flood = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(40)))
+    others = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})
+
+    assert {answer.status_code for answer in [*mine, *flood]} == {200}
+    urls = {answer.json()["signed_url"] for answer in [*mine, *flood]}
+    assert urls == {answer.json()["signed_url"] for answer in mine[:2]}
+    assert len(urls) == upstream["signed_url"].call_count - 1 == 2
+    again, newest = mine[-1].json(), mine[1].json()
+    assert again == newest
+    assert others.json()["signed_url"] not in urls
 
 
 @limited(minutes_per_day=25)

@@ -169,7 +169,7 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
                 if question[0] is not SHARE:
                     plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
                 question = dialogue.send((yield question))
-        except StopIteration:
+        except (StopIteration, LimitReached):
             return plans
 
     return await ledger._run(explained)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.ledger.given import START, Engine, credential, limit, plan, reservation, rows, settlement
-from voicepass.ledger import Ledger, rules
+from voicepass.ledger import Ledger, opened, rules
 from voicepass.ledger.dialogue import Dialogue
-from voicepass.ledger.limits import usage
+from voicepass.ledger.limits import room, usage
 from voicepass.model import Counted, Scope, User
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +40,24 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "expire": lambda: rules.expire("conv_7", START),
     "issued": lambda: rules.issued("conv_7"),
     "due": lambda: rules.due(100, 0.0, START),
+    "look up conversations": lambda: opened.begin_lookup(
+        "k1", WHOSE, limit(3, counted=Counted.CONVERSATIONS), seconds=1, now=START
+    ),
+    "look up minutes": lambda: opened.begin_lookup(
+        "k2", WHOSE, limit(3, counted=Counted.SECONDS, window_seconds=600), seconds=1, now=START
+    ),
+    "look up everyone's conversations": lambda: opened.begin_lookup(
+        "k3", WHOSE, limit(3, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1, now=START
+    ),
+    "refuse": lambda: room(WHOSE, [limit(0, counted=Counted.CONVERSATIONS)], START),
+    "is pending": lambda: opened.is_pending("k1", WHOSE, START),
+    "note opened": lambda: opened.note_opened("conv_7", START, START),
+    "note ended": lambda: opened.note_ended("conv_64", START),
+    "unopened": lambda: opened.unopened(WHOSE | {"agent_id": "agent", "transport": "websocket"}, START),
+    "erase sealed": lambda: opened.erase_sealed(START - 1800, START),
+    "begin listing": lambda: opened.begin_listing("agent", 240, START),
+    "never opened": lambda: opened.never_opened("agent", 5, min_age_seconds=930),
+    "find": lambda: opened.find(["conv_7", "conv_8"]),
     "standing": lambda: rules.standing(START),
     "page": lambda: rules.page((START - 6000, ""), 100),
     "listed": lambda: rules.listed(None, 50),

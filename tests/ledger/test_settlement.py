@@ -37,6 +37,7 @@ async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, cloc
         granted_at=START + 2,
         conversation_id="conv_1",
         credential_sha256=given_out.sha256,
+        opened_at=None,
         settled_at=None,
         settled_by=None,
         cost=None,

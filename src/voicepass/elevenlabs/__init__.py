@@ -6,6 +6,7 @@ and nowhere else, but for the account of a conversation, which its webhook carri
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,14 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 import structlog
 
-from voicepass.elevenlabs.answers import json_object, origin_of, read_conversation_token, read_signed_url
+from voicepass.elevenlabs.answers import (
+    ConversationsPage,
+    json_object,
+    origin_of,
+    read_conversation_token,
+    read_conversations_page,
+    read_signed_url,
+)
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.errors import AgentUnknown, BadAnswer, ConversationUnknown, KeyRejected, Overloaded, Timeout, Unavailable
 from voicepass.model import Agent, Clock, Credential, Transport
@@ -36,6 +44,11 @@ REGIONS: Final = {
 }
 """Every host that the vendor answers on (the official SDKs' environments). Each residency has keys of its own."""
 
+LOOKUPS_SHARE: Final = 8
+"""Of the calls that may be made at once, one in so many may be a lookup; they have slots of their own."""
+LIST_PAGE: Final = 100
+"""Conversations on a page of the list, at most (the SDK's `conversations.list`)."""
+
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_ACCOUNT_BYTES: Final = 4 * 1024 * 1024  # it holds the whole transcript
 
@@ -43,7 +56,8 @@ _PATHS: Final = {
     Transport.WEBSOCKET: "/v1/convai/conversation/get-signed-url",
     Transport.WEBRTC: "/v1/convai/conversation/token",
 }
-_ACCOUNT_PATH: Final = "/v1/convai/conversations/"
+_LIST_PATH: Final = "/v1/convai/conversations"
+_ACCOUNT_PATH: Final = f"{_LIST_PATH}/"
 _DOCUMENT_PATHS: Final = {
     "agent": "/v1/convai/agents/{}",
     "tool": "/v1/convai/tools/{}",
@@ -94,8 +108,9 @@ class ElevenLabs:
         self._request = lru_cache(maxsize=1024)(_request)
         self.bulkhead = Bulkhead(most=max_calls)
         self.guards = {url: _guard(url, "passes", deadline_seconds) for url in self._workspaces}
-        # Apart, so that to ask what conversations used can neither crowd out nor shut out those who want one.
+        # Apart, so that questions about conversations never take a slot from a user who asks for a pass.
         self._accounts_bulkhead = Bulkhead(most=1)
+        self._lookups_bulkhead = Bulkhead(most=max(1, max_calls // LOOKUPS_SHARE))
         self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds) for url in self._workspaces}
 
     async def credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
@@ -123,13 +138,35 @@ class ElevenLabs:
         """Tell which of its workspace's keys was accepted last, by its position."""
         return self._workspaces[agent.base_url].preferred
 
-    async def conversation(self, agent_base_url: str, conversation_id: str) -> dict[str, object]:
+    async def conversation(
+        self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+    ) -> dict[str, object]:
         """Return ElevenLabs' own account of a conversation; the key needs the permission convai_read.
 
-        One at a time. Raises ConversationUnknown for one that was never opened, or an ElevenLabsRefusal or Overloaded,
-        within the deadline.
+        One at a time, but lookups have slots of their own. Raises ConversationUnknown for one that was never opened, or
+        an ElevenLabsRefusal or Overloaded, within the deadline.
         """
         ask = partial(self._account, self._workspaces[agent_base_url], conversation_id)
+        bulkhead = self._lookups_bulkhead if is_lookup else self._accounts_bulkhead
+        with _refusals():
+            return await self._accounts_guards[agent_base_url].call(ask, bulkhead=bulkhead)
+
+    async def conversations(
+        self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+    ) -> ConversationsPage:
+        """Return a page of the agent's conversations that began from `since` to `until` (seconds since the epoch).
+
+        Conversations that nobody opened are left out. The key needs convai_read. One at a time. Raises an
+        ElevenLabsRefusal or Overloaded, within the deadline.
+        """
+        query = {
+            "agent_id": agent_id,
+            "page_size": str(LIST_PAGE),
+            "call_start_after_unix": str(math.floor(since) - 1),  # nobody says whether the bounds belong to it
+            "call_start_before_unix": str(math.ceil(until) + 1),
+            "exclude_statuses": "initiated",
+        } | ({"cursor": cursor} if cursor else {})
+        ask = partial(self._page, self._workspaces[agent_base_url], f"{_LIST_PATH}?{urlencode(query)}")
         with _refusals():
             return await self._accounts_guards[agent_base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
@@ -166,7 +203,17 @@ class ElevenLabs:
             body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
         except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
-        return json_object(body)
+        account = json_object(body)
+        if account.get("conversation_id", conversation_id) != conversation_id:
+            raise BadAnswer(operator_note="ElevenLabs answered with another conversation than it was asked about")
+        return account
+
+    async def _page(self, workspace: Workspace, path: str) -> ConversationsPage:
+        try:
+            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
+        except (AgentUnknown, ConversationUnknown) as refusal:
+            raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
+        return read_conversations_page(json_object(body))
 
     async def _document(self, workspace: Workspace, kind: str, document_id: str) -> dict[str, object]:
         path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))

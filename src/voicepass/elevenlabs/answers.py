@@ -91,6 +91,23 @@ def read_conversation_token(answer: dict[str, object]) -> Credential:
     )
 
 
+class ConversationsPage(NamedTuple):
+    """A page of the list of conversations, each row as ElevenLabs wrote it; `next_cursor` is empty on the last page."""
+
+    rows: list[dict[str, object]]
+    next_cursor: str
+
+
+def read_conversations_page(answer: dict[str, object]) -> ConversationsPage:
+    """Read a page (the SDK's `GetConversationsPageResponseModel`), or raise BadAnswer."""
+    rows, has_more, cursor = answer.get("conversations"), answer.get("has_more"), answer.get("next_cursor")
+    if not isinstance(rows, list) or not isinstance(has_more, bool):
+        raise BadAnswer(operator_note="the answer is no page of conversations; is the base URL right?")
+    if has_more and not (isinstance(cursor, str) and cursor):
+        raise BadAnswer(operator_note="the page of conversations says that there are more, and not where")
+    return ConversationsPage([row for row in rows if isinstance(row, dict)], str(cursor) if has_more else "")
+
+
 def _unverified_claims(token: str) -> dict[str, object]:
     # Not ours to verify: the claims only tell the reader of the pass what to expect.
     try:

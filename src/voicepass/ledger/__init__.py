@@ -7,12 +7,25 @@ does not answer, nothing is handed out.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from voicepass.ledger import limits as questions
-from voicepass.ledger import rules
+from voicepass.ledger import opened, rules
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing, Usage, User
+from voicepass.model import (
+    Block,
+    Credential,
+    IssuedPass,
+    Limit,
+    Listing,
+    LookupTurn,
+    Reservation,
+    SealedPass,
+    Settlement,
+    Standing,
+    Usage,
+    User,
+)
 
 Result = TypeVar("Result")
 
@@ -43,9 +56,15 @@ class Ledger(ABC):
         # A power cut that takes it away takes away the attempt as well: the grant finds no row then, and no URL leaves.
         await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
 
-    async def grant(self, reservation: Reservation, credential: Credential) -> None:
-        """Bind the conversation to its user. Raises BadAnswer where it is someone else's."""
-        await self._run(lambda now: rules.grant(reservation, credential, now), locks=_lock(credential.conversation_id))
+    async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:
+        """Bind the conversation to its user. Raises BadAnswer where it is someone else's.
+
+        `sealed` is the credential for `unopened` to return, readable for nobody who has only the ledger.
+        """
+        await self._run(
+            lambda now: rules.grant(reservation, credential, now, sealed=sealed),
+            locks=_lock(credential.conversation_id),
+        )
 
     async def release(self, reservation: Reservation) -> None:
         """Give back a reservation that came to nothing."""
@@ -64,17 +83,76 @@ class Ledger(ABC):
         """Close a conversation with what it used; returns the pass if this closed it, else None (see the rule)."""
         return await self._run(lambda now: rules.settle(settlement, now), locks=_lock(settlement.conversation_id))
 
-    async def expire(self, conversation_id: str) -> None:
-        """Release a pass that was never used."""
-        await self._run(lambda now: rules.expire(conversation_id, now), locks=_lock(conversation_id))
+    async def expire(self, conversation_id: str, *, min_age_seconds: float = 0.0) -> bool:
+        """Release a pass that nobody opened and that is so old; returns whether this released it."""
+        return await self._run(
+            lambda now: rules.expire(conversation_id, now, min_age_seconds=min_age_seconds),
+            locks=_lock(conversation_id),
+        )
+
+    async def begin_lookup(self, reservation: Reservation, limit: Limit, *, seconds: float) -> LookupTurn:
+        """Take the turn to look up what is really open of what `limit` counts for this reservation's user."""
+        whose, key = _lookup(reservation, limit)
+        return await self._run(
+            lambda now: opened.begin_lookup(key, whose, limit, seconds=seconds, now=now), is_durable=False
+        )
+
+    async def end_lookup(self, reservation: Reservation, limit: Limit, *, has_freed: bool) -> None:
+        """Give the turn back; if the lookup freed nothing, nobody takes it for two seconds."""
+        _, key = _lookup(reservation, limit)
+        await self._run(lambda now: opened.end_lookup(key, has_freed=has_freed, now=now), is_durable=False)
+
+    async def is_pending(self, reservation: Reservation, limit: Limit) -> bool:
+        """Tell whether another caller looks this up, or a pass of this user is about to be granted."""
+        whose, key = _lookup(reservation, limit)
+        return await self._run(lambda now: opened.is_pending(key, whose, now), is_durable=False)
+
+    async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
+        """Note that a conversation is open; returns whether its pass had been released as unopened."""
+        return await self._run(
+            lambda now: opened.note_opened(conversation_id, opened_at, now), locks=_lock(conversation_id)
+        )
+
+    async def note_ended(self, conversation_id: str) -> bool:
+        """Note that a conversation has ended; returns whether it counted as open until now."""
+        return await self._run(lambda now: opened.note_ended(conversation_id, now), locks=_lock(conversation_id))
+
+    async def unopened(self, reservation: Reservation) -> list[SealedPass]:
+        """Return the user's passes for this agent and transport that nobody is known to have opened, newest first."""
+        whose = rules.reserved_row(reservation)
+        return await self._run(lambda now: opened.unopened(whose, now), is_durable=False)
+
+    async def erase_sealed(self, *, after: float) -> float:
+        """Erase sealed credentials too old to be used, of passes reserved since `after`; returns the next `after`."""
+        return await self._run(lambda now: opened.erase_sealed(after, now))
+
+    async def begin_listing(self, agent_id: str, *, every_seconds: float) -> Listing | None:
+        """Return which part of the agent's list to read now; None while there is nothing to learn from it."""
+        return await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+
+    async def note_listed(self, agent_id: str, until: float) -> None:
+        """Note that the agent's list was read for all conversations that began before `until`."""
+        await self._run(lambda _now: opened.note_listed(agent_id, until))
+
+    async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[str]:
+        """Return conversations of passes that were so old when the list was last read, and are not in it."""
+        return await self._run(lambda _now: opened.never_opened(agent_id, most, min_age_seconds=min_age_seconds))
+
+    async def find(self, conversation_ids: Sequence[str]) -> list[IssuedPass]:
+        """Return the passes behind these conversations, as far as they were issued here."""
+        return await self._run(lambda _now: opened.find(list(conversation_ids)))
 
     async def due(self, most: int, *, after: float = 0.0) -> list[IssuedPass]:
-        """Return passes reserved after `after`, older than 15 minutes, of which nothing is known; oldest first."""
+        """Return passes reserved after `after`, older than 20 minutes and not settled; oldest first."""
         return await self._run(lambda now: rules.due(most, after, now))
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Tell whether what is called `name` is the caller's alone, on all instances, for that many seconds."""
         return await self._run(lambda now: rules.lease(name, seconds, now))
+
+    async def end_lease(self, name: str) -> None:
+        """Give a lease back before it lapses."""
+        await self._run(lambda _now: rules.end_lease(name))
 
     async def listed(self, *, user_id: str | None = None, most: int) -> list[IssuedPass]:
         """Return the latest passes, of one user or of all, newest first."""
@@ -119,6 +197,12 @@ class Ledger(ABC):
     async def check(self) -> None:
         """Raise LedgerUnavailable unless the ledger answers."""
         await self.blocks()
+
+
+def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:
+    """Return whom the limit counts, and the name of a lookup for them."""
+    whose = rules.reserved_row(reservation)
+    return whose, f"{limit.counted} of {questions.counted_in(limit.scope, whose)}"
 
 
 def _lock(conversation_id: str | None) -> list[str]:

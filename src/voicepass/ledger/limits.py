@@ -16,12 +16,15 @@ from voicepass.model import Counted, Limit, Scope, Usage
 UNUSED_SECONDS: Final = 900
 """A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
 
+MAY_END_SECONDS: Final = 5.0
+"""When to try again while a conversation is open: its user can end it at any moment."""
+
 QUARTER_SECONDS: Final = UNUSED_SECONDS
 """Added up once it is over for as long: by then every reservation in it was granted or has lapsed, so that only a
 settlement still moves its sum."""
 
 # The terms that always hold name the index (see the schema, step 3).
-_SCOPES: Final = {
+SCOPES: Final = {
     Scope.USER: "token_issuer = :token_issuer AND user_id = :user_id",
     Scope.AGENT: "agent_alias = :agent_alias AND agent_alias <> ''",
     Scope.ALL: "transport <> ''",
@@ -77,6 +80,9 @@ _REACHED_BY_QUARTER: Final = _REACHED.format(
     counted="""SELECT quarter AS place, seconds FROM quarters
     WHERE scope = :key AND quarter >= :first AND quarter < :end AND seconds > 0"""
 )
+_IS_ONE_OPEN: Final = """
+SELECT EXISTS (SELECT 1 FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
+               AND opened_at IS NOT NULL) AS is_one_open"""
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,
     Counted.CONVERSATIONS: TooManyConversations,
@@ -99,12 +105,17 @@ def counted_in(scope: Scope, whose: Mapping[str, Any]) -> str:
 def room(whose: Mapping[str, Any], limits: Sequence[Limit], now: float) -> Dialogue[int | None]:
     """Return how many seconds the limits leave for the user and agent in `whose`; None where none counts seconds.
 
-    Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. It is asked where no other
-    transaction counts in those scopes.
+    Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. A limit of passes comes before
+    the others: what the others count may change when somebody asks ElevenLabs. No other transaction counts in those
+    scopes at the same time.
     """
     answers = yield from usage(whose, limits, now, is_for_a_pass=True)
-    if reached := [_limit_reached(answer, now) for answer in answers if answer.left == 0]:
-        raise max(reached, key=lambda refusal: refusal.resets_at)
+    if reached := [answer for answer in answers if answer.left == 0]:
+        refusals = []
+        for answer in [answer for answer in reached if answer.limit.counted is Counted.PASSES] or reached:
+            refusal = yield from _limit_reached(answer, whose, now)
+            refusals.append(refusal)
+        raise max(refusals, key=lambda refusal: refusal.resets_at)
     return min((answer.left for answer in answers if answer.limit.counted is Counted.SECONDS), default=None)
 
 
@@ -146,7 +157,7 @@ def _question(counted: tuple[Limit, ...], is_for_a_pass: bool) -> str:  # noqa: 
     """Word one statement that asks all: a round trip for each would be most of what a reservation takes."""
     asked = "".join(f", q{n}.used AS used_{n}, q{n}.oldest AS oldest_{n}" for n in range(len(counted)))
     questions = [
-        f"({_QUESTIONS[limit.counted].format(scope=_SCOPES[limit.scope], n=n)}) AS q{n}"
+        f"({_QUESTIONS[limit.counted].format(scope=SCOPES[limit.scope], n=n)}) AS q{n}"
         for n, limit in enumerate(counted)
     ]
     origin = f" FROM {', '.join(questions)}" if questions else ""
@@ -158,8 +169,8 @@ def _window(whose: Mapping[str, Any], limit: Limit, now: float) -> dict[str, Any
 
 
 def _minutes(limit: Limit, parameters: dict[str, Any]) -> Dialogue[Usage]:
-    parameters |= yield from _added_up(counted_in(limit.scope, parameters), _SCOPES[limit.scope], parameters)
-    (row,) = yield _MINUTES.format(scope=_SCOPES[limit.scope]), parameters
+    parameters |= yield from _added_up(counted_in(limit.scope, parameters), SCOPES[limit.scope], parameters)
+    (row,) = yield _MINUTES.format(scope=SCOPES[limit.scope]), parameters
     used, place = int(row["used"]), None
     if used >= limit.most:
         place = yield from _reached(limit, parameters)
@@ -190,7 +201,7 @@ def _added_up(key: str, scope: str, parameters: Mapping[str, Any]) -> Dialogue[d
 
 def _reached(limit: Limit, parameters: Mapping[str, Any]) -> Dialogue[float | None]:
     """Return when the pass was reserved that, with all after it, reaches the limit; None if none does any more."""
-    passes, most = _REACHED_BY_PASS.format(scope=_SCOPES[limit.scope]), limit.most
+    passes, most = _REACHED_BY_PASS.format(scope=SCOPES[limit.scope]), limit.most
     since, until = parameters["since"], math.inf
     if "end_at" in parameters:
         (row,) = yield passes, {**parameters, "since": _just_before(parameters["end_at"]), "until": until}
@@ -209,7 +220,7 @@ def _just_before(instant: float) -> float:
     return math.nextafter(instant, 0.0)
 
 
-def moved(before: Row, seconds: int) -> Dialogue[None]:
+def move_sums(before: Row, seconds: int) -> Dialogue[None]:
     """Keep what is added up equal to its passes, where a pass comes to count `seconds`. Asked after `hold`."""
     agent, quarter = counted_in(Scope.AGENT, before), math.floor(before["reserved_at"] / QUARTER_SECONDS)
     yield _MOVE, {"agent": agent, "quarter": quarter, "more": seconds - before["seconds"]}
@@ -220,9 +231,14 @@ def hold(row: Row) -> Dialogue[None]:
     yield SHARE, {"locks": [counted_in(scope, row) for scope in (Scope.AGENT, Scope.ALL)]}
 
 
-def _limit_reached(answer: Usage, now: float) -> LimitReached:
+def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialogue[LimitReached]:
     refusal = _REFUSALS[answer.limit.counted](operator_note=f"the limit {answer.limit.name} is reached")
+    refusal.limit_name = answer.limit.name
     refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
+    if answer.limit.counted is Counted.CONVERSATIONS:
+        (row,) = yield _IS_ONE_OPEN.format(scope=SCOPES[answer.limit.scope]), {**whose, "now": now}
+        if row["is_one_open"]:
+            refusal.resets_at = now + MAY_END_SECONDS
     refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
     refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
     return refusal

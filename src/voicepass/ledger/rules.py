@@ -10,10 +10,13 @@ from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import QUARTER_SECONDS, UNUSED_SECONDS, hold, moved, room
+from voicepass.ledger.limits import QUARTER_SECONDS, UNUSED_SECONDS, hold, move_sums, room
 from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing
 
 MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
+
+DUE_SECONDS: Final = 20 * 60.0
+"""A pass that is older and not settled is asked about by itself: the list does not tell of it."""
 
 
 def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
@@ -35,8 +38,10 @@ def reserved_row(reservation: Reservation) -> dict[str, Any]:
     return row | {"transport": reservation.transport.value}
 
 
-def grant(reservation: Reservation, credential: Credential, now: float) -> Dialogue[None]:
-    """Bind the conversation to the user it was reserved for.
+def grant(
+    reservation: Reservation, credential: Credential, now: float, *, sealed: bytes | None = None
+) -> Dialogue[None]:
+    """Bind the conversation to the user it was reserved for, and keep the credential as `sealed`.
 
     Raises BadAnswer where ElevenLabs named a conversation that was issued to someone else, and LedgerUnavailable where
     the reservation is gone: no row, no pass.
@@ -45,6 +50,7 @@ def grant(reservation: Reservation, credential: Credential, now: float) -> Dialo
         "pass_id": reservation.pass_id,
         "conversation_id": credential.conversation_id,
         "credential_sha256": credential.sha256,
+        "sealed": sealed,
         "now": now,
         # Open until it has had time to be used to the full; what really was, a settlement will tell.
         "lapses_at": now + UNUSED_SECONDS + reservation.seconds,
@@ -80,7 +86,7 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
     Returns the pass if this settled it; None if it was settled before, or is (yet) unknown: then the settlement waits.
     """
     row = asdict(settlement) | {"now": now}
-    found = yield _ISSUED, row
+    found = yield FIND_ISSUED, row
     if not found:
         yield _ORPHAN, row
         return None
@@ -88,36 +94,47 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
     yield from hold(found[0])
     settled = yield _SETTLE, row
     if settled:
-        yield from moved(found[0], settlement.seconds)
+        yield from move_sums(found[0], settlement.seconds)
     is_first = found[0]["settled_by"] in {None, "expiry"}
-    return _issued_pass(settled[0]) if settled and is_first else None
+    return as_issued_pass(settled[0]) if settled and is_first else None
 
 
-def expire(conversation_id: str, now: float) -> Dialogue[None]:
-    """Release a pass that was never used: its seconds are free again, and it is open no longer."""
-    for unused in (yield _ISSUED, {"conversation_id": conversation_id}):
+def expire(conversation_id: str, now: float, *, min_age_seconds: float = 0.0) -> Dialogue[bool]:
+    """Release a pass that nobody opened: its seconds are free again, and it is open no longer.
+
+    Returns whether this released it: not if it is younger than `min_age_seconds`, known to be open, or settled.
+    """
+    parameters = {"conversation_id": conversation_id, "now": now, "before": now - min_age_seconds}
+    for unused in (yield FIND_ISSUED, parameters):
         yield from hold(unused)
-        if (yield _EXPIRE, {"conversation_id": conversation_id, "now": now}):
-            yield from moved(unused, 0)
+        if (yield _EXPIRE, parameters):
+            yield from move_sums(unused, 0)
+            return True
+    return False
 
 
 def issued(conversation_id: str) -> Dialogue[IssuedPass]:
     """Return the pass behind a conversation, or raise ConversationUnknown."""
-    found = yield _ISSUED, {"conversation_id": conversation_id}
+    found = yield FIND_ISSUED, {"conversation_id": conversation_id}
     if not found:
         raise ConversationUnknown
-    return _issued_pass(found[0])
+    return as_issued_pass(found[0])
 
 
 def due(most: int, after: float, now: float) -> Dialogue[list[IssuedPass]]:
-    """Return the passes that should have been used or settled by now and are not, oldest first."""
-    rows = yield _DUE, {"after": after, "before": now - UNUSED_SECONDS, "most": most}
-    return [_issued_pass(row) for row in rows]
+    """Return the passes that ElevenLabs' list should have settled by now and has not, oldest first."""
+    rows = yield _DUE, {"after": after, "before": now - DUE_SECONDS, "most": most}
+    return [as_issued_pass(row) for row in rows]
 
 
 def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
-    """Take a lease unless it is held; nobody gives one back, it lapses."""
+    """Take a lease unless it is held."""
     return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
+
+
+def end_lease(name: str) -> Dialogue[None]:
+    """Give a lease back before it lapses."""
+    yield "DELETE FROM leases WHERE name = :name", {"name": name}
 
 
 def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
@@ -127,13 +144,13 @@ def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
         f"SELECT * FROM passes WHERE transport <> '' {whose} ORDER BY reserved_at DESC LIMIT :most",  # noqa: S608 - two fixed texts
         {"user_id": user_id, "most": most},
     )
-    return [_issued_pass(row) for row in rows]
+    return [as_issued_pass(row) for row in rows]
 
 
 def page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
     """Return the passes that follow `after` (reserved_at, pass_id), oldest first: how an export walks through all."""
     rows = yield _PAGE, {"reserved_at": after[0], "pass_id": after[1], "most": most}
-    return [_issued_pass(row) for row in rows]
+    return [as_issued_pass(row) for row in rows]
 
 
 def totals(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
@@ -178,14 +195,15 @@ def blocks() -> Dialogue[list[Block]]:
     return [Block(**row) for row in rows]
 
 
-def _issued_pass(row: Row) -> IssuedPass:
+def as_issued_pass(row: Row) -> IssuedPass:
+    """Return a row as the data type."""
     # By name, not by all that is there: an older instance must not stumble over a column that a newer one has added.
     return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
 
 
 _RESERVED: Final = [field.name for field in fields(Reservation)]
 
-_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
+FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
 
 _RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
@@ -195,18 +213,20 @@ VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id,
 
 _GRANT: Final = """
 UPDATE passes SET granted_at = :now, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
-                  lapses_at = :lapses_at
+                  lapses_at = :lapses_at, sealed = :sealed
 WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation_id = :conversation_id)
 RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""
 
 _SETTLE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost, reported_user_id = :user_id
+UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost, sealed = NULL,
+                  reported_user_id = :user_id
 WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by = 'expiry'
-      OR (settled_by = 'reconciler' AND :source = 'webhook')) RETURNING *"""
+      OR (settled_by <> 'webhook' AND :source = 'webhook')) RETURNING *"""
 
 _EXPIRE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0
-WHERE conversation_id = :conversation_id AND settled_at IS NULL RETURNING pass_id"""
+UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0, sealed = NULL
+WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL AND reserved_at <= :before
+RETURNING pass_id"""
 
 _EARLY: Final = (
     "SELECT conversation_id, seconds, cost, user_id, source FROM orphans WHERE conversation_id = :conversation_id"
@@ -217,7 +237,7 @@ INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, user_id, source
 VALUES (:conversation_id, :now, :seconds, :cost, :user_id, :source)
 ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
     cost = excluded.cost, user_id = excluded.user_id, source = excluded.source
-WHERE orphans.source = 'reconciler' AND excluded.source = 'webhook'"""
+WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""
 
 _DUE: Final = """
 SELECT * FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL

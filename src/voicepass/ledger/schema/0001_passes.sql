@@ -15,7 +15,7 @@ CREATE TABLE passes (
     conversation_id   TEXT UNIQUE,
     credential_sha256 TEXT,
     settled_at        DOUBLE PRECISION,
-    settled_by        TEXT,                       -- webhook, reconciler or expiry
+    settled_by        TEXT,                       -- webhook, reconciler, lookup or expiry
     cost              BIGINT,                     -- in ElevenLabs' credits
     reported_user_id  TEXT                        -- what the browser told ElevenLabs
 );

@@ -1,0 +1,215 @@
+"""Rules about what is really open: which passes to ask about, what ElevenLabs answered, which pass to return again."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.limits import SCOPES, UNUSED_SECONDS, hold, move_sums
+from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass
+from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
+
+MOST_ASKED: Final = 10
+"""Passes that one lookup asks ElevenLabs about."""
+PAUSE_SECONDS: Final = 2.0
+"""After a lookup that freed nothing."""
+IN_FLIGHT_SECONDS: Final = 10.0
+"""A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
+LIST_LAG_SECONDS: Final = 15.0
+"""ElevenLabs' list may lack a conversation that began less than this ago."""
+LIST_OVERLAP_SECONDS: Final = 60.0
+"""Each reading of the list begins so much before the end of the last one, for records that were written late."""
+RECENT_SECONDS: Final = 20 * 60.0
+"""The list is read again for conversations that began so recently; older ones are asked about one by one."""
+_ASKABLE_SECONDS: Final = 24 * 3600.0
+
+
+def begin_lookup(
+    key: str, whose: Mapping[str, Any], limit: Limit, *, seconds: float, now: float
+) -> Dialogue[LookupTurn]:
+    """Take the turn to look up what `limit` counts, for `seconds` at most; return the passes to ask about.
+
+    The turn is PAUSED shortly after a lookup that freed nothing, and RUNNING while `is_pending`.
+    """
+    parameters = {**whose, "key": key, "now": now, "until": now + seconds, "since": now - limit.window_seconds}
+    if not (yield _TAKE_TURN, parameters):
+        is_running = yield from is_pending(key, whose, now)
+        return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
+    question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
+    rows = yield question, parameters
+    return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
+
+
+def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
+    """Give the turn back. If nothing was freed, nobody takes it for two seconds."""
+    if has_freed:
+        yield "DELETE FROM lookups WHERE key = :key", {"key": key}
+    else:
+        yield (
+            "UPDATE lookups SET running_until = 0, paused_until = :until WHERE key = :key",
+            {"key": key, "until": now + PAUSE_SECONDS},
+        )
+
+
+def is_pending(key: str, whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
+    """Tell whether a lookup runs, or a pass of this user is between its reservation and its grant."""
+    (row,) = yield _IS_PENDING, {**whose, "key": key, "now": now, "since": now - IN_FLIGHT_SECONDS}
+    return bool(row["is_pending"])
+
+
+def note_opened(conversation_id: str, opened_at: float, now: float) -> Dialogue[bool]:
+    """Note that a conversation is open; a pass that was released as unopened counts again. Returns whether it was."""
+    for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
+        parameters = {"conversation_id": conversation_id, "opened_at": opened_at}
+        if row["settled_at"] is None:
+            yield _OPEN, parameters
+        elif row["settled_by"] == "expiry":
+            yield from hold(row)
+            seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
+            yield _REOPEN, parameters | {"seconds": seconds, "now": now}
+            yield from move_sums(row, seconds)
+            return True
+    return False
+
+
+def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
+    """Note that a conversation has ended, though not how long it was. Returns whether it counted as open until now.
+
+    Until that is known, the time since the grant is charged, or what was reserved where that is less.
+    """
+    for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
+        if row["settled_at"] is None and row["lapses_at"] > now:
+            yield from hold(row)
+            seconds = min(row["seconds"], max(0, math.ceil(now - row["granted_at"])))
+            yield _END, {"conversation_id": conversation_id, "seconds": seconds, "now": now}
+            yield from move_sums(row, seconds)
+            return True
+    return False
+
+
+def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
+    """Return the user's passes for this agent and transport that nobody is known to have opened, newest first."""
+    rows = yield _UNOPENED, {**whose, "now": now, "since": now - UNUSED_SECONDS}
+    return [SealedPass(pass_id=row["pass_id"], sealed=bytes(row["sealed"])) for row in rows]
+
+
+def erase_sealed(after: float, now: float) -> Dialogue[float]:
+    """Erase sealed credentials too old to be used, of passes reserved since `after`; return the next `after`."""
+    before = now - UNUSED_SECONDS
+    yield _ERASE, {"after": after, "before": before}
+    yield "DELETE FROM lookups WHERE running_until < :before AND paused_until < :before", {"before": before}
+    return before
+
+
+def begin_listing(agent_id: str, every_seconds: float, now: float) -> Dialogue[Listing | None]:
+    """Return which part of the agent's list is to be read now; None while there is nothing to learn from it.
+
+    It begins with the oldest conversation that is known to be open, or where the last reading ended.
+    """
+    (known,) = yield _LISTED, {"agent_id": agent_id}
+    if known["listed_at"] is not None and 0 <= now - known["listed_at"] < every_seconds:
+        return None
+    parameters = {
+        "agent_id": agent_id,
+        "now": now,
+        "oldest": now - _ASKABLE_SECONDS,
+        "recent": now - RECENT_SECONDS,
+        "reserved": now - RECENT_SECONDS - UNUSED_SECONDS,
+    }
+    (row,) = yield _TO_LIST, parameters
+    yield _BEGIN_LISTING, parameters
+    begins = [row["open_since"]] if row["open_since"] is not None else []
+    if row["unseen_since"] is not None:
+        begins.append(max(row["unseen_since"], (known["listed_until"] or 0.0)) - LIST_OVERLAP_SECONDS)
+    return Listing(since=min(begins), until=now - LIST_LAG_SECONDS) if begins else None
+
+
+def note_listed(agent_id: str, until: float) -> Dialogue[None]:
+    """Note that the list was read to its end, for all conversations that began before `until`."""
+    yield (
+        "UPDATE listings SET listed_until = :until WHERE agent_id = :agent_id AND listed_until < :until",
+        {"agent_id": agent_id, "until": until},
+    )
+
+
+def never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[str]]:
+    """Return conversations of passes that were so old when the list was last read, and are not in it; oldest first."""
+    rows = yield _NEVER_OPENED, {"agent_id": agent_id, "seconds": min_age_seconds, "most": most}
+    return [row["conversation_id"] for row in rows]
+
+
+def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
+    """Return the passes behind these conversations, as far as they were issued here."""
+    names = {f"id_{n}": conversation_id for n, conversation_id in enumerate(conversation_ids)}
+    rows: list[Row] = []
+    if names:
+        listed = ", ".join(f":{name}" for name in names)
+        rows = list((yield f"SELECT * FROM passes WHERE conversation_id IN ({listed})", names))  # noqa: S608 - names of ours
+    return [as_issued_pass(row) for row in rows]
+
+
+_TAKE_TURN: Final = """
+INSERT INTO lookups (key, running_until, paused_until) VALUES (:key, :until, 0)
+ON CONFLICT (key) DO UPDATE SET running_until = excluded.running_until
+WHERE lookups.running_until <= :now AND lookups.paused_until <= :now
+RETURNING key"""
+
+# Those that are not known to be open come first: they are the ones that may free something.
+_COUNTING: Final = {
+    Counted.CONVERSATIONS: """
+SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now AND conversation_id IS NOT NULL
+ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, lapses_at LIMIT {most}""",
+    Counted.SECONDS: """
+SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND conversation_id IS NOT NULL
+AND reserved_at > :since AND seconds > 0
+ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, reserved_at LIMIT {most}""",
+}
+
+_IS_PENDING: Final = """
+SELECT EXISTS (SELECT 1 FROM lookups WHERE key = :key AND running_until > :now)
+    OR EXISTS (SELECT 1 FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id
+               AND granted_at IS NULL AND reserved_at > :since) AS is_pending"""
+
+_OPEN: Final = """
+UPDATE passes SET opened_at = :opened_at, sealed = NULL
+WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL"""
+
+_REOPEN: Final = """
+UPDATE passes SET opened_at = :opened_at, settled_at = NULL, settled_by = NULL, seconds = :seconds
+WHERE conversation_id = :conversation_id AND settled_by = 'expiry'"""
+
+_END: Final = """
+UPDATE passes SET opened_at = coalesce(opened_at, granted_at), lapses_at = :now, seconds = :seconds, sealed = NULL
+WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
+
+_UNOPENED: Final = """
+SELECT pass_id, sealed FROM passes
+WHERE token_issuer = :token_issuer AND user_id = :user_id AND agent_id = :agent_id AND transport = :transport
+AND reserved_at > :since AND settled_at IS NULL AND lapses_at > :now AND sealed IS NOT NULL
+ORDER BY reserved_at DESC"""
+
+_ERASE: Final = """
+UPDATE passes SET sealed = NULL WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+AND reserved_at > :after AND reserved_at <= :before AND sealed IS NOT NULL"""
+
+_LISTED: Final = """
+SELECT (SELECT listed_at FROM listings WHERE agent_id = :agent_id) AS listed_at,
+       (SELECT listed_until FROM listings WHERE agent_id = :agent_id) AS listed_until"""
+
+_TO_LIST: Final = """
+SELECT (SELECT min(reserved_at) FROM
+        (SELECT reserved_at FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+         AND reserved_at > :oldest AND opened_at IS NULL AND agent_id = :agent_id
+         ORDER BY reserved_at LIMIT 1) AS unseen) AS unseen_since,
+       (SELECT min(opened_at) FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+        AND reserved_at > :reserved AND opened_at > :recent AND agent_id = :agent_id) AS open_since"""
+
+_BEGIN_LISTING: Final = """
+INSERT INTO listings (agent_id, listed_until, listed_at) VALUES (:agent_id, 0, :now)
+ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at"""
+
+_NEVER_OPENED: Final = """
+SELECT conversation_id FROM passes
+WHERE settled_at IS NULL AND conversation_id IS NOT NULL AND opened_at IS NULL AND agent_id = :agent_id
+AND reserved_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
+ORDER BY reserved_at LIMIT :most"""

@@ -1,0 +1,294 @@
+"""What is really open: one lookup at a time, its result in the ledger, and sums that stay equal to their passes."""
+
+import asyncio
+
+import pytest
+
+from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from tests.ledger.given import settlement as settled_with
+from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
+from voicepass.ledger import Ledger
+from voicepass.model import Counted, Scope, Transport, Turn
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400
+CONVERSATIONS = limit(3, counted=Counted.CONVERSATIONS, window_seconds=DAY)
+MINUTES = limit(1800, counted=Counted.SECONDS, window_seconds=DAY)
+MINUTES_OF_ALL = limit(1800, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=DAY)
+
+
+async def test_a_lookup_names_the_passes_that_count_those_of_unknown_state_first(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    first = await granted(ledger)
+    clock.now += 1
+    second = await granted(ledger)
+    await granted(ledger, user_id="u-2")
+    ended = await granted(ledger)
+    await ledger.settle(settled_with(ended))
+    await ledger.note_opened(first, START)
+    await ledger.reserve(reservation(), [])
+
+    turn = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+
+    assert turn.turn is Turn.OURS
+    assert [issued.conversation_id for issued in turn.passes] == [second, first]
+
+
+@pytest.mark.parametrize("counted", [Counted.CONVERSATIONS, Counted.SECONDS])
+async def test_a_lookup_names_ten_passes_at_most(ledger: Ledger, counted: Counted) -> None:
+    for _ in range(12):
+        await granted(ledger)
+
+    turn = await ledger.begin_lookup(reservation(), limit(1, counted=counted), seconds=1)
+
+    assert len(turn.passes) == 10
+
+
+async def test_a_lookup_for_everyone_names_the_passes_of_all(ledger: Ledger) -> None:
+    of_another = await granted(ledger, user_id="u-2")
+
+    turn = await ledger.begin_lookup(reservation(), limit(1, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1)
+
+    assert [issued.conversation_id for issued in turn.passes] == [of_another]
+
+
+async def test_one_of_all_instances_looks_up_and_none_for_two_seconds_after_it_freed_nothing(
+    engine: Engine, clock: TurnedClock
+) -> None:
+    async with engine.instances() as instances:
+
+        async def turns() -> list[Turn]:
+            asked = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
+            return [turn.turn for turn in await asyncio.gather(*asked)]
+
+        at_once = await turns()
+        await instances[0].end_lookup(reservation(), CONVERSATIONS, has_freed=False)
+        paused = await turns()
+        clock.now += 1.9
+        still_paused = await turns()
+        clock.now += 0.1
+        then = await turns()
+        await instances[-1].end_lookup(reservation(), CONVERSATIONS, has_freed=True)
+        after_one_that_freed = await turns()
+        of_another = await instances[0].begin_lookup(reservation(user_id="u-2"), CONVERSATIONS, seconds=1)
+
+    assert at_once.count(Turn.OURS) == then.count(Turn.OURS) == after_one_that_freed.count(Turn.OURS) == 1
+    assert set(at_once) <= {Turn.OURS, Turn.RUNNING}
+    assert set(paused) == set(still_paused) == {Turn.PAUSED}
+    assert of_another.turn is Turn.OURS
+
+
+async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_may_take(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    clock.now += 0.9
+    during = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    clock.now += 0.1
+
+    after = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+
+    assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
+
+
+async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_what_a_crash_left(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    asked = reservation()
+    before = await ledger.is_pending(reservation(), CONVERSATIONS)
+    await ledger.reserve(asked, [])
+    during = await ledger.is_pending(reservation(), CONVERSATIONS)
+    of_another = await ledger.is_pending(reservation(user_id="u-2"), CONVERSATIONS)
+    clock.now += 10
+    left_behind = await ledger.is_pending(reservation(), CONVERSATIONS)
+    clock.now -= 10
+    await ledger.grant(asked, credential())
+    after = await ledger.is_pending(reservation(), CONVERSATIONS)
+
+    assert (before, during, of_another, left_behind, after) == (False, True, False, False, False)
+
+
+async def test_a_conversation_that_has_ended_is_open_no_longer_and_costs_the_time_since_its_grant(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES]
+    conversation_id = await granted(ledger, limits)
+    clock.now += 90.5
+
+    freed = [await ledger.note_ended(conversation_id), await ledger.note_ended(conversation_id)]
+
+    found = await ledger.issued(conversation_id)
+    assert freed == [True, False]
+    assert (found.seconds, found.settled_at) == (91, None)
+    assert await refusal(ledger, limits) is None
+    await ledger.settle(settled_with(conversation_id, seconds=60))
+    assert (await ledger.issued(conversation_id)).seconds == 60
+
+
+async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await granted(ledger, [MINUTES], seconds=600)
+    clock.now += 1000
+
+    await ledger.note_ended(conversation_id)
+
+    assert (await ledger.issued(conversation_id)).seconds == 600
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_every_scope(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    """Also where its quarter of an hour was added up before."""
+    limits = [limit(1800, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)]
+    ended, unopened, _ = [await granted(ledger, limits, seconds=600) for _ in range(3)]
+    clock.now += 90
+    full = await refusal(ledger, limits)
+    await ledger.note_ended(ended)
+    clock.now += 1800  # their quarter is over, and the next question adds it up
+    passing = reservation(seconds=1)
+    await ledger.reserve(passing, limits)
+    await ledger.release(passing)
+    await ledger.expire(unopened)
+
+    third = await granted(ledger, limits, seconds=1800)
+
+    assert isinstance(full, QuotaExceeded)
+    assert (await ledger.issued(third)).seconds == 1800 - 90 - 0 - 600
+
+
+async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    conversation_id = await granted(ledger)
+    await ledger.note_opened(conversation_id, START + 5)
+    clock.now += 1000
+
+    has_expired = await ledger.expire(conversation_id, min_age_seconds=930)
+
+    found = await ledger.issued(conversation_id)
+    assert not has_expired
+    assert (found.opened_at, found.settled_at) == (START + 5, None)
+
+
+async def test_a_pass_is_released_as_unopened_only_when_it_is_old_enough(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await granted(ledger)
+    clock.now += 929
+    too_early = await ledger.expire(conversation_id, min_age_seconds=930)
+    clock.now += 1
+
+    assert not too_early
+    assert await ledger.expire(conversation_id, min_age_seconds=930)
+    assert not await ledger.expire(conversation_id, min_age_seconds=930)
+
+
+async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
+    conversation_id = await granted(ledger, limits, seconds=600)
+    clock.now += 930
+    await ledger.expire(conversation_id)
+
+    counts_again = await ledger.note_opened(conversation_id, START + 899)
+
+    found = await ledger.issued(conversation_id)
+    assert counts_again
+    assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
+    assert isinstance(await refusal(ledger, limits), TooManyConversations)
+
+
+# When to try again.
+
+
+async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
+    conversation_id = await granted(ledger, limits)
+    unknown = await refusal(ledger, limits)
+
+    await ledger.note_opened(conversation_id, START)
+    reached = await refusal(ledger, limits)
+
+    assert unknown is not None
+    assert unknown.retry_after_seconds == 1500  # until it lapses: nobody knows whether it is open
+    assert isinstance(reached, TooManyConversations)
+    assert (reached.retry_after_seconds, reached.resets_at) == (5, clock.now + 5)
+
+
+async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(ledger: Ledger) -> None:
+    limits = [limit(1), limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
+    await granted(ledger, limits)
+
+    reached = await refusal(ledger, limits)
+
+    assert isinstance(reached, RateLimited)
+    assert reached.limit_name == "user_passes"
+
+
+# The sealed credential.
+
+
+async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transport_newest_first(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    others = [
+        reservation(user_id="u-2"),
+        reservation(token_issuer="https://other.example"),
+        reservation(agent_id="agent_2"),
+        reservation(transport=Transport.WEBRTC),
+    ]
+    own = [reservation(), reservation()]
+    for number, each in enumerate([*others, *own]):
+        clock.now += 1
+        await ledger.reserve(each, [])
+        await ledger.grant(each, credential(), sealed=bytes([number, 0, 255]))
+    unsealed = reservation()
+    await ledger.reserve(unsealed, [])
+    await ledger.grant(unsealed, credential())
+
+    found = await ledger.unopened(reservation())
+
+    assert [(each.pass_id, each.sealed) for each in found] == [
+        (own[1].pass_id, b"\5\0\xff"),
+        (own[0].pass_id, b"\4\0\xff"),
+    ]
+
+
+@pytest.mark.parametrize("event", ["opened", "ended", "settled", "expired", "too old to be opened"])
+async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
+    ledger: Ledger, clock: TurnedClock, event: str
+) -> None:
+    asked, given = reservation(), credential("conv_1")
+    await ledger.reserve(asked, [])
+    await ledger.grant(asked, given, sealed=b"sealed")
+    kept = await rows(ledger, "SELECT sealed FROM passes")
+    clock.now += 901
+
+    match event:
+        case "opened":
+            await ledger.note_opened("conv_1", START)
+        case "ended":
+            await ledger.note_ended("conv_1")
+        case "settled":
+            await ledger.settle(settled_with("conv_1"))
+        case "expired":
+            await ledger.expire("conv_1")
+        case _:
+            assert await ledger.erase_sealed(after=0.0) == START + 1
+
+    assert [bytes(row["sealed"]) for row in kept] == [b"sealed"]
+    assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
+    assert await ledger.unopened(asked) == []
+
+
+async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(ledger: Ledger) -> None:
+    asked, given = reservation(), credential("conv_1")
+    await ledger.reserve(asked, [])
+    await ledger.settle(settled_with("conv_1"))
+
+    await ledger.grant(asked, given, sealed=b"sealed")
+
+    assert await ledger.unopened(asked) == []

@@ -1,0 +1,116 @@
+"""What the settlement's tests share: a clock they turn, a granted pass, an ElevenLabs by hand and one over sockets."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from tests.canaries import API_KEY
+from tests.conftest import AGENT_ID, TOKEN_ISSUER
+from tests.servers import running
+from voicepass.elevenlabs import ElevenLabs, Workspace
+from voicepass.elevenlabs.answers import ConversationsPage
+from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
+from voicepass.ledger import Ledger
+from voicepass.model import Clock as AnyClock
+from voicepass.model import Credential, Reservation, Transport
+from voicepass.outbound import http_transport
+
+NOW = 1_790_000_000
+HERE = "https://here"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def granted(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: str = AGENT_ID) -> None:
+    reservation = Reservation(
+        pass_id=f"pass of {conversation_id}",
+        request_id="r-1",
+        token_issuer=TOKEN_ISSUER,
+        user_id="u-1",
+        agent_alias="default",
+        agent_id=agent_id,
+        transport=Transport.WEBSOCKET,
+        seconds=600,
+    )
+    await ledger.reserve(reservation, [])
+    await ledger.grant(reservation, Credential(secret="s", conversation_id=conversation_id, expires_at=None))
+
+
+def account(status: str, **metadata: object) -> dict[str, object]:
+    return {"status": status, "user_id": "u-1", "metadata": metadata}
+
+
+def row(conversation_id: str, status: str, seconds: object = 0, *, began: float = NOW, **facts: Any) -> dict[str, Any]:
+    """A row of the list of conversations, as ElevenLabs writes it."""
+    known = {"agent_id": AGENT_ID, "start_time_unix_secs": int(began), "message_count": 2, "cost": 7}
+    return {"conversation_id": conversation_id, "status": status, "call_duration_secs": seconds} | known | facts
+
+
+class Told:
+    """A provider by hand: answers with the accounts and pages it was given, raises what is an exception, notes calls.
+
+    `pages` are the list's, one after the other; without any the list is empty.
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, object] | None = None,
+        *,
+        default: object = None,
+        pages: list[list[dict[str, Any]]] | None = None,
+        listing: Exception | None = None,
+    ) -> None:
+        self.asked: list[str] = []
+        self.listed: list[tuple[float, float]] = []
+        self._accounts = accounts or {}
+        self._default = default if default is not None else {"status": "in-progress"}
+        self.pages: list[list[dict[str, Any]]] = pages or [[]]
+        self._listing = listing
+
+    async def conversation(
+        self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+    ) -> Mapping[str, object]:
+        del is_lookup
+        self.asked.append(conversation_id)
+        answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, dict)
+        return answer
+
+    async def conversations(
+        self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+    ) -> ConversationsPage:
+        assert agent_base_url
+        assert agent_id
+        self.listed.append((since, until))
+        if self._listing is not None:
+            raise self._listing
+        number = int(cursor or 0)
+        is_last = number == len(self.pages) - 1
+        return ConversationsPage(list(self.pages[number]), "" if is_last else str(number + 1))
+
+
+@contextlib.contextmanager
+def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
+    """The emulator over real sockets, with one key that may write and have these permissions."""
+    emulator = Emulator(
+        agents=[EmulatedAgent(agent_id=AGENT_ID)], api_keys={API_KEY: frozenset({"convai_write", *permissions})}
+    )
+    with running(lambda _url: create_emulator(emulator)) as url:
+        yield emulator, url
+
+
+@contextlib.asynccontextmanager
+async def provider_at(url: str, clock: AnyClock, *api_keys: str) -> AsyncIterator[ElevenLabs]:
+    async with http_transport(connect_seconds=4) as transport:
+        workspace = Workspace(base_url=url, api_keys=api_keys or (API_KEY,))
+        provider = ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=clock)
+        yield provider
+        await provider.aclose()

@@ -1,0 +1,450 @@
+"""Before a user is refused: what ElevenLabs says frees them, nothing else does, and an unopened pass is given again."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.canaries import API_KEY
+from tests.conftest import AGENT_ID, TOKEN_ISSUER, signed_url
+from tests.settlement.given import HERE, NOW, Clock, Told, account
+from voicepass.elevenlabs import Workspace
+from voicepass.elevenlabs.sealing import SealBrokenError, Seals
+from voicepass.errors import (
+    BadAnswer,
+    Busy,
+    ConversationUnknown,
+    KeyRejected,
+    LedgerUnavailable,
+    Overloaded,
+    Timeout,
+    TooManyConversations,
+    Unavailable,
+)
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
+from voicepass.settlement import Settlements
+from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses, Provider
+
+pytestmark = pytest.mark.anyio
+
+AGENT = Agent(alias="default", agent_id=AGENT_ID, base_url=HERE)
+LIMIT = Limit(name="open", scope=Scope.USER, counted=Counted.CONVERSATIONS, most=3, window_seconds=86_400)
+SEALS = Seals([Workspace(base_url=HERE, api_keys=[API_KEY])])
+
+
+class Ticks:
+    """Monotonic time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class House:
+    """A ledger in memory, a clock, and what looks up in front of a provider."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, provider: Provider) -> None:
+        self.ledger, self.clock, self.ticks = ledger, clock, Ticks()
+        self.settled: list[IssuedPass] = []
+        self.open_passes = self.instance(provider)
+
+    def instance(self, provider: Provider, *, seals: Seals = SEALS, deadline_seconds: float = 4.0) -> OpenPasses:
+        return OpenPasses(
+            ledger=self.ledger,
+            provider=provider,
+            settlements=Settlements(ledger=self.ledger, observers=[self.settled.append], clock=self.clock),
+            seals=seals,
+            base_urls={AGENT_ID: HERE},
+            deadline_seconds=deadline_seconds,
+            clock=self.clock,
+            ticks=self.ticks,
+            sleep=self.ticks.sleep,
+        )
+
+    async def grant(self, conversation_id: str, **facts: Any) -> Reservation:
+        given = reservation(**facts)
+        credential = Credential(
+            secret=signed_url(conversation_id=conversation_id),
+            conversation_id=conversation_id,
+            expires_at=self.clock.now + 900,
+        )
+        await self.ledger.reserve(given, [LIMIT])
+        await self.ledger.grant(given, credential, sealed=SEALS.seal(AGENT, given.pass_id, credential))
+        return given
+
+    async def refusal(self) -> TooManyConversations | None:
+        try:
+            await self.ledger.reserve(reservation(), [LIMIT])
+        except TooManyConversations as refusal:
+            return refusal
+        return None
+
+
+def reservation(**facts: Any) -> Reservation:
+    known: dict[str, Any] = {
+        "pass_id": uuid.uuid4().hex,
+        "request_id": "r-1",
+        "token_issuer": TOKEN_ISSUER,
+        "user_id": "u-1",
+        "agent_alias": "default",
+        "agent_id": AGENT_ID,
+        "transport": Transport.WEBSOCKET,
+        "seconds": 600,
+    }
+    return Reservation(**(known | facts))
+
+
+@contextlib.asynccontextmanager
+async def house(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[House]:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        built = House(ledger, clock, provider or Told())
+        for conversation_id in conversations:
+            await built.grant(conversation_id)
+        clock.now += 60
+        yield built
+        await built.open_passes.aclose()
+
+
+THREE = ("conv_1", "conv_2", "conv_3")
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_freed", "settled_by", "seconds"),
+    [
+        (account("done", call_duration_secs=42), True, "lookup", 42),
+        (account("failed", call_duration_secs=42), True, "lookup", 42),
+        (account("processing", call_duration_secs=42), True, None, 60),
+        (account("done"), True, None, 60),
+        (account("done", call_duration_secs=-5), True, None, 60),
+        (account("done", call_duration_secs=10**12), True, None, 60),
+        (account("in-progress"), False, None, 600),
+        (account("initiated"), False, None, 600),
+        (account("a status of tomorrow", call_duration_secs=42), False, None, 600),
+        ({}, False, None, 600),
+        ({"status": 7}, False, None, 600),
+        (ConversationUnknown(), False, None, 600),
+        (BadAnswer(), False, None, 600),
+        (Unavailable(), False, None, 600),
+        (Timeout(), False, None, 600),
+        (Busy(), False, None, 600),
+        (Overloaded(), False, None, 600),
+        (KeyRejected(), False, None, 600),
+    ],
+)
+async def test_only_a_conversation_that_has_ended_makes_room(
+    answer: object, *, is_freed: bool, settled_by: str | None, seconds: int
+) -> None:
+    provider = Told({"conv_2": answer}, default=account("in-progress"))
+    async with house(provider, conversations=THREE) as given:
+        before = await given.refusal()
+
+        await given.open_passes.look_up(reservation(), LIMIT)
+
+        after = await given.refusal()
+        found = await given.ledger.issued("conv_2")
+    assert before is not None
+    assert (after is None) == is_freed
+    assert (found.settled_by, found.seconds) == (settled_by, seconds)
+    assert set(provider.asked) == set(THREE) or isinstance(answer, KeyRejected)  # then the others are spared
+    assert [each.conversation_id for each in given.settled] == (["conv_2"] if settled_by else [])
+
+
+async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup() -> None:
+    async with house(Told(default=ConversationUnknown()), conversations=THREE) as given:
+        given.clock.now += 900
+
+        await given.open_passes.look_up(reservation(), LIMIT)
+
+        found = [await given.ledger.issued(each) for each in THREE]
+        assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
+        assert await given.refusal() is None
+
+
+async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> None:
+    provider = Told(default=account("done", call_duration_secs=1))
+    async with house(provider, conversations=THREE) as given:
+        await given.open_passes.look_up(reservation(), LIMIT)
+        asked = len(provider.asked)
+
+        for _ in range(3):
+            assert await given.refusal() is None
+    assert (asked, len(provider.asked)) == (3, 3)
+
+
+async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_any_instance() -> None:
+    provider = Told(default=account("in-progress"))
+    async with house(provider, conversations=THREE) as given:
+        instances = [given.open_passes, given.instance(provider)]
+        changed = [await instances[0].look_up(reservation(), LIMIT)]
+        changed += [await instance.look_up(reservation(), LIMIT) for instance in instances]
+        during = len(provider.asked)
+        given.clock.now += 2
+        changed.append(await instances[1].look_up(reservation(), LIMIT))
+
+    assert (during, len(provider.asked)) == (3, 6)
+    assert changed == [True, False, False, True]
+
+
+async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_the_other() -> None:
+    provider = Told(default=account("done", call_duration_secs=1))
+    async with house(provider) as given:
+        for number in range(10):
+            try:
+                await given.grant(f"conv_{number}")
+            except TooManyConversations:
+                await given.open_passes.look_up(reservation(), LIMIT)
+                await given.grant(f"conv_{number}")
+            given.clock.now += 1
+
+    assert len(provider.asked) == 9  # each ended conversation once, three at a time
+
+
+async def test_callers_who_come_together_share_one_lookup() -> None:
+    provider = Told(default=account("done", call_duration_secs=1))
+    async with house(provider, conversations=THREE) as given:
+        changed = await asyncio.gather(*(given.open_passes.look_up(reservation(), LIMIT) for _ in range(40)))
+
+        assert changed == [True] * 40
+        assert len(provider.asked) == 3
+
+
+async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Told):
+        async def conversation(
+            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+        ) -> Mapping[str, object]:
+            asked.set()
+            await answer.wait()
+            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+
+    provider = Slow(default=account("done", call_duration_secs=1))
+    async with house(provider, conversations=THREE) as given:
+        first = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        await asked.wait()
+        second = asyncio.create_task(given.instance(provider).look_up(reservation(), LIMIT))
+        while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
+            await asyncio.sleep(0)
+        was_waiting = not second.done()
+        answer.set()
+
+        assert was_waiting
+        assert list(await asyncio.gather(first, second)) == [True, True]
+        assert len(provider.asked) == 3
+        assert await given.refusal() is None
+
+
+async def test_a_caller_waits_for_a_pass_that_is_about_to_be_granted_for_a_third_of_the_deadline() -> None:
+    async with house() as given:
+        await given.ledger.reserve(reservation(), [LIMIT])
+
+        await given.open_passes.look_up(reservation(), LIMIT)
+
+    assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE, abs=0.1)
+
+
+async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
+    class Slow(Told):
+        async def conversation(
+            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+        ) -> Mapping[str, object]:
+            if conversation_id == "conv_2":
+                await asyncio.Event().wait()
+            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+
+    provider = Slow(default=account("done", call_duration_secs=1))
+    async with house(conversations=THREE) as given:
+        async with asyncio.timeout(5):
+            await given.instance(provider, deadline_seconds=0.3).look_up(reservation(), LIMIT)
+
+        found = [(await given.ledger.issued(each)).settled_by for each in THREE]
+    assert found == ["lookup", None, "lookup"]
+
+
+async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Told):
+        async def conversation(
+            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+        ) -> Mapping[str, object]:
+            asked.set()
+            await answer.wait()
+            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+
+    async with house(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
+        caller = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        await asked.wait()
+        caller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await caller
+        answer.set()
+        await given.open_passes.aclose()
+
+        assert await given.refusal() is None
+
+
+async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
+    class Failing(Settlements):
+        async def record(self, account: object) -> Any:
+            del account
+            raise LedgerUnavailable(operator_note="the disk is full")
+
+    provider = Told(default=account("done", call_duration_secs=1))
+    async with house(provider, conversations=THREE) as given:
+        open_passes = OpenPasses(
+            ledger=given.ledger,
+            provider=provider,
+            settlements=Failing(ledger=given.ledger, observers=[], clock=given.clock),
+            seals=SEALS,
+            base_urls={AGENT_ID: HERE},
+            deadline_seconds=4,
+            clock=given.clock,
+            ticks=given.ticks,
+        )
+
+        with pytest.raises(LedgerUnavailable):
+            await open_passes.look_up(reservation(), LIMIT)
+
+
+async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
+    provider = Told(default=KeyRejected(operator_note="it lacks convai_read"))
+    async with house(provider, conversations=THREE) as given:
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(121):
+                await given.open_passes.look_up(reservation(), LIMIT)
+                given.clock.now += 60
+                given.ticks.now += 60
+                if given.clock.now < NOW + 1500:
+                    continue
+                for conversation_id in THREE:  # they have lapsed: three more
+                    with contextlib.suppress(TooManyConversations):
+                        await given.grant(f"{conversation_id}_{given.clock.now}")
+
+    warnings = [line for line in logged if line["event"] == "lookup.not_possible"]
+    assert len(warnings) == 3  # at 0, 60 and 120 minutes
+    assert "convai_read" in warnings[0]["note"]
+    assert "webhook" in warnings[0]["note"]
+    assert {line["log_level"] for line in warnings} == {"warning"}
+
+
+# The unopened pass.
+
+
+async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
+    refusal = TooManyConversations()
+    async with house(conversations=THREE) as given:
+        credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
+
+    assert (credential.secret, credential.conversation_id) == (signed_url(conversation_id="conv_3"), "conv_3")
+    assert credential.expires_at == NOW + 900
+
+
+@pytest.mark.parametrize("facts", [{"user_id": "u-2"}, {"agent_id": "agent_2"}, {"transport": Transport.WEBRTC}])
+async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
+    refusal = TooManyConversations()
+    async with house(conversations=THREE) as given:
+        with pytest.raises(TooManyConversations) as raised:
+            await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
+
+    assert raised.value is refusal
+
+
+async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minutes() -> None:
+    async with house(conversations=["conv_1"]) as given:
+        given.clock.now = NOW + 780
+        last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+        given.clock.now += 1
+
+        with pytest.raises(TooManyConversations):
+            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+    assert last.conversation_id == "conv_1"
+
+
+async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_it_is_returned() -> None:
+    async with house(conversations=["conv_1"]) as given:
+        changed = reservation()
+        await given.ledger.reserve(changed, [LIMIT])
+        newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
+        sealed = bytearray(SEALS.seal(AGENT, changed.pass_id, newest) or b"")
+        sealed[-1] ^= 1
+        await given.ledger.grant(changed, newest, sealed=bytes(sealed))
+
+        with structlog.testing.capture_logs() as logged:
+            credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+
+    assert credential.conversation_id == "conv_1"
+    assert [(line["event"], line["pass_id"]) for line in logged] == [("pass.seal_broken", changed.pass_id)]
+
+
+# The seal.
+
+
+def credential() -> Credential:
+    return Credential(secret=signed_url(), conversation_id="conv_1", expires_at=NOW + 900.5)
+
+
+def seals(*api_keys: str) -> Seals:
+    return Seals([Workspace(base_url=HERE, api_keys=api_keys)])
+
+
+def test_what_was_sealed_opens_with_the_same_api_key_for_the_same_pass() -> None:
+    sealed = seals("sk_a").seal(AGENT, "p-1", credential())
+
+    assert sealed is not None
+    assert seals("sk_a").unseal(AGENT, "p-1", sealed) == credential()
+    assert seals("sk_b", "sk_a").unseal(AGENT, "p-1", sealed) == credential()
+
+
+def test_two_seals_of_one_credential_have_nothing_in_common() -> None:
+    one, other = (seals("sk_a").seal(AGENT, "p-1", credential()) for _ in range(2))
+
+    assert one is not None
+    assert other is not None
+    assert one[:12] != other[:12]
+    assert one[12:] != other[12:]
+
+
+@pytest.mark.parametrize(
+    ("api_key", "pass_id", "change"),
+    [
+        ("sk_b", "p-1", lambda sealed: sealed),
+        ("sk_a", "p-2", lambda sealed: sealed),
+        ("sk_a", "p-1", lambda sealed: sealed[:-1]),
+        ("sk_a", "p-1", lambda sealed: sealed + b"\0"),
+        ("sk_a", "p-1", lambda sealed: bytes([sealed[0] ^ 1]) + sealed[1:]),
+        ("sk_a", "p-1", lambda sealed: sealed[:12] + bytes([sealed[12] ^ 1]) + sealed[13:]),
+        ("sk_a", "p-1", lambda _sealed: b""),
+        ("sk_a", "p-1", lambda _sealed: b"\0" * 12),
+    ],
+)
+def test_what_was_changed_moved_or_sealed_under_another_key_does_not_open(
+    api_key: str, pass_id: str, change: Any
+) -> None:
+    sealed = seals("sk_a").seal(AGENT, "p-1", credential())
+
+    with pytest.raises(SealBrokenError):
+        seals(api_key).unseal(AGENT, pass_id, change(sealed))
+
+
+@pytest.mark.parametrize("missing", ["conversation_id", "expires_at"])
+def test_a_credential_without_conversation_or_expiry_is_not_sealed(missing: str) -> None:
+    facts: dict[str, Any] = {"secret": "s", "conversation_id": "conv_1", "expires_at": 1.0} | {missing: None}
+
+    assert SEALS.seal(AGENT, "p-1", Credential(**facts)) is None

@@ -1,0 +1,479 @@
+"""What no webhook told: the list of conversations settles it, few calls for many, on one instance at a time."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from websockets.sync.client import connect
+
+from tests.conftest import AGENT_ID
+from tests.settlement.given import HERE, NOW, Clock, Told, account, elevenlabs, granted, provider_at, row
+from voicepass.elevenlabs.answers import ConversationsPage
+from voicepass.emulator import Emulator, Fault
+from voicepass.errors import (
+    BadAnswer,
+    Busy,
+    ConversationUnknown,
+    KeyRejected,
+    LedgerUnavailable,
+    Overloaded,
+    QuotaExhausted,
+    Timeout,
+    Unavailable,
+)
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.settlement import NEVER_OPENED_SECONDS, Settlements
+from voicepass.settlement.reconciler import CALLS_PER_ROUND, LIST_SECONDS, UNACCOUNTED_SECONDS, Provider, Reconciler
+
+pytestmark = pytest.mark.anyio
+
+OLD = 20 * 60 + 1
+"""From this age on a pass is asked about by itself."""
+
+OPEN = (None, 600)
+EXPIRED = ("expiry", 0)
+IN_FULL = ("reconciler", 600)
+USED = ("reconciler", 42)
+
+
+def reconciler_of(
+    ledger: Ledger,
+    provider: Provider,
+    clock: Clock,
+    *,
+    base_urls: Mapping[str, str] | None = None,
+    every_seconds: float = 60,
+) -> Reconciler:
+    return Reconciler(
+        ledger=ledger,
+        provider=provider,
+        settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+        base_urls={AGENT_ID: HERE} if base_urls is None else base_urls,
+        every_seconds=every_seconds,
+        clock=clock,
+    )
+
+
+# The list.
+
+
+ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
+    "done": (row("conv_1", "done", 42), USED),
+    "failed": (row("conv_1", "failed", 42), USED),
+    "done, and it does not say how long": (row("conv_1", "done", None), (None, 300)),
+    "processing: the time since the grant counts until more is known": (row("conv_1", "processing", 42), (None, 300)),
+    "still open": (row("conv_1", "in-progress"), OPEN),
+    "an unknown status counts as open": (row("conv_1", "archived", 42), OPEN),
+    "no status": ({"conversation_id": "conv_1"}, OPEN),
+    "a negative duration": (row("conv_1", "done", -1), (None, 300)),
+    "a huge duration": (row("conv_1", "done", 10**9), (None, 300)),
+    "a duration that is no number": (row("conv_1", "done", "42"), (None, 300)),
+    "another conversation": (row("conv_2", "done", 42), OPEN),
+    "no conversation": ({"status": "done"}, OPEN),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> None:
+    listed, expected = ROWS[case]
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        clock.now += 300
+
+        await reconciler_of(ledger, Told(pages=[[listed]]), clock).round()
+
+        found = await ledger.issued("conv_1")
+    assert (found.settled_by, found.seconds) == expected
+
+
+async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(250):
+            await granted(ledger, f"conv_{number}")
+        clock.now += 300
+        rows = [row(f"conv_{number}", "done", 42) for number in range(250)]
+        provider = Told(pages=[rows[:100], rows[100:200], rows[200:]])
+
+        await reconciler_of(ledger, provider, clock).round()
+
+        settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(250)]
+    assert settled == ["reconciler"] * 250
+    assert len(provider.listed) == 3
+    assert provider.asked == []
+
+
+async def test_the_list_is_read_every_four_minutes_and_only_while_it_may_tell_something() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        reconciler = reconciler_of(ledger, provider, clock)
+        await reconciler.round()
+        nothing_issued = len(provider.listed)
+        clock.now += LIST_SECONDS
+        await granted(ledger)
+        clock.now += 30
+        calls = []
+        for _ in range(9):
+            await reconciler.round()
+            calls.append(len(provider.listed))
+            clock.now += 60
+
+    assert nothing_issued == 0
+    assert calls == [1, 1, 1, 1, 2, 2, 2, 2, 3]
+
+
+async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_open_conversation() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        reconciler = reconciler_of(ledger, provider, clock)
+        await granted(ledger, "conv_1")
+        clock.now += 100
+        await reconciler.round()
+        await granted(ledger, "conv_2")
+        provider.pages = [[row("conv_2", "in-progress", began=NOW + 101)]]
+        clock.now += LIST_SECONDS
+        await reconciler.round()
+        clock.now += LIST_SECONDS
+        await reconciler.round()
+
+    first, second, third = provider.listed
+    assert first == (NOW - 60, NOW + 85)  # a minute of overlap; what began in the last 15 s may be missing
+    assert second == (NOW + 85 - 60, NOW + 325)
+    assert third == (NOW + 101, NOW + 565)  # conv_1 is not in the list, so it can only begin later
+
+
+async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_released() -> None:
+    clock, provider = Clock(), Told()
+    released = []
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(30):
+            await granted(ledger, f"conv_{number}")
+        reconciler = reconciler_of(ledger, provider, clock)
+        for _ in range(20):
+            clock.now += 60
+            await reconciler.round()
+            passes = await ledger.listed(most=30)
+            released.append(sum(each.settled_by == "expiry" for each in passes))
+
+    assert released.index(30) + 1 <= 20  # minutes
+    assert released.index(30) * 60 >= NEVER_OPENED_SECONDS - 60
+    assert set(released) == {0, 30}
+    assert provider.asked == []
+
+
+async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
+    clock, provider = Clock(), Told(listing=Unavailable())
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        reconciler = reconciler_of(ledger, provider, clock)
+        for _ in range(19):
+            clock.now += 60
+            await reconciler.round()
+
+        found = await ledger.issued("conv_1")
+    assert (found.settled_by, found.seconds) == OPEN
+
+
+@pytest.mark.parametrize("cursors", [["1", "1"], ["1", "2", "1"], ["same"] * 2])
+async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cursors: list[str]) -> None:
+    class Endless(Told):
+        calls = 0
+
+        async def conversations(
+            self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+        ) -> ConversationsPage:
+            del agent_base_url, agent_id, since, until, cursor
+            self.calls += 1
+            return ConversationsPage([row("conv_1", "done", 42)], cursors[(self.calls - 1) % len(cursors)])
+
+    clock, provider = Clock(), Endless()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for conversation_id in ("conv_1", "conv_2"):
+            await granted(ledger, conversation_id)
+        clock.now += NEVER_OPENED_SECONDS + 60
+
+        with structlog.testing.capture_logs() as logged:
+            await reconciler_of(ledger, provider, clock).round()
+
+        found = [await ledger.issued(conversation_id) for conversation_id in ("conv_1", "conv_2")]
+    assert provider.calls <= 3
+    assert [(each.settled_by, each.seconds) for each in found] == [USED, OPEN]
+    assert "does not end" in next(line["note"] for line in logged if line["event"] == "reconciler.stopped")
+
+
+async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_again() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        reconciler = reconciler_of(ledger, provider, clock)
+        await granted(ledger)
+        clock.now += NEVER_OPENED_SECONDS + 30
+        await reconciler.round()
+        released = await ledger.issued("conv_1")
+        provider.pages = [[row("conv_1", "in-progress", began=clock.now - 20)]]
+        await granted(ledger, "conv_2")
+        clock.now += LIST_SECONDS
+        await reconciler.round()
+        open_again = await ledger.issued("conv_1")
+        provider.pages = [[row("conv_1", "done", 42)]]
+        clock.now += LIST_SECONDS
+        await reconciler.round()
+        found = await ledger.issued("conv_1")
+
+    assert (released.settled_by, released.seconds) == EXPIRED
+    assert (open_again.settled_by, open_again.seconds) == OPEN
+    assert (found.settled_by, found.seconds) == USED
+
+
+# One by one, for what the list does not tell.
+
+
+ANSWERS: dict[str, tuple[object, float, tuple[str | None, int]]] = {
+    "done": (account("done", call_duration_secs=42), OLD, USED),
+    "failed": (account("failed", call_duration_secs=42), OLD, USED),
+    "done, and it does not say how long": (account("done"), OLD, OPEN),
+    "still open": (account("in-progress", call_duration_secs=0), OLD, OPEN),
+    "processing": (account("processing", call_duration_secs=0), OLD, OPEN),
+    "never really opened": (account("initiated", call_duration_secs=0), OLD, EXPIRED),
+    "never opened": (ConversationUnknown(), OLD, EXPIRED),
+    "a status of tomorrow": (account("archived", call_duration_secs=42), OLD, OPEN),
+    "no status at all": ({"detail": []}, OLD, OPEN),
+    "not readable": (BadAnswer(), OLD, OPEN),
+    "not readable for a day": (BadAnswer(), UNACCOUNTED_SECONDS, IN_FULL),
+    "processing for a day": (account("processing"), UNACCOUNTED_SECONDS, IN_FULL),
+    "out of order for a day": (Unavailable(), UNACCOUNTED_SECONDS, OPEN),
+    "done, after a day": (account("done", call_duration_secs=42), UNACCOUNTED_SECONDS, USED),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
+    answer, age_seconds, expected = ANSWERS[case]
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        await ledger.note_opened("conv_1", NOW) if "opened" not in case else None
+        clock.now += age_seconds
+
+        await reconciler_of(ledger, Told({"conv_1": answer}), clock).round()
+
+        found = await ledger.issued("conv_1")
+    assert (found.settled_by, found.seconds) == expected
+
+
+async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        await ledger.note_opened("conv_1", NOW)
+        clock.now += OLD - 1
+
+        await reconciler_of(ledger, provider, clock).round()
+
+    assert provider.asked == []
+
+
+async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_day() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger, agent_id="agent_gone")
+        reconciler = reconciler_of(ledger, provider, clock)
+        clock.now += OLD
+        await reconciler.round()
+        left = await ledger.issued("conv_1")
+        clock.now += UNACCOUNTED_SECONDS
+        await reconciler.round()
+        found = await ledger.issued("conv_1")
+
+    assert provider.asked == []
+    assert left.settled_by is None
+    assert (found.settled_by, found.seconds) == IN_FULL
+
+
+async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
+    clock, provider = Clock(), Told()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(25):
+            clock.now += 1
+            await granted(ledger, f"conv_{number}")
+            await ledger.note_opened(f"conv_{number}", clock.now)
+        clock.now += OLD
+        reconciler = reconciler_of(ledger, provider, clock)
+        per_round = []
+        for _ in range(3):
+            await reconciler.round()
+            per_round.append(provider.asked[:])
+            provider.asked.clear()
+            clock.now += 60
+
+    ids = [f"conv_{number}" for number in range(25)]
+    assert per_round == [ids[:CALLS_PER_ROUND], ids[CALLS_PER_ROUND:], ids[:CALLS_PER_ROUND]]
+
+
+@pytest.mark.parametrize("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
+async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_go_on(refusal: Exception) -> None:
+    clock, provider = Clock(), Told({"https://there": refusal}, default=account("done", call_duration_secs=42))
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(6):
+            await granted(ledger, f"conv_{number}", agent_id=AGENT_ID if number % 2 else "agent_there")
+            await ledger.note_opened(f"conv_{number}", NOW)
+        clock.now += OLD
+        base_urls = {AGENT_ID: HERE, "agent_there": "https://there"}
+
+        with structlog.testing.capture_logs() as logged:
+            await reconciler_of(ledger, provider, clock, base_urls=base_urls).round()
+
+        settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(6)]
+    assert settled == [None, "reconciler"] * 3
+    assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
+    assert [line["event"] for line in logged] == ["reconciler.stopped", "passes.reconciled"]
+
+
+# One instance at a time, and nothing ends it.
+
+
+async def test_two_instances_ask_once(tmp_path: Path) -> None:
+    clock, provider = Clock(), Told()
+    path = str(tmp_path / "ledger.db")
+    async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
+        await granted(one)
+        await one.note_opened("conv_1", NOW)
+        clock.now += OLD
+        instances = [reconciler_of(ledger, provider, clock) for ledger in (one, other)]
+
+        held = await one.lease("reconciler", 60)
+        await asyncio.gather(*(instance.round() for instance in instances))
+        while_held = len(provider.asked)
+        await one.end_lease("reconciler")
+        await instances[0].round()
+
+    assert held
+    assert while_held == 0
+    assert len(provider.asked) == 1
+
+
+async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        got = [await ledger.lease("a", 10), await ledger.lease("a", 10), await ledger.lease("b", 10)]
+        clock.now += 9.9
+        got.append(await ledger.lease("a", 10))
+        clock.now += 0.1
+        got += [await ledger.lease("a", 10), await ledger.lease("a", 10)]
+        await ledger.end_lease("a")
+        got.append(await ledger.lease("a", 10))
+
+    assert got == [True, False, True, False, True, False, True]
+
+
+async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> None:
+    class Out:
+        async def lease(self, _name: str, _seconds: float) -> bool:
+            raise LedgerUnavailable(operator_note="the disk is full")
+
+    with structlog.testing.capture_logs() as logged:
+        await reconciler_of(Out(), Told(), Clock()).round()  # type: ignore[arg-type]
+
+    assert [(line["event"], line["note"]) for line in logged] == [("reconciler.stopped", "the disk is full")]
+
+
+async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() -> None:
+    clock, enough = Clock(), asyncio.Event()
+
+    class Broken(Told):
+        async def conversation(
+            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+        ) -> Mapping[str, object]:
+            await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            clock.now += 200  # the lease has lapsed
+            if len(self.asked) == 3:
+                enough.set()
+                await asyncio.Event().wait()
+            raise RuntimeError("a bug")
+
+    before = asyncio.all_tasks()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        await ledger.note_opened("conv_1", NOW)
+        clock.now += OLD
+        reconciler = reconciler_of(ledger, Broken(), clock, every_seconds=0.01)
+
+        with structlog.testing.capture_logs() as logged:
+            async with reconciler.running(), asyncio.timeout(5):
+                await enough.wait()
+
+    assert [(line["event"], line["cause"]) for line in logged] == [("reconciler.failed", "RuntimeError")] * 2
+    assert asyncio.all_tasks() == before
+
+
+# And over real sockets, with the emulator.
+
+
+@contextlib.asynccontextmanager
+async def asking(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
+    async with provider_at(url, clock) as provider:
+        yield reconciler_of(ledger, provider, clock, base_urls={AGENT_ID: url})
+
+
+async def conversed(emulator: Emulator, url: str, *, seconds: int) -> str:
+    """Hold a conversation of so many seconds, as far as the emulator's clock is concerned; returns its id."""
+    conversation_signature, conversation_id = emulator.issue(AGENT_ID, bound=True)
+    query = f"agent_id={AGENT_ID}&conversation_signature={conversation_signature}"
+    initiation = {"type": "conversation_initiation_client_data", "user_id": "u-2", "dynamic_variables": {}}
+    with connect(f"{url.replace('http', 'ws', 1)}/v1/convai/conversation?{query}", proxy=None) as socket:
+        socket.send(json.dumps(initiation | {"dynamic_variables": {"user_name": "Ada"}}))
+        socket.recv(timeout=5)
+        emulator.advance(seconds)
+    assert conversation_id is not None
+    async with asyncio.timeout(5):
+        while emulator.accounts[conversation_id].seconds is None:  # noqa: ASYNC110 - no event of this loop tells it
+            await asyncio.sleep(0.001)  # the server hears of the end in its own thread
+    return conversation_id
+
+
+async def test_an_outage_is_waited_out() -> None:
+    clock = Clock()
+    with elevenlabs("convai_read") as (emulator, url):
+        async with open_sqlite(":memory:", clock=clock) as ledger, asking(url, ledger, clock) as reconciler:
+            ids = [await conversed(emulator, url, seconds=5) for _ in range(3)]
+            for conversation_id in ids:
+                await granted(ledger, conversation_id)
+                await ledger.note_opened(conversation_id, NOW)
+            clock.now += OLD
+            emulator.faults["account"] = Fault(target="account", status=503)
+            await reconciler.round()
+            during = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
+            calls = len(emulator.records.calls)
+
+            emulator.faults.clear()
+            clock.now += 60
+            await reconciler.round()
+
+            after = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
+    assert (during, calls) == ([None] * 3, 1)
+    assert after == ["reconciler"] * 3
+
+
+async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -> None:
+    clock = Clock()
+    with elevenlabs() as (emulator, url):
+        async with open_sqlite(":memory:", clock=clock) as ledger, asking(url, ledger, clock) as reconciler:
+            for number in range(3):
+                await granted(ledger, f"conv_{number}")
+                await ledger.note_opened(f"conv_{number}", NOW)
+            clock.now += OLD
+
+            with structlog.testing.capture_logs() as logged:
+                await reconciler.round()
+
+    (line,) = logged
+    assert (line["event"], line["code"]) == ("reconciler.stopped", "elevenlabs_key_rejected")
+    assert "lacks the permission convai_read: give the key 'ElevenAgents: Read'" in line["note"]
+    assert "VOICEPASS_RECONCILE_SECONDS=0" in line["note"]
+    assert len(emulator.records.calls) == 1

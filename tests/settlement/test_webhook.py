@@ -1,0 +1,324 @@
+"""ElevenLabs' webhook: whose signature counts, what a body tells, and that it counts once."""
+
+import base64
+import hashlib
+import hmac
+import itertools
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from tests.conftest import AGENT_ID
+from tests.settlement.given import NOW, Clock, granted
+from voicepass.errors import RequestInvalid, SignatureInvalid
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Settlement
+from voicepass.settlement import Settlements, read_settlement
+from voicepass.settlement.webhook import Webhook, verify_signature
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "wsec_canary-of-the-webhook-2f6b1c"
+OLD_SECRET = "wsec_canary-of-last-year-7d01aa"
+FOREIGN_SECRET = "wsec_canary-of-another-workspace"
+
+
+def event(
+    conversation_id: object = "conv_1", *, seconds: object = 42, user_id: object = "u-1", **changes: object
+) -> bytes:
+    """A post-call event as ElevenLabs sends it, with much that is of no use here."""
+    account = {
+        "agent_id": AGENT_ID,
+        "conversation_id": conversation_id,
+        "status": "done",
+        "user_id": user_id,
+        "transcript": [{"role": "agent", "message": "Hello Ada!", "time_in_call_secs": 0}],
+        "metadata": {"start_time_unix_secs": NOW - 60, "call_duration_secs": seconds, "cost": 420, "error": None},
+        "analysis": {"call_successful": "success"},
+        "has_audio": False,
+    }
+    sent = {"type": "post_call_transcription", "event_timestamp": NOW, "data": account}
+    return json.dumps(sent | changes).encode()
+
+
+def mac(t: object, body: bytes, *, secret: str = SECRET, algorithm: str = "sha256") -> str:
+    return hmac.new(secret.encode(), f"{t}.".encode() + body, algorithm).hexdigest()
+
+
+def signature(now: object, body: bytes, *, secret: str = SECRET) -> str:
+    return f"t={now},v0={mac(now, body, secret=secret)}"
+
+
+def hostile(now: int) -> dict[str, tuple[Sequence[str | bytes], bytes]]:
+    """Headers and bodies that ElevenLabs did not send, or not so: what each of them is, and the two."""
+    body = event()
+    good, right = signature(now, body), mac(now, body)
+    changed = event(seconds=0)
+    old, late = now - 31 * 60, now - 1801
+    fullwidth = str(now).replace("1", "\uff11")
+
+    def sent(value: str | bytes) -> tuple[Sequence[str | bytes], bytes]:
+        return [value], body
+
+    return {
+        "no header": ([], body),
+        "an empty header": sent(""),
+        "a blank header": sent(" "),
+        "a bare MAC": sent(right),
+        "t alone": sent(f"t={now}"),
+        "v0 alone": sent(f"v0={right}"),
+        "the other order": sent(f"v0={right},t={now}"),
+        "a space after the comma": sent(f"t={now}, v0={right}"),
+        "a space before": sent(f" {good}"),
+        "a space after": sent(f"{good} "),
+        "a tab after": sent(f"{good}\t"),
+        "a line feed after": sent(f"{good}\n"),
+        "a NUL after": sent(f"{good}\0"),
+        "a comma after": sent(f"{good},"),
+        "a comma before": sent(f",{good}"),
+        "a semicolon between": sent(f"t={now};v0={right}"),
+        "another scheme beside it": sent(f"{good},v1={right}"),
+        "two t, alike": sent(f"t={now},{good}"),
+        "two t, the first old": sent(f"t={old},{good}"),
+        "two t, the last old": sent(f"{good},t={old}"),
+        "two v0, alike": sent(f"{good},v0={right}"),
+        "two v0, the last wrong": sent(f"{good},v0={'0' * 64}"),
+        "two v0, the first wrong": sent(f"t={now},v0={'0' * 64},v0={right}"),
+        "two headers, alike": ([good, good], body),
+        "two headers, the first wrong": ([f"t={now},v0={'0' * 64}", good], body),
+        "one header in two": ([f"t={now}", f"v0={right}"], body),
+        "t of letters": sent(signature("abc", body)),
+        "t that is empty": sent(signature("", body)),
+        "t with a sign": sent(signature(f"+{now}", body)),
+        "t below zero": sent(signature(-1, body)),
+        "t with a fraction": sent(signature(f"{now}.0", body)),
+        "t with an exponent": sent(signature(f"{now}e0", body)),
+        "t in hexadecimal": sent(signature(hex(now), body)),
+        "t with an underscore": sent(signature(f"{now:_}", body)),
+        "t with a superscript": sent(f"t=\xb2{now},v0={right}".encode("latin-1")),
+        "t in fullwidth digits": sent(f"t={fullwidth},v0={right}".encode()),
+        "t in milliseconds": sent(signature(now * 1000, body)),
+        "t that is no number": sent(signature("nan", body)),
+        "t of 4,300 digits": sent(signature("9" * 4300, body)),
+        "t of zero": sent(signature(0, body)),
+        "t of 31 minutes ago": sent(signature(old, body)),
+        "t a second too old": sent(signature(late, body)),
+        "t more than five minutes ahead": sent(signature(now + 400, body)),
+        "t of tomorrow": sent(signature(now + 86_400, body)),
+        "t that was not signed": sent(f"t={now + 1},v0={right}"),
+        "v0 in capitals": sent(f"t={now},v0={right.upper()}"),
+        "v0 cut by one": sent(good[:-1]),
+        "v0 one too long": sent(f"{good}0"),
+        "v0 twice in one": sent(f"{good}{right}"),
+        "v0 that is empty": sent(f"t={now},v0="),
+        "v0 of zeros": sent(f"t={now},v0={'0' * 64}"),
+        "v0 with its last digit changed": sent(good[:-1] + ("0" if good[-1] != "0" else "1")),
+        "v0 in quotes": sent(f't={now},v0="{right}"'),
+        "v0 with a prefix": sent(f"t={now},v0=sha256={right}"),
+        "v0 in Base64": sent(f"t={now},v0={base64.b64encode(bytes.fromhex(right)).decode()}"),
+        "v0 beyond ASCII": sent(f"t={now},v0={right[:-1]}\xe9".encode("latin-1")),
+        "v1 for v0": sent(f"t={now},v1={right}"),
+        "names in capitals": sent(f"T={now},V0={right}"),
+        "SHA-1": sent(f"t={now},v0={mac(now, body, algorithm='sha1')}"),
+        "SHA-512": sent(f"t={now},v0={mac(now, body, algorithm='sha512')}"),
+        "a hash without a key": sent(f"t={now},v0={hashlib.sha256(f'{now}.'.encode() + body).hexdigest()}"),
+        "of the body without t": sent(f"t={now},v0={hmac.new(SECRET.encode(), body, 'sha256').hexdigest()}"),
+        "of t without the body": sent(f"t={now},v0={mac(now, b'')}"),
+        "an empty secret": sent(signature(now, body, secret="")),
+        "another workspace's secret": sent(signature(now, body, secret=FOREIGN_SECRET)),
+        "the secret with a line break": sent(signature(now, body, secret=f"{SECRET}\n")),
+        "the secret cut by one": sent(signature(now, body, secret=SECRET[:-1])),
+        "both secrets as configured": sent(signature(now, body, secret=f"{SECRET},{OLD_SECRET}")),
+        "another body": ([good], changed),
+        "a body written anew": ([good], json.dumps(json.loads(body), separators=(",", ":")).encode()),
+        "a body with a line feed": ([good], body + b"\n"),
+        "a body with a byte order mark": ([good], b"\xef\xbb\xbf" + body),
+        "no body": ([good], b""),
+    }
+
+
+def as_read(headers: Sequence[str | bytes]) -> str:
+    return ", ".join(value if isinstance(value, str) else value.decode("latin-1") for value in headers)
+
+
+@pytest.mark.parametrize("case", hostile(NOW))
+def test_a_hostile_signature_is_refused(case: str) -> None:
+    headers, body = hostile(NOW)[case]
+
+    with pytest.raises(SignatureInvalid) as refused:
+        verify_signature(as_read(headers), body, [SECRET, OLD_SECRET], NOW)
+
+    assert refused.value.operator_note.startswith("signature refused: ")
+    assert refused.value.detail == SignatureInvalid.detail
+
+
+def test_there_are_sixty_hostile_signatures_and_more() -> None:
+    assert len(hostile(NOW)) >= 60
+
+
+@pytest.mark.parametrize("signed_at", [NOW - 1800, NOW - 1, NOW, NOW + 300])
+@pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
+def test_both_secrets_count_while_they_are_rotated_for_30_minutes_and_5_ahead(signed_at: int, secret: str) -> None:
+    verify_signature(signature(signed_at, event(), secret=secret), event(), [SECRET, OLD_SECRET], NOW)
+
+
+def test_a_secret_that_was_taken_out_counts_no_longer() -> None:
+    with pytest.raises(SignatureInvalid):
+        verify_signature(signature(NOW, event(), secret=OLD_SECRET), event(), [SECRET], NOW)
+
+
+@pytest.mark.parametrize("secrets", [[], [""], ["", ""]])
+def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None:
+    with pytest.raises(SignatureInvalid, match="not accepted") as refused:
+        verify_signature(signature(NOW, event(), secret=""), event(), secrets, NOW)
+
+    assert "ELEVENLABS_WEBHOOK_SECRET is not set" in refused.value.operator_note
+
+
+# What ElevenLabs tells, as it is understood.
+
+
+@pytest.mark.parametrize(
+    ("metadata", "counted"),
+    [
+        ({"call_duration_secs": 42, "cost": 420}, (42, 420)),
+        ({"call_duration_secs": 0, "cost": 0}, (0, 0)),
+        ({"call_duration_secs": 41.2, "cost": 4.5}, (42, 5)),
+        ({"call_duration_secs": 42}, (42, None)),
+        ({"call_duration_secs": 42, "cost": None}, (42, None)),
+        ({"call_duration_secs": 42, "cost": "420"}, (42, None)),
+        ({"call_duration_secs": 42, "cost": 2**63}, (42, None)),
+        ({"call_duration_secs": 42, "cost": -1}, (42, None)),
+        ({"call_duration_secs": None, "cost": 420}, None),
+        ({"call_duration_secs": "42"}, None),
+        ({"call_duration_secs": True}, None),
+        ({"call_duration_secs": -1}, None),
+        ({"call_duration_secs": 2**31}, None),
+        ({"call_duration_secs": float("nan")}, None),
+        ({"call_duration_secs": float("inf")}, None),
+        ({}, None),
+        (None, None),
+        ([42], None),
+    ],
+)
+def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: tuple[int, int | None] | None) -> None:
+    settlement = read_settlement("conv_1", {"metadata": metadata}, source="webhook")
+
+    assert (settlement and (settlement.seconds, settlement.cost)) == counted
+
+
+@pytest.mark.parametrize(
+    ("claimed", "kept"),
+    [
+        ("u-1", "u-1"),
+        ("", None),
+        (None, None),
+        (7, None),
+        (["u-1"], None),
+        ("a\0b", "a\ufffdb"),
+        ("\ud83d", "\ufffd"),
+        ("x" * 100_000, "x" * 256),
+    ],
+)
+async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object, kept: str | None) -> None:
+    settlement = read_settlement(
+        "conv_1", {"user_id": claimed, "metadata": {"call_duration_secs": 1}}, source="webhook"
+    )
+
+    assert settlement is not None
+    assert settlement.user_id == kept
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+        await ledger.settle(settlement)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"post_call_transcription"',
+        b"{}",
+        b'{"type": 7, "data": {}}',
+        b'{"type": "post_call_transcription"}',
+        b'{"type": "post_call_transcription", "data": []}',
+        b"\xff\xfe\x00",
+        b"[" * 200_000,
+        b'{"type": ' + b"9" * 5000 + b"}",
+        event(None),
+        event(7),
+        event(""),
+        event("conv_1\0"),
+        event("c" * 129),
+        event("../agents"),
+    ],
+)
+async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(body: bytes) -> None:
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        with pytest.raises(RequestInvalid):
+            await receive(ledger, body)
+
+        assert (await ledger.issued("conv_1")).settled_at is None
+
+
+async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_free() -> None:
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        await receive(ledger, event(seconds=None))
+
+        assert (await ledger.issued("conv_1")).settled_at is None
+
+
+@pytest.mark.parametrize("kind", ["post_call_audio", "call_initiation_failure", "something_new"])
+async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        await receive(ledger, event(type=kind))
+
+        assert (await ledger.issued("conv_1")).settled_at is None
+
+
+# Late, twice, early: one ledger.
+
+
+async def receive(ledger: Ledger, body: bytes) -> None:
+    webhook = Webhook(
+        settlements=Settlements(ledger=ledger, observers=[], clock=lambda: NOW), secrets=[SECRET], clock=lambda: NOW
+    )
+    await webhook.receive(signature=signature(NOW, body), body=body)
+
+
+async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
+    asked = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="reconciler")
+    outcomes = set()
+
+    orders = [
+        order
+        for order in itertools.permutations(["grant", "webhook", "webhook again", "expire", "reconcile"])
+        if order.index("grant") < order.index("reconcile")  # it asks of passes that were granted
+    ]
+    for order in orders:
+        async with open_sqlite(":memory:", clock=Clock()) as ledger:
+            for step in order:
+                match step:
+                    case "grant":
+                        await granted(ledger)
+                    case "expire":
+                        await ledger.expire("conv_1")
+                    case "reconcile":
+                        await ledger.settle(asked)
+                    case _:
+                        await receive(ledger, event(user_id="u-mallory"))
+            row = await ledger.issued("conv_1")
+            outcomes.add((row.settled_by, row.seconds, row.cost, row.user_id, row.reported_user_id))
+
+    assert len(orders) == 60
+    assert outcomes == {("webhook", 42, 420, "u-1", "u-mallory")}

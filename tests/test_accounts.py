@@ -1,0 +1,143 @@
+"""ElevenLabs' accounts of conversations, read at the HTTP edge: one by its id, and many in pages."""
+
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from tests.conftest import AGENT_ID, UPSTREAM
+from tests.settlement.given import NOW, Clock, provider_at, row
+from voicepass.errors import BadAnswer, Busy, ConversationUnknown, Unavailable
+from voicepass.model import Agent, Transport
+
+pytestmark = pytest.mark.anyio
+
+ACCOUNT = "/v1/convai/conversations/conv_1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"status_code": 404, "json": {"detail": {"status": "document_not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": {"code": "not_found", "type": "not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": "Not Found"}}, BadAnswer),
+        ({"status_code": 404, "html": "<h1>nginx</h1>"}, BadAnswer),
+        ({"status_code": 422, "json": {"detail": []}}, BadAnswer),
+        ({"status_code": 400, "json": {"detail": {"status": "invalid"}}}, BadAnswer),
+        ({"status_code": 200, "html": "<h1>Please wait</h1>"}, BadAnswer),
+        ({"status_code": 200, "json": []}, BadAnswer),
+        ({"status_code": 200, "json": {"x": "y" * 4 * 1024 * 1024}}, BadAnswer),
+        ({"status_code": 429, "json": {}}, Busy),
+        ({"status_code": 500, "json": {}}, Unavailable),
+    ],
+)
+async def test_only_elevenlabs_own_word_makes_a_conversation_unknown(
+    upstream: respx.MockRouter, answer: dict[str, Any], error: type[Exception]
+) -> None:
+    upstream.get(ACCOUNT).respond(**answer)
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        with pytest.raises(error):
+            await provider.conversation(UPSTREAM, "conv_1")
+
+
+async def test_a_transcript_longer_than_any_credential_is_read(upstream: respx.MockRouter) -> None:
+    upstream.get(ACCOUNT).respond(json={"status": "done", "transcript": ["x" * 1024 * 1024]})
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        assert (await provider.conversation(UPSTREAM, "conv_1"))["status"] == "done"
+
+
+async def test_a_key_that_may_only_read_is_not_preferred_for_passes(upstream: respx.MockRouter) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers["xi-api-key"] == "sk_reader":
+            return httpx.Response(200, json={"status": "done"})
+        return httpx.Response(401, json={"detail": {"status": "missing_permissions"}})
+
+    upstream.get(ACCOUNT).mock(side_effect=answer)
+    async with provider_at(UPSTREAM, Clock(), "sk_writer", "sk_reader") as provider:
+        await provider.conversation(UPSTREAM, "conv_1")
+        agent = Agent(alias="default", agent_id=AGENT_ID, base_url=UPSTREAM)
+        await provider.credential(agent, Transport.WEBSOCKET)
+
+    assert upstream["signed_url"].calls.last.request.headers["xi-api-key"] == "sk_writer"
+    assert upstream["signed_url"].call_count == 1
+
+
+async def test_an_id_cannot_lead_the_call_elsewhere(upstream: respx.MockRouter) -> None:
+    route = upstream.get(path__regex=r".*").respond(json={"status": "done"})
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        await provider.conversation(UPSTREAM, "../agents?x=1#y")
+
+    assert route.calls.last.request.url.raw_path == b"/v1/convai/conversations/..%2Fagents%3Fx%3D1%23y"
+
+
+async def test_an_account_of_another_conversation_is_not_believed(upstream: respx.MockRouter) -> None:
+    upstream.get(ACCOUNT).respond(json={"conversation_id": "conv_2", "status": "done"})
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        with pytest.raises(BadAnswer) as refused:
+            await provider.conversation(UPSTREAM, "conv_1")
+
+    assert "another conversation" in refused.value.operator_note
+
+
+LIST = "/v1/convai/conversations"
+
+
+async def test_a_page_of_the_list_is_asked_for_by_agent_and_time(upstream: respx.MockRouter) -> None:
+    route = upstream.get(LIST).respond(
+        json={"conversations": [row("conv_1", "done", 42), 7, None], "has_more": True, "next_cursor": "c/2"}
+    )
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        page = await provider.conversations(UPSTREAM, AGENT_ID, since=NOW + 0.5, until=NOW + 60.5, cursor="c/1")
+
+    assert [each["conversation_id"] for each in page.rows] == ["conv_1"]
+    assert page.next_cursor == "c/2"
+    assert dict(route.calls.last.request.url.params) == {
+        "agent_id": AGENT_ID,
+        "page_size": "100",
+        "call_start_after_unix": str(NOW - 1),
+        "call_start_before_unix": str(NOW + 62),
+        "exclude_statuses": "initiated",
+        "cursor": "c/1",
+    }
+
+
+@pytest.mark.parametrize("last", [{"has_more": False}, {"has_more": False, "next_cursor": "c/2"}])
+async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dict[str, Any]) -> None:
+    upstream.get(LIST).respond(json={"conversations": [], **last})
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        page = await provider.conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
+
+    assert page == ([], "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"html": "<h1>Please wait</h1>"},
+        {"json": []},
+        {"json": {}},
+        {"json": {"conversations": {}, "has_more": False}},
+        {"json": {"conversations": [], "has_more": "no"}},
+        {"json": {"conversations": [], "has_more": True}},
+        {"json": {"conversations": [], "has_more": True, "next_cursor": ""}},
+        {"json": {"conversations": [], "has_more": True, "next_cursor": 7}},
+        {"status_code": 404, "json": {"detail": {"status": "not_found"}}},
+        {"status_code": 404, "html": "<h1>nginx</h1>"},
+        {"status_code": 422, "json": {"detail": []}},
+    ],
+)
+async def test_what_is_no_page_of_conversations_is_a_bad_answer(
+    upstream: respx.MockRouter, answer: dict[str, Any]
+) -> None:
+    upstream.get(LIST).respond(**answer)
+
+    async with provider_at(UPSTREAM, Clock()) as provider:
+        with pytest.raises(BadAnswer):
+            await provider.conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
