@@ -719,6 +719,7 @@ async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -
 # The one call that it makes.
 
 ACCOUNT = "/v1/convai/conversations/conv_1"
+LIVE_UNKNOWN = {"code": "conversation_not_found", "status": "conversation_history_not_found", "message": "…"}
 
 
 @contextlib.asynccontextmanager
@@ -733,6 +734,9 @@ async def provider_with(*api_keys: str) -> AsyncIterator[ElevenLabs]:
     [
         ({"status_code": 404, "json": {"detail": {"status": "document_not_found"}}}, ConversationUnknown),
         ({"status_code": 404, "json": {"detail": {"code": "not_found", "type": "not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": LIVE_UNKNOWN}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": {"status": None, "code": "not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": {"status": 5, "code": ""}}}, BadAnswer),
         ({"status_code": 404, "json": {"detail": "Not Found"}}, BadAnswer),
         ({"status_code": 404, "html": "<h1>nginx</h1>"}, BadAnswer),
         ({"status_code": 422, "json": {"detail": []}}, BadAnswer),
