@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import API_KEY, secrets_in
-from tests.doctor.conftest import AGENT_ID, State, pretend
+from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.emulator.wire import Serve
 from tests.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from voicepass.doctor.causes import CHECKS
@@ -62,12 +62,28 @@ def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
 def test_warnings_do_not_fail(serve: Serve, tmp_path: Path) -> None:
     state = State(permissions=("convai_write",))
 
-    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+    ended = ask(serve, tmp_path, "--no-conversation", state=state, ELEVENLABS_WEBHOOK_SECRET=WEBHOOK_SECRET)
 
     assert ended.returncode == 0
     assert "skip  archived, authentication, allowlist" in ended.stdout
     assert "0 of 20 checks failed" in ended.stdout
     assert "the key lacks convai_read" in " ".join(ended.stdout.split())
+
+
+def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_named(
+    serve: Serve, tmp_path: Path
+) -> None:
+    state = State(permissions=("convai_write",))
+
+    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+
+    fail = " ".join(ended.stdout.rpartition("FAIL")[2].split())
+    assert (ended.returncode, "1 of 20 checks failed" in ended.stdout) == (1, True)
+    assert fail.startswith("webhook: voicepass cannot see that a conversation has ended: the key lacks convai_read")
+    assert "without either, users are locked out for 25 minutes after three conversations" in fail
+    _, _, remedy = fail.partition("-> ")
+    assert "'ElevenAgents: Read' (convai_read), or" in remedy
+    assert "ELEVENLABS_WEBHOOK_SECRET" in remedy
 
 
 @pytest.mark.parametrize(

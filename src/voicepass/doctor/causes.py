@@ -194,6 +194,12 @@ _TABLE = (
           "Put the secret that ElevenLabs showed for it there."),
     Cause("webhook_disabled", "webhook", WARNING, "The post-call webhook is switched off{note}.",
           "Mend what refused it, then switch it on again at ElevenLabs."),
+    Cause("endings_unknown", "webhook", FAILED,
+          "voicepass cannot see that a conversation has ended: the key lacks convai_read, and "
+          "ELEVENLABS_WEBHOOK_SECRET is not set. With the default limits, and without either, users are locked out "
+          "for 25 minutes after three conversations.",
+          "Give the key 'ElevenAgents: Read' (convai_read), or set up the post-call webhook to "
+          "https://<your voicepass>/v1/webhooks/elevenlabs and put its secret into ELEVENLABS_WEBHOOK_SECRET."),
     Cause("webhooks_unreadable", "webhook", SKIPPED, "not looked at, the key lacks webhooks_write",
           "Look yourself (ElevenLabs, Webhooks); for this look alone the key should not get so much power."),
 
