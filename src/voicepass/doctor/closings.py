@@ -75,8 +75,9 @@ _BY_VENDOR_CODE: Final = {
     "insufficient_credits": "quota_exhausted",
     "conversation_history_not_found": "conversation_unknown",
     "conversation_not_found": "conversation_unknown",
-    "unauthorized": "api_key_refused",  # last: the live service sends it beside a status that says more
 }
+# "unauthorized" is too common a word to look for in a line of text.
+_BY_CODE_IN_BODY: Final = _BY_VENDOR_CODE | {"unauthorized": "api_key_refused"}
 _BY_REFUSAL: Final[Mapping[type[ElevenLabsRefusal], str]] = {
     errors.KeyRejected: "api_key_refused",
     errors.AgentUnknown: "agent_unknown",
@@ -113,7 +114,7 @@ def of_closing(code: int, reason: str, *, check: str | None = None) -> Finding:
 
 def of_refusal(refusal: ElevenLabsRefusal) -> Finding:
     """Return what a refusal of ElevenLabs means."""
-    name = _BY_VENDOR_CODE.get(refusal.vendor_code) or _BY_REFUSAL[type(refusal)]
+    name = _BY_CODE_IN_BODY.get(refusal.vendor_code) or _BY_REFUSAL[type(refusal)]
     note = f": {_shown(refusal.operator_note)}" if refusal.operator_note else ""
     lacked = _lacked(named_permission(refusal.operator_note) or _NEEDED_PERMISSION)
     return found(name, **(_USUAL_FACTS | {"note": note} | lacked))
@@ -142,6 +143,9 @@ def _of_text(pasted: str) -> Finding | None:
     if closing.cause != "unknown_closing":
         return closing
     if vendor_code := next((name for name in _BY_VENDOR_CODE if name in pasted), None):
+        if (ours := _OUR_REFUSALS.get(vendor_code)) is not None and status and int(status[1]) == ours.status:
+            # voicepass sends quota_exceeded with 429; ElevenLabs sends it with 401.
+            return found("voicepass_refused", title=ours.title, detail=ours.detail)
         return found(_BY_VENDOR_CODE[vendor_code], **(_USUAL_FACTS | _lacked(_NEEDED_PERMISSION)))
     if code:
         return found("unknown_closing", code=code[1], note="")
@@ -155,7 +159,7 @@ def _of_body(body: Mapping[str, object], before: str) -> Finding | None:
     if "detail" in body:
         status = _STATUS.search(before)
         refusal = refusal_for(int(status[1]) if status else 0, json.dumps(body).encode(), retry_after=None, now=0)
-        is_known = status or refusal.vendor_code in _BY_VENDOR_CODE or not isinstance(refusal, errors.BadAnswer)
+        is_known = status or refusal.vendor_code in _BY_CODE_IN_BODY or not isinstance(refusal, errors.BadAnswer)
         return of_refusal(refusal) if is_known else None
     code = body.get("closeCode") or body.get("code")
     return of_closing(code, str(body.get("closeReason") or body.get("reason") or "")) if isinstance(code, int) else None
