@@ -14,6 +14,7 @@ from voicepass.model import Agent, Transport
 pytestmark = pytest.mark.anyio
 
 ACCOUNT = "/v1/convai/conversations/conv_1"
+LIVE_UNKNOWN = {"code": "conversation_not_found", "status": "conversation_history_not_found", "message": "…"}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,9 @@ ACCOUNT = "/v1/convai/conversations/conv_1"
     [
         ({"status_code": 404, "json": {"detail": {"status": "document_not_found"}}}, ConversationUnknown),
         ({"status_code": 404, "json": {"detail": {"code": "not_found", "type": "not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": LIVE_UNKNOWN}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": {"status": None, "code": "not_found"}}}, ConversationUnknown),
+        ({"status_code": 404, "json": {"detail": {"status": 5, "code": ""}}}, BadAnswer),
         ({"status_code": 404, "json": {"detail": "Not Found"}}, BadAnswer),
         ({"status_code": 404, "html": "<h1>nginx</h1>"}, BadAnswer),
         ({"status_code": 422, "json": {"detail": []}}, BadAnswer),

@@ -16,7 +16,7 @@ from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.servers import listening
 from voicepass.elevenlabs import ElevenLabs, Workspace
-from voicepass.elevenlabs.refusals import refusal_for
+from voicepass.elevenlabs.refusals import refusal_for, vendor_error
 from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
 from voicepass.model import Agent, Transport
 from voicepass.outbound import http_transport
@@ -250,6 +250,78 @@ def test_every_error_answer_becomes_its_code_and_tells_the_operator_what_to_do(
     assert refusal.code == code
     assert remedy in refusal.operator_note
     assert "vendor words" not in refusal.detail
+
+
+def lacking(permission: str) -> dict[str, object]:
+    """The live service's answer to a key without a permission, as users quoted it."""
+    message = f"The API key you used is missing the permission {permission} to execute this operation."
+    kind, code, status = "authentication_error", "unauthorized", "missing_permissions"
+    return {"detail": {"type": kind, "code": code, "message": message, "status": status}}
+
+
+def differing(status: object, code: object) -> dict[str, object]:
+    return {"detail": {"type": "x", "code": code, "message": "vendor words", "status": status, "request_id": "r"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "vendor_code", "code", "remedy"),
+    [
+        (401, lacking("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
+        (401, lacking("convai_write"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Write'"),
+        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read: give"),
+        (401, differing("quota_exceeded", "unauthorized"), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
+        (401, differing("quota_exceeded", None), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
+        (401, differing("detected_unusual_activity", "unauthorized"), "detected_unusual_activity",
+         "elevenlabs_key_rejected", "unusual"),
+        (401, differing("needs_authorization", "unauthorized"), "needs_authorization", "elevenlabs_key_rejected",
+         "received no API key"),
+        (401, current("unauthorized"), "unauthorized", "elevenlabs_key_rejected", "mistyped, revoked"),
+        (404, differing("conversation_history_not_found", "conversation_not_found"),
+         "conversation_history_not_found", "elevenlabs_agent_unknown", ""),
+        (401, differing("unauthorized", "missing_permissions"), "missing_permissions", "elevenlabs_key_rejected",
+         "lacks the permission convai_write"),
+        (429, differing("system_busy", "rate_limit_exceeded"), "system_busy", "elevenlabs_busy", "limit"),
+        (401, differing("something_new", "unauthorized"), "something_new", "elevenlabs_key_rejected", "mistyped"),
+    ],
+)  # fmt: skip
+def test_of_status_and_code_the_one_that_is_known_decides_and_status_comes_first(
+    status: int, body: object, vendor_code: str, code: str, remedy: str
+) -> None:
+    refusal = refusal_for(status, json.dumps(body).encode(), retry_after=None, now=NOW)
+
+    assert (refusal.vendor_code, refusal.code) == (vendor_code, code)
+    assert remedy in refusal.operator_note
+
+
+@pytest.mark.parametrize("odd", [None, 5, True, 1.5, "", [], {}, ["quota_exceeded"], {"quota_exceeded": 1}])
+def test_a_status_or_code_that_is_no_text_is_passed_over(odd: object) -> None:
+    for body in (differing(odd, "quota_exceeded"), differing("quota_exceeded", odd)):
+        assert vendor_error(json.dumps(body).encode()) == ("quota_exceeded", "vendor words")
+    assert vendor_error(json.dumps(differing(odd, odd)).encode())[0] == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"detail": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"detail": {"status": "x", "message": ' + b"[" * 5_000 + b"]" * 5_000 + b"}}",
+        b'{"detail": {"status": "x\\n{\\u001b", "message": {"a": NaN}}}',
+        b'{"detail": {"status": "' + b"x" * 50_000 + b'", "code": "\\ud800"}}',
+        b'{"detail": {"message": "missing the permission ' + b"x" * 50_000 + b'", "status": "missing_permissions"}}',
+        b'{"detail": {"message": "missing the permission {0.__class__}", "status": "missing_permissions"}}',
+        b'{"detail": null}',
+        b'{"detail": {}}',
+        b'{"status": "missing_permissions"}',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_an_error_of_any_shape_is_refused_in_one_short_printable_line(body: bytes) -> None:
+    refusal = refusal_for(401, body, retry_after=None, now=NOW)
+
+    assert refusal.code == "elevenlabs_key_rejected"
+    assert refusal.operator_note.isprintable()
+    assert len(refusal.operator_note) < 1_000
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ NO_KEYS = {
     "voicepass_jwt_secret": None,
     "voicepass_jwks_url": "http://127.0.0.1:1/jwks",
 }
+NO_WEBHOOK = {"elevenlabs_webhook_secret": None}
 KLINGON = {"overrides": {"agent.language": "tlh"}}
 LIMITED = 'allow = "everyone"\n[limits.agent]\nopen_conversations = 5\npasses_per_day = 50\n'
 
@@ -60,6 +61,7 @@ BROKEN = [
     ("permission_missing", State(permissions=("convai_read", "webhooks_write"))),
     ("agent_unknown", agent(agent_id="agent_other")),
     ("settings_unreadable", State(permissions=("convai_write",))),
+    ("endings_unknown", State(permissions=("convai_write",), settings=NO_WEBHOOK)),
     ("archived", agent(is_archived=True)),
     ("authentication_off", agent(requires_auth=False)),
     ("host_not_allowed", State(agent={"allowed_hosts": {"app.example"}}, frontend={"origin": "https://shop.example"})),
@@ -87,7 +89,7 @@ BROKEN = [
     ("webhook_elsewhere", State(webhook={"url": "http://127.0.0.1:1/hook"})),
     ("webhook_unsigned", State(webhook={"auth_type": "oauth2"})),
     ("webhook_disabled", State(webhook={"is_disabled": True})),
-    ("webhook_secret_unset", State(settings={"elevenlabs_webhook_secret": None})),
+    ("webhook_secret_unset", State(settings=NO_WEBHOOK)),
     ("webhooks_unreadable", State(permissions=("convai_write", "convai_read"))),
     ("not_asked", State(frontend={"with_conversation": False})),
 ]  # fmt: skip
@@ -147,6 +149,23 @@ def test_nothing_is_found_beside_what_is_broken(
     examined: Examined, state: State, expected: list[tuple[str, str]]
 ) -> None:
     assert troubles(examined(state)) == expected
+
+
+@pytest.mark.parametrize(
+    ("permissions", "settings", "failed"),
+    [
+        (("convai_write",), NO_WEBHOOK, [("webhook", "endings_unknown")]),
+        (("convai_write",), {}, []),
+        (("convai_write", "convai_read"), NO_WEBHOOK, []),
+        ((), NO_WEBHOOK, [("permission", "permission_missing"), ("webhook", "endings_unknown")]),
+    ],
+)
+def test_a_key_that_cannot_look_up_conversations_fails_only_if_no_webhook_replaces_the_lookup(
+    examined: Examined, permissions: tuple[str, ...], settings: Mapping[str, Any], failed: list[tuple[str, str]]
+) -> None:
+    findings = examined(State(permissions=permissions, settings=settings))
+
+    assert [(finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED] == failed
 
 
 def first_failed(findings: list[Finding]) -> Finding:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import API_KEY, secrets_in
-from tests.doctor.conftest import AGENT_ID, State, pretend
+from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.emulator.wire import Serve
 from tests.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from voicepass.doctor.causes import CHECKS
@@ -62,12 +62,28 @@ def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
 def test_warnings_do_not_fail(serve: Serve, tmp_path: Path) -> None:
     state = State(permissions=("convai_write",))
 
-    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+    ended = ask(serve, tmp_path, "--no-conversation", state=state, ELEVENLABS_WEBHOOK_SECRET=WEBHOOK_SECRET)
 
     assert ended.returncode == 0
     assert "skip  archived, authentication, allowlist" in ended.stdout
     assert "0 of 20 checks failed" in ended.stdout
     assert "the key lacks convai_read" in " ".join(ended.stdout.split())
+
+
+def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_named(
+    serve: Serve, tmp_path: Path
+) -> None:
+    state = State(permissions=("convai_write",))
+
+    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+
+    fail = " ".join(ended.stdout.rpartition("FAIL")[2].split())
+    assert (ended.returncode, "1 of 20 checks failed" in ended.stdout) == (1, True)
+    assert fail.startswith("webhook: voicepass cannot see that a conversation has ended: the key lacks convai_read")
+    assert "without either, users are locked out for 25 minutes after three conversations" in fail
+    _, _, remedy = fail.partition("-> ")
+    assert "'ElevenAgents: Read' (convai_read), or" in remedy
+    assert "ELEVENLABS_WEBHOOK_SECRET" in remedy
 
 
 @pytest.mark.parametrize(
@@ -161,3 +177,60 @@ def test_explain_tells_what_a_close_means_and_admits_what_it_does_not_know(tmp_p
     assert (known.returncode, says) == (0, "The agent needs item (in its tools), and nobody sends it.")
     assert remedy.startswith("-> Supply it from a claim")
     assert (unknown.returncode, unknown.stdout.splitlines()[0][:23]) == (1, "This is not known here.")
+
+
+def lacking(permission: str) -> str:
+    """The body of the live service's 401, as users quoted it."""
+    return (
+        '{"detail": {"type": "authentication_error", "code": "unauthorized", "message": "The API key you used is '
+        f'missing the permission {permission} to execute this operation.", "status": "missing_permissions"}}}}'
+    )
+
+
+def error(status: str, code: str = "unauthorized") -> str:
+    return json.dumps({"detail": {"type": "x", "code": code, "message": "vendor words", "status": status}})
+
+
+KEY_IS_WRONG = "ElevenLabs does not accept the API key"
+
+
+@pytest.mark.parametrize(
+    ("body", "says", "remedy"),
+    [
+        (lacking("convai_write"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
+        (lacking("convai_read"), "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
+        (lacking("user_read"), "lacks the permission user_read. voicepass does not need it.", "Run voicepass doctor"),
+        (lacking("convai_read")[:-2] + ",…}}", "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
+        (error("missing_permissions"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
+        (error("quota_exceeded"), "The workspace's quota at ElevenLabs is used up", "Raise the quota"),
+        (error("detected_unusual_activity"), "for unusual activity", "paid plan"),
+        (error("needs_authorization"), "ElevenLabs received no API key.", "xi-api-key"),
+        (error("invalid_api_key"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
+        (error("unauthorized"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
+        ('{"detail": {"code": "unauthorized"}}', KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
+        (error("conversation_history_not_found", "conversation_not_found"), "no conversation with this id", "opened"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "HTTP "])
+def test_explain_names_the_cause_of_each_error_that_the_live_service_sends(
+    tmp_path: Path, before: str, body: str, says: str, remedy: str
+) -> None:
+    status = "404" if "conversation_" in body else "401"
+
+    ended = run("doctor", "explain", f"{before and before + status} {body}", cwd=tmp_path, environment=CLEAN)
+
+    said, _, advice = ended.stdout.partition("-> ")
+    assert ended.returncode == 0
+    assert says in " ".join(said.split())
+    assert remedy in " ".join(advice.split())
+
+
+@pytest.mark.parametrize("odd", ["null", "5", "{}", "[]", '""'])
+def test_explain_survives_an_error_whose_status_or_code_is_no_text(tmp_path: Path, odd: str) -> None:
+    for body in (f'{{"detail": {{"status": {odd}, "code": "quota_exceeded"}}}}', f'{{"detail": {{"status": {odd}}}}}'):
+        known = "quota_exceeded" in body
+
+        ended = run("doctor", "explain", body, cwd=tmp_path, environment=CLEAN)
+
+        assert ended.returncode == (0 if known else 1)
+        assert ("quota at ElevenLabs is used up" in " ".join(ended.stdout.split())) == known

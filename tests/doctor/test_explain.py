@@ -26,6 +26,8 @@ PASTED = [
     ('{"detail":{"type":"not_found","code":"agent_not_found","message":"…"}}', "agent_unknown", ""),
     ("401 Unauthorized", "api_key_refused", ""),
     ("HTTP 503", "elevenlabs_unavailable", ""),
+    ("HTTP 401 quota_exceeded", "quota_exhausted", ""),
+    ("POST /v1/signed-url 429 quota_exceeded", "voicepass_refused", "Minutes used up"),
     ("HTTP 429 too_many_concurrent_requests", "concurrency_reached", ""),
     ('{"code":"token_expired","status":401}', "voicepass_refused", "Token expired"),
     ("agent_not_allowed", "voicepass_refused", "Agent not allowed"),
@@ -43,7 +45,8 @@ def test_what_is_known_is_explained(pasted: str, cause: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "pasted", ["", "banana", "{", "{}", '{"detail": "?"}', '{"closeCode": "x"}', "200 OK", "1.1000", "\x1b[31m"]
+    "pasted",
+    ["", "banana", "{", "{}", '{"detail": "?"}', '{"closeCode": "x"}', "200 OK", "1.1000", "\x1b[31m", "unauthorized"],
 )
 def test_what_is_not_known_is_not_guessed(pasted: str) -> None:
     assert explain(pasted) is None

@@ -98,8 +98,13 @@ _TABLE = (
           "Wait a minute and ask again; if it stays, raise the plan."),
     Cause("answer_unusable", "api_key", FAILED, "What ElevenLabs answered holds no usable signed URL{note}.",
           "Check ELEVENLABS_BASE_URL: a proxy, another service or an old path may be answering."),
-    Cause("permission_missing", "permission", FAILED, "The API key is right, but lacks the permission convai_write.",
-          "Give that same key 'ElevenAgents: Write' (ElevenLabs, API keys, edit); a new key is not needed."),
+    Cause("api_key_absent", "api_key", FAILED, "ElevenLabs received no API key.",
+          "Send the key in the header xi-api-key. If voicepass sent the request, a proxy removed that header."),
+    Cause("permission_missing", "permission", FAILED, "The API key is right, but lacks the permission {permission}.",
+          "Give that same key '{access}' (ElevenLabs, API keys, edit); a new key is not needed."),
+    Cause("permission_not_needed", "permission", OK,
+          "The API key is right, but lacks the permission {permission}. voicepass does not need it.",
+          "Do not test the key with that request. Run voicepass doctor: it tests what voicepass needs."),
     Cause("region_wrong", "region", FAILED, "The key belongs to {region}, not to {host}.",
           "Set ELEVENLABS_BASE_URL={url} (or base_url in the policy file)."),
     Cause("host_unofficial", "region", WARNING, "{host} is no host of ElevenLabs.",
@@ -189,6 +194,12 @@ _TABLE = (
           "Put the secret that ElevenLabs showed for it there."),
     Cause("webhook_disabled", "webhook", WARNING, "The post-call webhook is switched off{note}.",
           "Mend what refused it, then switch it on again at ElevenLabs."),
+    Cause("endings_unknown", "webhook", FAILED,
+          "voicepass cannot see that a conversation has ended: the key lacks convai_read, and "
+          "ELEVENLABS_WEBHOOK_SECRET is not set. With the default limits, and without either, users are locked out "
+          "for 25 minutes after three conversations.",
+          "Give the key 'ElevenAgents: Read' (convai_read), or set up the post-call webhook to "
+          "https://<your voicepass>/v1/webhooks/elevenlabs and put its secret into ELEVENLABS_WEBHOOK_SECRET."),
     Cause("webhooks_unreadable", "webhook", SKIPPED, "not looked at, the key lacks webhooks_write",
           "Look yourself (ElevenLabs, Webhooks); for this look alone the key should not get so much power."),
 
@@ -238,6 +249,8 @@ _TABLE = (
           "Ask voicepass in its place, and run voicepass doctor: it says why ElevenLabs refuses."),
     Cause("validate_404", "conversation", OK, "A harmless try of the WebRTC library; it goes on without that path.",
           "Look further: this is not why a conversation fails."),
+    Cause("conversation_unknown", "conversation", WARNING, "ElevenLabs has no conversation with this id.",
+          "Nobody opened it, it was deleted, or it is in another workspace: compare the id, the key and the host."),
     Cause("voicepass_refused", "conversation", FAILED, "voicepass itself refused: {title}. {detail}",
           "Look into the service's log: its line with this request_id has the cause. Or run voicepass doctor."),
     Cause("worklet_blocked", "conversation", FAILED,

@@ -8,7 +8,7 @@ from typing import Final
 
 from voicepass import errors
 from voicepass.doctor.causes import Finding, found
-from voicepass.elevenlabs.refusals import refusal_for
+from voicepass.elevenlabs.refusals import IN_DASHBOARD, named_permission, refusal_for
 from voicepass.errors import ElevenLabsRefusal
 from voicepass.logs import redact
 
@@ -63,14 +63,21 @@ SYMPTOMS: Final = (
 
 _BY_VENDOR_CODE: Final = {
     "invalid_api_key": "api_key_refused",
-    "missing_api_key": "api_key_refused",
+    "missing_api_key": "api_key_absent",
+    "needs_authorization": "api_key_absent",
     "missing_permissions": "permission_missing",
     "insufficient_permissions": "permission_missing",
     "forbidden": "permission_missing",
     "detected_unusual_activity": "account_blocked",
     "too_many_concurrent_requests": "concurrency_reached",
     "concurrent_limit_exceeded": "concurrency_reached",
+    "quota_exceeded": "quota_exhausted",
+    "insufficient_credits": "quota_exhausted",
+    "conversation_history_not_found": "conversation_unknown",
+    "conversation_not_found": "conversation_unknown",
 }
+# "unauthorized" is too common a word to look for in a line of text.
+_BY_CODE_IN_BODY: Final = _BY_VENDOR_CODE | {"unauthorized": "api_key_refused"}
 _BY_REFUSAL: Final[Mapping[type[ElevenLabsRefusal], str]] = {
     errors.KeyRejected: "api_key_refused",
     errors.AgentUnknown: "agent_unknown",
@@ -90,6 +97,7 @@ _USUAL_FACTS: Final = {
     "host": "another host",
     "note": "",
 }
+_NEEDED_PERMISSION: Final = "convai_write"  # reported if ElevenLabs' message names none: no pass works without it
 
 
 def of_closing(code: int, reason: str, *, check: str | None = None) -> Finding:
@@ -106,15 +114,27 @@ def of_closing(code: int, reason: str, *, check: str | None = None) -> Finding:
 
 def of_refusal(refusal: ElevenLabsRefusal) -> Finding:
     """Return what a refusal of ElevenLabs means."""
-    name = _BY_VENDOR_CODE.get(refusal.vendor_code) or _BY_REFUSAL[type(refusal)]
+    name = _BY_CODE_IN_BODY.get(refusal.vendor_code) or _BY_REFUSAL[type(refusal)]
     note = f": {_shown(refusal.operator_note)}" if refusal.operator_note else ""
-    return found(name, **(_USUAL_FACTS | {"note": note}))
+    lacked = _lacked(named_permission(refusal.operator_note) or _NEEDED_PERMISSION)
+    return found(name, **(_USUAL_FACTS | {"note": note} | lacked))
+
+
+def _lacked(permission: str) -> dict[str, str]:
+    return {"permission": permission, "access": IN_DASHBOARD.get(permission, permission)}
 
 
 def explain(pasted: str) -> Finding | None:
     """Return what somebody's close code, error body or console line means; None where it is not known here."""
+    if permission := named_permission(pasted):
+        cause = "permission_missing" if permission in IN_DASHBOARD else "permission_not_needed"
+        return found(cause, **_lacked(permission))
     if (body := _json_object(pasted)) is not None:
         return _of_body(body, pasted.partition("{")[0])
+    return _of_text(pasted)
+
+
+def _of_text(pasted: str) -> Finding | None:
     code, status = _CLOSE_CODE.search(pasted), _STATUS.search(pasted)
     if (ours := _OUR_REFUSALS.get(pasted.strip())) is not None:
         return found("voicepass_refused", title=ours.title, detail=ours.detail)
@@ -123,7 +143,10 @@ def explain(pasted: str) -> Finding | None:
     if closing.cause != "unknown_closing":
         return closing
     if vendor_code := next((name for name in _BY_VENDOR_CODE if name in pasted), None):
-        return found(_BY_VENDOR_CODE[vendor_code], **_USUAL_FACTS)
+        if (ours := _OUR_REFUSALS.get(vendor_code)) is not None and status and int(status[1]) == ours.status:
+            # voicepass sends quota_exceeded with 429; ElevenLabs sends it with 401.
+            return found("voicepass_refused", title=ours.title, detail=ours.detail)
+        return found(_BY_VENDOR_CODE[vendor_code], **(_USUAL_FACTS | _lacked(_NEEDED_PERMISSION)))
     if code:
         return found("unknown_closing", code=code[1], note="")
     return of_refusal(refusal_for(int(status[1]), b"{}", retry_after=None, now=0)) if status else None
@@ -136,7 +159,7 @@ def _of_body(body: Mapping[str, object], before: str) -> Finding | None:
     if "detail" in body:
         status = _STATUS.search(before)
         refusal = refusal_for(int(status[1]) if status else 0, json.dumps(body).encode(), retry_after=None, now=0)
-        is_known = status or refusal.vendor_code in _BY_VENDOR_CODE or not isinstance(refusal, errors.BadAnswer)
+        is_known = status or refusal.vendor_code in _BY_CODE_IN_BODY or not isinstance(refusal, errors.BadAnswer)
         return of_refusal(refusal) if is_known else None
     code = body.get("closeCode") or body.get("code")
     return of_closing(code, str(body.get("closeReason") or body.get("reason") or "")) if isinstance(code, int) else None

@@ -113,7 +113,7 @@ async def look(case: Case, reader: ElevenLabs) -> list[Finding]:
     try:
         settings = await reader.document(here, "agent", case.agent.agent_id)
     except ElevenLabsRefusal as refusal:
-        return [_unreadable(refusal, check) for check in (*AGENT_CHECKS, "webhook")]
+        return [*(_unreadable(refusal, check) for check in AGENT_CHECKS), _webhook_unseen(case, refusal)]
     findings = [fine("agent")]
     tools: list[Mapping[str, Any]] = []
     for tool_id in _members(claim_at(settings, "conversation_config.agent.prompt.tool_ids"), str):
@@ -149,6 +149,13 @@ async def _webhook(case: Case, reader: ElevenLabs, subject: Subject) -> Finding:
         return found("webhooks_unreadable") if missing else _unreadable(refusal, "webhook")
     hook = next((entry for entry in _members(listed, dict) if entry.get("webhook_id") == webhook_id), None)
     return found("webhook_missing") if hook is None else _judged(hook, is_verified=bool(case.settings.webhook_secrets))
+
+
+def _webhook_unseen(case: Case, refusal: ElevenLabsRefusal) -> Finding:
+    """Fail if nothing can tell voicepass that a conversation has ended: no lookup and no webhook."""
+    if of_refusal(refusal).cause == "permission_missing" and not case.settings.webhook_secrets:
+        return found("endings_unknown")
+    return _unreadable(refusal, "webhook")
 
 
 def _judged(hook: Mapping[str, Any], *, is_verified: bool) -> Finding:
