@@ -5,7 +5,7 @@ import secrets
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
-from fastapi import Body, FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import Body, FastAPI, Header, HTTPException, Query, Request, Response, WebSocket, WebSocketDisconnect
 from jose import jwt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,7 @@ from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import CLOSINGS, Closing, Refused
 from voicepass.emulator.conversation import Conversation, framed
 from voicepass.emulator.faults import Fault
+from voicepass.emulator.listing import ListQuery, list_page
 from voicepass.emulator.records import RAW_QUERY, RecordedConversation, Recorder
 from voicepass.emulator.service import Emulator, Unopened, new_id
 
@@ -51,6 +52,7 @@ def create_emulator(emulator: Emulator) -> FastAPI:
     app = FastAPI(title="A pretend ElevenLabs", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Recorder, records=emulator.records)
     _add_calls(app, emulator)
+    _add_accounts(app, emulator)
     _add_settings(app, emulator)
     _add_door(app, emulator)
     _add_control(app, emulator)
@@ -95,6 +97,19 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         # Shaped like LiveKit's, but no WebRTC server stands behind it, and nobody keeps its key: it opens nothing.
         token = jwt.encode(claims, secrets.token_hex())
         return fault.answered({"token": token, "conversation_id": conversation_id}, request)
+
+
+def _add_accounts(app: FastAPI, emulator: Emulator) -> None:
+    @app.get(f"{_PREFIX}s")
+    async def list_conversations(
+        request: Request, query: Annotated[ListQuery, Query()], key: ApiKey = None
+    ) -> Response:
+        fault = emulator.take_fault("list")
+        if refusal := await fault.refusal():
+            return refusal
+        _check_key(emulator, key, "convai_read")
+        accounts = list(emulator.accounts.values())
+        return fault.answered(list_page(accounts, query, now=emulator.now()), request)
 
     @app.get(f"{_PREFIX}s/{{conversation_id}}")
     async def get_conversation(request: Request, conversation_id: str, key: ApiKey = None) -> Response:
