@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from jose import jwt
 from typer.testing import CliRunner
 
 from tests.canaries import API_KEY, JWT_SECRET, secrets_in
+from tests.emulator.wire import talking
 from tests.servers import free_port, started
 from voicepass import cli
 
@@ -153,6 +155,26 @@ def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None
     assert response.status_code == 503
     assert refused.returncode == 2
     assert "--fault" in refused.stderr
+
+
+def test_the_emulator_takes_the_time_until_a_conversation_is_done(tmp_path: Path) -> None:
+    port = free_port()
+
+    with serving("emulator", "--port", str(port), "--open", "--processing-seconds", "3600", cwd=tmp_path):
+        with talking(f"ws://127.0.0.1:{port}/v1/convai/conversation?agent_id=agent_demo") as talk:
+            talk.says()
+        base = f"http://127.0.0.1:{port}/v1/convai"
+        with httpx.Client(base_url=base, headers={"xi-api-key": "sk_emulator"}, trust_env=False) as http:
+            deadline = time.monotonic() + 5
+            while (status := _only_status(http)) == "in-progress":
+                assert time.monotonic() < deadline
+
+    assert status == "processing"
+
+
+def _only_status(http: httpx.Client) -> str:
+    (row,) = http.get("/conversations").json()["conversations"]
+    return str(row["status"])
 
 
 COMMANDS = [

@@ -80,14 +80,18 @@ def demo(port: Port = 8000) -> None:
 
 @app.command()
 def emulator(
+    *,
     port: Port = 9000,
     agent: Annotated[list[str] | None, typer.Option(help="An agent id that exists; repeatable.")] = None,
     key: Annotated[str, typer.Option(help="The API key that is accepted.")] = DEFAULT_EMULATOR_KEY,
-    open_agents: Annotated[bool, typer.Option("--open", help="Let conversations in without a signature.")] = False,  # noqa: FBT002
+    open_agents: Annotated[bool, typer.Option("--open", help="Let conversations in without a signature.")] = False,
     fault: Annotated[
         list[str] | None,
         typer.Option(help="Trouble from the start, as for PUT /_emulator/faults: '{\"status\": 503}'."),
     ] = None,
+    processing_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a conversation that has ended is `processing` before it is `done`.")
+    ] = 0,
 ) -> None:
     """Run a pretend ElevenLabs, for frontends and CI. Control it at /_emulator."""
     from pydantic import ValidationError  # noqa: PLC0415
@@ -104,6 +108,7 @@ def emulator(
         agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
         api_keys={key: frozenset({"convai_write", "convai_read"})},
         faults=faults,
+        processing_seconds=processing_seconds,
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"A pretend ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Demo, OpenDemo
 
@@ -81,6 +81,29 @@ def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
     other.sign_in("Grace")
     other.start()
     expect_used(other, "1:00")
+
+
+def test_what_earlier_conversations_give_back_is_not_taken_for_the_last_passs(demo: Demo) -> None:
+    """Without a webhook, several conversations can be settled at once: while a pass is issued, or later."""
+    used = 240
+
+    def show_used(route: Route) -> None:
+        limit = {"limit": "user_minutes_per_day", "used": used, "most": 300, "resets_at": "2030-01-01T00:00:00Z"}
+        route.fulfill(json={"limits": [limit]})
+
+    demo.page.route("**/v1/usage", show_used)
+    demo.sign_in()
+    expect_used(demo, "4:00")
+
+    used = 123  # ended conversations gave 2:57 back, and this pass took 1:00
+    demo.start()
+    expect_used(demo, "2:03")
+    expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
+
+    used = 6
+    demo.button("End conversation").click()
+    expect_used(demo, "0:06")
+    expect(demo.minutes).to_have_accessible_description("1:57 came back from conversations that have ended.")
 
 
 def test_signing_out_forgets_the_minutes(used_demo: Demo) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.emulator.wire import AGENT, JS_TEXT_INITIATION, KEY, Serve, Service, parameters, talking
+from tests.emulator.wire import AGENT, JS_TEXT_INITIATION, KEY, TOKEN, Serve, Service, parameters, talking
 from tests.servers import free_port, running
 from voicepass.emulator import Emulator
 
@@ -54,15 +55,18 @@ def receiver(listener: Receiver) -> Receiver:
 
 @pytest.fixture
 def told(serve: Serve, receiver: Receiver) -> Service:
-    return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET))
+    now = time.time()  # it stands still but for what a test advances; the SDK takes no old signature
+    return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, clock=lambda: now))
 
 
 def converse(service: Service, *, seconds: float = 0) -> str:
     url = service.mint(include_conversation_id="true")
     with talking(url) as talk:
         talk.says()
-        service.http.post("/_emulator/clock", json={"advance_seconds": seconds})
-    return parameters(url)["conversation_id"]
+        service.advance(seconds)
+    conversation_id = parameters(url)["conversation_id"]
+    service.await_end(conversation_id)
+    return conversation_id
 
 
 def asked(service: Service, conversation_id: str, *, key: str = KEY) -> tuple[int, dict[str, Any]]:
@@ -139,6 +143,80 @@ def test_a_duration_may_be_fixed(serve: Serve, receiver: Receiver) -> None:
     converse(service)
 
     assert receiver.next()["data"]["metadata"]["call_duration_secs"] == 90
+
+
+def put_conversations(service: Service, **settings: object) -> None:
+    assert service.http.put("/_emulator/conversations", json=settings).status_code == 204
+
+
+def test_a_conversation_is_processing_for_a_while_and_its_duration_is_known_then(
+    told: Service, receiver: Receiver
+) -> None:
+    put_conversations(told, processing_seconds=30)
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+    with talking(url) as talk:
+        talk.says()
+        told.advance(42)
+        open_still = asked(told, conversation_id)[1]
+    told.await_end(conversation_id)
+
+    told.advance(29)
+    processing = asked(told, conversation_id)[1]
+    was_early = not receiver.deliveries.empty()
+    told.advance(1)
+    webhook = receiver.next()["data"]
+    done = asked(told, conversation_id)[1]
+
+    accounts = (open_still, processing, webhook, done)
+    assert [account["status"] for account in accounts] == ["in-progress", "processing", "done", "done"]
+    assert [account["metadata"]["call_duration_secs"] for account in accounts] == [0, 42, 42, 42]
+    assert open_still["metadata"]["termination_reason"] is None
+    assert processing["metadata"]["termination_reason"] == "Client disconnected: 1000"
+    assert not was_early
+
+
+def test_a_conversation_that_fails_is_processing_first(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], processing_seconds=30))
+    service.http.put("/_emulator/faults", json={"target": "conversation", "closing": "internal_error"})
+    url = service.mint(include_conversation_id="true")
+    with talking(url) as talk:
+        _, reason = talk.closed()
+    conversation_id = parameters(url)["conversation_id"]
+    service.await_end(conversation_id)
+
+    processing = asked(service, conversation_id)[1]
+    service.advance(30)
+    failed = asked(service, conversation_id)[1]
+
+    assert (processing["status"], failed["status"]) == ("processing", "failed")
+    assert failed["metadata"]["termination_reason"] == reason
+
+
+@pytest.mark.parametrize("settings", [{"processing_seconds": -1}, {"unopened": "lost"}, {"procesing_seconds": 1}])
+def test_a_setting_of_conversations_that_makes_no_sense_is_refused(told: Service, settings: dict[str, object]) -> None:
+    assert told.http.put("/_emulator/conversations", json=settings).status_code == 422
+
+
+def test_an_unopened_conversation_is_initiated_where_the_setting_says_so(told: Service) -> None:
+    put_conversations(told, unopened="initiated")
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+    token_id = told.ask(TOKEN).json()["conversation_id"]
+
+    (status, unopened), (token_status, unopened_token) = asked(told, conversation_id), asked(told, token_id)
+    with talking(url) as talk:
+        talk.says()
+        opened = asked(told, conversation_id)[1]
+
+    assert (status, token_status) == (200, 200)
+    assert [account["status"] for account in (unopened, unopened_token, opened)] == [
+        "initiated",
+        "initiated",
+        "in-progress",
+    ]
+    assert unopened["metadata"]["call_duration_secs"] == 0
+    assert unopened_token["metadata"]["authorization_method"] == "livekit_token"
 
 
 def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(told: Service, receiver: Receiver) -> None:

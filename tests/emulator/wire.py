@@ -52,6 +52,16 @@ class Service:
     def public_url(self, agent_id: str) -> str:
         return f"{self.url.replace('http', 'ws', 1)}/v1/convai/conversation?agent_id={agent_id}"
 
+    def advance(self, seconds: float) -> None:
+        self.http.post("/_emulator/clock", json={"advance_seconds": seconds}).raise_for_status()
+
+    def await_end(self, conversation_id: str) -> None:
+        """Wait until the emulator has noticed that the client hung up, which it does in a thread of its own."""
+        deadline = time.monotonic() + 5
+        while self.emulator.accounts[conversation_id].seconds is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
 
 Serve = Callable[[Emulator], Service]
 

@@ -113,7 +113,10 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             refusal = RequestInvalid("Give a name of 1 to 100 characters.")
             return noted(refusal, request_id=request.state.request_id)
         user_id = f"user_{secrets.token_hex(4)}"
-        return JSONResponse({"token": _token(settings, user_id, name), "user_id": user_id, "name": name})
+        # The page shows how much of the user's minutes is set aside for a pass.
+        pass_seconds = service.state.policy.conversation_seconds
+        token = _token(settings, user_id, name)
+        return JSONResponse({"token": token, "user_id": user_id, "name": name, "pass_seconds": pass_seconds})
 
     async def expire(request: Request) -> Response:
         emulator.expire(request.path_params["conversation_id"])

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from voicepass.emulator.closings import CLOSINGS
 
-Target = Literal["signed_url", "token", "conversation", "account", "webhook"]
+Target = Literal["signed_url", "token", "conversation", "account", "list", "webhook"]
 BrokenAnswer = Literal["html200", "redirect", "slow_trickle"]
 BrokenJson = Literal["not_json", "truncated", "no_credential", "wrong_type", "oversized"]
 BrokenUrl = Literal["foreign_host", "http_scheme", "other_agent", "missing_conversation_id"]
@@ -36,9 +36,9 @@ _ERRORS = {
 class Fault(BaseModel):
     """One thing that goes wrong for the next `times` calls of `target`, or until cleared when `times` is None.
 
-    For `signed_url`, `token` and `account` (of a conversation that somebody asks about): wait `latency_seconds`, then
-    answer with `status` in the given `envelope` (`code` and `retry_after_seconds` refine it), or with the broken
-    `body`, or, with neither, as usual.
+    For `signed_url`, `token`, `account` (of a conversation that somebody asks about) and `list` (of conversations):
+    wait `latency_seconds`, then answer with `status` in the given `envelope` (`code` and `retry_after_seconds` refine
+    it), or with the broken `body`, or, with neither, as usual.
     For `conversation`: end it with the row `closing` of the table of closings. For `webhook`: wait likewise, then let
     its `delivery` be lost, be made twice, or be held back until the next one has gone.
     """
@@ -66,6 +66,8 @@ class Fault(BaseModel):
             raise ValueError("only a webhook has a delivery")
         if self.target == "webhook" and (self.status or self.body):
             raise ValueError("a webhook is sent, not answered: it has a delivery or a latency")
+        if self.target == "list" and self.body in get_args(BrokenUrl):
+            raise ValueError("a list is no address that could be broken")
         if bool(self.status) + bool(self.body) + bool(self.closing) > 1:
             raise ValueError("choose one of status, body and closing")
         return self
@@ -83,7 +85,7 @@ class Fault(BaseModel):
         return JSONResponse({"detail": detail}, status_code=self.status, headers=headers)
 
     def answered(self, answer: dict[str, Any], request: Request) -> Response:
-        """Send a good answer, whose first member is the credential, broken in the way `body` says."""
+        """Send a good answer, whose first member matters most (a credential, say), broken in the way `body` says."""
         name, credential = next(iter(answer.items()))
         text = json.dumps(answer)
         match self.body:

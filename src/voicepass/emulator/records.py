@@ -19,7 +19,7 @@ _SIGNATURE = re.compile(r"cvtkn_\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedCall:
-    """One REST call."""
+    """One REST call. Of a parameter that is repeated, `query` keeps the last value."""
 
     method: str
     path: str
@@ -97,12 +97,11 @@ class Recorder:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        scope[RAW_QUERY] = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        scope[RAW_QUERY] = dict(pairs)
         scrub = self._records.scrubbed_text
-        query = {
-            scrub(name): scrub(value) for name, value in scope[RAW_QUERY].items() if name != "conversation_signature"
-        }
-        scope["query_string"] = urlencode(query).encode()
+        shown = [(scrub(name), scrub(value)) for name, value in pairs if name != "conversation_signature"]
+        scope["query_string"] = urlencode(shown).encode()
         path = scrub(scope["path"].removeprefix(scope.get("root_path", "")))
         key = Headers(scope=scope).get("xi-api-key")
 
@@ -111,7 +110,7 @@ class Recorder:
                 call = RecordedCall(
                     method=scope["method"],
                     path=path,
-                    query=query,
+                    query=dict(shown),
                     key=self._records.judged(key),
                     status=message["status"],
                 )

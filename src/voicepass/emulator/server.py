@@ -5,17 +5,18 @@ import secrets
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
-from fastapi import Body, FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import Body, FastAPI, Header, HTTPException, Query, Request, Response, WebSocket, WebSocketDisconnect
 from jose import jwt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voicepass.emulator.aftermath import WEBHOOK_ID
 from voicepass.emulator.agents import EmulatedAgent
 from voicepass.emulator.closings import CLOSINGS, Closing, Refused
 from voicepass.emulator.conversation import Conversation, framed
 from voicepass.emulator.faults import Fault
+from voicepass.emulator.listing import ListQuery, list_page
 from voicepass.emulator.records import RAW_QUERY, RecordedConversation, Recorder
-from voicepass.emulator.service import Emulator, new_id
+from voicepass.emulator.service import Emulator, Unopened, new_id
 
 _PREFIX = "/v1/convai/conversation"
 # A third party's note; the vendor's documentation does not say.
@@ -34,6 +35,15 @@ class EmulatedWebhook(BaseModel):
     is_disabled: bool = False
 
 
+class EmulatedConversations(BaseModel):
+    """How conversations are shown after they end (for the following ones) and before they are opened."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processing_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
+    unopened: Unopened = "unknown"
+
+
 def create_emulator(emulator: Emulator) -> FastAPI:
     """Put the emulator on the wire, at the root or mounted under a prefix of another app.
 
@@ -42,9 +52,11 @@ def create_emulator(emulator: Emulator) -> FastAPI:
     app = FastAPI(title="A pretend ElevenLabs", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Recorder, records=emulator.records)
     _add_calls(app, emulator)
+    _add_accounts(app, emulator)
     _add_settings(app, emulator)
     _add_door(app, emulator)
     _add_control(app, emulator)
+    _add_setup(app, emulator)
     return app
 
 
@@ -75,6 +87,7 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         # The JavaScript SDK asks this in the browser, without a key, for agents that need none.
         _authorise(emulator, agent_id, key, public_needs_key=False)
         conversation_id, now = new_id("conv"), int(emulator.now())
+        emulator.initiate(agent_id, conversation_id, "livekit_token")
         claims = {
             "sub": participant_name,
             "nbf": now,
@@ -85,6 +98,19 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         token = jwt.encode(claims, secrets.token_hex())
         return fault.answered({"token": token, "conversation_id": conversation_id}, request)
 
+
+def _add_accounts(app: FastAPI, emulator: Emulator) -> None:
+    @app.get(f"{_PREFIX}s")
+    async def list_conversations(
+        request: Request, query: Annotated[ListQuery, Query()], key: ApiKey = None
+    ) -> Response:
+        fault = emulator.take_fault("list")
+        if refusal := await fault.refusal():
+            return refusal
+        _check_key(emulator, key, "convai_read")
+        accounts = list(emulator.accounts.values())
+        return fault.answered(list_page(accounts, query, now=emulator.now()), request)
+
     @app.get(f"{_PREFIX}s/{{conversation_id}}")
     async def get_conversation(request: Request, conversation_id: str, key: ApiKey = None) -> Response:
         fault = emulator.take_fault("account")
@@ -94,7 +120,7 @@ def _add_calls(app: FastAPI, emulator: Emulator) -> None:
         account = emulator.accounts.get(conversation_id)
         if account is None:
             raise _not_found(conversation_id)
-        return fault.answered(account.shown(), request)
+        return fault.answered(account.shown(emulator.now()), request)
 
 
 def _add_settings(app: FastAPI, emulator: Emulator) -> None:
@@ -183,6 +209,15 @@ def _add_control(app: FastAPI, emulator: Emulator) -> None:
     async def clear_faults() -> None:
         emulator.faults.clear()
 
+    @app.post("/_emulator/clock")
+    async def advance_clock(
+        advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)],
+    ) -> dict[str, float]:
+        emulator.advance(advance_seconds)
+        return {"now": emulator.now()}
+
+
+def _add_setup(app: FastAPI, emulator: Emulator) -> None:
     @app.put("/_emulator/agents", status_code=204)
     async def put_agent(agent: EmulatedAgent) -> None:
         emulator.put_agent(agent)
@@ -196,12 +231,10 @@ def _add_control(app: FastAPI, emulator: Emulator) -> None:
         for name, value in webhook:
             setattr(emulator.webhooks, name, value)
 
-    @app.post("/_emulator/clock")
-    async def advance_clock(
-        advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)],
-    ) -> dict[str, float]:
-        emulator.advance(advance_seconds)
-        return {"now": emulator.now()}
+    @app.put("/_emulator/conversations", status_code=204)
+    async def put_conversations(conversations: EmulatedConversations) -> None:
+        emulator.processing_seconds = conversations.processing_seconds
+        emulator.unopened = conversations.unopened
 
 
 def _authorise(emulator: Emulator, agent_id: str, key: str | None, *, public_needs_key: bool) -> None:

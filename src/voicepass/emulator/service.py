@@ -1,9 +1,11 @@
 """The pretend service's memory and rules: its agents, its keys, the signatures it has issued, and its clock."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import urlsplit
 
 from voicepass.emulator.aftermath import Account, Webhooks
@@ -18,7 +20,11 @@ SIGNATURE_SECONDS = 15 * 60
 # The alphabet of the ids and signatures seen in the wild (Crockford's base32, as in a ULID).
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _DEFAULT_KEYS = {"sk_emulator": frozenset({"convai_write", "convai_read"})}
-_KEPT_ACCOUNTS = 1_000
+_KEPT_ACCOUNTS = 10_000
+# How often a waiting webhook looks at the clock: `advance` and an injected clock can put it forward at any moment.
+_LOOK_SECONDS = 0.05
+
+Unopened = Literal["unknown", "initiated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,10 @@ class Emulator:
     lasts, unless `conversation_seconds` says how long each did. `public_ws_base`, such as
     `ws://127.0.0.1:8000/_elevenlabs`, is how signed URLs begin; without it they lead where the call came in. After a
     conversation a webhook goes to `webhook_url`, signed with `webhook_secret`.
+
+    A conversation that ends is `processing` for `processing_seconds` of the clock, then `done` or `failed`; its webhook
+    is sent then. `unopened` says how a conversation that nobody opened is shown: not at all, or as `initiated`. Nobody
+    has verified which of the two the real service does.
     """
 
     def __init__(
@@ -48,6 +58,8 @@ class Emulator:
         webhook_url: str | None = None,
         webhook_secret: str = "wsec_emulator",  # noqa: S107  as public as the emulator's key
         conversation_seconds: int | None = None,
+        processing_seconds: float = 0,
+        unopened: Unopened = "unknown",
     ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
         self.api_keys = dict(api_keys)
@@ -57,6 +69,8 @@ class Emulator:
         self.accounts: dict[str, Account] = {}
         self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret, clock=clock)
         self.conversation_seconds = conversation_seconds
+        self.processing_seconds = processing_seconds
+        self.unopened: Unopened = unopened
         self._clock = clock
         self._advanced_seconds = 0.0
         self._issued: dict[str, _Issued] = {}
@@ -70,7 +84,7 @@ class Emulator:
         return self._clock() + self._advanced_seconds
 
     def advance(self, seconds: float) -> None:
-        """Let that many seconds pass at once, for expiry and durations only."""
+        """Let that many seconds pass at once, for expiry, durations and processing only."""
         self._advanced_seconds += seconds
 
     def take_fault(self, target: Target) -> Fault:
@@ -92,6 +106,8 @@ class Emulator:
         self._issued[signature] = _Issued(
             agent_id=agent_id, expires_at=self.now() + SIGNATURE_SECONDS, conversation_id=conversation_id
         )
+        if conversation_id:
+            self.initiate(agent_id, conversation_id, "signed_url")
         return signature, conversation_id
 
     def admit(self, query: Mapping[str, str], *, origin: str | None) -> tuple[EmulatedAgent, str]:
@@ -128,19 +144,47 @@ class Emulator:
             if issued.conversation_id == conversation_id:
                 self._issued[signature] = replace(issued, expires_at=self.now())
 
+    def initiate(
+        self, agent_id: str, conversation_id: str, authorization_method: Literal["signed_url", "livekit_token"]
+    ) -> None:
+        """Keep an account of a conversation that is minted, if `unopened` says that it is shown."""
+        if self.unopened == "initiated":
+            record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
+            self._keep(
+                Account(
+                    agent_id=agent_id,
+                    record=record,
+                    started_at=self.now(),
+                    authorization_method=authorization_method,
+                )
+            )
+
     def opened(self, agent: EmulatedAgent, record: RecordedConversation) -> Account:
-        """Begin to keep account of a conversation; until then nobody knows of it."""
-        account = Account(agent_id=agent.agent_id, record=record, started_at=self.now())
-        self.accounts[record.conversation_id or ""] = account
-        if len(self.accounts) > _KEPT_ACCOUNTS:
-            del self.accounts[next(iter(self.accounts))]
+        """Begin to keep account of a conversation that a client has opened."""
+        account = Account(
+            agent_id=agent.agent_id,
+            record=record,
+            started_at=self.now(),
+            authorization_method="signed_url" if record.signed else "public",
+        )
+        self._keep(account)
         return account
 
+    def _keep(self, account: Account) -> None:
+        self.accounts[account.record.conversation_id or ""] = account
+        if len(self.accounts) > _KEPT_ACCOUNTS:
+            del self.accounts[next(iter(self.accounts))]
+
     async def ended(self, account: Account) -> None:
-        """Close the account of a conversation, and tell of it."""
-        lasted = self.conversation_seconds
-        account.seconds = round(self.now() - account.started_at) if lasted is None else lasted
-        await self.webhooks.send(account, self.take_fault("webhook"))
+        """Close the account of a conversation. Send its webhook as soon as it is done, unless webhooks are off now."""
+        now, lasted = self.now(), self.conversation_seconds
+        seconds = round(now - account.started_at) if lasted is None else lasted
+        account.end(seconds=seconds, done_at=now + self.processing_seconds)
+        if not self.webhooks.are_sent:
+            return
+        while self.now() < account.done_at:  # noqa: ASYNC110 - an injected clock fires no event
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self.webhooks.send(account.shown(self.now()), self.take_fault("webhook"))
 
 
 def new_id(prefix: str) -> str:

@@ -19,7 +19,7 @@ const FAULTS = {
 };
 
 const $ = (id) => document.getElementById(id);
-let user = null; // { token, user_id, name }
+let user = null; // { token, user_id, name, pass_seconds }
 let pass = null; // { deadline, badge, openedAt, endedAt }, for the countdown and the meter
 let live = null; // what is under way: { voice, typed, connection, session, waiting }
 let minutes = null; // { used, most, resetsAt, aside, note }, in seconds
@@ -148,8 +148,8 @@ function tick() {
   $("pass-ring").style.strokeDashoffset = 100 - (100 * left) / PASS_SECONDS;
 }
 
-/** Asks how the user's minutes stand, and again in a while. Given what was `before` a pass, it knows what that took. */
-async function readMinutes(before) {
+/** Asks how the user's minutes stand, and again in a while. Say if a pass was just taken: its time is set aside. */
+async function readMinutes(isNewPass = false) {
   const whose = user;
   const read = (reads += 1);
   clearTimeout(nextRead);
@@ -157,7 +157,7 @@ async function readMinutes(before) {
   try {
     const { limits } = await fetchUsage(whose.token);
     if (read !== reads || user !== whose) return;
-    count(limits.find(({ limit }) => limit === "user_minutes_per_day"), before);
+    count(limits.find(({ limit }) => limit === "user_minutes_per_day"), isNewPass);
     const pace = Date.now() < settledBy ? "settling" : live ? "live" : "idle";
     nextRead = setTimeout(readMinutes, READ_MS[pace]);
   } catch {
@@ -172,21 +172,27 @@ function awaitSettlement() {
   nextRead = setTimeout(readMinutes, READ_MS.settling / 2);
 }
 
-function count(limit, before) {
+function count(limit, isNewPass) {
   // A policy may leave the day's minutes unlimited.
   if (!limit) return hideMinutes();
   const { used, most, resets_at: resetsAt } = limit;
   let { aside, note } = minutes ?? { aside: 0, note: "" };
-  if (before !== undefined) {
-    aside = Math.max(0, used - before);
+  if (isNewPass) {
+    // Not what `used` grew by: earlier conversations may be settled while the pass is issued.
+    aside = Math.min(used, user.pass_seconds);
     note = "";
   } else if (minutes && used !== minutes.used && !live?.session) {
-    const back = minutes.used - used;
-    note = aside ? `The last pass used ${clock(aside - back)}.${back > 0 ? ` The other ${clock(back)} came back.` : ""}` : "";
+    note = aside ? settled(aside, minutes.used - used) : "";
     aside = settledBy = 0;
   }
   minutes = { used, most, resetsAt, aside, note };
   drawMinutes();
+}
+
+/** What the page says once `back` seconds are no longer set aside. More than the last pass had can come back. */
+function settled(aside, back) {
+  if (back > aside) return `${clock(back)} came back from conversations that have ended.`;
+  return `The last pass used ${clock(aside - back)}.${back > 0 ? ` The other ${clock(back)} came back.` : ""}`;
 }
 
 function drawMinutes() {
@@ -260,7 +266,7 @@ function changed(attempt, state) {
     show("connecting", again ? "Reconnecting" : "Connecting", { hint: "Fetching a pass and opening the conversation." });
   } else if (state.status === "connecting") {
     showPass(state.pass);
-    readMinutes(attempt.usedBefore);
+    readMinutes(true);
   } else if (state.status === "connected") {
     connected(attempt, again);
   } else if (state.status === "waiting") {
@@ -372,11 +378,7 @@ function start() {
   if (!matchMedia("(min-width: 58rem)").matches) $("conversation").scrollIntoView({ block: "nearest" });
   attempt.connection = connect(faulty($("fault").value), {
     agent: "default",
-    token: async () => {
-      await readMinutes();
-      attempt.usedBefore = minutes?.used;
-      return user.token;
-    },
+    token: () => user.token,
     session: {
       textOnly: !voice,
       clientTools: { create_product: createProduct },
@@ -474,9 +476,8 @@ async function after() {
   $("after").disabled = true;
   try {
     const { token } = user ?? (await signIn($("name").value.trim() || "Guest"));
-    const before = minutes?.used;
     const voicePass = await fetchPass({ agent: "default", token: () => token });
-    readMinutes(before);
+    readMinutes(true);
     trace("good", "The service checks the sign-in and answers with a pass.");
     const { send, close } = handWritten(voicePass.signed_url, voicePass.dynamic_variables, {
       onOpen: () => trace("good", "The socket opens."),
