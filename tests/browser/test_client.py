@@ -237,13 +237,15 @@ def test_what_the_sdk_tells_without_a_code_is_told_apart(lab: Laboratory) -> Non
           { reason: "error", message: "x", context: { type: "error" } },
           { reason: "error", message: "x", closeCode: 1006 },
           { reason: "error", message: "x", closeCode: 1012 },
-          named("NotAllowedError"), named("NotFoundError"), named("ConnectionError"), named("TypeError"),
+          named("NotAllowedError"), named("NotFoundError"), named("NotReadableError"),
+          named("ConnectionError"), named("TypeError"),
         ].map((what) => laboratory().explain(what).cause)""")
 
     assert causes == [
         *("user_ended", "agent_ended", "agent_ended", "max_duration"),
         *("connection_lost", "connection_lost", "connection_lost"),
-        *("microphone_denied", "microphone_missing", "connection_lost", "not_started"),
+        *("microphone_denied", "microphone_missing", "microphone_unavailable"),
+        *("connection_lost", "not_started"),
     ]
 
 
