@@ -50,17 +50,22 @@ def test_every_cause_is_in_the_documents_table_in_the_types_and_in_the_code() ->
     assert [cause for cause in declared if f'"{cause}"' not in code] == []
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Path:
-    """A folder with the real packages, at exact versions."""
+def install(folder: Path, packages: dict[str, str]) -> None:
+    """Install these packages of npm into the folder."""
     if shutil.which("npm") is None:
         missing = "this test needs npm (and Node.js), which is not here"
         if "REQUIRE_NPM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)
-    (tmp_path / "package.json").write_text(json.dumps({"type": "module", "private": True, "dependencies": PACKAGES}))
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-    subprocess.run(install, cwd=tmp_path, check=True, timeout=110)
+    (folder / "package.json").write_text(json.dumps({"type": "module", "private": True, "dependencies": packages}))
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+    subprocess.run(command, cwd=folder, check=True, timeout=110)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Path:
+    """A folder with the real packages, at exact versions."""
+    install(tmp_path, PACKAGES)
     return tmp_path
 
 

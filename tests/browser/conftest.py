@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocket, expect, sync_playwright
 from starlette.types import ASGIApp
 
+from tests.browser.laboratory import LABORATORY, Laboratory
 from tests.servers import Cable, behind_a_cable, running
 from voicepass.demo import AGENT_ID, create_demo
 from voicepass.emulator import EmulatedAgent, Emulator
@@ -29,8 +29,6 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
     # Listing requests would not do: AudioWorklet fetches are invisible to Playwright.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
@@ -146,25 +144,34 @@ def playwright_thread() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="session")
-def chromium(playwright_thread: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def launch_chromium(playwright_thread: ThreadPoolExecutor) -> Iterator[Callable[..., Browser]]:
+    """Launch Debian's Chromium with more flags. To be called in Playwright's thread."""
     if not Path(_CHROMIUM).exists():
         missing = "these tests drive Debian's Chromium, which is not here: apt-get install chromium"
         if "REQUIRE_CHROMIUM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)
+    playwright = playwright_thread.submit(sync_playwright().start).result()
+
+    def launch(*flags: str) -> Browser:
+        return playwright.chromium.launch(executable_path=_CHROMIUM, chromium_sandbox=False, args=[*_FLAGS, *flags])
+
+    yield launch
+    playwright_thread.submit(playwright.stop).result()
+
+
+@pytest.fixture(scope="session")
+def chromium(
+    launch_chromium: Callable[..., Browser],
+    playwright_thread: ThreadPoolExecutor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Browser]:
     speech = tmp_path_factory.mktemp("microphone") / "speech.wav"
     _hum(speech)
-    playwright = playwright_thread.submit(sync_playwright().start).result()
-    launch = partial(
-        playwright.chromium.launch,
-        executable_path=_CHROMIUM,
-        chromium_sandbox=False,
-        args=[*_FLAGS, f"--use-file-for-fake-audio-capture={speech}"],
-    )
-    browser = playwright_thread.submit(launch).result()
+    microphone = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={speech}")
+    browser = playwright_thread.submit(launch_chromium, *microphone).result()
     yield browser
     playwright_thread.submit(browser.close).result()
-    playwright_thread.submit(playwright.stop).result()
 
 
 @pytest.fixture(scope="session")
@@ -279,3 +286,19 @@ def used_demo(shared_demo: Demo, playwright_thread: ThreadPoolExecutor) -> Itera
     """The module's page, signed out. Who signs in on it is a new user each time."""
     yield shared_demo
     playwright_thread.submit(shared_demo.sign_out).result()
+
+
+@pytest.fixture(scope="module")
+def shared_page(
+    chromium: Browser, shared_world: World, playwright_thread: ThreadPoolExecutor
+) -> Iterator[tuple[Demo, ThreadPoolExecutor]]:
+    with _opening(chromium, shared_world.cable.url, playwright_thread) as opened:
+        demo = playwright_thread.submit(opened, any_origin=True).result()
+        playwright_thread.submit(demo.page.evaluate, LABORATORY).result()
+        yield demo, playwright_thread
+
+
+@pytest.fixture
+def lab(shared_page: tuple[Demo, ThreadPoolExecutor], world: World) -> Laboratory:
+    del world
+    return Laboratory(shared_page[0].page)

@@ -1,15 +1,12 @@
 """The browser client, in a browser, over real sockets: when it asks for a pass, when it waits, and why it stopped."""
 
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
 
-from tests.browser.conftest import Demo, World, _opening
+from tests.browser.conftest import World
+from tests.browser.laboratory import Laboratory
 from tests.conftest import policy_file
 from tests.servers import running
 from voicepass.demo import create_demo
@@ -18,80 +15,6 @@ from voicepass.emulator import CLOSINGS, Fault
 pytestmark = pytest.mark.browser
 
 ONE_PASS_A_MINUTE = '[limits.user]\npasses_per_minute = 1\nopen_conversations = "off"\nminutes_per_day = "off"\n'
-
-# What each test's script finds: a signed-in user, and `open`, which connects with timers that wait for `pass`.
-_LABORATORY = """async () => {
-  const { Conversation } = ElevenLabsClient;
-  const voicepass = await import("/v1/client.js");
-  const signIn = async (at = "") => {
-    const answer = await fetch(`${at}/demo/sign-in`, { method: "POST", body: JSON.stringify({ name: "Ada" }) });
-    return (await answer.json()).token;
-  };
-  window.laboratory = (token) => {
-    const told = [], sleeps = [], waiting = [];
-    const until = async (status) => {
-      while (!told.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
-      return told.splice(0).at(-1);
-    };
-    const timers = {
-      late: 0,
-      now: () => Date.now() + timers.late,
-      random: () => 1,
-      sleep: (ms, signal) => new Promise((resolve) => {
-        sleeps.push({ ms, pass: resolve });
-        signal.addEventListener("abort", resolve);
-      }),
-    };
-    const onChange = (state) => {
-      told.push(state);
-      waiting.splice(0).forEach((resolve) => resolve());
-    };
-    const open = ({ starter = Conversation, session, ...options } = {}) => voicepass.connect(starter, {
-      token: () => token, session: { textOnly: true, ...session }, onChange, timers, ...options,
-    });
-    return { ...voicepass, Conversation, signIn, token, until, timers, sleeps, open };
-  };
-  window.signIn = signIn;
-  window.soon = (work) => Promise.race([work(), new Promise((_, late) => setTimeout(late, 10_000, new Error("late")))]);
-}"""
-
-
-@pytest.fixture(scope="module")
-def shared_page(
-    chromium: Browser, shared_world: World, playwright_thread: ThreadPoolExecutor
-) -> Iterator[tuple[Demo, ThreadPoolExecutor]]:
-    with _opening(chromium, shared_world.cable.url, playwright_thread) as opened:
-        demo = playwright_thread.submit(opened, any_origin=True).result()
-        playwright_thread.submit(demo.page.evaluate, _LABORATORY).result()
-        yield demo, playwright_thread
-
-
-class Laboratory:
-    """One user's page, on which scripts of the test run."""
-
-    def __init__(self, demo: Demo) -> None:
-        self.page = demo.page
-
-    def begin(self, script: str) -> Any:
-        """Run the body of an async function as a new user; `lab` is theirs, and stays for `go_on`."""
-        return self.go_on(f"window.lab = laboratory(await signIn()); {script}")
-
-    def go_on(self, script: str, given: object = None) -> Any:
-        return self.page.evaluate(f"(given) => soon(async () => {{ {script} }})", given)
-
-    @contextmanager
-    def offline(self) -> Iterator[None]:
-        self.page.context.set_offline(offline=True)
-        try:
-            yield
-        finally:
-            self.page.context.set_offline(offline=False)
-
-
-@pytest.fixture
-def lab(shared_page: tuple[Demo, ThreadPoolExecutor], world: World) -> Laboratory:
-    del world
-    return Laboratory(shared_page[0])
 
 
 def test_each_conversation_opens_with_a_pass_of_its_own(lab: Laboratory, world: World) -> None:
@@ -314,13 +237,15 @@ def test_what_the_sdk_tells_without_a_code_is_told_apart(lab: Laboratory) -> Non
           { reason: "error", message: "x", context: { type: "error" } },
           { reason: "error", message: "x", closeCode: 1006 },
           { reason: "error", message: "x", closeCode: 1012 },
-          named("NotAllowedError"), named("NotFoundError"), named("ConnectionError"), named("TypeError"),
+          named("NotAllowedError"), named("NotFoundError"), named("NotReadableError"),
+          named("ConnectionError"), named("TypeError"),
         ].map((what) => laboratory().explain(what).cause)""")
 
     assert causes == [
         *("user_ended", "agent_ended", "agent_ended", "max_duration"),
         *("connection_lost", "connection_lost", "connection_lost"),
-        *("microphone_denied", "microphone_missing", "connection_lost", "not_started"),
+        *("microphone_denied", "microphone_missing", "microphone_unavailable"),
+        *("connection_lost", "not_started"),
     ]
 
 

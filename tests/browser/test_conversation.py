@@ -191,6 +191,18 @@ def test_voice_connects_speaks_and_is_heard(demo: Demo, monkeypatch: pytest.Monk
     assert demo.console == []
 
 
+def test_a_refused_microphone_costs_no_pass(demo: Demo) -> None:
+    demo.page.context.clear_permissions()
+    demo.sign_in()
+    demo.page.get_by_role("radio", name="Voice").check()
+
+    demo.button("Start conversation").click()
+
+    expect(demo.status).to_have_text("Disconnected The browser may not use the microphone.")
+    expect(demo.page.get_by_text("No pass was taken. Text needs no microphone")).to_be_visible()
+    expect(demo.minutes).to_have_attribute("aria-valuenow", "0")
+
+
 @pytest.mark.long
 def test_a_conversation_stays_connected_and_answers_every_ping(demo: Demo) -> None:
     demo.sign_in()

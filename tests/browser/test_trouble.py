@@ -14,10 +14,11 @@ from voicepass.emulator import Fault
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 _SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
-_PENDING_PERMISSION = """() => {
+# Answers that many requests for the microphone, and keeps the others open until `allow`.
+_PENDING_PERMISSION = """(answered) => {
   const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   const permission = new Promise((resolve) => (window.allow = resolve));
-  navigator.mediaDevices.getUserMedia = async (wish) => (await permission, ask(wish));
+  navigator.mediaDevices.getUserMedia = async (wish) => (answered-- > 0 || (await permission), ask(wish));
 }"""
 
 
@@ -71,9 +72,9 @@ def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: 
 
 
 def test_a_pass_that_expired_while_the_tab_slept_is_replaced(demo_in_world: Demo, world: World) -> None:
-    """The browser asked for the microphone, and nobody answered for a quarter of an hour."""
+    """The page has the microphone and the pass, and the SDK does not get its own stream for a quarter of an hour."""
     demo = demo_in_world
-    demo.page.evaluate(_PENDING_PERMISSION)
+    demo.page.evaluate(_PENDING_PERMISSION, 1)
     demo.sign_in()
     demo.page.get_by_role("radio", name="Voice").check()
     demo.button("Start conversation").click()
@@ -86,6 +87,25 @@ def test_a_pass_that_expired_while_the_tab_slept_is_replaced(demo_in_world: Demo
 
     expect(demo.status).to_have_text("Connected")  # after a refusal, and within a second of it
     assert world.passes_asked_for == 2
+
+
+def test_a_prompt_that_nobody_answers_for_a_quarter_of_an_hour_makes_no_pass_old(
+    demo_in_world: Demo, world: World
+) -> None:
+    demo = demo_in_world
+    demo.page.evaluate(_PENDING_PERMISSION, 0)
+    demo.sign_in()
+    demo.page.get_by_role("radio", name="Voice").check()
+    demo.button("Start conversation").click()
+    expect(hint(demo)).to_have_text("Allow the microphone. The page asks for a pass after that.")
+
+    world.emulator.advance(16 * 60)
+    demo.wait(16 * 60)
+    asked_for_meanwhile = world.passes_asked_for
+    demo.page.evaluate("() => allow()")
+
+    expect(demo.status).to_have_text("Connected")
+    assert (asked_for_meanwhile, world.passes_asked_for) == (0, 1)
 
 
 def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_world: Demo, world: World) -> None:

@@ -65,6 +65,7 @@ export type Cause =
   | "refused"
   | "microphone_denied"
   | "microphone_missing"
+  | "microphone_unavailable"
   | "not_started";
 
 export interface Ending {
@@ -80,7 +81,13 @@ export interface Ending {
 
 /** How things stand. `reconnects` says how many conversations came before: 0 for the first. */
 export type State =
-  | { status: "connecting"; reconnects: number; pass?: Pass }
+  | {
+      /** `isWaitingForMicrophone`: the user has not yet answered the browser's prompt, and no pass was asked for. */
+      status: "connecting";
+      reconnects: number;
+      pass?: Pass;
+      isWaitingForMicrophone?: boolean;
+    }
   | { status: "connected"; reconnects: number; pass: Pass; conversation: SdkConversation }
   | {
       /** Another pass will be asked for: in a while, or (`retryInSeconds` is null) once the network is back. */

@@ -38,6 +38,12 @@ const BY_CODE = /** @type {const} */ ({
   3008: ["too_many_concurrent", "Too many conversations are open at once. Try again in a while."],
 });
 
+/** @type {Ending} */
+const INSECURE_PAGE = {
+  cause: "microphone_unavailable",
+  sentence: "The browser offers the microphone only to pages that are served over https or from localhost.",
+};
+
 /** A pass was not given: the service's problem (RFC 9457), or `unreachable`, or `bad_answer` from what is in between. */
 export class PassError extends Error {
   /** @param {Record<string, any>} problem */
@@ -126,6 +132,7 @@ export function explain(what) {
   }
   if (error?.name === "NotAllowedError") return because("microphone_denied", "The browser may not use the microphone.");
   if (error?.name === "NotFoundError") return because("microphone_missing", "There is no microphone.");
+  if (error?.name === "NotReadableError") return because("microphone_unavailable", "The microphone cannot be opened.");
   const known = BY_REASON.find(([pattern]) => pattern.test(closeReason ?? ""));
   if (known) return because(known[1], known[2]);
   const usual = BY_CODE[/** @type {keyof typeof BY_CODE} */ (closeCode)];
@@ -172,6 +179,7 @@ function mayHelp({ cause, error }, wasConnected) {
 export function connect(Conversation, options = {}) {
   const { session = {}, retries = 5, patienceSeconds = 60, onChange, timers: { now, random, sleep } = TIMERS } = options;
   const patienceMs = patienceSeconds * 1000;
+  const isVoice = !(session.textOnly ?? session.overrides?.conversation?.textOnly);
   const hangUp = new AbortController();
   const hungUp = new Promise((resolve) => hangUp.signal.addEventListener("abort", resolve, { once: true }));
   /** @type {import("@elevenlabs/client").Conversation | null} */
@@ -183,6 +191,7 @@ export function connect(Conversation, options = {}) {
   let isNot = () => {};
   const connected = new Promise((resolve, reject) => ([isConnected, isNot] = [resolve, reject]));
   connected.catch(() => {}); // not everyone waits for it
+  let releaseMicrophone = () => {};
 
   /** @param {State} state */
   function tell(state) {
@@ -194,6 +203,18 @@ export function connect(Conversation, options = {}) {
     }
   }
 
+  /**
+   * Asks before the first pass, so a refusal costs none. The SDK takes no stream and opens its own. Ours stays open
+   * until then, because some browsers show their prompt again once a stream is closed.
+   */
+  async function askForMicrophone() {
+    tell({ status: "connecting", reconnects, isWaitingForMicrophone: true });
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    releaseMicrophone = () => stream.getTracks().forEach((track) => track.stop());
+    hungUp.then(releaseMicrophone); // also a stream that arrives after end()
+    hangUp.signal.throwIfAborted();
+  }
+
   /** One pass, and the conversation that it opens, to its end. */
   async function once() {
     const over = new AbortController();
@@ -203,6 +224,7 @@ export function connect(Conversation, options = {}) {
     try {
       tell({ status: "connecting", reconnects });
       const pass = await fetchPass({ ...options, signal: hangUp.signal });
+      hangUp.signal.throwIfAborted();
       receivedAt = now();
       // By a clock that is far off, it would be over already, or last for hours.
       const leftMs = Date.parse(pass.expires_at ?? "") - receivedAt;
@@ -231,8 +253,10 @@ export function connect(Conversation, options = {}) {
             resolve(why);
           },
         });
-        // It may have been ended while it was opening.
-        opening.then((own) => (hangUp.signal.aborted ? own.endSession() : undefined), reject);
+        opening.then((own) => {
+          releaseMicrophone(); // the SDK has its own stream now
+          if (hangUp.signal.aborted) own.endSession(); // it was ended while it was opening
+        }, reject);
         // Some browsers leave a dead socket open for minutes.
         const offline = async () => {
           wentOffline = true;
@@ -247,12 +271,13 @@ export function connect(Conversation, options = {}) {
       ending = explain(error);
     }
     over.abort();
+    releaseMicrophone();
     conversation = null;
     if (heldMs >= 0) heldMs = now() - heldMs;
     // LiveKit mends drops itself; a room that closes while the network is there was closed by the other side.
     const wasClosed = options.transport === "webrtc" && heldMs >= 0 && !wentOffline;
     if (ending.cause === "connection_lost" && wasClosed) ending = explain({ reason: "agent" });
-    // It lay about too long, while the machine slept or the browser asked for the microphone.
+    // It lay about too long, while the machine slept.
     if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
       ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
     }
@@ -261,6 +286,18 @@ export function connect(Conversation, options = {}) {
 
   /** @returns {Promise<Ending>} */
   async function run() {
+    try {
+      hangUp.signal.throwIfAborted(); // a page that mounts twice ends its first connection at once
+      if (isVoice && !navigator.mediaDevices) return INSECURE_PAGE;
+      if (isVoice) await askForMicrophone();
+    } catch (error) {
+      return explain(hangUp.signal.aborted ? { reason: "user" } : error);
+    }
+    return converse();
+  }
+
+  /** @returns {Promise<Ending>} */
+  async function converse() {
     let [attempt, wasConnected] = [0, false];
     /** @type {number | null} */
     let since = null;

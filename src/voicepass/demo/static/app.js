@@ -263,8 +263,12 @@ function changed(attempt, state) {
   const again = state.reconnects > 0;
   if (state.status === "connecting" && !state.pass) {
     atStep(1);
-    show("connecting", again ? "Reconnecting" : "Connecting", { hint: "Fetching a pass and opening the conversation." });
+    const hint = state.isWaitingForMicrophone
+      ? "Allow the microphone. The page asks for a pass after that."
+      : "Fetching a pass and opening the conversation.";
+    show("connecting", again ? "Reconnecting" : "Connecting", { hint });
   } else if (state.status === "connecting") {
+    attempt.hasPass = true;
     showPass(state.pass);
     readMinutes(true);
   } else if (state.status === "connected") {
@@ -334,7 +338,9 @@ function ended(attempt, ending) {
       const wait = resetsAt && !(soon < 90) ? `Resets ${when(resetsAt)}. ` : soon ? `Try again in ${soon} s. ` : "";
       return wait + (requestId ? `If you ask for help, say request ${requestId}.` : "");
     }
-    if (cause.startsWith("microphone")) return "Nothing was opened. Text needs no microphone and works in every browser.";
+    if (cause.startsWith("microphone")) {
+      return `${attempt.hasPass ? "" : "No pass was taken. "}Text needs no microphone and works in every browser.`;
+    }
     const said = closeReason ? `${sentence} ` : "";
     return FAULTS[$("fault").value] ?? (FRESH_PASS_HELPS.has(cause) ? `${said}Start again for a fresh pass.` : said);
   }

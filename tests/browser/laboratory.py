@@ -1,0 +1,65 @@
+"""The page on which tests of the browser client run their scripts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Page
+
+# What each test's script finds: a signed-in user, and `open`, which connects with timers that wait for `pass`.
+LABORATORY = """async () => {
+  const { Conversation } = ElevenLabsClient;
+  const voicepass = await import("/v1/client.js");
+  const signIn = async (at = "") => {
+    const answer = await fetch(`${at}/demo/sign-in`, { method: "POST", body: JSON.stringify({ name: "Ada" }) });
+    return (await answer.json()).token;
+  };
+  window.laboratory = (token) => {
+    const told = [], sleeps = [], waiting = [];
+    const until = async (status) => {
+      while (!told.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
+      return told.splice(0).at(-1);
+    };
+    const timers = {
+      late: 0,
+      now: () => Date.now() + timers.late,
+      random: () => 1,
+      sleep: (ms, signal) => new Promise((resolve) => {
+        sleeps.push({ ms, pass: resolve });
+        signal.addEventListener("abort", resolve);
+      }),
+    };
+    const onChange = (state) => {
+      told.push(state);
+      waiting.splice(0).forEach((resolve) => resolve());
+    };
+    const open = ({ starter = Conversation, session, ...options } = {}) => voicepass.connect(starter, {
+      token: () => token, session: { textOnly: true, ...session }, onChange, timers, ...options,
+    });
+    return { ...voicepass, Conversation, signIn, token, until, timers, sleeps, open };
+  };
+  window.signIn = signIn;
+  window.soon = (work) => Promise.race([work(), new Promise((_, late) => setTimeout(late, 10_000, new Error("late")))]);
+}"""
+
+
+class Laboratory:
+    """One user's page, on which scripts of the test run."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def begin(self, script: str) -> Any:
+        """Run the body of an async function as a new user; `lab` is theirs, and stays for `go_on`."""
+        return self.go_on(f"window.lab = laboratory(await signIn()); {script}")
+
+    def go_on(self, script: str, given: object = None) -> Any:
+        return self.page.evaluate(f"(given) => soon(async () => {{ {script} }})", given)
+
+    @contextmanager
+    def offline(self) -> Iterator[None]:
+        self.page.context.set_offline(offline=True)
+        try:
+            yield
+        finally:
+            self.page.context.set_offline(offline=False)
