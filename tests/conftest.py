@@ -1,5 +1,6 @@
 """What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
 
+import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,12 +37,12 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Undo what a test set up of structlog, such as a level, so that the next one sees its lines."""
+def every_level_is_logged() -> Iterator[None]:
+    """Let no level that another test has set hide the lines of this one, and undo what this one sets."""
     before = structlog.get_config()
+    _configure_structlog(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
     yield
-    if structlog.get_config() != before:
-        _configure_structlog(**before)
+    _configure_structlog(**before)
 
 
 @pytest.fixture(scope="session", autouse=True)
