@@ -121,7 +121,7 @@ class QuotaExceeded(LimitReached):
 
 class TooManyConversations(LimitReached):
     code, status, title = "too_many_conversations", 429, "Too many conversations"
-    detail = "Too many conversations are open at once. End one, or wait until a pass that was not used has lapsed."
+    detail = "Too many conversations are open at once. End one of them and try again."
 
 
 class RequestInvalid(Refusal):

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
 
     elevenlabs_api_key: SecretStr | None = Field(
         None,
-        description="Server-held; needs convai_write (ElevenAgents: Write), and to count minutes Read; two by a comma.",
+        description="Server-held; needs the permissions ElevenAgents: Write and Read. Separate two keys with a comma.",
     )
     elevenlabs_agent_id: str | None = Field(None, description="The agent behind the alias `default`, such as agent_….")
     elevenlabs_base_url: str = Field(
@@ -135,10 +135,10 @@ class Settings(BaseSettings):
         0.0, description="How long SIGTERM lets it serve on while /readyz says 503; behind a balancer, give 10."
     )
     voicepass_reconcile_seconds: Annotated[int, Field(ge=0, le=_MAX_RECONCILE_SECONDS)] = Field(
-        60, description="How often ElevenLabs is asked for what no webhook told; needs convai_read; 0: never."
+        60, description="Seconds between rounds that settle what no webhook told; needs convai_read; 0: no rounds."
     )
     voicepass_retention_days: Annotated[int, Field(ge=31, le=3660)] = Field(
-        400, description="Days that the ledger remembers, 31 at least; the reconciler deletes what is older."
+        400, description="Days that the ledger keeps a row, 31 at least."
     )
     voicepass_docs: bool = Field(default=False, description="Serve /docs and /openapi.json.")
     voicepass_log_format: LogFormat = Field("json", description="json, or console for people.")
