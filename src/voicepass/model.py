@@ -223,7 +223,7 @@ class Turn(StrEnum):
 
     OURS = "ours"
     RUNNING = "running"
-    """Another caller asks at the moment, or a pass of the user is about to be granted."""
+    """Another caller asks at the moment."""
     PAUSED = "paused"
     """The last lookup freed nothing, a moment ago."""
 

@@ -97,15 +97,15 @@ async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_w
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     asked = reservation()
-    before = await ledger.is_pending(reservation(), CONVERSATIONS)
+    before = await ledger.is_in_flight(reservation())
     await ledger.reserve(asked, [])
-    during = await ledger.is_pending(reservation(), CONVERSATIONS)
-    of_another = await ledger.is_pending(reservation(user_id="u-2"), CONVERSATIONS)
+    during = await ledger.is_in_flight(reservation())
+    of_another = await ledger.is_in_flight(reservation(user_id="u-2"))
     clock.now += 10
-    left_behind = await ledger.is_pending(reservation(), CONVERSATIONS)
+    left_behind = await ledger.is_in_flight(reservation())
     clock.now -= 10
     await ledger.grant(asked, credential())
-    after = await ledger.is_pending(reservation(), CONVERSATIONS)
+    after = await ledger.is_in_flight(reservation())
 
     assert (before, during, of_another, left_behind, after) == (False, True, False, False, False)
 
@@ -183,6 +183,19 @@ async def test_a_pass_is_released_as_unopened_only_when_it_is_old_enough(ledger:
     assert not await ledger.expire(conversation_id, min_age_seconds=930)
 
 
+async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    conversation_id = await granted(ledger)
+    clock.now += 929
+    released = [await ledger.note_unopened(conversation_id, expires_seconds=930)]
+    clock.now += 1
+    released.append(await ledger.note_unopened(conversation_id, expires_seconds=930))
+
+    assert released == [False, True]
+    assert (await ledger.issued(conversation_id)).settled_by == "expiry"
+
+
 async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
@@ -215,7 +228,7 @@ async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
     assert unknown is not None
     assert unknown.retry_after_seconds == 1500  # until it lapses: nobody knows whether it is open
     assert isinstance(reached, TooManyConversations)
-    assert (reached.retry_after_seconds, reached.resets_at) == (5, clock.now + 5)
+    assert (reached.retry_after_seconds, reached.resets_at) == (3, clock.now + 3)
 
 
 async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(ledger: Ledger) -> None:
@@ -241,16 +254,23 @@ async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transpor
         reservation(transport=Transport.WEBRTC),
     ]
     own = [reservation(), reservation()]
+    given = [credential() for _ in [*others, *own]]
     for number, each in enumerate([*others, *own]):
         clock.now += 1
         await ledger.reserve(each, [])
-        await ledger.grant(each, credential(), sealed=bytes([number, 0, 255]))
-    unsealed = reservation()
+        await ledger.grant(each, given[number], sealed=bytes([number, 0, 255]))
+    unsealed, its = reservation(), credential()
     await ledger.reserve(unsealed, [])
-    await ledger.grant(unsealed, credential())
+    await ledger.grant(unsealed, its)
 
+    nobody_asked = await ledger.unopened(reservation())
+    for kept in [*given, its]:
+        assert not await ledger.note_unopened(kept.conversation_id or "", expires_seconds=930)
     found = await ledger.unopened(reservation())
+    clock.now += 5
+    long_ago = await ledger.unopened(reservation())
 
+    assert nobody_asked == long_ago == []
     assert [(each.pass_id, each.sealed) for each in found] == [
         (own[1].pass_id, b"\5\0\xff"),
         (own[0].pass_id, b"\4\0\xff"),
@@ -264,6 +284,7 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
     asked, given = reservation(), credential("conv_1")
     await ledger.reserve(asked, [])
     await ledger.grant(asked, given, sealed=b"sealed")
+    await ledger.note_unopened("conv_1", expires_seconds=930)
     kept = await rows(ledger, "SELECT sealed FROM passes")
     clock.now += 901
 
@@ -281,7 +302,6 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
 
     assert [bytes(row["sealed"]) for row in kept] == [b"sealed"]
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
-    assert await ledger.unopened(asked) == []
 
 
 async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(ledger: Ledger) -> None:
@@ -291,4 +311,4 @@ async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(l
 
     await ledger.grant(asked, given, sealed=b"sealed")
 
-    assert await ledger.unopened(asked) == []
+    assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []

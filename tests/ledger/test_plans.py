@@ -50,7 +50,8 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
         "k3", WHOSE, limit(3, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1, now=START
     ),
     "refuse": lambda: room(WHOSE, [limit(0, counted=Counted.CONVERSATIONS)], START),
-    "is pending": lambda: opened.is_pending("k1", WHOSE, START),
+    "is in flight": lambda: opened.is_in_flight(WHOSE, START),
+    "note unopened": lambda: opened.note_unopened("conv_64", START, expires_seconds=930),
     "note opened": lambda: opened.note_opened("conv_7", START, START),
     "note ended": lambda: opened.note_ended("conv_64", START),
     "unopened": lambda: opened.unopened(WHOSE | {"agent_id": "agent", "transport": "websocket"}, START),

@@ -250,13 +250,28 @@ async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> 
         assert await given.refusal() is None
 
 
-async def test_a_caller_waits_for_a_pass_that_is_about_to_be_granted_for_a_third_of_the_deadline() -> None:
+async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about() -> None:
+    async with house(UNOPENED) as given:
+        asked = reservation()
+        await given.ledger.reserve(asked, [LIMIT])
+        lookup = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
+            await asyncio.sleep(0)
+        fresh = Credential(secret="s", conversation_id="conv_9", expires_at=NOW + 900)
+        await given.ledger.grant(asked, fresh, sealed=SEALS.seal(AGENT, asked.pass_id, fresh))
+        await lookup
+
+        credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+    assert credential == fresh
+
+
+async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup_may_take() -> None:
     async with house() as given:
         await given.ledger.reserve(reservation(), [LIMIT])
 
         await given.open_passes.look_up(reservation(), LIMIT)
 
-    assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE, abs=0.1)
+    assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
 
 
 async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
@@ -347,9 +362,13 @@ async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_wi
 # The unopened pass.
 
 
+UNOPENED = Told(default=ConversationUnknown())
+
+
 async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
     refusal = TooManyConversations()
-    async with house(conversations=THREE) as given:
+    async with house(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.look_up(reservation(), LIMIT)
         credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
 
     assert (credential.secret, credential.conversation_id) == (signed_url(conversation_id="conv_3"), "conv_3")
@@ -359,16 +378,42 @@ async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
 @pytest.mark.parametrize("facts", [{"user_id": "u-2"}, {"agent_id": "agent_2"}, {"transport": Transport.WEBRTC}])
 async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
     refusal = TooManyConversations()
-    async with house(conversations=THREE) as given:
+    async with house(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.look_up(reservation(), LIMIT)
         with pytest.raises(TooManyConversations) as raised:
             await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
 
     assert raised.value is refusal
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [account("in-progress"), account("processing"), account("done"), {}, Unavailable(), Timeout(), KeyRejected()],
+)
+async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_again(answer: object) -> None:
+    async with house(Told(default=answer), conversations=THREE) as given:
+        await given.open_passes.look_up(reservation(), LIMIT)
+
+        with pytest.raises(TooManyConversations):
+            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+
+
+async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_no_longer() -> None:
+    async with house(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.look_up(reservation(), LIMIT)
+        given.clock.now += 2
+        within = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+        given.clock.now += 3
+
+        with pytest.raises(TooManyConversations):
+            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+    assert within.conversation_id == "conv_3"
+
+
 async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minutes() -> None:
-    async with house(conversations=["conv_1"]) as given:
+    async with house(UNOPENED, conversations=["conv_1"]) as given:
         given.clock.now = NOW + 780
+        await given.open_passes.look_up(reservation(), LIMIT)
         last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
         given.clock.now += 1
 
@@ -378,13 +423,15 @@ async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minu
 
 
 async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_it_is_returned() -> None:
-    async with house(conversations=["conv_1"]) as given:
+    async with house(UNOPENED, conversations=["conv_1"]) as given:
         changed = reservation()
         await given.ledger.reserve(changed, [LIMIT])
         newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
         sealed = bytearray(SEALS.seal(AGENT, changed.pass_id, newest) or b"")
         sealed[-1] ^= 1
         await given.ledger.grant(changed, newest, sealed=bytes(sealed))
+
+        await given.open_passes.look_up(reservation(), LIMIT)
 
         with structlog.testing.capture_logs() as logged:
             credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())

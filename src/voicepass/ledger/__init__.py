@@ -102,10 +102,22 @@ class Ledger(ABC):
         _, key = _lookup(reservation, limit)
         await self._run(lambda now: opened.end_lookup(key, has_freed=has_freed, now=now), is_durable=False)
 
-    async def is_pending(self, reservation: Reservation, limit: Limit) -> bool:
-        """Tell whether another caller looks this up, or a pass of this user is about to be granted."""
-        whose, key = _lookup(reservation, limit)
-        return await self._run(lambda now: opened.is_pending(key, whose, now), is_durable=False)
+    async def is_lookup_running(self, reservation: Reservation, limit: Limit) -> bool:
+        """Tell whether another caller looks this up at the moment."""
+        _, key = _lookup(reservation, limit)
+        return await self._run(lambda now: opened.is_running(key, now), is_durable=False)
+
+    async def is_in_flight(self, reservation: Reservation) -> bool:
+        """Tell whether a pass of this user is about to be granted."""
+        whose = rules.reserved_row(reservation)
+        return await self._run(lambda now: opened.is_in_flight(whose, now), is_durable=False)
+
+    async def note_unopened(self, conversation_id: str, *, expires_seconds: float) -> bool:
+        """Note that nobody has opened a conversation yet; returns whether its pass was so old that this released it."""
+        return await self._run(
+            lambda now: opened.note_unopened(conversation_id, now, expires_seconds=expires_seconds),
+            locks=_lock(conversation_id),
+        )
 
     async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
         """Note that a conversation is open; returns whether its pass had been released as unopened."""
@@ -118,7 +130,7 @@ class Ledger(ABC):
         return await self._run(lambda now: opened.note_ended(conversation_id, now), locks=_lock(conversation_id))
 
     async def unopened(self, reservation: Reservation) -> list[SealedPass]:
-        """Return the user's passes for this agent and transport that nobody is known to have opened, newest first."""
+        """Return the user's passes for this agent and transport that were just found to be unopened, newest first."""
         whose = rules.reserved_row(reservation)
         return await self._run(lambda now: opened.unopened(whose, now), is_durable=False)
 

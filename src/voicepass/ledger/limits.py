@@ -16,7 +16,7 @@ from voicepass.model import Counted, Limit, Scope, Usage
 UNUSED_SECONDS: Final = 900
 """A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
 
-MAY_END_SECONDS: Final = 5.0
+MAY_END_SECONDS: Final = 3.0
 """When to try again while a conversation is open: its user can end it at any moment."""
 
 QUARTER_SECONDS: Final = UNUSED_SECONDS

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import SCOPES, UNUSED_SECONDS, hold, move_sums
-from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass
+from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
 from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
 
 MOST_ASKED: Final = 10
@@ -15,6 +15,8 @@ PAUSE_SECONDS: Final = 2.0
 """After a lookup that freed nothing."""
 IN_FLIGHT_SECONDS: Final = 10.0
 """A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
+UNOPENED_SECONDS: Final = 5.0
+"""ElevenLabs' word that nobody has opened a pass holds for the pause after a lookup, and for the lookup itself."""
 LIST_LAG_SECONDS: Final = 15.0
 """ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
@@ -29,12 +31,12 @@ def begin_lookup(
 ) -> Dialogue[LookupTurn]:
     """Take the turn to look up what `limit` counts, for `seconds` at most; return the passes to ask about.
 
-    The turn is PAUSED shortly after a lookup that freed nothing, and RUNNING while `is_pending`.
+    The turn is RUNNING while another caller has it, and PAUSED shortly after a lookup that freed nothing.
     """
     parameters = {**whose, "key": key, "now": now, "until": now + seconds, "since": now - limit.window_seconds}
     if not (yield _TAKE_TURN, parameters):
-        is_running = yield from is_pending(key, whose, now)
-        return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
+        is_anothers = yield from is_running(key, now)
+        return LookupTurn(turn=Turn.RUNNING if is_anothers else Turn.PAUSED)
     question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
     rows = yield question, parameters
     return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
@@ -51,10 +53,22 @@ def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
         )
 
 
-def is_pending(key: str, whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
-    """Tell whether a lookup runs, or a pass of this user is between its reservation and its grant."""
-    (row,) = yield _IS_PENDING, {**whose, "key": key, "now": now, "since": now - IN_FLIGHT_SECONDS}
-    return bool(row["is_pending"])
+def is_running(key: str, now: float) -> Dialogue[bool]:
+    """Tell whether a caller looks this up at the moment."""
+    return bool((yield "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now", {"key": key, "now": now}))
+
+
+def is_in_flight(whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
+    """Tell whether a pass of this user is between its reservation and its grant."""
+    return bool((yield _IN_FLIGHT, {**whose, "since": now - IN_FLIGHT_SECONDS}))
+
+
+def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -> Dialogue[bool]:
+    """Note that nobody has opened a conversation yet. Returns whether its pass is so old that this released it."""
+    if (yield from expire(conversation_id, now, min_age_seconds=expires_seconds)):
+        return True
+    yield _UNOPEN, {"conversation_id": conversation_id, "now": now}
+    return False
 
 
 def note_opened(conversation_id: str, opened_at: float, now: float) -> Dialogue[bool]:
@@ -88,8 +102,11 @@ def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
 
 
 def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
-    """Return the user's passes for this agent and transport that nobody is known to have opened, newest first."""
-    rows = yield _UNOPENED, {**whose, "now": now, "since": now - UNUSED_SECONDS}
+    """Return the user's passes for this agent and transport of which ElevenLabs has just said that nobody opened them.
+
+    The newest comes first.
+    """
+    rows = yield _UNOPENED, {**whose, "since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS}
     return [SealedPass(pass_id=row["pass_id"], sealed=bytes(row["sealed"])) for row in rows]
 
 
@@ -165,10 +182,13 @@ AND reserved_at > :since AND seconds > 0
 ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, reserved_at LIMIT {most}""",
 }
 
-_IS_PENDING: Final = """
-SELECT EXISTS (SELECT 1 FROM lookups WHERE key = :key AND running_until > :now)
-    OR EXISTS (SELECT 1 FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id
-               AND granted_at IS NULL AND reserved_at > :since) AS is_pending"""
+_IN_FLIGHT: Final = """
+SELECT 1 FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id
+AND granted_at IS NULL AND reserved_at > :since LIMIT 1"""
+
+_UNOPEN: Final = """
+UPDATE passes SET unopened_at = :now
+WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL"""
 
 _OPEN: Final = """
 UPDATE passes SET opened_at = :opened_at, sealed = NULL
@@ -185,7 +205,7 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
 _UNOPENED: Final = """
 SELECT pass_id, sealed FROM passes
 WHERE token_issuer = :token_issuer AND user_id = :user_id AND agent_id = :agent_id AND transport = :transport
-AND reserved_at > :since AND settled_at IS NULL AND lapses_at > :now AND sealed IS NOT NULL
+AND reserved_at > :since AND unopened_at > :known AND settled_at IS NULL AND sealed IS NOT NULL
 ORDER BY reserved_at DESC"""
 
 _ERASE: Final = """

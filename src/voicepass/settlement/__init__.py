@@ -31,8 +31,8 @@ class Ledger(Protocol):
     async def settle(self, settlement: Settlement, /) -> IssuedPass | None:
         """Return the pass if this settled it; None if it was settled before or is unknown (yet)."""
 
-    async def expire(self, conversation_id: str, /, *, min_age_seconds: float) -> bool:
-        """Release a pass that nobody opened and that is so old; return whether this released it."""
+    async def note_unopened(self, conversation_id: str, /, *, expires_seconds: float) -> bool:
+        """Note that nobody has opened a conversation; return whether its pass was so old that this released it."""
 
     async def note_opened(self, conversation_id: str, opened_at: float, /) -> bool:
         """Note that a conversation is open."""
@@ -171,7 +171,7 @@ class Settlements:
             case Status.ENDED:
                 return Outcome.ENDED if await self._ledger.note_ended(conversation_id) else Outcome.LEFT
             case Status.UNOPENED:
-                has_expired = await self._ledger.expire(conversation_id, min_age_seconds=NEVER_OPENED_SECONDS)
+                has_expired = await self._ledger.note_unopened(conversation_id, expires_seconds=NEVER_OPENED_SECONDS)
                 return Outcome.EXPIRED if has_expired else Outcome.LEFT
             case Status.OPEN:
                 await self._ledger.note_opened(conversation_id, account.started_at or self._clock())

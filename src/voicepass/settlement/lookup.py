@@ -33,8 +33,11 @@ class Ledger(Protocol):
     async def end_lookup(self, reservation: Reservation, limit: Limit, /, *, has_freed: bool) -> None:
         """Give the turn back."""
 
-    async def is_pending(self, reservation: Reservation, limit: Limit, /) -> bool:
-        """Tell whether another caller looks this up, or a pass of this user is about to be granted."""
+    async def is_lookup_running(self, reservation: Reservation, limit: Limit, /) -> bool:
+        """Tell whether another caller looks this up at the moment."""
+
+    async def is_in_flight(self, reservation: Reservation, /) -> bool:
+        """Tell whether a pass of this user is about to be granted."""
 
     async def unopened(self, reservation: Reservation, /) -> Sequence[SealedPass]:
         """Return the user's unopened passes for this agent and transport, newest first."""
@@ -130,27 +133,35 @@ class OpenPasses:
             lookup.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
 
     async def _look_up(self, reservation: Reservation, limit: Limit) -> bool:
-        ends_at = self._ticks() + self._most_seconds
+        began = self._ticks()
+        # A pass that is about to be granted may be the one to return again, so it has to be asked about too.
+        await self._wait_while(partial(self._ledger.is_in_flight, reservation), until=began + self._most_seconds / 2)
         turn = await self._ledger.begin_lookup(reservation, limit, seconds=self._most_seconds)
-        if turn.turn is Turn.PAUSED:
-            return False
-        if turn.turn is Turn.OURS:
-            has_freed = False
-            try:
-                has_freed = await self._ask_about(turn.passes)
-            finally:
-                await self._ledger.end_lookup(reservation, limit, has_freed=has_freed)
-        # A pass that is about to be granted may be the one to return again.
-        while self._ticks() < ends_at and await self._ledger.is_pending(reservation, limit):
-            await self._sleep(_POLL_SECONDS)
+        left_seconds = self._most_seconds - (self._ticks() - began)
+        match turn.turn:
+            case Turn.PAUSED:
+                return False
+            case Turn.RUNNING:
+                is_running = partial(self._ledger.is_lookup_running, reservation, limit)
+                await self._wait_while(is_running, until=began + self._most_seconds)
+            case Turn.OURS:
+                has_freed = False
+                try:
+                    has_freed = await self._ask_about(turn.passes, most_seconds=left_seconds)
+                finally:
+                    await self._ledger.end_lookup(reservation, limit, has_freed=has_freed)
         return True
 
-    async def _ask_about(self, passes: Sequence[IssuedPass]) -> bool:
+    async def _wait_while(self, condition: Callable[[], Awaitable[bool]], *, until: float) -> None:
+        while self._ticks() < until and await condition():
+            await self._sleep(_POLL_SECONDS)
+
+    async def _ask_about(self, passes: Sequence[IssuedPass], *, most_seconds: float) -> bool:
         """Ask about all of them at once, and return whether any is open no longer."""
         if not passes:
             return False
         questions = [asyncio.create_task(self._ask(issued)) for issued in passes]
-        _, late = await asyncio.wait(questions, timeout=self._most_seconds)
+        _, late = await asyncio.wait(questions, timeout=most_seconds)
         for question in late:
             question.cancel()
         outcomes = await asyncio.gather(*questions, return_exceptions=True)

@@ -60,9 +60,6 @@ class Ledger(Protocol):
     async def never_opened(self, agent_id: str, most: int, /, *, min_age_seconds: float) -> list[str]:
         """Return conversations that are too old to be opened and are not in the list."""
 
-    async def expire(self, conversation_id: str, /, *, min_age_seconds: float) -> bool:
-        """Release a pass that nobody opened."""
-
     async def due(self, most: int, /, *, after: float) -> list[IssuedPass]:
         """Return old unsettled passes reserved after `after`, oldest first."""
 

@@ -1,5 +1,7 @@
 -- When its conversation began, as ElevenLabs says. NULL: nobody is known to have opened it.
 ALTER TABLE passes ADD COLUMN opened_at DOUBLE PRECISION;
+-- When ElevenLabs last said that nobody had opened it yet.
+ALTER TABLE passes ADD COLUMN unopened_at DOUBLE PRECISION;
 -- The credential, sealed under the workspace's API key. NULL from when it is opened, settled or too old to be opened.
 ALTER TABLE passes ADD COLUMN sealed BYTEA;
 -- One row for each question "what is really open?" that runs, or that freed nothing a moment ago.
