@@ -110,3 +110,19 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
     assert asked.count("open_of_user") >= 1
     assert "of_all" not in asked
     assert "of_agent" not in asked
+
+
+async def test_a_pass_within_its_limits_takes_two_statements_to_reserve_and_one_to_grant(
+    filled: Ledger, engine: Engine
+) -> None:
+    """What a lookup needs to know is written and asked elsewhere."""
+    limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
+
+    reserve = await plan(filled, engine, lambda: rules.reserve(reservation(pass_id="p-new"), limits, START))
+    grant = await plan(
+        filled,
+        engine,
+        lambda: rules.grant(reservation(pass_id="p-new"), credential("conv_new"), START, sealed=b"sealed"),
+    )
+
+    assert (len(reserve), len(grant)) == (2, 1)
