@@ -17,7 +17,7 @@ from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.servers import listening
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.refusals import refusal_for, vendor_error
-from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
+from voicepass.errors import AgentUnknown, BadAnswer, Busy, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
 from voicepass.model import Agent, Transport
 from voicepass.outbound import http_transport
 
@@ -448,3 +448,111 @@ async def test_another_fault_than_the_key_spends_no_second_key(upstream: respx.M
             await provider.credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 1
+
+
+# After an answer that the next call would get as well, nobody asks for a while.
+
+
+class Ticks:
+    """Monotonic time that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def pausing(ticks: Ticks) -> AsyncIterator[ElevenLabs]:
+    async with http_transport(connect_seconds=1) as transport:
+        provider = ElevenLabs(
+            transport=transport,
+            workspaces=[Workspace(base_url=UPSTREAM, api_keys=[API_KEY])],
+            deadline_seconds=4,
+            max_calls=8,
+            clock=lambda: NOW,
+            ticks=ticks,
+        )
+        yield provider
+        await provider.aclose()
+
+
+async def refusal_of(provider: ElevenLabs) -> ElevenLabsRefusal | None:
+    try:
+        await provider.credential(AGENT, Transport.WEBSOCKET)
+    except ElevenLabsRefusal as refusal:
+        return refusal
+    return None
+
+
+async def test_a_rejected_key_is_not_asked_with_again_for_a_time_that_grows_to_30_seconds(
+    upstream: respx.MockRouter,
+) -> None:
+    route = upstream["signed_url"]
+    route.respond(401, json={"detail": {"status": "invalid_api_key", "message": "m"}})
+    ticks = Ticks()
+    pauses = []
+    async with pausing(ticks) as provider:
+        for _ in range(7):
+            await refusal_of(provider)
+            began, calls = ticks.now, route.call_count
+            while route.call_count == calls:
+                ticks.now += 0.5
+                refused = await refusal_of(provider)
+                assert isinstance(refused, KeyRejected)
+                assert refused.retry_after_seconds is None
+            pauses.append(ticks.now - began)
+            ticks.now = began + pauses[-1]
+
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+async def test_a_good_answer_ends_the_pause_and_its_growth(upstream: respx.MockRouter) -> None:
+    route = upstream["signed_url"]
+    rejected = httpx.Response(401, json={"detail": {"status": "invalid_api_key", "message": "m"}})
+    good = httpx.Response(200, json={"signed_url": signed_url()})
+    route.side_effect = [rejected, rejected, good, rejected, good]
+    ticks = Ticks()
+    async with pausing(ticks) as provider:
+        got = [await refusal_of(provider)]
+        ticks.now += 1
+        got.append(await refusal_of(provider))
+        ticks.now += 2
+        got += [await refusal_of(provider), await refusal_of(provider)]
+        ticks.now += 1
+        got.append(await refusal_of(provider))
+
+    assert [refusal is None for refusal in got] == [False, False, True, False, True]
+
+
+async def test_what_elevenlabs_asks_for_with_429_everyone_of_the_workspace_obeys(upstream: respx.MockRouter) -> None:
+    route = upstream["signed_url"]
+    busy = httpx.Response(429, headers={"Retry-After": "7"}, json={"detail": {"status": "rate_limit_exceeded"}})
+    route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
+    ticks = Ticks()
+    async with pausing(ticks) as provider:
+        asked = await refusal_of(provider)
+        ticks.now += 2.5
+        others = [await refusal_of(provider) for _ in range(20)]
+        word = await provider.rest()
+        ticks.now += 4.5
+        after = await refusal_of(provider)
+
+    assert asked is not None
+    assert (asked.retry_after_seconds, asked.has_reached_elevenlabs) == (7, True)
+    assert {type(other) for other in others} == {Busy}
+    assert {(other.retry_after_seconds, other.has_reached_elevenlabs) for other in others if other} == {(5, False)}
+    assert word == "refuses, and is left alone for now"
+    assert after is None
+    assert route.call_count == 2
+
+
+async def test_a_429_without_a_word_how_long_keeps_nobody_else_back(upstream: respx.MockRouter) -> None:
+    route = upstream["signed_url"]
+    busy = httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded"}})
+    route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
+    async with pausing(Ticks()) as provider:
+        got = [await refusal_of(provider), await refusal_of(provider)]
+
+    assert [refusal is None for refusal in got] == [False, True]

@@ -7,12 +7,17 @@ import pytest
 
 from voicepass.errors import (
     AgentNotAllowed,
+    AgentUnknown,
     BadAnswer,
+    Busy,
+    KeyRejected,
     LedgerUnavailable,
     LimitReached,
+    Overloaded,
     QuotaExceeded,
     RateLimited,
     Refusal,
+    Timeout,
     TokenInvalid,
     TooManyConversations,
     Unavailable,
@@ -79,7 +84,8 @@ class Ports:
         self._note("grant")
         assert (reservation, credential, sealed) == (self.reservations[-1], CREDENTIAL, SEALED)
 
-    async def release(self, reservation: Reservation) -> None:
+    async def release(self, reservation: Reservation, *, has_reached: bool) -> None:
+        self.has_reached = has_reached
         self._note("release")
         assert reservation == self.reservations[-1]
 
@@ -250,3 +256,35 @@ async def test_a_ledger_that_fails_in_the_lookup_fails_closed() -> None:
         await passes(ports).issue(asked())
 
     assert ports.calls == ["authenticate", "reserve", "look_up", "release"]
+
+
+def not_asked() -> Unavailable:
+    refusal = Unavailable(operator_note="not asked")
+    refusal.has_reached_elevenlabs = False
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "has_reached"),
+    [
+        ("reserve", LedgerUnavailable(), False),
+        ("credential", KeyRejected(), True),
+        ("credential", AgentUnknown(), True),
+        ("credential", Busy(), True),
+        ("credential", Timeout(), True),
+        ("credential", asyncio.CancelledError(), True),
+        ("credential", RuntimeError("a bug"), True),
+        ("credential", Overloaded(), False),
+        ("credential", not_asked(), False),
+        ("grant", LedgerUnavailable(), True),
+    ],
+)
+async def test_a_request_that_reached_elevenlabs_counts_whatever_became_of_it(
+    failing: str, error: BaseException, *, has_reached: bool
+) -> None:
+    ports = Ports({failing: error})
+
+    with pytest.raises(type(error)):
+        await passes(ports).issue(asked())
+
+    assert ports.has_reached is has_reached

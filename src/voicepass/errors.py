@@ -36,6 +36,8 @@ class Refusal(Exception):
     headers: Mapping[str, str] = MappingProxyType({})
     checks: Mapping[str, str] = MappingProxyType({})
     """How each of the named checks of readiness ended, where one of them is the refusal."""
+    has_reached_elevenlabs: bool = True
+    """Whether ElevenLabs was asked, where the refusal came instead of its answer: then the request counts."""
     is_operators_fault: ClassVar[bool] = False
     """Whether it stays until whoever runs the service does something: the log says so as an error."""
 
@@ -189,6 +191,7 @@ class LedgerUnavailable(Refusal):
 class Overloaded(Refusal):
     """Shed at once, so that those who are served are served in time."""
 
+    has_reached_elevenlabs = False
     code, status, title = "overloaded", 503, "Too many at once"
     detail = "More passes are asked for at this moment than the service can give. Try again shortly."
     retry_after_seconds = 2
@@ -208,6 +211,8 @@ class ElevenLabsRefusal(Refusal):
     """
 
     is_operators_fault = True
+    pause_seconds: float = 0.0
+    """For how long ElevenLabs wants to be left alone; 0 where it did not say."""
 
     def __init__(
         self, *, operator_note: str = "", retry_after_seconds: int | None = None, vendor_code: str = ""

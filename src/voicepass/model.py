@@ -119,6 +119,8 @@ class Counted(StrEnum):
     """What a limit counts."""
 
     PASSES = "passes"
+    REQUESTS = "requests"
+    """Passes, and requests that reached ElevenLabs and came to nothing."""
     CONVERSATIONS = "conversations"
     """Open at once: passes that may still be used, and conversations that have not ended."""
     SECONDS = "seconds"
@@ -308,6 +310,8 @@ class Attempt:
     conversation_id: str | None = None
     credential_sha256: str | None = None
     is_warm: bool = False
+    has_asked: bool = False
+    """Whether a credential was asked for."""
     is_reissued: bool = False
     """Whether it got an unopened pass of its user again."""
     outcome: str = "internal_error"

@@ -52,7 +52,8 @@ class Ledger(Protocol):
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
         """Bind the conversation to its user, or raise BadAnswer where it is someone else's."""
 
-    async def release(self, reservation: Reservation, /) -> None: ...
+    async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None:
+        """Count the pass no more; where its request has reached ElevenLabs, that still counts for a minute."""
 
 
 class OpenPasses(Protocol):
@@ -106,6 +107,7 @@ class Passes:
             try:
                 async with self._reserved(attempt, reservation):
                     with attempt.step("upstream") as step:
+                        attempt.has_asked = True
                         credential = await self._provider.credential(agent, request.transport)
                         step.name = "warm" if credential.is_warm else "upstream"
                     attempt.note_credential(credential)
@@ -163,8 +165,9 @@ class Passes:
             yield
         except (LimitReached, UserBlocked):
             raise  # nothing was counted
-        except BaseException:
-            release = asyncio.ensure_future(self._ledger.release(reservation))
+        except BaseException as error:
+            has_reached = attempt.has_asked and getattr(error, "has_reached_elevenlabs", True)
+            release = asyncio.ensure_future(self._ledger.release(reservation, has_reached=has_reached))
             self._releases.add(release)
             release.add_done_callback(self._released)
             with suppress(LedgerUnavailable), attempt.step("release"):  # then it lapses by itself, after 15 minutes

@@ -203,7 +203,7 @@ class LimitsEntry(_Entry):
     def limits(self, scope: Scope) -> tuple[Limit, ...]:
         """Return the questions to ask the ledger."""
         questions = (
-            ("passes_per_minute", Counted.PASSES, 60, 1),
+            ("passes_per_minute", Counted.REQUESTS, 60, 1),
             ("passes_per_day", Counted.PASSES, DAY_SECONDS, 1),
             ("open_conversations", Counted.CONVERSATIONS, DAY_SECONDS, 1),
             ("minutes_per_day", Counted.SECONDS, DAY_SECONDS, 60),

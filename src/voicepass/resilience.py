@@ -15,6 +15,9 @@ FAILURES: Final = 5
 FAILURES_WITHIN_SECONDS: Final = 10.0
 OPEN_SECONDS: Final = 5.0
 
+FIRST_PAUSE_SECONDS: Final = 1.0
+MAX_PAUSE_SECONDS: Final = 30.0
+
 CALLS_PER_RETRY: Final = 5
 MAX_SAVED_RETRIES: Final = 10
 RETRY_JITTER_SECONDS: Final = 0.1
@@ -56,6 +59,15 @@ class BreakerOpenError(Exception):
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PausedError(Exception):
+    """Calls are kept back. `reason` is what the last one was answered; the next may be made in so many seconds."""
+
+    def __init__(self, reason: Exception, retry_after_seconds: int) -> None:
+        super().__init__(type(reason).__name__)
+        self.reason = reason
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -146,6 +158,41 @@ class Breaker:
                 self._on_change(True)  # noqa: FBT003
         elif self._failures:
             self._failures.popleft()  # one for one, or a busy service would fall to a few failures among thousands
+
+
+class Pause:
+    """Keeps calls back for a while after an answer that the next call would get as well.
+
+    Without a word how long, the pause is 1 s; each following one is twice as long, 30 s at most. A success ends it.
+    """
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._until = float("-inf")
+        self._seconds = 0.0
+        self._reason: Exception | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether calls are kept back."""
+        return self._clock() < self._until
+
+    def check(self) -> None:
+        """Raise PausedError where a call would not be let through."""
+        wait = self._until - self._clock()
+        if self._reason is not None and wait > 0:
+            raise PausedError(self._reason, max(1, math.ceil(wait)))
+
+    def begin(self, reason: Exception, *, seconds: float) -> None:
+        """Let no call through for `seconds`, or for the next of the growing times where that is 0."""
+        if seconds == 0 and self._clock() < self._until:
+            return  # it was called before this pause began, and says no more than that
+        self._seconds = seconds or min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        self._until, self._reason = self._clock() + self._seconds, reason
+
+    def end(self) -> None:
+        """Let calls through."""
+        self._until, self._seconds, self._reason = float("-inf"), 0.0, None
 
 
 class RetryBudget:

@@ -116,7 +116,7 @@ async def test_three_hundred_at_once_get_exactly_twenty(
     assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"rate_limited"}
 
 
-@limited(passes_per_minute=2)
+@limited(passes_per_day=2, open_conversations=2, minutes_per_day=20)
 async def test_a_mint_that_fails_is_given_back(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
@@ -131,13 +131,47 @@ async def test_a_mint_that_fails_is_given_back(
     assert [answer.status_code for answer in answers] == [200, 200, 429]
 
 
+REFUSED: dict[str, Any] = {
+    "the key": httpx.Response(401, json={"detail": {"status": "invalid_api_key", "message": "m"}}),
+    "the agent": httpx.Response(404, json={"detail": {"status": "document_not_found", "message": "m"}}),
+    "the request": httpx.Response(422, json={"detail": []}),
+    "busy": httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded", "message": "m"}}),
+    "no sense": httpx.Response(200, text="<html>"),
+    "the line": httpx.ReadTimeout("m"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+@limited(passes_per_minute=4)
+async def test_every_request_that_reached_elevenlabs_counts_for_a_minute(
+    api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter, refused: str
+) -> None:
+    upstream["signed_url"].side_effect = lambda _request: _answer(REFUSED[refused])
+
+    answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(50)))
+    other = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})
+    usage = (await api.get("/v1/usage", headers=bearer)).json()["limits"]
+
+    codes = [answer.json()["code"] for answer in answers]
+    assert upstream["signed_url"].call_count <= 5  # four of the one, one of the other
+    assert codes.count("rate_limited") >= 46 or refused == "the key"  # whom nobody asks for, until the pause is over
+    assert other.json()["code"] != "rate_limited"
+    assert usage[0]["used"] <= 4
+
+
+def _answer(refused: httpx.Response | Exception) -> httpx.Response:
+    if isinstance(refused, Exception):
+        raise refused
+    return refused
+
+
 FAULTS: list[Any] = [
     httpx.ConnectError,
     httpx.ReadTimeout,
     httpx.RemoteProtocolError,
     httpx.Response(500),
     httpx.Response(429, json={"detail": {"status": "system_busy", "message": "m"}}),
-    httpx.Response(401, json={"detail": {"status": "invalid_api_key", "message": "m"}}),
+    httpx.Response(404, json={"detail": {"status": "document_not_found", "message": "m"}}),
     httpx.Response(200, text="<html>"),
     httpx.Response(200, json={"signed_url": "wss://evil.test/?a=b"}),
 ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from voicepass import errors
 from voicepass.api.problems import PROBLEM_JSON, problem_body
 from voicepass.errors import Refusal
-from voicepass.model import DEFAULT_ALIAS, BlockKind, IssuedPass, Scalar, Usage, User, VoicePass
+from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -126,11 +126,21 @@ class IssuedConversation(BaseModel):
         )
 
 
+Unit = Literal["passes", "conversations", "seconds"]
+
+_UNITS: Final[Mapping[Counted, Unit]] = {
+    Counted.PASSES: "passes",
+    Counted.REQUESTS: "passes",
+    Counted.CONVERSATIONS: "conversations",
+    Counted.SECONDS: "seconds",
+}
+
+
 class LimitUsage(BaseModel):
     """Where a user stands with one limit."""
 
     limit: str = Field(examples=["user_minutes_per_day"])
-    unit: Literal["passes", "conversations", "seconds"]
+    unit: Unit
     most: int = Field(examples=[3600])
     used: int = Field(description="Minutes set aside for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
@@ -151,7 +161,7 @@ class UserUsage(BaseModel):
             limits=[
                 LimitUsage(
                     limit=answer.limit.name,
-                    unit=answer.limit.counted.value,
+                    unit=_UNITS[answer.limit.counted],
                     most=answer.limit.most,
                     used=answer.used,
                     left=answer.left,

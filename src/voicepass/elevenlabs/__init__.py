@@ -9,7 +9,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from typing import Final
@@ -27,10 +27,29 @@ from voicepass.elevenlabs.answers import (
     read_signed_url,
 )
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
-from voicepass.errors import AgentUnknown, BadAnswer, ConversationUnknown, KeyRejected, Overloaded, Timeout, Unavailable
+from voicepass.errors import (
+    AgentUnknown,
+    BadAnswer,
+    Busy,
+    ConversationUnknown,
+    ElevenLabsRefusal,
+    KeyRejected,
+    Overloaded,
+    Timeout,
+    Unavailable,
+)
 from voicepass.model import Agent, Clock, Credential, Transport
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, get
-from voicepass.resilience import BreakerOpenError, Bulkhead, DeadlinePassedError, FailedError, FullError, Guard
+from voicepass.resilience import (
+    BreakerOpenError,
+    Bulkhead,
+    DeadlinePassedError,
+    FailedError,
+    FullError,
+    Guard,
+    Pause,
+    PausedError,
+)
 
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
@@ -101,17 +120,19 @@ class ElevenLabs:
         deadline_seconds: float,
         max_calls: int,
         clock: Clock,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._workspaces = {workspace.base_url: workspace for workspace in workspaces}
         self._clock = clock
         self._request = lru_cache(maxsize=1024)(_request)
         self.bulkhead = Bulkhead(most=max_calls)
-        self.guards = {url: _guard(url, "passes", deadline_seconds) for url in self._workspaces}
+        self.guards = {url: _guard(url, "passes", deadline_seconds, ticks) for url in self._workspaces}
+        self._pauses = {url: Pause(clock=ticks) for url in self._workspaces}
         # Apart, so that questions about conversations never take a slot from a user who asks for a pass.
         self._accounts_bulkhead = Bulkhead(most=1)
         self._lookups_bulkhead = Bulkhead(most=max(1, max_calls // LOOKUPS_SHARE))
-        self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds) for url in self._workspaces}
+        self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds, ticks) for url in self._workspaces}
 
     async def credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
         """Return a fresh credential for one conversation with `agent`.
@@ -119,10 +140,22 @@ class ElevenLabs:
         A signed URL is asked for with `include_conversation_id=true`, which makes it single-use and names the
         conversation before it begins. Raises an ElevenLabsRefusal or Overloaded, within the deadline; with
         `only_if_idle` Overloaded at once, where users may be waiting.
+
+        After a rejected key, or a 429 with Retry-After, nobody of that workspace asks for a while: each gets the same
+        refusal at once.
         """
         ask = partial(self._ask, agent, transport, self._workspaces[agent.base_url])
-        with _refusals():
-            return await self.guards[agent.base_url].call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
+        guard, pause = self.guards[agent.base_url], self._pauses[agent.base_url]
+        try:
+            with _refusals():
+                pause.check()
+                credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
+        except (Busy, KeyRejected) as refusal:
+            if refusal.has_reached_elevenlabs and (refusal.pause_seconds or isinstance(refusal, KeyRejected)):
+                pause.begin(refusal, seconds=refusal.pause_seconds)
+            raise
+        pause.end()
+        return credential
 
     @property
     def breakers(self) -> dict[tuple[str, str], bool]:
@@ -181,9 +214,10 @@ class ElevenLabs:
             return await self._accounts_guards[base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
     async def rest(self) -> str | None:
-        """Return a word where a host is left alone for being out of order, else None. Nobody is asked."""
-        is_resting = any(guard.breaker.is_open for guard in self.guards.values())
-        return "out of order, and left alone for now" if is_resting else None
+        """Return a word where a host is not asked for passes at the moment, else None. Nobody is asked."""
+        if any(guard.breaker.is_open for guard in self.guards.values()):
+            return "out of order, and left alone for now"
+        return "refuses, and is left alone for now" if any(pause.is_on for pause in self._pauses.values()) else None
 
     async def aclose(self) -> None:
         """Wait for the calls that are still under way: until the deadline at most."""
@@ -292,7 +326,7 @@ def _request(url: str, api_key: str) -> httpx.Request:
     return httpx.Request("GET", url, headers={**HEADERS, "xi-api-key": api_key})
 
 
-def _guard(base_url: str, calls: str, deadline_seconds: float) -> Guard:
+def _guard(base_url: str, calls: str, deadline_seconds: float, ticks: Callable[[], float]) -> Guard:
     host = urlsplit(base_url).hostname
 
     def log_change(is_open: bool) -> None:  # noqa: FBT001 - the breaker's own signature
@@ -303,11 +337,25 @@ def _guard(base_url: str, calls: str, deadline_seconds: float) -> Guard:
 
     return Guard(
         deadline_seconds=deadline_seconds,
-        clock=time.monotonic,
+        clock=ticks,
         sleep=asyncio.sleep,
         jitter=random.random,
         on_change=log_change,
     )
+
+
+def _refuse_again(error: PausedError) -> ElevenLabsRefusal:
+    """Return the refusal that began the pause, for a caller who was not let through."""
+    reason = error.reason
+    if isinstance(reason, Busy):
+        again: ElevenLabsRefusal = Busy(retry_after_seconds=error.retry_after_seconds)
+    else:
+        again = KeyRejected()  # without Retry-After: it stays until the operator does something
+    if isinstance(reason, ElevenLabsRefusal):
+        again.operator_note = f"not asked again so soon: {reason.operator_note}"
+        again.vendor_code = reason.vendor_code
+    again.has_reached_elevenlabs = False
+    return again
 
 
 @contextmanager
@@ -319,6 +367,10 @@ def _refusals() -> Iterator[None]:
         raise Overloaded(operator_note="too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS") from None
     except BreakerOpenError as error:
         note = "not asked: ElevenLabs has been failing; see breaker.opened"
-        raise Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds) from None
+        refusal = Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds)
+        refusal.has_reached_elevenlabs = False
+        raise refusal from None
+    except PausedError as error:
+        raise _refuse_again(error) from None
     except DeadlinePassedError:
         raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None

@@ -66,9 +66,9 @@ class Ledger(ABC):
             locks=_lock(credential.conversation_id),
         )
 
-    async def release(self, reservation: Reservation) -> None:
-        """Give back a reservation that came to nothing."""
-        await self._run(lambda _now: rules.release(reservation.pass_id))
+    async def release(self, reservation: Reservation, *, has_reached: bool = False) -> None:
+        """Give back a reservation that came to nothing; if it has reached ElevenLabs, it counts as a request."""
+        await self._run(lambda _now: rules.release(reservation.pass_id, has_reached=has_reached))
 
     async def usage(self, user: User, limits: Sequence[Limit]) -> list[Usage]:
         """Tell where a user stands with limits of the scope USER."""

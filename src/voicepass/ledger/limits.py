@@ -34,6 +34,11 @@ _QUESTIONS: Final = {
         SELECT count(*) AS used, min(reserved_at) AS oldest FROM
         (SELECT reserved_at FROM passes WHERE {scope} AND reserved_at > :since_{n}
          ORDER BY reserved_at DESC LIMIT :most_{n}) AS counted""",
+    Counted.REQUESTS: """
+        SELECT count(*) AS used, min(reserved_at) AS oldest FROM
+        (SELECT reserved_at FROM passes WHERE {scope} AND reserved_at > :since_{n}
+         UNION ALL SELECT reserved_at FROM failed_requests WHERE {scope} AND reserved_at > :since_{n}
+         ORDER BY reserved_at DESC LIMIT :most_{n}) AS counted""",
     Counted.CONVERSATIONS: """
         SELECT count(*) AS used, min(lapses_at) AS oldest FROM
         (SELECT lapses_at FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
@@ -44,6 +49,7 @@ _QUESTIONS: Final = {
 }
 _LAPSED: Final = "EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND lapses_at <= :now) AS has_lapsed"
 _LAPSE: Final = "DELETE FROM passes WHERE granted_at IS NULL AND lapses_at <= :now"
+_OF_PASSES: Final = {Counted.PASSES, Counted.REQUESTS}
 _BLOCKED: Final = """
 , EXISTS (SELECT 1 FROM blocks WHERE kind = 'everyone' OR (kind = 'agent' AND key = :agent_alias)
         OR (kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer))) AS is_blocked"""
@@ -85,6 +91,7 @@ SELECT EXISTS (SELECT 1 FROM passes WHERE {scope} AND settled_at IS NULL AND lap
                AND opened_at IS NOT NULL) AS is_one_open"""
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,
+    Counted.REQUESTS: RateLimited,
     Counted.CONVERSATIONS: TooManyConversations,
     Counted.SECONDS: QuotaExceeded,
 }
@@ -112,7 +119,7 @@ def room(whose: Mapping[str, Any], limits: Sequence[Limit], now: float) -> Dialo
     answers = yield from usage(whose, limits, now, is_for_a_pass=True)
     if reached := [answer for answer in answers if answer.left == 0]:
         refusals = []
-        for answer in [answer for answer in reached if answer.limit.counted is Counted.PASSES] or reached:
+        for answer in [answer for answer in reached if answer.limit.counted in _OF_PASSES] or reached:
             refusal = yield from _limit_reached(answer, whose, now)
             refusals.append(refusal)
         raise max(refusals, key=lambda refusal: refusal.resets_at)

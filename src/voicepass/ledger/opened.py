@@ -23,6 +23,8 @@ LIST_OVERLAP_SECONDS: Final = 60.0
 """Each reading of the list begins so much before the end of the last one, for records that were written late."""
 RECENT_SECONDS: Final = 20 * 60.0
 """The list is read again for conversations that began so recently; older ones are asked about one by one."""
+FAILED_SECONDS: Final = 60.0
+"""A request that failed counts for so long: the window of `passes_per_minute`."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
@@ -115,6 +117,7 @@ def erase_sealed(after: float, now: float) -> Dialogue[float]:
     before = now - UNUSED_SECONDS
     yield _ERASE, {"after": after, "before": before}
     yield "DELETE FROM lookups WHERE running_until < :before AND paused_until < :before", {"before": before}
+    yield "DELETE FROM failed_requests WHERE reserved_at < :before", {"before": now - 2 * FAILED_SECONDS}
     return before
 
 

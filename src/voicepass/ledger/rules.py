@@ -75,9 +75,11 @@ def _not_granted(reservation: Reservation, row: Row) -> Dialogue[None]:
     yield from release(reservation.pass_id)  # one conversation, one row: what the first has used stays charged
 
 
-def release(pass_id: str) -> Dialogue[None]:
-    """Give back a reservation that came to nothing."""
-    yield "DELETE FROM passes WHERE pass_id = :pass_id AND granted_at IS NULL", {"pass_id": pass_id}
+def release(pass_id: str, *, has_reached: bool = False) -> Dialogue[None]:
+    """Give back a reservation that came to nothing. If it reached ElevenLabs, it counts as a request for a minute."""
+    for row in (yield _RELEASE, {"pass_id": pass_id}):
+        if has_reached:
+            yield _FAIL, row
 
 
 def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
@@ -210,6 +212,14 @@ INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, age
                     reserved_at, lapses_at, seconds)
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
         :now, :lapses_at, :seconds)"""
+
+_RELEASE: Final = """
+DELETE FROM passes WHERE pass_id = :pass_id AND granted_at IS NULL
+RETURNING pass_id, token_issuer, user_id, agent_alias, transport, reserved_at"""
+
+_FAIL: Final = """
+INSERT INTO failed_requests (pass_id, token_issuer, user_id, agent_alias, transport, reserved_at)
+VALUES (:pass_id, :token_issuer, :user_id, :agent_alias, :transport, :reserved_at)"""
 
 _GRANT: Final = """
 UPDATE passes SET granted_at = :now, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,

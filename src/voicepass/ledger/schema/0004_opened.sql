@@ -10,6 +10,17 @@ CREATE TABLE lookups (
     running_until DOUBLE PRECISION NOT NULL,
     paused_until  DOUBLE PRECISION NOT NULL
 );
+-- A request that reached ElevenLabs and came to nothing. It counts for a minute, then it is deleted.
+CREATE TABLE failed_requests (
+    pass_id      TEXT PRIMARY KEY,
+    token_issuer TEXT NOT NULL,
+    user_id      TEXT NOT NULL,
+    agent_alias  TEXT NOT NULL,
+    transport    TEXT NOT NULL,
+    reserved_at  DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX failed_of_user ON failed_requests (token_issuer, user_id, reserved_at);
+CREATE INDEX failed_of_all ON failed_requests (reserved_at);
 -- How far ElevenLabs' list of an agent's conversations was read: all that began before `listed_until`.
 CREATE TABLE listings (
     agent_id     TEXT PRIMARY KEY,
