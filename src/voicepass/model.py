@@ -168,13 +168,18 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What a conversation really was, as ElevenLabs tells it. `user_id` is what the browser claimed there."""
+    """What a conversation really was, as ElevenLabs tells it.
+
+    `user_id` and `variable_user_id` are what the browser claimed there: as its user, and as a dynamic variable.
+    """
 
     conversation_id: str
     seconds: int
     cost: int | None
     user_id: str | None
     source: str
+    variable_user_id: str | None = None
+    agent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

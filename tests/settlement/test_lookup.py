@@ -132,6 +132,9 @@ THREE = ("conv_1", "conv_2", "conv_3")
         (account("done"), True, None, 60),
         (account("done", call_duration_secs=-5), True, None, 60),
         (account("done", call_duration_secs=10**12), True, None, 60),
+        (account("done", call_duration_secs=42) | {"agent_id": "agent_other"}, False, None, 600),
+        (account("processing") | {"agent_id": "agent_other"}, False, None, 600),
+        (account("done", call_duration_secs=42) | {"agent_id": "seng_1"}, True, "lookup", 42),
         (account("in-progress"), False, None, 600),
         (account("initiated"), False, None, 600),
         (account("a status of tomorrow", call_duration_secs=42), False, None, 600),
@@ -317,8 +320,8 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
 
 async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
     class Failing(Settlements):
-        async def record(self, account: object) -> Any:
-            del account
+        async def record(self, issued: IssuedPass, account: object) -> Any:
+            del issued, account
             raise LedgerUnavailable(operator_note="the disk is full")
 
     provider = Told(default=account("done", call_duration_secs=1))

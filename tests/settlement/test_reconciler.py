@@ -75,6 +75,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
     "a huge duration": (row("conv_1", "done", 10**9), (None, 300)),
     "a duration that is no number": (row("conv_1", "done", "42"), (None, 300)),
     "another conversation": (row("conv_2", "done", 42), OPEN),
+    "another agent": (row("conv_1", "done", 42, agent_id="agent_other"), OPEN),
     "no conversation": ({"status": "done"}, OPEN),
 }
 

@@ -8,8 +8,10 @@ import json
 from collections.abc import Sequence
 
 import pytest
+import structlog
 
 from tests.conftest import AGENT_ID
+from tests.ledger.given import rows
 from tests.settlement.given import NOW, Clock, granted
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
@@ -215,7 +217,8 @@ def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: t
         ("u-1", "u-1"),
         ("", None),
         (None, None),
-        (7, None),
+        (7, "7"),
+        (True, None),
         (["u-1"], None),
         ("a\0b", "a\ufffdb"),
         ("\ud83d", "\ufffd"),
@@ -286,6 +289,54 @@ async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
         assert (await ledger.issued("conv_1")).settled_at is None
 
 
+async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None:
+    told = json.loads(event())
+    told["data"]["agent_id"] = "agent_other"
+    body = json.dumps(told).encode()
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+        with structlog.testing.capture_logs() as logged:
+            await receive(ledger, body)
+        found = await ledger.issued("conv_1")
+
+        await receive(ledger, body.replace(b"conv_1", b"conv_2"))  # before its pass
+        await granted(ledger, "conv_2")
+        early = await ledger.issued("conv_2")
+
+    assert (found.settled_at, early.settled_at) == (None, None)
+    assert [(line["event"], line["conversation_id"]) for line in logged] == [("conversation.wrong_agent", "conv_1")]
+
+
+@pytest.mark.parametrize(
+    ("user_id", "variables", "reported", "is_mismatch"),
+    [
+        ("u-1", {"user_id": "u-1", "user_name": "Ada"}, "u-1", False),
+        ("u-1", {"user_id": "u-2"}, "u-2", True),
+        ("u-2", {"user_id": "u-1"}, "u-2", True),
+        (None, {"user_id": "u-2"}, "u-2", True),
+        (None, {"user_id": "u-1"}, "u-1", False),
+        ("u-1", {}, "u-1", False),
+        ("u-1", {"user_id": 7}, "7", True),
+        (None, {"user_id": None}, None, False),
+        (None, {"user_id": {}}, None, False),
+        (None, {}, None, False),
+        (None, None, None, False),
+    ],
+)
+async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_is_not(
+    user_id: str | None, variables: object, reported: str | None, *, is_mismatch: bool
+) -> None:
+    told = json.loads(event(user_id=user_id))
+    told["data"]["conversation_initiation_client_data"] = {"dynamic_variables": variables}
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        await receive(ledger, json.dumps(told).encode())
+
+        found = await ledger.issued("conv_1")
+    assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
+
+
 # Late, twice, early: one ledger.
 
 
@@ -318,7 +369,21 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
                     case _:
                         await receive(ledger, event(user_id="u-mallory"))
             row = await ledger.issued("conv_1")
-            outcomes.add((row.settled_by, row.seconds, row.cost, row.user_id, row.reported_user_id))
+            outcomes.add((row.settled_by, row.seconds, row.cost, row.user_id))
 
     assert len(orders) == 60
-    assert outcomes == {("webhook", 42, 420, "u-1", "u-mallory")}
+    assert outcomes == {("webhook", 42, 420, "u-1")}
+
+
+async def test_a_settlement_that_waits_for_its_pass_is_kept_for_a_day_without_its_users_name() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await receive(ledger, event(user_id="u-mallory"))
+        kept = str(await rows(ledger, "SELECT * FROM orphans"))
+        clock.now += 24 * 3600 + 1
+        await ledger.forget(age_seconds=31 * 24 * 3600)
+
+        left = await rows(ledger, "SELECT * FROM orphans")
+    assert "conv_1" in kept
+    assert "mallory" not in kept
+    assert left == []

@@ -107,6 +107,7 @@ class IssuedConversation(BaseModel):
     settled_at: datetime | None = Field(description="When it was known what it used; null until then.")
     seconds: int | None = Field(description="How long it really was; null until it is known.", examples=[84])
     identity_mismatch: bool = Field(description="The browser told ElevenLabs another user id than this one.")
+    reported_user_id: str | None = Field(description="The user id that the browser told ElevenLabs; null if none.")
     request_id: str = Field(description="The line of the service's log that granted it.")
 
     @classmethod
@@ -122,6 +123,7 @@ class IssuedConversation(BaseModel):
             settled_at=None if issued.settled_at is None else _instant(issued.settled_at),
             seconds=None if issued.settled_at is None else issued.seconds,
             identity_mismatch=issued.identity_mismatch,
+            reported_user_id=issued.reported_user_id,
             request_id=issued.request_id,
         )
 

@@ -146,8 +146,8 @@ class Ledger(ABC):
         """Note that the agent's list was read for all conversations that began before `until`."""
         await self._run(lambda _now: opened.note_listed(agent_id, until))
 
-    async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[str]:
-        """Return conversations of passes that were so old when the list was last read, and are not in it."""
+    async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[IssuedPass]:
+        """Return passes that were so old when the list was last read, and are not in it."""
         return await self._run(lambda _now: opened.never_opened(agent_id, most, min_age_seconds=min_age_seconds))
 
     async def find(self, conversation_ids: Sequence[str]) -> list[IssuedPass]:

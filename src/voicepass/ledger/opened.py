@@ -152,10 +152,10 @@ def note_listed(agent_id: str, until: float) -> Dialogue[None]:
     )
 
 
-def never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[str]]:
-    """Return conversations of passes that were so old when the list was last read, and are not in it; oldest first."""
+def never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
+    """Return passes that were so old when the list was last read, and are not in it; oldest first."""
     rows = yield _NEVER_OPENED, {"agent_id": agent_id, "seconds": min_age_seconds, "most": most}
-    return [row["conversation_id"] for row in rows]
+    return [as_issued_pass(row) for row in rows]
 
 
 def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
@@ -232,7 +232,7 @@ INSERT INTO listings (agent_id, listed_until, listed_at) VALUES (:agent_id, 0, :
 ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at"""
 
 _NEVER_OPENED: Final = """
-SELECT conversation_id FROM passes
+SELECT * FROM passes
 WHERE settled_at IS NULL AND conversation_id IS NOT NULL AND opened_at IS NULL AND agent_id = :agent_id
 AND reserved_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 ORDER BY reserved_at LIMIT :most"""

@@ -15,6 +15,9 @@ from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, S
 
 MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
 
+ORPHAN_SECONDS: Final = 24 * 3600
+"""A settlement waits for its pass for so long: it arrives at the same instant, or the pass is not ours."""
+
 DUE_SECONDS: Final = 20 * 60.0
 """A pass that is older and not settled is asked about by itself: the list does not tell of it."""
 
@@ -61,7 +64,7 @@ def grant(
     elif granted[0]["is_early"]:
         for early in (yield _EARLY, row):
             yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
-            yield from settle(Settlement(**early), now)
+            yield from settle(Settlement(**early, user_id=None), now)
 
 
 def _not_granted(reservation: Reservation, row: Row) -> Dialogue[None]:
@@ -85,13 +88,17 @@ def release(pass_id: str, *, has_reached: bool = False) -> Dialogue[None]:
 def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
     """Close a conversation with what it really used: once, in any order, however often it is told.
 
-    Returns the pass if this settled it; None if it was settled before, or is (yet) unknown: then the settlement waits.
+    Returns the pass if this settled it; None if it was settled before or is of another agent, and if it is (yet)
+    unknown: then the settlement waits, without the name of its user.
     """
     row = asdict(settlement) | {"now": now}
     found = yield FIND_ISSUED, row
     if not found:
         yield _ORPHAN, row
         return None
+    if is_of_another_agent(found[0]["agent_id"], settlement.agent_id):
+        return None
+    row["user_id"] = _reported_user_id(settlement, found[0]["user_id"])
     # An expiry is a guess and gives way to what ElevenLabs tells; what it tells of itself outranks what it answers.
     yield from hold(found[0])
     settled = yield _SETTLE, row
@@ -99,6 +106,21 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
         yield from move_sums(found[0], settlement.seconds)
     is_first = found[0]["settled_by"] in {None, "expiry"}
     return as_issued_pass(settled[0]) if settled and is_first else None
+
+
+def is_of_another_agent(issued_agent_id: str, told_agent_id: str | None) -> bool:
+    """Tell whether ElevenLabs tells of another agent than a pass was issued for.
+
+    A speech engine's id (`seng_…`) and its agent's (`agent_…`) name one thing (the SDK's `conversations.list`).
+    """
+    both = (issued_agent_id, told_agent_id or "")
+    return issued_agent_id != told_agent_id and all(agent_id.startswith("agent_") for agent_id in both)
+
+
+def _reported_user_id(settlement: Settlement, user_id: str) -> str | None:
+    """Return the user id that the browser claimed: one that is not the user's, if it claimed several."""
+    claimed = [each for each in (settlement.user_id, settlement.variable_user_id) if each is not None]
+    return next((each for each in claimed if each != user_id), claimed[0] if claimed else None)
 
 
 def expire(conversation_id: str, now: float, *, min_age_seconds: float = 0.0) -> Dialogue[bool]:
@@ -178,7 +200,7 @@ def forget(age_seconds: int, now: float) -> Dialogue[None]:
     if oldest["last"] is not None:
         yield "DELETE FROM passes WHERE transport <> '' AND reserved_at <= :last", oldest
     yield "DELETE FROM quarters WHERE quarter < :before", {"before": int((now - age_seconds) // QUARTER_SECONDS)}
-    yield _FORGET_ORPHANS, {"before": now - age_seconds}
+    yield _FORGET_ORPHANS, {"before": now - min(age_seconds, ORPHAN_SECONDS)}
 
 
 def block(blocked: Block, now: float) -> Dialogue[None]:
@@ -239,14 +261,14 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS
 RETURNING pass_id"""
 
 _EARLY: Final = (
-    "SELECT conversation_id, seconds, cost, user_id, source FROM orphans WHERE conversation_id = :conversation_id"
+    "SELECT conversation_id, seconds, cost, agent_id, source FROM orphans WHERE conversation_id = :conversation_id"
 )
 
 _ORPHAN: Final = """
-INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, user_id, source)
-VALUES (:conversation_id, :now, :seconds, :cost, :user_id, :source)
+INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, agent_id, source)
+VALUES (:conversation_id, :now, :seconds, :cost, :agent_id, :source)
 ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
-    cost = excluded.cost, user_id = excluded.user_id, source = excluded.source
+    cost = excluded.cost, agent_id = excluded.agent_id, source = excluded.source
 WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""
 
 _DUE: Final = """

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+import structlog
+
+from voicepass.ledger.rules import is_of_another_agent
 from voicepass.model import Clock, IssuedPass, Settlement
 
 NEVER_OPENED_SECONDS: Final = 15.5 * 60
@@ -24,6 +27,8 @@ _MAX_INSTANT: Final = 2**40  # seconds since the epoch
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 _MAX_USER_ID_CHARACTERS: Final = 256  # no user that we issue to has so long an id
 
+_log = structlog.get_logger("voicepass.settlement")
+
 
 class Ledger(Protocol):
     """Every method raises LedgerUnavailable when it does not answer in time."""
@@ -33,6 +38,9 @@ class Ledger(Protocol):
 
     async def note_unopened(self, conversation_id: str, /, *, expires_seconds: float) -> bool:
         """Note that nobody has opened a conversation; return whether its pass was so old that this released it."""
+
+    async def find(self, conversation_ids: Sequence[str], /) -> list[IssuedPass]:
+        """Return the passes behind these conversations."""
 
     async def note_opened(self, conversation_id: str, opened_at: float, /) -> bool:
         """Note that a conversation is open."""
@@ -49,6 +57,15 @@ class Status(StrEnum):
     ENDED = "ended"
 
 
+_STATUSES: Final = {
+    "initiated": Status.UNOPENED,
+    "processing": Status.ENDED,
+    "done": Status.ENDED,
+    "failed": Status.ENDED,
+}
+"""What ElevenLabs' statuses mean; any other means open."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """ElevenLabs' account of a conversation. `settlement` is there once it has ended and says how long it was.
@@ -58,6 +75,7 @@ class Account:
 
     conversation_id: str
     status: Status
+    agent_id: str | None = None
     started_at: float | None = None
     settlement: Settlement | None = None
 
@@ -80,7 +98,7 @@ def read_account(conversation_id: str, account: Mapping[str, object], *, source:
     metadata = account.get("metadata")
     started_at = metadata.get("start_time_unix_secs") if isinstance(metadata, dict) else None
     settlement = read_settlement(conversation_id, account, source=source)
-    return _account(conversation_id, account.get("status"), started_at, settlement)
+    return _account(conversation_id, account, started_at, settlement)
 
 
 def read_row(row: Mapping[str, object], *, source: str) -> Account | None:
@@ -94,7 +112,7 @@ def read_row(row: Mapping[str, object], *, source: str) -> Account | None:
         settlement = Settlement(
             conversation_id=conversation_id, seconds=seconds, cost=_count(row.get("cost")), user_id=None, source=source
         )
-    return _account(conversation_id, row.get("status"), row.get("start_time_unix_secs"), settlement)
+    return _account(conversation_id, row, row.get("start_time_unix_secs"), settlement)
 
 
 def read_settlement(conversation_id: str, account: Mapping[str, object], *, source: str) -> Settlement | None:
@@ -105,29 +123,30 @@ def read_settlement(conversation_id: str, account: Mapping[str, object], *, sour
     seconds = _seconds(metadata.get("call_duration_secs"))
     if seconds is None:
         return None
-    user_id = account.get("user_id")
+    sent = account.get("conversation_initiation_client_data")
+    variables = sent.get("dynamic_variables") if isinstance(sent, dict) else None
     return Settlement(
         conversation_id=conversation_id,
         seconds=seconds,
         cost=_count(metadata.get("cost")),
-        user_id=_storable(user_id) if isinstance(user_id, str) and user_id else None,
+        user_id=_user_id(account.get("user_id")),
+        variable_user_id=_user_id(variables.get("user_id")) if isinstance(variables, dict) else None,
+        agent_id=read_agent_id(account),
         source=source,
     )
 
 
-def _account(conversation_id: str, status: object, started_at: object, settlement: Settlement | None) -> Account:
-    started = float(started_at) if isinstance(started_at, int | float) and 0 < started_at < _MAX_INSTANT else None
-    match status:
-        case "done" | "failed":
-            return Account(
-                conversation_id=conversation_id, status=Status.ENDED, started_at=started, settlement=settlement
-            )
-        case "processing":  # its figures are not final yet
-            return Account(conversation_id=conversation_id, status=Status.ENDED, started_at=started)
-        case "initiated":
-            return Account(conversation_id=conversation_id, status=Status.UNOPENED)
-        case _:
-            return Account(conversation_id=conversation_id, status=Status.OPEN, started_at=started)
+def _account(
+    conversation_id: str, answer: Mapping[str, object], started_at: object, settlement: Settlement | None
+) -> Account:
+    is_final = answer.get("status") in {"done", "failed"}  # the figures of "processing" are not
+    return Account(
+        conversation_id=conversation_id,
+        status=_STATUSES.get(str(answer.get("status")), Status.OPEN),
+        agent_id=read_agent_id(answer),
+        started_at=float(started_at) if isinstance(started_at, int | float) and 0 < started_at < _MAX_INSTANT else None,
+        settlement=settlement if is_final else None,
+    )
 
 
 def _count(value: object) -> int | None:
@@ -141,9 +160,19 @@ def _seconds(value: object) -> int | None:
     return seconds if seconds is not None and seconds <= _MAX_SECONDS else None
 
 
-def _storable(user_id: str) -> str:
+def read_agent_id(account: Mapping[str, object]) -> str | None:
+    """Return which agent an account or a row of the list is about; None where it does not say."""
+    agent_id = account.get("agent_id")
+    return agent_id if isinstance(agent_id, str) else None
+
+
+def _user_id(claimed: object) -> str | None:
     """Keep what the browser made up within what both databases can hold; no issued id is changed by it."""
-    return _UNSTORABLE.sub("\ufffd", user_id[:_MAX_USER_ID_CHARACTERS])
+    if isinstance(claimed, int | float) and not isinstance(claimed, bool):
+        claimed = str(claimed)
+    if not isinstance(claimed, str) or not claimed:
+        return None
+    return _UNSTORABLE.sub("\ufffd", claimed[:_MAX_USER_ID_CHARACTERS])
 
 
 class Settlements:
@@ -160,9 +189,14 @@ class Settlements:
         if settled is not None:
             for observe in self._observers:
                 observe(settled)
+            return
+        for issued in await self._ledger.find([settlement.conversation_id]):
+            self._check_agent(issued, settlement.agent_id)
 
-    async def record(self, account: Account) -> Outcome:
-        """Settle, end, open or release the pass of a conversation, and say which. To do so twice changes nothing."""
+    async def record(self, issued: IssuedPass, account: Account) -> Outcome:
+        """Settle, end, open or release a pass, and say which. To do so twice changes nothing."""
+        if not self._check_agent(issued, account.agent_id):
+            return Outcome.LEFT
         conversation_id = account.conversation_id
         if account.settlement is not None:
             await self.settle(account.settlement)
@@ -176,6 +210,18 @@ class Settlements:
             case Status.OPEN:
                 await self._ledger.note_opened(conversation_id, account.started_at or self._clock())
                 return Outcome.LEFT
+
+    def _check_agent(self, issued: IssuedPass, told_agent_id: str | None) -> bool:
+        """Tell whether ElevenLabs tells of the agent that the pass was issued for; log it where it does not."""
+        is_right = not is_of_another_agent(issued.agent_id, told_agent_id)
+        if not is_right:
+            _log.warning(
+                "conversation.wrong_agent",
+                conversation_id=issued.conversation_id,
+                agent=issued.agent_alias,
+                note="ElevenLabs tells of another agent than the pass was issued for: nothing is settled",
+            )
+        return is_right
 
 
 @asynccontextmanager

@@ -187,7 +187,7 @@ class OpenPasses:
         except Refusal as refusal:
             _log.info("lookup.failed", conversation_id=conversation_id, code=refusal.code, note=refusal.operator_note)
             return Outcome.LEFT
-        return await self._settlements.record(account)
+        return await self._settlements.record(issued, account)
 
     def _warn(self, base_url: str, refusal: KeyRejected) -> None:
         if self._ticks() < self._warned_until:

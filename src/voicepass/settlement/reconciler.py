@@ -57,8 +57,8 @@ class Ledger(Protocol):
     async def find(self, conversation_ids: Sequence[str], /) -> list[IssuedPass]:
         """Return the passes behind these conversations."""
 
-    async def never_opened(self, agent_id: str, most: int, /, *, min_age_seconds: float) -> list[str]:
-        """Return conversations that are too old to be opened and are not in the list."""
+    async def never_opened(self, agent_id: str, most: int, /, *, min_age_seconds: float) -> list[IssuedPass]:
+        """Return passes that are too old to be opened and whose conversations are not in the list."""
 
     async def due(self, most: int, /, *, after: float) -> list[IssuedPass]:
         """Return old unsettled passes reserved after `after`, oldest first."""
@@ -155,8 +155,7 @@ class Reconciler:
         has_released = True
         while has_released:
             unopened = await self._ledger.never_opened(agent_id, _AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS)
-            accounts = [Account(conversation_id=each, status=Status.UNOPENED) for each in unopened]
-            has_released = await self._record(accounts, outcomes)
+            has_released = await self._record([(each, _unopened(each)) for each in unopened], outcomes)
 
     async def _read_window(self, agent_id: str, base_url: str, window: Listing, outcomes: Counter[str]) -> None:
         """Record every conversation that began in the window. Raises BadAnswer where the list does not end."""
@@ -182,14 +181,15 @@ class Reconciler:
             if (account := read_row(row, source="reconciler")) is not None
         }
         issued = await self._ledger.find(list(accounts))
-        await self._record([accounts[each.conversation_id or ""] for each in issued if _is_unsettled(each)], outcomes)
+        unsettled = [(each, accounts[each.conversation_id or ""]) for each in issued if _is_unsettled(each)]
+        await self._record(unsettled, outcomes)
 
-    async def _record(self, accounts: Sequence[Account], outcomes: Counter[str]) -> bool:
-        """Record what ElevenLabs says of these conversations; return whether that changed any pass."""
+    async def _record(self, told: Sequence[tuple[IssuedPass, Account]], outcomes: Counter[str]) -> bool:
+        """Record what ElevenLabs says of these passes; return whether that changed any of them."""
         recorded: list[Outcome] = []
-        for start in range(0, len(accounts), _AT_ONCE):
-            some = accounts[start : start + _AT_ONCE]
-            recorded += await asyncio.gather(*(self._settlements.record(account) for account in some))
+        for start in range(0, len(told), _AT_ONCE):
+            some = told[start : start + _AT_ONCE]
+            recorded += await asyncio.gather(*(self._settlements.record(*each) for each in some))
         outcomes.update(recorded)
         return any(outcome is not Outcome.LEFT for outcome in recorded)
 
@@ -202,10 +202,10 @@ class Reconciler:
                 answer = await self._provider.conversation(base_url, conversation_id)
                 account = read_account(conversation_id, answer, source="reconciler")
         except ConversationUnknown:
-            account = Account(conversation_id=conversation_id, status=Status.UNOPENED)
+            account = _unopened(issued)
         except BadAnswer as refusal:
             _log.warning("conversation.unreadable", conversation_id=conversation_id, note=refusal.operator_note)
-        outcome = Outcome.LEFT if account is None else await self._settlements.record(account)
+        outcome = Outcome.LEFT if account is None else await self._settlements.record(issued, account)
         if outcome is Outcome.LEFT and self._clock() - issued.reserved_at >= UNACCOUNTED_SECONDS:
             _log.warning("conversation.unaccounted", conversation_id=conversation_id, seconds=issued.seconds)
             in_full = Settlement(
@@ -214,6 +214,10 @@ class Reconciler:
             await self._settlements.settle(in_full)
             outcome = Outcome.SETTLED
         outcomes[outcome] += 1
+
+
+def _unopened(issued: IssuedPass) -> Account:
+    return Account(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
 
 
 def _is_unsettled(issued: IssuedPass) -> bool:
