@@ -2,6 +2,7 @@
 
 import logging
 import re
+import string
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Final, Literal
@@ -23,16 +24,48 @@ _THIRD_PARTY_LEVELS: Final = {
     "psycopg": logging.WARNING,
 }
 
-# By the marks that each begins with: to look for those takes a hundredth of what the pattern takes, in every line.
+MAX_TEXT_CHARACTERS: Final = 8192
+"""Of one value in a line; what is longer is cut before anything searches it."""
+
+_TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "_-."
+
+# The marks are searched first: that takes a hundredth of the pattern's time, in every line.
+# Each pattern consumes the whole run that it begins in, so that no character is read twice.
 _SECRETS: Final = (
-    (("conversation_signature=", "token="), re.compile(r"(conversation_signature|token)=[^&\s\"']+"), r"\1=[redacted]"),
-    (("sk_", "cvtkn_"), re.compile(r"\b(?:sk_|cvtkn_)[A-Za-z0-9_-]+"), "[redacted]"),
-    (("eyJ",), re.compile(r"\beyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"), "[redacted token]"),
+    (
+        ("conversation_signature=", "token="),
+        re.compile(r"(conversation_signature|token)=[^&\s\"']++"),
+        lambda found: f"{found[1]}=[redacted]",
+    ),
+    # An alias such as "help_desk_2" contains the mark of a key too; a real key goes on for 48 characters.
+    (
+        ("sk_", "cvtkn_"),
+        re.compile(r"(?:cvtkn_|(?<![A-Za-z0-9_])sk_|sk_(?=[A-Za-z0-9]{24}))[A-Za-z0-9_-]*+"),
+        lambda _: "[redacted]",
+    ),
+    # Only two dots make a token: a random id may contain the mark by chance.
+    (
+        ("eyJ",),
+        re.compile(r"eyJ[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+)*+"),
+        lambda found: "[redacted token]" if found[0].count(".") > 1 else found[0],
+    ),
 )
 
 
-def redact(text: str) -> str:
-    """Take out of `text` whatever looks like a signature, an API key or a token."""
+def redact(text: str, *, most_characters: int = MAX_TEXT_CHARACTERS) -> str:
+    """Cut `text`, then remove whatever looks like a signature, an API key or a token, or at the cut like half of one.
+
+    The work is linear in `most_characters`, whatever the text is.
+    """
+    if len(text) <= most_characters:
+        return _hide_secrets(text)
+    text = _hide_secrets(text[:most_characters])
+    last_run = len(text.rstrip(_TOKEN_CHARACTERS))
+    starts = [start for mark in ("eyJ", "sk_") if (start := text.find(mark, last_run)) >= 0]
+    return f"{text[: min(starts)]}[redacted]" if starts else text
+
+
+def _hide_secrets(text: str) -> str:
     for marks, pattern, replacement in _SECRETS:
         if any(mark in text for mark in marks):
             text = pattern.sub(replacement, text)
@@ -49,6 +82,7 @@ def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _cut_values,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -91,6 +125,14 @@ class _StandardError:
     debug = info = warning = error = critical = msg
 
 
+def _cut_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # Before the line is rendered: a rendered line that is cut would be no JSON any more.
+    for name, value in event.items():
+        if type(value) is str and len(value) > MAX_TEXT_CHARACTERS:
+            event[name] = redact(value)
+    return event
+
+
 def _redacted(_logger: object, _method: str, line: str | MutableMapping[str, Any]) -> str:
     # The last line of defence, for text that is not ours: our own events never carry a secret.
-    return redact(str(line))
+    return _hide_secrets(str(line))

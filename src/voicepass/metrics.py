@@ -29,7 +29,7 @@ LEDGER_SECONDS: Final = 0.5
 """The longest that a scrape waits for the ledger."""
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
-_LIVE: Final = re.compile(r"gauge_live\w*_(\d+)\.db")
+_LIVE: Final = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 
 
