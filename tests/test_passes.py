@@ -28,7 +28,7 @@ from voicepass.model import (
     Transport,
     User,
 )
-from voicepass.passes import Passes
+from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
 
 pytestmark = pytest.mark.anyio
@@ -77,13 +77,13 @@ class Ports:
             raise self._failing[call]
 
 
-def passes(ports: Ports) -> Passes:
+def passes(ports: Ports, *observers: Observer) -> Passes:
     return Passes(
         authenticator=ports,
         policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS, 600),
         provider=ports,
         ledger=ports,
-        observers=[ports.attempts.append],
+        observers=[*observers, ports.attempts.append],
     )
 
 
@@ -162,3 +162,35 @@ async def test_an_attempt_is_observed_and_given_back_whatever_happens(error: Bas
     assert ports.calls[-1] == "release"
     assert [attempt.outcome for attempt in ports.attempts] == [outcome]
     assert ports.attempts[0].user is not None
+
+
+def broken(error: BaseException) -> Observer:
+    def observe(_attempt: Attempt) -> None:
+        raise error
+
+    return observe
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), BrokenPipeError(), RecursionError(), MemoryError()])
+async def test_an_observer_that_raises_costs_nobody_a_pass_and_hides_nothing_from_the_next(error: Exception) -> None:
+    ports = Ports()
+
+    voice_pass = await passes(ports, broken(error), broken(error)).issue(asked())
+
+    assert voice_pass.credential is CREDENTIAL
+    assert [attempt.outcome for attempt in ports.attempts] == ["granted"]
+
+
+async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refused() -> None:
+    ports = Ports({"reserve": RateLimited()})
+
+    with pytest.raises(RateLimited):
+        await passes(ports, broken(OSError())).issue(asked())
+
+    assert [attempt.outcome for attempt in ports.attempts] == ["rate_limited"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_what_ends_a_task_or_the_process_is_not_held_up_by_an_observer(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        await passes(Ports(), broken(error)).issue(asked())

@@ -36,7 +36,7 @@ from voicepass.errors import (
 )
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Agent, Credential, Reservation, Settlement, Transport
+from voicepass.model import Agent, Credential, IssuedPass, Reservation, Settlement, Transport
 from voicepass.outbound import http_transport
 from voicepass.settlement import (
     CALLS_PER_ROUND,
@@ -346,6 +346,20 @@ async def granted(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: 
 async def receive(ledger: Ledger, body: bytes) -> None:
     webhook = Webhook(settlements=Settlements(ledger=ledger, observers=[]), secrets=[SECRET], clock=lambda: NOW)
     await webhook.receive(signature=signature(NOW, body), body=body)
+
+
+async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> None:
+    def broken(_settled: IssuedPass) -> None:
+        raise OSError
+
+    seen: list[IssuedPass] = []
+    settlement = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="webhook")
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        await Settlements(ledger=ledger, observers=[broken, seen.append]).settle(settlement)
+
+    assert [settled.seconds for settled in seen] == [40]
 
 
 async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:

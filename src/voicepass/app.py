@@ -20,9 +20,9 @@ from voicepass.draining import Draining
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
-from voicepass.logs import configure_logging
+from voicepass.logs import configure_logging, log_writer
 from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
-from voicepass.observe import AttemptLog, SettlementLog
+from voicepass.observe import AttemptLog, Isolated, SettlementLog
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
 from voicepass.readiness import Readiness
@@ -77,6 +77,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.enter_context(log_writer.buffered())
             ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
             deadline_seconds = settings.voicepass_deadline_seconds
             provider = ElevenLabs(
@@ -100,7 +101,12 @@ def _lifespan(
                     stack.push_async_callback(issuer.keys.aclose)
             stack.enter_context(draining.on_sigterm())
             registry = CollectorRegistry()
-            state = StateMetrics(registry=registry, upstream=provider, warm_held=lambda: warm.held if warm else {})
+            state = StateMetrics(
+                registry=registry,
+                upstream=provider,
+                warm_held=lambda: warm.held if warm else {},
+                lines_dropped=lambda: log_writer.dropped,
+            )
             await stack.enter_async_context(state.looking())
             app.state.draining = draining
             app.state.ledger = ledger
@@ -122,10 +128,18 @@ def _lifespan(
                 policy=configuration.policy,
                 provider=source,
                 ledger=ledger,
-                observers=[AttemptLog(), AttemptMetrics(registry=registry), *await stack.enter_async_context(traced())],
+                observers=[
+                    Isolated(
+                        AttemptLog(),
+                        AttemptMetrics(registry=registry),
+                        *await stack.enter_async_context(traced()),
+                    )
+                ],
             )
             stack.push_async_callback(app.state.passes.aclose)
-            settlements = Settlements(ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)])
+            settlements = Settlements(
+                ledger=ledger, observers=[Isolated(SettlementLog(), SettlementMetrics(registry=registry))]
+            )
             app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
             if settings.voicepass_reconcile_seconds:
                 agents = [rules.agent for rules in configuration.policy.agents.values()]

@@ -9,10 +9,14 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from voicepass.logwriter import LogWriter
+
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _HANDLER_NAME: Final = "voicepass"
+
+_log = structlog.get_logger("voicepass.logs")
 
 # Whatever level we are set to, these never speak below theirs: at DEBUG they print requests with their secrets.
 _THIRD_PARTY_LEVELS: Final = {
@@ -72,10 +76,18 @@ def _hide_secrets(text: str) -> str:
     return text
 
 
+def _report_lost_lines(lost: int) -> None:
+    _log.warning("log.resumed", lost=lost)
+
+
+log_writer: Final = LogWriter(2, on_resumed=_report_lost_lines)
+"""The only one of the process, as standard error is. It starts no thread before the first line."""
+
+
 def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
     """Send every log line of the process to standard error: one JSON object a line, or coloured text for people.
 
-    Called again, it replaces what it set up before and leaves other handlers alone.
+    Called again, it replaces what it set up before. Other handlers stay, except those of uvicorn's own command.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
@@ -90,14 +102,14 @@ def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     lowest = logging.getLevelNamesMapping()[level.upper()]
-    # Our own lines go straight out: by way of logging's records, one took a tenth of the time of a whole pass.
+    # Our own lines do not become records of logging first: one took a tenth of the time of a whole pass.
     structlog.configure(
         processors=[*shared, renderer, _redacted],
         wrapper_class=structlog.make_filtering_bound_logger(lowest),
         logger_factory=_StandardError,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -108,8 +120,34 @@ def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
     handler.set_name(_HANDLER_NAME)
     root.handlers[:] = [other for other in root.handlers if other.get_name() != _HANDLER_NAME] + [handler]
     root.setLevel(lowest)
+    _take_over_from_uvicorn()
     for name, least in _THIRD_PARTY_LEVELS.items():
         logging.getLogger(name).setLevel(max(least, lowest))
+
+
+def _take_over_from_uvicorn() -> None:
+    # Its command sets up handlers that write from the event loop: a reader that stops reading would stop the loop.
+    for name in ("uvicorn", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        kept = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
+        if len(kept) < len(logger.handlers):
+            # The lines of uvicorn.access hold queries. `serve` writes none of them either.
+            logger.handlers[:], logger.propagate = kept, name == "uvicorn"
+
+
+def write_line(line: str) -> None:
+    """Write one line to standard error. This neither raises nor, while the service runs, waits.
+
+    A program that has put another stream there, such as a test or a notebook, gets the line at once.
+    """
+    if sys.stderr is sys.__stderr__ is not None:
+        log_writer.write(line)
+        return
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # none at all, one that fails, one that is closed
+        log_writer.drop()
 
 
 class _StandardError:
@@ -119,10 +157,19 @@ class _StandardError:
         self.name = name
 
     def msg(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        write_line(line)
 
     debug = info = warning = error = critical = msg
+
+
+class _Handler(logging.Handler):
+    """Takes the lines of uvicorn and other libraries."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write_line(self.format(record))
+        except Exception:  # noqa: BLE001 - logging's own handler of errors would wait for standard error
+            log_writer.drop()
 
 
 def _cut_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

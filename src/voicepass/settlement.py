@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
 import structlog
@@ -76,7 +76,7 @@ class Provider(Protocol):
 
 
 Observer = Callable[[IssuedPass], None]
-"""Is shown every pass when it has been settled. Must be quick and must not raise."""
+"""Is shown every pass when it has been settled. Must be quick; what it raises changes nothing."""
 
 
 def verify_signature(header: str, body: bytes, secrets: Sequence[str], now: float) -> None:
@@ -141,7 +141,8 @@ class Settlements:
         settled = await self._ledger.settle(settlement)
         if settled is not None:
             for observe in self._observers:
-                observe(settled)
+                with suppress(Exception):  # it is settled; `observe.Isolated` logs the mistake
+                    observe(settled)
 
 
 class Webhook:
