@@ -111,14 +111,14 @@ def fill(pipe: int) -> None:
     os.close(filling)
 
 
-def test_passes_are_granted_while_nobody_reads_the_log_and_the_next_reader_learns_what_is_missing(
-    tmp_path: Path, elevenlabs: str, make_token: MakeToken
-) -> None:
+def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlabs: str, make_token: MakeToken) -> None:
     os.mkfifo(tmp_path / "log")
     reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
     writing = os.open(tmp_path / "log", os.O_WRONLY)
     with serving(writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
-        os.read(reading, 100_000)
+        os.set_blocking(reading, True)
+        while b"Uvicorn running" not in os.read(reading, 100_000):
+            pass  # it may be heard before it says so
         os.close(reading)
 
         statuses = service.passes(5)
@@ -132,8 +132,8 @@ def test_passes_are_granted_while_nobody_reads_the_log_and_the_next_reader_learn
     os.close(writing)
     events = [line["event"] for line in lines]
     assert statuses == {200}
-    assert events[:2] == ["pass.granted", "log.resumed"]
-    assert lines[1]["lost"] == dropped == 5
+    assert events[0] == "pass.granted"
+    assert [line["lost"] for line in lines if line["event"] == "log.resumed"] == [dropped] == [5]
     assert events[-1].startswith("Finished server process"), "the end is in the log too"
 
 

@@ -71,10 +71,12 @@ class LogWriter:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._queue = SimpleQueue()  # after a fork the old one belongs to the parent's thread
-                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-                with suppress(RuntimeError):  # no thread can be had: the next line tries again
-                    self._thread.start()
+                if self._thread is not None:
+                    self._queue = SimpleQueue()  # after a fork the old one belongs to the parent's thread
+                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                with suppress(RuntimeError):  # the system gives us no thread: the next line tries again
+                    thread.start()
+                    self._thread = thread
 
     def _wait(self) -> None:
         """Wait until the lines so far are written, or time is up."""
