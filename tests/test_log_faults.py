@@ -100,6 +100,13 @@ def serving(
         process.wait()
 
 
+def read_until(pipe: int, text: str, *, times: int = 1) -> None:
+    """Read what is written until a text has come so many times."""
+    data = b""
+    while data.count(text.encode()) < times:
+        data += os.read(pipe, 100_000)
+
+
 def fill(pipe: int) -> None:
     """Leave no room in a pipe that nobody reads, not even for one byte."""
     # Opened again, because the process under test shares the flags of `pipe`.
@@ -117,8 +124,7 @@ def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlab
     writing = os.open(tmp_path / "log", os.O_WRONLY)
     with serving(writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
         os.set_blocking(reading, True)
-        while b"Uvicorn running" not in os.read(reading, 100_000):
-            pass  # it may be heard before it says so
+        read_until(reading, "Uvicorn running")  # it may be heard before it says so
         os.close(reading)
 
         statuses = service.passes(5)
@@ -161,6 +167,7 @@ def test_passes_are_granted_and_sigterm_is_obeyed_while_a_reader_does_not_read(
     with serving(
         writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token, command=COMMANDS[command]
     ) as service:
+        read_until(reading, "Application startup complete", times=2 if command == "workers" else 1)
         fill(writing)
         statuses = service.passes(40)
         seconds = service.end()
