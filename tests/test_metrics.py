@@ -34,6 +34,7 @@ class Process:
     bulkhead: Bulkhead = field(default_factory=lambda: Bulkhead(most=2))
     breakers: dict[tuple[str, str], bool] = field(default_factory=lambda: {("api.elevenlabs.io", "passes"): False})
     warm: dict[str, int] = field(default_factory=lambda: {"default": 0})
+    lines_dropped: int = 0
 
 
 @dataclass
@@ -64,7 +65,12 @@ def exposition(process: Process, ledger: TurnedLedger, ticks: Ticks | None = Non
     registry = CollectorRegistry()
     return Exposition(
         registry=registry,
-        state=StateMetrics(registry=registry, upstream=process, warm_held=lambda: process.warm),
+        state=StateMetrics(
+            registry=registry,
+            upstream=process,
+            warm_held=lambda: process.warm,
+            lines_dropped=lambda: process.lines_dropped,
+        ),
         ledger=LedgerMetrics(ledger=ledger, ticks=ticks or Ticks()),
     )
 

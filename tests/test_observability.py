@@ -138,7 +138,12 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
     process = Process()
     exposition = Exposition(
         registry=registry,
-        state=StateMetrics(registry=registry, upstream=process, warm_held=lambda: process.warm),
+        state=StateMetrics(
+            registry=registry,
+            upstream=process,
+            warm_held=lambda: process.warm,
+            lines_dropped=lambda: process.lines_dropped,
+        ),
         ledger=LedgerMetrics(ledger=TurnedLedger(), ticks=Ticks()),
     )
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)

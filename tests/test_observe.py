@@ -12,7 +12,7 @@ from tests.conftest import signed_url
 from voicepass import errors
 from voicepass.logs import LogFormat, configure_logging
 from voicepass.model import Agent, Attempt, Transport, User
-from voicepass.observe import AttemptLog
+from voicepass.observe import AttemptLog, Isolated
 
 HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
 
@@ -110,4 +110,27 @@ def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 2
     assert "zzz9" not in written
+    assert secrets_in(written) == []
+
+
+class Broken:
+    """An observer with a mistake."""
+
+    def __call__(self, _attempt: Attempt) -> None:
+        raise ValueError(signed_url())
+
+
+def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_the_attempt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(log_format="json", level="info")
+    seen: list[Attempt] = []
+
+    Isolated(Broken(), seen.append)(attempt())
+
+    written = capsys.readouterr().err
+    line = json.loads(written)
+    assert len(seen) == 1
+    assert (line["event"], line["level"]) == ("observer.failed", "error")
+    assert (line["observer"], line["cause"]) == ("Broken", "ValueError")
     assert secrets_in(written) == []

@@ -36,7 +36,7 @@ from voicepass.model import (
     Transport,
     User,
 )
-from voicepass.passes import Passes
+from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +114,7 @@ class Ports:
             raise failure
 
 
-def passes(ports: Ports) -> Passes:
+def passes(ports: Ports, *observers: Observer) -> Passes:
     return Passes(
         authenticator=ports,
         policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS, 600),
@@ -122,7 +122,7 @@ def passes(ports: Ports) -> Passes:
         ledger=ports,
         open_passes=ports,
         seal=ports.seal,
-        observers=[ports.attempts.append],
+        observers=[*observers, ports.attempts.append],
     )
 
 
@@ -288,3 +288,35 @@ async def test_a_request_that_reached_elevenlabs_counts_whatever_became_of_it(
         await passes(ports).issue(asked())
 
     assert ports.has_reached is has_reached
+
+
+def broken(error: BaseException) -> Observer:
+    def observe(_attempt: Attempt) -> None:
+        raise error
+
+    return observe
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), BrokenPipeError(), RecursionError(), MemoryError()])
+async def test_an_observer_that_raises_costs_nobody_a_pass_and_hides_nothing_from_the_next(error: Exception) -> None:
+    ports = Ports()
+
+    voice_pass = await passes(ports, broken(error), broken(error)).issue(asked())
+
+    assert voice_pass.credential is CREDENTIAL
+    assert [attempt.outcome for attempt in ports.attempts] == ["granted"]
+
+
+async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refused() -> None:
+    ports = Ports({"reserve": RateLimited()})
+
+    with pytest.raises(RateLimited):
+        await passes(ports, broken(OSError())).issue(asked())
+
+    assert [attempt.outcome for attempt in ports.attempts] == ["rate_limited"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_what_ends_a_task_or_the_process_is_not_held_up_by_an_observer(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        await passes(Ports(), broken(error)).issue(asked())

@@ -1,5 +1,6 @@
 """No secret is ever written: what is logged is searched when the suite ends, and no repr shows one."""
 
+import json
 import logging
 
 import pytest
@@ -7,8 +8,10 @@ import structlog
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
-from voicepass.logs import configure_logging, redact
+from voicepass.logs import MAX_TEXT_CHARACTERS, configure_logging, redact
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln"
 
 
 def test_the_log_of_the_suite_would_show_a_secret(canary_log: CanaryLog) -> None:
@@ -53,6 +56,11 @@ def test_a_secret_shows_in_no_repr() -> None:
         f"Illegal header value b'{API_KEY}'",
         "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln",
         "wss://x/?token=abc123&y=1 " + SIGNATURE,
+        f"GET /eyJ-eyJ-{TOKEN}",
+        f"GET /x{TOKEN}y",
+        f"GET /a_{TOKEN}/{TOKEN}",
+        f"GET /x{API_KEY}",
+        json.dumps(f"first line\n{TOKEN}\n{API_KEY}\n{signed_url()}"),
     ],
 )
 def test_redaction_takes_secrets_out_of_foreign_text(text: str) -> None:
@@ -60,3 +68,34 @@ def test_redaction_takes_secrets_out_of_foreign_text(text: str) -> None:
 
     assert secrets_in(redacted) == []
     assert "abc123" not in redacted
+    assert "c2ln" not in redacted
+
+
+@pytest.mark.parametrize("secret", [TOKEN, API_KEY, SIGNATURE, signed_url()])
+@pytest.mark.parametrize("before", ["GET /", "GET /x", "GET /eyJ-", "key="])
+def test_a_secret_that_the_cut_goes_through_leaves_nothing_to_read(before: str, secret: str) -> None:
+    text = f"{before}{secret} and more"
+
+    for most in range(len(text)):
+        redacted = redact(text, most_characters=most)
+        assert secrets_in(redacted) == []
+        assert "eyJh" not in redacted
+        assert "canary" not in redacted
+
+
+def test_a_name_that_only_contains_the_mark_of_a_secret_is_kept() -> None:
+    text = "user help_desk_7 of task_force in conv_01keyJab7 and eyJay@example.org"
+
+    assert redact(text) == text
+
+
+def test_a_long_text_is_cut_and_its_line_stays_one_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="debug")
+    token, most = "eyJ0eXAiOi.J9.c2ln", MAX_TEXT_CHARACTERS
+
+    structlog.get_logger("voicepass.some").info("some.event", text=f"{'x ' * 4090}{token}{'y' * 60_000}")
+    logging.getLogger("some.library").error("%s", "y" * 60_000, exc_info=ValueError("x " * 30_000))
+
+    ours, foreign = map(json.loads, capsys.readouterr().err.splitlines())
+    assert ours["text"] == f"{'x ' * 4090}[redacted]"
+    assert len(foreign["event"]) == len(foreign["exception"]) == most

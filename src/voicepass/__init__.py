@@ -21,6 +21,7 @@ The map, in reading order:
     metrics      what Prometheus is told, of one worker or of all
     traces       an attempt becomes a trace, where the OTEL_* variables name a collector
     logs         how logging is set up, and what never gets into a line
+    logwriter    one thread writes the lines; those that cannot be written are counted
     settings     every environment variable, typed
     policyfile   the policy file: agents, rules, variables, issuers
     checks       what a configured value must look like, wherever it is written

@@ -21,9 +21,9 @@ from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import PublishedKeys
-from voicepass.logs import configure_logging
+from voicepass.logs import configure_logging, log_writer
 from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
-from voicepass.observe import AttemptLog, SettlementLog
+from voicepass.observe import AttemptLog, Isolated, SettlementLog
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
 from voicepass.readiness import Readiness
@@ -82,6 +82,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.enter_context(log_writer.buffered())
             ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
             deadline_seconds = settings.voicepass_deadline_seconds
             provider = ElevenLabs(
@@ -105,7 +106,12 @@ def _lifespan(
                     stack.push_async_callback(issuer.keys.aclose)
             stack.enter_context(draining.on_sigterm())
             registry = CollectorRegistry()
-            state = StateMetrics(registry=registry, upstream=provider, warm_held=lambda: warm.held if warm else {})
+            state = StateMetrics(
+                registry=registry,
+                upstream=provider,
+                warm_held=lambda: warm.held if warm else {},
+                lines_dropped=lambda: log_writer.dropped,
+            )
             await stack.enter_async_context(state.looking())
             app.state.draining = draining
             app.state.ledger = ledger
@@ -123,7 +129,9 @@ def _lifespan(
                 {"ledger": ledger.check, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
             )
             settlements = Settlements(
-                ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)], clock=time.time
+                ledger=ledger,
+                observers=[Isolated(SettlementLog(), SettlementMetrics(registry=registry))],
+                clock=time.time,
             )
             seals = Seals(configuration.workspaces)
             base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in configuration.policy.agents.values()}
@@ -145,7 +153,13 @@ def _lifespan(
                 ledger=ledger,
                 open_passes=open_passes,
                 seal=seals.seal,
-                observers=[AttemptLog(), AttemptMetrics(registry=registry), *await stack.enter_async_context(traced())],
+                observers=[
+                    Isolated(
+                        AttemptLog(),
+                        AttemptMetrics(registry=registry),
+                        *await stack.enter_async_context(traced()),
+                    )
+                ],
             )
             stack.push_async_callback(app.state.passes.aclose)
             app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)

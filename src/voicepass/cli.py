@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Never
 
 import typer
@@ -20,7 +21,7 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
-from voicepass.logs import configure_logging
+from voicepass.logs import configure_logging, log_writer
 from voicepass.metrics import shared_by_workers
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
@@ -55,7 +56,8 @@ def serve(
     _check_ledger(settings)
     _check_port(host, port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
-    with shared_by_workers(workers):
+    # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
+    with shared_by_workers(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
             "voicepass.app:create_app",
             host=host,

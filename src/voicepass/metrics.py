@@ -29,7 +29,7 @@ LEDGER_SECONDS: Final = 0.5
 """The longest that a scrape waits for the ledger."""
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
-_LIVE: Final = re.compile(r"gauge_live\w*_(\d+)\.db")
+_LIVE: Final = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 
 
@@ -141,16 +141,26 @@ class StateMetrics:
     """The state of this process: looked at when somebody asks, for a gauge that is pushed at costs every pass."""
 
     def __init__(
-        self, *, registry: CollectorRegistry, upstream: Upstream, warm_held: Callable[[], Mapping[str, int]]
+        self,
+        *,
+        registry: CollectorRegistry,
+        upstream: Upstream,
+        warm_held: Callable[[], Mapping[str, int]],
+        lines_dropped: Callable[[], int],
     ) -> None:
         self._upstream = upstream
         self._warm_held = warm_held
+        self._lines_dropped = lines_dropped
+        self._lines_counted = 0
         self._breakers = _gauge(
             registry, "voicepass_breaker_open", "Workers that do not call this host for now", "host", "calls"
         )
         self._under_way = _gauge(registry, "voicepass_calls_under_way", "Calls for a credential that are under way")
         self._waiting = _gauge(registry, "voicepass_calls_waiting", "Calls for a credential that wait for their turn")
         self._held = _gauge(registry, "voicepass_warm_held", "Signed URLs fetched ahead and not handed out", "agent")
+        self._dropped = Counter(
+            "voicepass_log_lines_dropped", "Lines of the log that could not be written", registry=registry
+        )
 
     def look(self) -> None:
         """Set the gauges to what is now."""
@@ -160,6 +170,9 @@ class StateMetrics:
         self._waiting.set(self._upstream.bulkhead.waiting)
         for agent, held in self._warm_held().items():
             self._held.labels(agent).set(held)
+        dropped = self._lines_dropped()
+        self._dropped.inc(dropped - self._lines_counted)
+        self._lines_counted = dropped
 
     @asynccontextmanager
     async def looking(self) -> AsyncIterator[None]:

@@ -1,9 +1,15 @@
 """An attempt or a settlement becomes a log line."""
 
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
 import structlog
 
 from voicepass.model import Attempt, IssuedPass
 
+Event = TypeVar("Event")
+
+_log = structlog.get_logger("voicepass.observe")
 _settlement_log = structlog.get_logger("voicepass.settlement")
 
 
@@ -72,3 +78,17 @@ class SettlementLog:
                 note="the browser told ElevenLabs another user; it is charged to the one it was issued to",
                 **fields,
             )
+
+
+class Isolated(Generic[Event]):
+    """Calls each observer, and writes `observer.failed` for one that raises; the others still see the event."""
+
+    def __init__(self, *observers: Callable[[Event], None]) -> None:
+        self._observers = observers
+
+    def __call__(self, event: Event) -> None:
+        for observe in self._observers:
+            try:
+                observe(event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the pass stays granted
+                _log.error("observer.failed", observer=type(observe).__name__, cause=type(error).__name__)

@@ -71,7 +71,7 @@ Seal = Callable[[Agent, str, Credential], bytes | None]
 
 
 Observer = Callable[[Attempt], None]
-"""Is shown every attempt once, when it is over. Must be quick and must not raise."""
+"""Is shown every attempt once, when it is over. Must be quick; what it raises changes nothing."""
 
 
 class Passes:
@@ -206,4 +206,5 @@ class Passes:
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
             for observe in self._observers:
-                observe(attempt)
+                with suppress(Exception):  # a granted pass is granted; `observe.Isolated` logs the mistake
+                    observe(attempt)

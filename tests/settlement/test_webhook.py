@@ -16,7 +16,7 @@ from tests.settlement.given import NOW, Clock, granted
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Settlement
+from voicepass.model import IssuedPass, Settlement
 from voicepass.settlement import Settlements, read_settlement
 from voicepass.settlement.webhook import Webhook, verify_signature
 
@@ -345,6 +345,20 @@ async def receive(ledger: Ledger, body: bytes) -> None:
         settlements=Settlements(ledger=ledger, observers=[], clock=lambda: NOW), secrets=[SECRET], clock=lambda: NOW
     )
     await webhook.receive(signature=signature(NOW, body), body=body)
+
+
+async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> None:
+    def broken(_settled: IssuedPass) -> None:
+        raise OSError
+
+    seen: list[IssuedPass] = []
+    settlement = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="webhook")
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        await granted(ledger)
+
+        await Settlements(ledger=ledger, observers=[broken, seen.append], clock=Clock()).settle(settlement)
+
+    assert [settled.seconds for settled in seen] == [40]
 
 
 async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from voicepass.api.middleware import label
 from voicepass.api.problems import noted
 from voicepass.errors import OriginNotAllowed
+from voicepass.logs import redact
 from voicepass.model import new_id
 
 PREFLIGHT_SECONDS = 600
@@ -34,7 +35,7 @@ class Cors(CORSMiddleware):
         request_id = new_id()
         response = super().preflight_response(request_headers)
         if response.status_code != 200:  # noqa: PLR2004
-            origin = request_headers.get("origin", "")[:100]
+            origin = redact(request_headers.get("origin", ""), most_characters=100)
             refusal = OriginNotAllowed(
                 operator_note=f"the preflight of {origin!r} was turned away: if it is yours, list it in "
                 "VOICEPASS_ALLOWED_ORIGINS; headers may be Authorization, Content-Type, X-Request-ID, traceparent "

@@ -78,7 +78,7 @@ def noted(refusal: Refusal, *, request_id: str, asked: str | None = None) -> JSO
     write(
         "request.refused",
         code=refusal.code,
-        asked=asked and redact(asked)[:_ASKED_CHARACTERS],
+        asked=asked and redact(asked, most_characters=_ASKED_CHARACTERS),
         note=refusal.operator_note or None,
         request_id=request_id,
     )

@@ -21,7 +21,7 @@ TEXT_ONLY: Final = "conversation.text_only"
 SHORT_SECONDS: Final = 180
 """A maximum duration up to this is worth a word: users took it for broken calls."""
 
-_PLACEHOLDER: Final = re.compile(r"\{\{\s*([^{}\s]+)\s*\}\}")
+_PLACEHOLDER: Final = re.compile(r"\{\{\s*+([^{}\s]++)\s*+\}\}")
 _PERMISSIONS: Final = "platform_settings.overrides.conversation_config_override"
 
 

@@ -28,7 +28,9 @@ class Symptom:
 
 # fmt: off
 SYMPTOMS: Final = (
-    Symptom(1008, r"Missing required dynamic variables in (?P<place>[^:{]+): \{(?P<names>[^}]*)", "variables_missing"),
+    Symptom(
+        1008, r"Missing required dynamic variables in (?P<place>[^:{]{1,99}): \{(?P<names>[^}]*)", "variables_missing"
+    ),
     Symptom(1008, r"Missing dynamic variable after agent (?P<place>transfer)", "variables_missing"),
     Symptom(1008, r"Override for field '(?P<field>[^']+)' is not allowed", "override_not_allowed"),
     Symptom(1008, r"Override is not allowed", "override_not_allowed"),
@@ -174,4 +176,5 @@ def _json_object(pasted: str) -> dict[str, object] | None:
 
 
 def _shown(text: str) -> str:
-    return redact("".join(c if c.isprintable() else " " for c in text)[:_QUOTED_CHARACTERS])
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return redact(printable, most_characters=_QUOTED_CHARACTERS)

@@ -27,7 +27,7 @@ _FIRST_FRAME_SECONDS = 10
 _PING_SECONDS = 2
 
 _FRAME = TypeAdapter(dict[str, object])
-_PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
+_PLACEHOLDER = re.compile(r"\{\{\s*+([\w.-]++)\s*+\}\}")
 # The member that holds the event, where it is not `<type>_event`.
 _EVENTS = {
     "agent_chat_response_part": "text_response_part",

@@ -15,10 +15,10 @@ _HEARD_CHARACTERS = 500  # of a line; the patterns never meet more
 _CURRENCIES = {"$": "USD", "dollar": "USD", "€": "EUR", "euro": "EUR", "£": "GBP", "pound": "GBP"}
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£"}
 
-# "sell 12 apples", up to the price.
+# "sell 12 apples", up to the price. Single spaces, as in what `answer` hands over: to skip runs would be quadratic.
 _SALE = re.compile(
-    r"\bsell(?:ing)?\s+(?:(?:some|my|the)\s+)?(?:(?P<quantity>\d{1,6})\s+)?"
-    r"(?!for\b|at\b)(?P<item>[^\d$€£,.]+?)(?=\s+(?:for|at)\b|\s*[\d$€£,.]|$)"
+    r"\bsell(?:ing)? (?:(?:some|my|the) )?(?:(?P<quantity>\d{1,6}) )?"
+    r"(?!for\b|at\b)(?P<item>[^\d$€£,.]+?)(?= (?:for|at)\b| ?[\d$€£,.]|$)"
 )
 # "$2.50", "3 euros", "7.50"
 _PRICE = re.compile(

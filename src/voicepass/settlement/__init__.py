@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -90,7 +90,7 @@ class Outcome(StrEnum):
 
 
 Observer = Callable[[IssuedPass], None]
-"""Is shown every pass when it has been settled. Must be quick and must not raise."""
+"""Is shown every pass when it has been settled. Must be quick; what it raises changes nothing."""
 
 
 def read_account(conversation_id: str, account: Mapping[str, object], *, source: str) -> Account:
@@ -188,7 +188,8 @@ class Settlements:
         settled = await self._ledger.settle(settlement)
         if settled is not None:
             for observe in self._observers:
-                observe(settled)
+                with suppress(Exception):  # it is settled; `observe.Isolated` logs the mistake
+                    observe(settled)
             return
         for issued in await self._ledger.find([settlement.conversation_id]):
             self._check_agent(issued, settlement.agent_id)
