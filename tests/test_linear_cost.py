@@ -41,6 +41,7 @@ COMPOSED = {
 
 # Each pattern must find one of these texts: its worst cases are made from what it found.
 EXAMPLES = [
+    "missing the permission convai_read to",
     "x",
     "application/vnd.api+json",
     "t=1700000000,v0=" + "0af" * 21 + "0",

@@ -72,6 +72,7 @@ async def test_every_hostile_token_earns_its_own_refusal_and_nothing_else(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
     hostile = [token for token in hostile_tokens(mint_for(algorithm)) if token.fits_a_header]
+    hostile.sort(key=lambda token: "too early" not in token.name)  # first: on a slow machine their time comes
 
     answers = {each.name: await refusal_of(service, each.token) for each in hostile}
 
