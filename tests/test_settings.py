@@ -247,15 +247,98 @@ def test_what_is_written_of_the_settings_is_what_they_are(name: str) -> None:
     assert SECTIONS.keys() <= Settings.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", ["VOICEPASS_ALLOWED_ORIGIN", "VOICEPASS_JWT_SECRTE", "voicepass_sesion_cookie"])
-def test_a_misspelt_variable_does_not_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    given(monkeypatch, {name: "canary-value"})
+MISSPELT = {
+    "VOICEPASS_ALLOWED_ORIGIN": "VOICEPASS_ALLOWED_ORIGINS",
+    "VOICEPASS_JWT_SECRTE": "VOICEPASS_JWT_SECRET",
+    "voicepass_sesion_cookie": "VOICEPASS_SESSION_COOKIE",
+    "VOICEPASS_ORIGINS": "VOICEPASS_ALLOWED_ORIGINS",
+    "VOICEPASS_JWT_AUD": "VOICEPASS_JWT_AUDIENCE",
+    "VOICEPASS_JWT_SECRETS": "VOICEPASS_JWT_SECRET",
+    "VOICEPASS_PROXIES": "VOICEPASS_TRUSTED_PROXIES",
+    "VOICEPASS_SERVICE_TOKEN": "VOICEPASS_SERVICE_TOKENS",
+    "VOICEPASS_JWT_ISSUER_FILE": "VOICEPASS_JWT_ISSUER",
+    "VOICEPASS_PORT": "VOICEPASS_",
+    "ELEVENLABS_WEBHOOK_SECRETS": "ELEVENLABS_WEBHOOK_SECRET",
+    "ELEVENLABS_KEY": "ELEVENLABS_API_KEY",
+    "ELEVENLABS_AGENT": "ELEVENLABS_AGENT_ID",
+    "ELEVENLABS_API_KEY_EU": "ELEVENLABS_API_KEY",
+}
+
+
+@pytest.mark.parametrize("source", ["environment", "dotenv"])
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_variable_does_not_start_and_the_nearest_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
+) -> None:
+    given(monkeypatch, {name: "canary-value"} if source == "environment" else {})
+    if source == "dotenv":
+        (tmp_path / ".env").write_text(f"{name}=canary-value\n")
 
     with pytest.raises(SettingsRefusedError) as refused:
         load_settings()
 
-    assert str(refused.value).startswith(f"{name.upper()} is no setting; did you mean ")
+    assert str(refused.value).startswith(f"{name.upper()} is not a setting: did you mean {MISSPELT[name]}")
     assert "canary-value" not in str(refused.value)
+
+
+def test_variables_that_other_programs_set_on_purpose_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_kubernetes = {
+        "VOICEPASS_SERVICE_HOST": "10.0.0.1",
+        "VOICEPASS_SERVICE_PORT": "8000",
+        "VOICEPASS_SERVICE_PORT_HTTP": "8000",
+        "VOICEPASS_PORT": "tcp://10.0.0.1:8000",
+        "VOICEPASS_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "VOICEPASS_PORT_8000_TCP_PROTO": "tcp",
+        "VOICEPASS_PORT_8000_TCP_PORT": "8000",
+        "VOICEPASS_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "VOICEPASS_POSTGRES_SERVICE_HOST": "10.0.0.2",
+        "ELEVENLABS_EMULATOR_PORT": "tcp://10.0.0.3:9000",
+    }
+    given(monkeypatch, of_kubernetes | {"ELEVENLABS_VOICE_ID": "x", "ELEVENLABS_MODEL_ID": "x", "VOICEPASS_FOO": ""})
+
+    assert settings_to_serve().elevenlabs_agent_id == "agent_1"
+
+
+def test_variables_that_the_policy_file_names_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(
+        """
+        [agents.default]
+        id = "agent_1"
+        allow = "everyone"
+
+        [agents.eu]
+        id = "agent_2"
+        allow = "everyone"
+        base_url = "https://api.eu.residency.elevenlabs.io"
+        api_key_env = "ELEVENLABS_API_KEY_EU"
+
+        [[issuers]]
+        issuer = "https://other.example"
+        algorithm = "HS256"
+        audience = "voicepass"
+        secret_env = 'VOICEPASS_OTHER_SECRET'
+        """
+    )
+    (tmp_path / "secret").write_text(SECRET)
+    given(
+        monkeypatch,
+        {
+            "ELEVENLABS_AGENT_ID": None,
+            "VOICEPASS_POLICY_FILE": "policy.toml",
+            "ELEVENLABS_API_KEY_EU": "sk_2",
+            "VOICEPASS_OTHER_SECRET_FILE": str(tmp_path / "secret"),
+        },
+    )
+
+    assert len(configure(load_settings()).trusted) == 2
+
+
+def test_a_policy_file_with_a_mistake_still_names_its_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[agents.eu]\nid = \napi_key_env = "ELEVENLABS_API_KEY_EU"\n')
+    given(monkeypatch, {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_API_KEY_EU": "sk_2"})
+
+    with pytest.raises(SettingsRefusedError, match="VOICEPASS_POLICY_FILE is not TOML"):
+        settings_to_serve()
 
 
 def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,9 +35,17 @@ from voicepass.keys import (
     key_from_secret,
 )
 from voicepass.logs import LogFormat, LogLevel
+from voicepass.policyfile import secret_names
 
+_PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _FILE_SUFFIX: Final = "_FILE"
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # that one may hold a password
+_OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
+# Kubernetes sets these for a service called voicepass or voicepass-postgres; VOICEPASS_PORT is then tcp://10.0.0.1:8000.
+_KUBERNETES_NAME: Final = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
+)
+_KUBERNETES_PORT: Final = re.compile(r"(tcp|udp|sctp)://.+", re.ASCII)
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 10_000
@@ -360,8 +368,8 @@ def secret_named(name: str) -> str | None:
 
 
 def load_settings() -> Settings:
-    """Read the environment and `.env`. Raises SettingsRefusedError, with a line for each variable that is malformed."""
-    if problems := _misspelt_names():
+    """Read the environment and `.env`. Raises SettingsRefusedError, with a line per unknown or malformed variable."""
+    if problems := _unknown_names():
         raise SettingsRefusedError(problems)
     try:
         return Settings()
@@ -373,13 +381,25 @@ def load_settings() -> Settings:
         raise SettingsRefusedError(problems) from None  # the original would print the values
 
 
-def _misspelt_names() -> list[str]:
-    """Name the variables that are a letter or two from a setting: a protection would silently be off."""
-    known = {name.upper() for name in Settings.model_fields}
-    known |= {name + _FILE_SUFFIX for name in known if name.endswith(_SECRET_SUFFIXES)}
-    unknown = {name.upper() for name in _surroundings() if name.startswith("voicepass_")} - known
-    meant = {name: get_close_matches(name, known, n=1, cutoff=0.9) for name in sorted(unknown)}
-    return [f"{name} is no setting; did you mean {close[0]}?" for name, close in meant.items() if close]
+def _unknown_names() -> list[str]:
+    """Report the variables with a prefix of ours that are not settings: a protection would silently be off."""
+    surroundings = {name.upper(): value or "" for name, value in _surroundings().items()}
+    settings = {name.upper() for name in Settings.model_fields}
+    settings |= {name + _FILE_SUFFIX for name in settings if name.endswith(_SECRET_SUFFIXES)}
+    policy_file = surroundings.get("VOICEPASS_POLICY_FILE")
+    secrets = secret_names(policy_file) if policy_file else frozenset()
+    known = settings | secrets | {name + _FILE_SUFFIX for name in secrets} | _OF_SPEECH_PROGRAMS
+    unknown = sorted(name for name in surroundings if name.startswith(_PREFIXES) and name not in known)
+    nearest = {
+        name: get_close_matches(name, settings, n=1, cutoff=0)[0]
+        for name in unknown
+        if not _is_of_kubernetes(name, surroundings[name])
+    }
+    return [f"{name} is not a setting: did you mean {close}? If not, unset it" for name, close in nearest.items()]
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    return bool(_KUBERNETES_NAME.fullmatch(name) or (name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value)))
 
 
 def _listed(value: str) -> list[str]:
