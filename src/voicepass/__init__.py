@@ -26,7 +26,7 @@ The map, in reading order:
     checks       what a configured value must look like, wherever it is written
     configuration  both of them become what the service is built from, or a named contradiction
     addresses    which URLs and proxies may be trusted
-    draining     from SIGTERM to the end: not ready, yet serving
+    draining     from SIGTERM or SIGHUP to the end: not ready, yet serving
     app          the composition root
     server       how uvicorn is run, and the limits that ASGI cannot see
     reports      the command line over the ledger: usage, conversations, export, the off switch

@@ -103,7 +103,7 @@ def _lifespan(
             for issuer in configuration.trusted:
                 if isinstance(issuer.keys, PublishedKeys):
                     stack.push_async_callback(issuer.keys.aclose)
-            stack.enter_context(draining.on_sigterm())
+            stack.enter_context(draining.on_signals())
             registry = CollectorRegistry()
             state = StateMetrics(registry=registry, upstream=provider, warm_held=lambda: warm.held if warm else {})
             await stack.enter_async_context(state.looking())
