@@ -341,6 +341,34 @@ def test_a_policy_file_with_a_mistake_still_names_its_secrets(monkeypatch: pytes
         settings_to_serve()
 
 
+def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_MAX_CALLS=1\n")
+    (tmp_path / "secret").write_text("sk_from_file")
+    (tmp_path / "named").write_text("VOICEPASS_WARM_PASSES=2\nELEVENLABS_API_KEY_FILE=secret\n")
+    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "VOICEPASS_ENV_FILE": "named"})
+
+    settings = settings_to_serve()
+
+    assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (2, 512)
+    assert settings.api_keys == ["sk_from_file"]
+
+
+def test_no_env_file_is_read_where_dev_null_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_UNKNOWN=1\n")
+    given(monkeypatch, {"VOICEPASS_ENV_FILE": "/dev/null"})
+
+    assert settings_to_serve().voicepass_warm_passes == 0
+
+
+def test_a_named_env_file_that_cannot_be_read_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, {"VOICEPASS_ENV_FILE": "missing"})
+
+    with pytest.raises(SettingsRefusedError, match="VOICEPASS_ENV_FILE names a file that cannot be read"):
+        load_settings()
+
+
 def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     monkeypatch.setenv("ELEVENLABS_API_KEY", "sk_1")

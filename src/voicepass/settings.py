@@ -1,5 +1,6 @@
 """Every environment variable, typed, with its unit; refuses combinations that would start the service open."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -39,6 +40,7 @@ from voicepass.policyfile import secret_names
 
 _PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _FILE_SUFFIX: Final = "_FILE"
+ENV_FILE: Final = "VOICEPASS_ENV_FILE"  # in the environment only: it names the file with the other settings
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # that one may hold a password
 _OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
 # Kubernetes sets these for a service called voicepass or voicepass-postgres; VOICEPASS_PORT is then tcp://10.0.0.1:8000.
@@ -68,10 +70,9 @@ def _unless_none(check: Callable[[str], str]) -> Callable[[str | None], str | No
 
 
 class Settings(BaseSettings):
-    """What the environment (or `.env`) says. An empty variable counts as unset."""
+    """What the environment (or the env file) says. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -268,10 +269,10 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - `_env_file` reads it
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' own mechanism: unused
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
+        return init_settings, _SecretFiles(settings_cls), env_settings, _env_file(settings_cls)
 
     @property
     def api_keys(self) -> list[str]:
@@ -329,7 +330,7 @@ class Settings(BaseSettings):
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Reads NAME_FILE for every secret NAME, from the environment or `.env`."""
+    """Reads NAME_FILE for every secret NAME, from the environment or the env file."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ANN401, ARG002
         """Unused: __call__ reads all fields at once."""
@@ -343,8 +344,20 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 
 def _surroundings() -> Mapping[str, str | None]:
-    """Return the environment over `.env`, names in lower case."""
-    return {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+    """Return the environment over the env file, names in lower case."""
+    return {**_env_file(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+
+
+def _env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
+    """Read the file that VOICEPASS_ENV_FILE names, else `.env` in the working directory if it exists."""
+    path = os.environ.get(ENV_FILE)
+    if path:
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            problem = f"{ENV_FILE} names a file that cannot be read ({type(error).__name__})"
+            raise SettingsRefusedError([problem]) from None
+    return DotEnvSettingsSource(settings_cls, env_file=path or ".env")
 
 
 def _from_file(name: str, surroundings: Mapping[str, str | None]) -> str | None:
@@ -361,14 +374,14 @@ def _from_file(name: str, surroundings: Mapping[str, str | None]) -> str | None:
 
 
 def secret_named(name: str) -> str | None:
-    """Return the secret that the policy file calls by `name`: from NAME or NAME_FILE, in the environment or `.env`."""
+    """Return the secret that the policy file calls by `name`: NAME or NAME_FILE, in the environment or the env file."""
     surroundings = _surroundings()
     secret = _from_file(name, surroundings) or surroundings.get(name.lower())
     return secret and secret.removesuffix("\n").removesuffix("\r")
 
 
 def load_settings() -> Settings:
-    """Read the environment and `.env`. Raises SettingsRefusedError, with a line per unknown or malformed variable."""
+    """Read the environment and the env file. Raises SettingsRefusedError: a line per unknown or malformed variable."""
     if problems := _unknown_names():
         raise SettingsRefusedError(problems)
     try:
@@ -388,7 +401,7 @@ def _unknown_names() -> list[str]:
     settings |= {name + _FILE_SUFFIX for name in settings if name.endswith(_SECRET_SUFFIXES)}
     policy_file = surroundings.get("VOICEPASS_POLICY_FILE")
     secrets = secret_names(policy_file) if policy_file else frozenset()
-    known = settings | secrets | {name + _FILE_SUFFIX for name in secrets} | _OF_SPEECH_PROGRAMS
+    known = {ENV_FILE} | settings | secrets | {name + _FILE_SUFFIX for name in secrets} | _OF_SPEECH_PROGRAMS
     unknown = sorted(name for name in surroundings if name.startswith(_PREFIXES) and name not in known)
     nearest = {
         name: get_close_matches(name, settings, n=1, cutoff=0)[0]
