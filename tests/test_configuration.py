@@ -495,7 +495,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}
     aliases = ["seller", "closed", "unknown", "agent_seller", "Seller", "seller ", "ѕeller", "s", "x" * 64, "__class__"]
 
-    async with serving(THREE_AGENTS, **NO_AGENT) as api:
+    async with serving(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
         posted = [await api.post(route, headers=headers, json={"agent": alias}) for alias in aliases]
         got = [await api.get(route, headers=headers, params={"agent": alias}) for alias in aliases]
 

@@ -16,6 +16,7 @@ class AttemptLog:
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {
             "request_id": attempt.request_id,
+            "client_request_id": attempt.client_request_id,
             "client": attempt.client,
             "transport": attempt.transport.value,
             "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text

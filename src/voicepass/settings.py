@@ -124,7 +124,8 @@ class Settings(BaseSettings):
         [], description="Bearer tokens of your own backends, comma-separated, at least 32 characters each."
     )
     voicepass_trusted_proxies: Annotated[list[Network], NoDecode] = Field(
-        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated."
+        [],
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Request-ID are believed, by comma.",
     )
     voicepass_database_url: str = Field(
         "sqlite:///voicepass.db",

@@ -15,6 +15,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from voicepass.api.middleware import WEBHOOK_PATH, Fields
+from voicepass.api.problems import request_ids
 from voicepass.api.schemas import (
     BY_BODY,
     BY_QUERY,
@@ -98,7 +99,7 @@ async def _issue(request: Request, asked: PassBody, transport: Transport) -> Res
     request.state.is_attempt = True
     voice_pass = await passes.issue(
         PassRequest(
-            request_id=request.state.request_id,
+            **request_ids(request),
             credentials=_credentials(request),
             alias=asked.agent,
             transport=transport,
@@ -200,14 +201,14 @@ async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     blocked = Block(**body.model_dump())
     await request.app.state.ledger.block(blocked)
-    _log.warning("block.set", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
+    _log.warning("block.set", **_told(blocked), **request_ids(request), client=request.state.client)
 
 
 @backend_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     blocked = Block(**body.model_dump())
     await request.app.state.ledger.unblock(blocked)
-    _log.warning("block.removed", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
+    _log.warning("block.removed", **_told(blocked), **request_ids(request), client=request.state.client)
 
 
 def _told(blocked: Block) -> dict[str, str]:
