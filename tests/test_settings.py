@@ -102,6 +102,14 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     "an origin with a path": ({"VOICEPASS_ALLOWED_ORIGINS": "https://a.example/"}, "VOICEPASS_ALLOWED_ORIGINS"),
     "the null origin": ({"VOICEPASS_ALLOWED_ORIGINS": "null"}, "VOICEPASS_ALLOWED_ORIGINS"),
     "another database": ({"VOICEPASS_DATABASE_URL": "mysql://canary-value"}, "VOICEPASS_DATABASE_URL"),
+    "a short service token": ({"VOICEPASS_SERVICE_TOKENS": f"{SECRET},canary-value"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a service token of 31 characters": ({"VOICEPASS_SERVICE_TOKENS": "x" * 31}, "VOICEPASS_SERVICE_TOKENS"),
+    "a short service token with a name": (
+        {"VOICEPASS_SERVICE_TOKENS": "crm-canary-value:" + "x" * 31},
+        "VOICEPASS_SERVICE_TOKENS",
+    ),
+    "a service token without its name": ({"VOICEPASS_SERVICE_TOKENS": f":{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a service token with a strange name": ({"VOICEPASS_SERVICE_TOKENS": f"a\tb:{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
     "no deadline": ({"VOICEPASS_DEADLINE_SECONDS": "0"}, "VOICEPASS_DEADLINE_SECONDS"),
     "an unknown log format": ({"VOICEPASS_LOG_FORMAT": "canary-value"}, "VOICEPASS_LOG_FORMAT"),
 }

@@ -112,9 +112,7 @@ def _lifespan(
             app.state.metrics = Exposition(
                 registry=registry, state=state, ledger=LedgerMetrics(ledger=ledger, ticks=time.monotonic)
             )
-            app.state.service_tokens = ServiceTokens(
-                [token.get_secret_value() for token in settings.voicepass_service_tokens]
-            )
+            app.state.service_tokens = ServiceTokens(settings.service_tokens)
             app.state.policy = configuration.policy
             app.state.authenticator = JwtAuthenticator(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)

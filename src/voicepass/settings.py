@@ -27,6 +27,7 @@ from voicepass.checks import (
     checked_variable_name,
     is_header_value,
 )
+from voicepass.credentials import ServiceToken
 from voicepass.keys import (
     HMAC_ALGORITHMS,
     MIN_SECRET_BYTES,
@@ -48,6 +49,7 @@ _KUBERNETES_NAME: Final = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
 )
 _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp|sctp)://.+", re.ASCII)
+_TOKEN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 10_000
@@ -121,7 +123,8 @@ class Settings(BaseSettings):
         None, description="TOML: agents by alias, who may use them, their variables, limits, further issuers."
     )
     voicepass_service_tokens: Annotated[list[SecretStr], NoDecode] = Field(
-        [], description="Bearer tokens of your own backends, comma-separated, at least 32 characters each."
+        [],
+        description="Bearer tokens of your backends, by comma: token or name:token; a token has 32 characters or more.",
     )
     voicepass_trusted_proxies: Annotated[list[Network], NoDecode] = Field(
         [],
@@ -229,9 +232,11 @@ class Settings(BaseSettings):
     @field_validator("voicepass_service_tokens")
     @classmethod
     def _tokens_cannot_be_guessed(cls, tokens: list[SecretStr]) -> list[SecretStr]:
-        values = [token.get_secret_value() for token in tokens]
-        if any(len(value) < MIN_SECRET_BYTES or not is_header_value(value) for value in values):
+        parsed = [ServiceToken.parse(token.get_secret_value()) for token in tokens]
+        if any(len(entry.token) < MIN_SECRET_BYTES or not is_header_value(entry.token) for entry in parsed):
             raise ValueError(f"must be {MIN_SECRET_BYTES} plain characters or more; make one: openssl rand -base64 48")
+        if not all(_TOKEN_NAME.fullmatch(entry.name) for entry in parsed):
+            raise ValueError("must read name:token; the name has letters, digits, - _ . and at most 64 of them")
         return tokens
 
     @field_validator("voicepass_session_cookie")
@@ -286,6 +291,11 @@ class Settings(BaseSettings):
         """The webhook's secret, or both while they are rotated; none where no webhook is set up."""
         secrets = self.elevenlabs_webhook_secret
         return _listed(secrets.get_secret_value()) if secrets is not None else []
+
+    @property
+    def service_tokens(self) -> list[ServiceToken]:
+        """The tokens of the operator's backends, with their names."""
+        return [ServiceToken.parse(token.get_secret_value()) for token in self.voicepass_service_tokens]
 
     def issuer_problems(self) -> list[str]:
         """Name what keeps the issuer of this environment from being trusted, or test tokens from being made."""

@@ -73,9 +73,17 @@ def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
 
 
 def noted(
-    refusal: Refusal, *, request_id: str, client_request_id: str | None = None, asked: str | None = None
+    refusal: Refusal,
+    *,
+    request_id: str,
+    client_request_id: str | None = None,
+    service_token: str | None = None,
+    asked: str | None = None,
 ) -> JSONResponse:
-    """Answer with `refusal`, and write a line for the request id to lead to. `asked`: method and path."""
+    """Answer with `refusal`, and write a line for the request id to lead to.
+
+    `asked`: method and path. `service_token`: the name of the one that the request carried.
+    """
     write = _log.error if refusal.is_operators_fault else _log.info
     write(
         "request.refused",
@@ -84,6 +92,7 @@ def noted(
         note=refusal.operator_note or None,
         request_id=request_id,
         client_request_id=client_request_id,
+        service_token=service_token,
     )
     return problem(refusal, request_id=request_id)
 
@@ -111,7 +120,8 @@ def word_problems(app: FastAPI) -> None:
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
         if getattr(request.state, "is_attempt", False):  # its observers have written it down
             return problem(refusal, request_id=request.state.request_id)
-        return noted(refusal, **request_ids(request), asked=_asked(request))
+        service_token = getattr(request.state, "service_token", None)
+        return noted(refusal, **request_ids(request), service_token=service_token, asked=_asked(request))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
