@@ -20,6 +20,7 @@ class AttemptLog:
             "client": attempt.client,
             "transport": attempt.transport.value,
             "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text
+            "token_issuer": attempt.user.issuer if attempt.user else None,
             "user_id": attempt.user.id if attempt.user else None,
             "conversation_id": attempt.conversation_id,
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
@@ -55,6 +56,7 @@ class SettlementLog:
     def __call__(self, settled: IssuedPass) -> None:
         fields: dict[str, object] = {
             "conversation_id": settled.conversation_id,
+            "token_issuer": settled.token_issuer,
             "user_id": settled.user_id,
             "agent": settled.agent_alias,
             "request_id": settled.request_id,
