@@ -110,6 +110,10 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "a service token without its name": ({"VOICEPASS_SERVICE_TOKENS": f":{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
     "a service token with a strange name": ({"VOICEPASS_SERVICE_TOKENS": f"a\tb:{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a cookie and a page over http": (
+        {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": "http://canary-value.example"},
+        "VOICEPASS_ALLOWED_ORIGINS",
+    ),
     "no deadline": ({"VOICEPASS_DEADLINE_SECONDS": "0"}, "VOICEPASS_DEADLINE_SECONDS"),
     "an unknown log format": ({"VOICEPASS_LOG_FORMAT": "canary-value"}, "VOICEPASS_LOG_FORMAT"),
 }
@@ -159,6 +163,13 @@ def test_a_good_configuration_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert settings.voicepass_variables == {"plan": "plan", "shop": "app_metadata.shop"}
     assert "canary-value" not in repr(settings)
+
+
+def test_a_cookie_and_pages_over_https_or_on_loopback_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = "https://app.example,http://localhost:5173"
+    given(monkeypatch, {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": origins})
+
+    assert settings_to_serve().voicepass_session_cookie == "__Host-session"
 
 
 @pytest.mark.parametrize("pem", [RSA_PEM, RSA_PEM.replace("\n", "\\n"), RSA_PEM.strip()])

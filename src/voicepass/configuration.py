@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from voicepass.addresses import is_safe_url
 from voicepass.checks import is_header_value
 from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
@@ -43,6 +44,12 @@ def configure(settings: Settings) -> Configuration:
     trusted = _trusted(settings, policy_file, problems)
     workspaces = _workspaces(settings, policy_file, problems)
     rules = _rules(settings, policy_file, problems)
+    if settings.voicepass_session_cookie and not all(map(is_safe_url, settings.voicepass_allowed_origins)):
+        # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
+        problems.append(
+            "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
+            " or http:// to a loopback address"
+        )
     if problems:
         raise SettingsRefusedError(problems)
     limits = policy_file.limits

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from voicepass.addresses import is_safe_url
 from voicepass.errors import HeadersTooLarge, OriginNotAllowed, TokenInvalid, TokenMissing, UnsupportedMediaType
 from voicepass.model import Credentials
 
@@ -52,11 +53,15 @@ def cookie_token(credentials: Credentials, session: SessionCookie) -> str | None
 
 def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
     """Let a cookie count only where our own pages sent it. Raises OriginNotAllowed or UnsupportedMediaType."""
-    # The browser's own word, which no page can forge; older ones leave Origin out beside it.
+    # Only the browser sets Sec-Fetch-Site, and only for https and loopback; older ones leave Origin out beside it.
+    origin = credentials.origin
     own_origins = (None, f"https://{credentials.host}", f"http://{credentials.host}")
-    same_origin = credentials.fetch_site == "same-origin" and credentials.origin in own_origins
-    if credentials.origin not in session.allowed_origins and not same_origin:
-        raise OriginNotAllowed(operator_note="a session cookie came from a page that is neither ours nor listed")
+    is_secure = origin is None or is_safe_url(origin)
+    same_origin = credentials.fetch_site == "same-origin" and origin in own_origins and is_secure
+    if origin not in session.allowed_origins and not same_origin:
+        raise OriginNotAllowed(
+            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https"
+        )
     if credentials.media_type != "application/json":
         raise UnsupportedMediaType
 

@@ -117,7 +117,8 @@ class Settings(BaseSettings):
         [], description="Exact origins of browser frontends, comma-separated: https://app.example."
     )
     voicepass_session_cookie: str | None = Field(
-        None, description="Name of a cookie that carries the JWT; counts on POST from own or allowed origins only."
+        None,
+        description="Cookie with the JWT, best named __Host-…; counts on POST from own or allowed https pages.",
     )
     voicepass_policy_file: str | None = Field(
         None, description="TOML: agents by alias, who may use them, their variables, limits, further issuers."
