@@ -301,6 +301,16 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     ]
 
 
+def test_the_age_of_tokens_is_limited_for_every_issuer_alike() -> None:
+    published = issuer(OTHER, "RS256", 'jwks_url = "https://other.example/jwks"')
+
+    unlimited = configured(published)
+    limited = configured(published, voicepass_jwt_max_age_seconds=300)
+
+    assert [trusted.max_age_seconds for trusted in unlimited.trusted] == [0, 0]
+    assert [trusted.max_age_seconds for trusted in limited.trusted] == [300, 300]
+
+
 # Workspaces ---------------------------------------------------------------------------------------------------------
 
 TWO_HOSTS = agent("home", OPEN) + agent("eu", OPEN, *IN_EU)

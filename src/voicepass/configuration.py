@@ -73,6 +73,7 @@ def _trusted(settings: Settings, policy_file: PolicyFile, problems: list[str]) -
                     audience=entry.audience,
                     required=Rule(entry.required_claims),
                     leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+                    max_age_seconds=settings.voicepass_jwt_max_age_seconds,
                     user_id_claim=entry.user_id_claim,
                     user_name_claim=entry.user_name_claim,
                 )
@@ -96,6 +97,7 @@ def _issuer_here(settings: Settings, problems: list[str]) -> list[TrustedIssuer]
             keys=FixedKey(key) if key is not None else _published(url or "", token_issuer, algorithm),
             audience=settings.voicepass_jwt_audience,
             leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+            max_age_seconds=settings.voicepass_jwt_max_age_seconds,
             user_id_claim=settings.voicepass_user_id_claim,
             user_name_claim=settings.voicepass_user_name_claim,
         )

@@ -56,6 +56,7 @@ _MAX_CALLS: Final = 10_000
 _MAX_WARM_PASSES: Final = 1000
 _MAX_DRAIN_SECONDS: Final = 300.0
 _MAX_RECONCILE_SECONDS: Final = 86_400
+_MAX_TOKEN_AGE_SECONDS: Final = 366 * 86_400
 _MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes them, and longer; this keeps out what could be guessed
 
 
@@ -107,6 +108,9 @@ class Settings(BaseSettings):
     voicepass_jwt_audience: str | None = Field(None, description="The `aud` that your tokens must name.")
     voicepass_jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = Field(
         60, description="Clock skew forgiven on exp, nbf and iat."
+    )
+    voicepass_jwt_max_age_seconds: Annotated[int, Field(ge=0, le=_MAX_TOKEN_AGE_SECONDS)] = Field(
+        0, description="How long after its iat a token counts, whatever its exp; iat is then required. 0: no limit."
     )
     voicepass_user_id_claim: str = Field("sub", description="The claim that becomes user_id; dots lead into objects.")
     voicepass_user_name_claim: str = Field("name", description="The claim that becomes user_name.")
