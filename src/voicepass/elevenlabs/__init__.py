@@ -29,7 +29,7 @@ from voicepass.elevenlabs.answers import (
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.errors import AgentUnknown, BadAnswer, ConversationUnknown, KeyRejected, Overloaded, Timeout, Unavailable
 from voicepass.model import Agent, Clock, Credential, Transport
-from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, get
+from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
 from voicepass.resilience import BreakerOpenError, Bulkhead, DeadlinePassedError, FailedError, FullError, Guard
 
 SIGNED_URL_SECONDS: Final = 900
@@ -270,6 +270,8 @@ class ElevenLabs:
                 f"{type(error).__name__} while asking {request.url.host}: it cannot be reached, or answers too slowly"
             )
             raise FailedError(Timeout(operator_note=note), is_outage=True, may_retry=False) from error
+        except CertificateRefusedError as error:
+            raise FailedError(Unavailable(operator_note=str(error)), is_outage=True, may_retry=False) from error
         except httpx.TransportError as error:
             note = (
                 f"{type(error).__name__} while asking {request.url.host}; "
