@@ -19,6 +19,7 @@ The map, in reading order:
     readiness    the cheap named checks behind /readyz
     observe      an attempt or a settlement becomes a log line
     metrics      what Prometheus is told, of one worker or of all
+    workers      the files in which workers share their metrics
     traces       an attempt becomes a trace, where the OTEL_* variables name a collector
     logs         how logging is set up, and what never gets into a line
     settings     every environment variable, typed

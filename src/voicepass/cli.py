@@ -22,12 +22,12 @@ from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.logs import configure_logging
-from voicepass.metrics import shared_by_workers
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.policyfile import PolicyFileError, read_policy_file
 from voicepass.server import run
 from voicepass.settings import ENV_FILE, Settings, SettingsRefusedError, load_settings
+from voicepass.workers import shared_by_workers
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
