@@ -23,7 +23,9 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PORT=8000
+    PORT=8000 \
+    VOICEPASS_ENV_FILE=/dev/null
+# /dev/null: the working directory is a volume, and a .env in it must not change the settings.
 # The ledger's default, sqlite:///voicepass.db, lies here. Nothing else is written but to /tmp: the root may be read-only.
 WORKDIR /data
 VOLUME /data

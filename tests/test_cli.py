@@ -63,6 +63,18 @@ def serving(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRON
     assert secrets_in("".join(output)) == []
 
 
+def test_every_command_takes_an_env_file(tmp_path: Path) -> None:
+    settings = [line for line in ENVIRONMENT if line.startswith(("ELEVENLABS_", "VOICEPASS_"))]
+    (tmp_path / "named").write_text("".join(f"{name}={ENVIRONMENT[name]}\n" for name in settings))
+
+    without = run("token", "--user", "u-1", cwd=tmp_path, environment=CLEAN)
+    named = run("--env-file", "named", "token", "--user", "u-1", cwd=tmp_path, environment=CLEAN)
+    missing = run("--env-file", "missing", "token", "--user", "u-1", cwd=tmp_path, environment=CLEAN)
+
+    assert (without.returncode, named.returncode, missing.returncode) == (1, 0, 1)
+    assert missing.stderr.startswith("VOICEPASS_ENV_FILE names a file that cannot be read")
+
+
 def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
     arguments = ["token", "--user", "u-1", "--name", "Ada", "--ttl", "60", "--claim", "plan=pro", "--claim", "n=3"]
 

@@ -301,6 +301,16 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     ]
 
 
+def test_the_age_of_tokens_is_limited_for_every_issuer_alike() -> None:
+    published = issuer(OTHER, "RS256", 'jwks_url = "https://other.example/jwks"')
+
+    unlimited = configured(published)
+    limited = configured(published, voicepass_jwt_max_age_seconds=300)
+
+    assert [trusted.max_age_seconds for trusted in unlimited.trusted] == [0, 0]
+    assert [trusted.max_age_seconds for trusted in limited.trusted] == [300, 300]
+
+
 # Workspaces ---------------------------------------------------------------------------------------------------------
 
 TWO_HOSTS = agent("home", OPEN) + agent("eu", OPEN, *IN_EU)
@@ -495,7 +505,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}
     aliases = ["seller", "closed", "unknown", "agent_seller", "Seller", "seller ", "ѕeller", "s", "x" * 64, "__class__"]
 
-    async with serving(THREE_AGENTS, **NO_AGENT) as api:
+    async with serving(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
         posted = [await api.post(route, headers=headers, json={"agent": alias}) for alias in aliases]
         got = [await api.get(route, headers=headers, params={"agent": alias}) for alias in aliases]
 

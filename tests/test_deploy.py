@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def compose_settings() -> dict[str, str]:
 
 
 def kubernetes_settings() -> dict[str, str]:
-    lines = (DEPLOY / "kubernetes" / "settings.env").read_text().split()
+    text = (DEPLOY / "kubernetes" / "settings.env").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines) | {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
 
 
@@ -132,6 +134,35 @@ def test_nothing_has_more_rights_than_it_needs() -> None:
     assert (service["read_only"], service["cap_drop"], database["read_only"]) == (True, ["ALL"], True)
     assert "ports" not in database
     assert all(re.search(r":\d", entry["image"]) for entry in COMPOSE.values())
+
+
+def test_the_network_policy_opens_no_port_to_everyone_inside_and_none_to_the_metadata_service() -> None:
+    policy = MANIFESTS["NetworkPolicy"]["spec"]
+    blocks = [peer["ipBlock"] for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    allowed = [ip_network(block["cidr"]) for block in blocks]
+    excepted = [ip_network(cidr) for block in blocks for cidr in block.get("except", ())]
+
+    assert all(rule.get("from") for rule in policy["ingress"])
+    assert all(rule.get("to") for rule in policy["egress"])
+    assert all(
+        peer.get("namespaceSelector", {}).get("matchLabels") for rule in policy["ingress"] for peer in rule["from"]
+    )
+    for address in map(ip_address, ("169.254.169.254", "192.168.0.1", "172.16.0.1", "fd00:ec2::254")):
+        assert any(address in network for network in allowed)
+        assert any(address in network for network in excepted)
+
+
+def test_no_proxy_is_trusted_by_a_whole_private_network() -> None:
+    networks = [ip_network(text) for text in GIVEN["kubernetes"]["VOICEPASS_TRUSTED_PROXIES"].split(",")]
+
+    assert min(network.prefixlen for network in networks) >= 16
+
+
+def test_every_container_is_bounded() -> None:
+    resources = CONTAINER["resources"]
+
+    assert {"memory", "ephemeral-storage"} <= resources["limits"].keys() & resources["requests"].keys()
+    assert all({"mem_limit", "pids_limit"} <= service.keys() for service in COMPOSE.values())
 
 
 def test_all_instances_together_fit_into_a_postgresql_with_its_own_defaults() -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM, seen from outside: first not ready, then no longer listening, and whatever was asked is answered."""
+"""SIGTERM and SIGHUP, seen from outside: not ready, then no longer listening, and whatever was asked is answered."""
 
 import contextlib
 import os
@@ -92,6 +92,40 @@ def test_a_server_told_to_end_says_so_serves_on_and_answers_all_that_was_asked(
     assert (during.status_code, during.headers["connection"]) == (200, "close")
     assert open_seconds > 1
     assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
+
+
+def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
+    client: httpx.Client, make_token: MakeToken, tmp_path: Path
+) -> None:
+    port = free_port()
+    url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with elevenlabs(latency_seconds=0.5) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+        process_environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": upstream}
+        with started(command, cwd=tmp_path, environment=process_environment) as log:
+            (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
+            asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
+            assert is_asked.wait(timeout=20)
+
+            os.kill(int(pid), signal.SIGHUP)
+            granted = asked.result()
+            while not has_ended(client, url):
+                pass
+
+    assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
+    assert '"event": "drain.begun"' in "".join(log)
+
+
+def test_under_nohup_the_server_ignores_sighup(client: httpx.Client, tmp_path: Path) -> None:
+    port = free_port()
+    command = ["nohup", sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with started(command, cwd=tmp_path, environment=ENVIRONMENT) as log:
+        (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
+
+        os.kill(int(pid), signal.SIGHUP)
+        alive = client.get(f"http://127.0.0.1:{port}/healthz")
+
+    assert (alive.status_code, alive.headers.get("connection")) == (200, None)
 
 
 @pytest.mark.long

@@ -51,13 +51,16 @@ def verify(token: str, key: VerificationKey) -> None:
     check_signature(parsed, check_header(parsed.header, key.algorithm), key)
 
 
-def authenticator_for(mint: Mint, *, user_id_claim: str = "sub", now: float | None = None) -> JwtAuthenticator:
+def authenticator_for(
+    mint: Mint, *, user_id_claim: str = "sub", now: float | None = None, max_age_seconds: int = 0
+) -> JwtAuthenticator:
     trusted = TrustedIssuer(
         token_issuer=mint.token_issuer,
         algorithm=mint.signer.algorithm,
         audience=mint.audience,
         keys=FixedKey(key_for(mint)),
         leeway_seconds=mint.leeway_seconds,
+        max_age_seconds=max_age_seconds,
         user_id_claim=user_id_claim,
     )
     return JwtAuthenticator(trusted=[trusted], clock=lambda: mint.now if now is None else now)
@@ -280,6 +283,34 @@ async def test_exp_is_the_first_instant_at_which_a_token_is_refused(leeway_secon
 
     assert isinstance(outcomes[0], User)
     assert outcomes[1:] == [TokenExpired] * 3
+
+
+@pytest.mark.parametrize("leeway_seconds", [0, 60])
+async def test_a_token_that_is_older_than_the_operator_allows_is_expired_whatever_its_exp(leeway_seconds: int) -> None:
+    mint = mint_for(leeway_seconds=leeway_seconds)
+    token = mint.token(claims=mint.claims(exp=1_900_000_000, iat=1_800_000_000))
+    end = 1_800_000_000 + 300 + leeway_seconds
+
+    outcomes = [
+        await outcome(authenticator_for(mint, now=now, max_age_seconds=300), [f"Bearer {token}"])
+        for now in (1_800_000_000, end - 0.001, end, end + 1e6)
+    ]
+    without_limit = await outcome(authenticator_for(mint, now=end + 1e6), [f"Bearer {token}"])
+
+    assert [isinstance(seen, User) for seen in outcomes] == [True, True, False, False]
+    assert outcomes[2:] == [TokenExpired] * 2
+    assert isinstance(without_limit, User)
+
+
+@pytest.mark.parametrize("iat", [None, "1800000000", True])
+async def test_where_the_age_is_limited_a_token_without_an_instant_of_issue_is_refused(iat: object) -> None:
+    mint = mint_for()
+    claims = {name: value for name, value in mint.claims().items() if name != "iat"}
+    token = mint.token(claims=claims if iat is None else claims | {"iat": iat})
+
+    limited = await outcome(authenticator_for(mint, max_age_seconds=300), [f"Bearer {token}"])
+
+    assert limited is TokenInvalid
 
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])

@@ -66,6 +66,10 @@ def test_the_image_runs_as_a_number_and_its_process_gets_the_signal() -> None:
     assert "/healthz" in command[-1]
 
 
+def test_the_image_reads_no_env_file_in_its_working_directory() -> None:
+    assert "VOICEPASS_ENV_FILE=/dev/null" in " ".join(arguments("ENV")).split()
+
+
 def sh(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -13,10 +13,12 @@ from typing import Any, Final
 import httpx
 import pytest
 import respx
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, settings_with
+from tests.faults import tls
 from tests.hostile_jwks import KID, HostileSet, hostile_sets, jwk_of, right, set_of, stranger
 from tests.hostile_tokens import Mint, ec_key_of, rsa_key_of, signer_for
 from tests.servers import free_port, listening, running
@@ -426,6 +428,23 @@ MOVED: Final = {"no TLS where https is asked for", "connection refused"}
 """Here it is the discovery document that leads to where nothing good answers."""
 
 each_outage = pytest.mark.parametrize("outage", OUTAGES)
+
+
+async def test_a_certificate_failure_is_logged_as_one_with_what_to_do() -> None:
+    async def never(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("nothing is sent to a server whose certificate is refused")
+
+    async with listening(never, tls=tls()) as base_url:
+        keys = PublishedKeys(url=base_url + JWKS_PATH, token_issuer=TOKEN_ISSUER, algorithm="ES256", clock=Clock())
+        with structlog.testing.capture_logs() as logged, pytest.raises(KeysUnavailable) as refused:
+            await keys.check()
+        await keys.aclose()
+
+    reason = "the certificate of 127.0.0.1 was refused (self-signed certificate)"
+    assert reason in refused.value.operator_note
+    (line,) = [line for line in logged if line["event"] == "keys.refresh_failed"]
+    assert line["note"].startswith(reason)
+    assert "SSL_CERT_FILE" in line["note"]
 
 
 def end_of_outage(issuer: Issuer) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.canaries import API_KEY
@@ -23,6 +27,7 @@ from voicepass.errors import LedgerUnavailable
 from voicepass.metrics import LEDGER_SECONDS, LOOK_SECONDS, AttemptMetrics, Exposition, LedgerMetrics, StateMetrics
 from voicepass.model import Standing, User
 from voicepass.resilience import Bulkhead
+from voicepass.workers import without_dead_workers
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +175,63 @@ def attempts(text: str) -> float:
     return sum(value for name, value in samples(text).items() if name.startswith("voicepass_attempts_total "))
 
 
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_counts(directory: Path, *, pid: int, count: float) -> None:
+    """Write what a worker with this id has counted, as prometheus-client does."""
+    for kind, sample in (("counter", "asked_total"), ("histogram", "took_sum"), ("gauge_livesum", "waiting")):
+        values = MmapedDict(str(directory / f"{kind}_{pid}.db"))  # type: ignore[no-untyped-call]
+        name = sample.partition("_")[0]
+        key = mmap_key(name, sample, ["transport"], ["websocket"], "help")
+        values.write_value(key, count, 0.0)  # type: ignore[no-untyped-call]
+        values.close()  # type: ignore[no-untyped-call]
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def counted(directory: Path) -> dict[str, float]:
+    collector = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
+    return {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}  # type: ignore[no-untyped-call]
+
+
+async def test_the_files_of_dead_workers_are_removed_and_their_counts_stay(tmp_path: Path) -> None:
+    alive, dead = os.getpid(), [dead_process(), dead_process()]
+    for pid, count in ((alive, 1), (dead[0], 20), (dead[1], 300)):
+        write_counts(tmp_path, pid=pid, count=count)
+
+    async with without_dead_workers(tmp_path):
+        first = counted(tmp_path)
+    write_counts(tmp_path, pid=dead_process(), count=4000)
+    async with without_dead_workers(tmp_path):
+        second = counted(tmp_path)
+
+    assert first == {"asked_total": 321, "took_sum": 321, "waiting": 1}
+    assert second == {"asked_total": 4321, "took_sum": 4321, "waiting": 1}
+    assert files_in(tmp_path) == {
+        *(f"{kind}_{alive}.db" for kind in ("counter", "histogram", "gauge_livesum")),
+        *("counter_dead.db", "histogram_dead.db", "lock"),
+    }
+
+
+async def test_while_another_worker_is_scraped_no_file_is_removed(tmp_path: Path) -> None:
+    async with without_dead_workers(tmp_path):
+        write_counts(tmp_path, pid=dead_process(), count=20)
+        before = files_in(tmp_path)
+        async with without_dead_workers(tmp_path, lock_seconds=0.05):
+            meanwhile = files_in(tmp_path)
+    async with without_dead_workers(tmp_path):
+        after = files_in(tmp_path)
+
+    assert before == meanwhile
+    assert after == {"lock", "counter_dead.db", "histogram_dead.db"}
+
+
 @pytest.mark.long
 def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken
@@ -207,11 +269,13 @@ def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
             os.sched_yield()
         after = [scraped() for _ in range(4)]
         states = files("gauge_livesum")
+        counts = files("counter") | files("histogram")
 
     assert len(two) == 2
     assert answers == [asked] * 8
     assert {attempts(text) for text in after} == {asked}
     assert victim not in states
+    assert victim not in counts
     assert samples(after[-1])["voicepass_ledger_up"] == 1
     assert not list(tmp_path.glob("voicepass-metrics-*")), "the directory goes with the service"
 

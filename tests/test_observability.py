@@ -131,6 +131,13 @@ def test_the_lines_of_a_pass_have_the_fields_that_the_table_tells(capsys: pytest
         assert set(line) - OF_EVERY_LINE == names(table("event")[line["event"]][1])
 
 
+def test_every_line_that_names_a_user_names_the_token_issuer() -> None:
+    naming = [cells[1] for cells in table("event").values() if {"user_id", "key"} & names(cells[1])]
+
+    assert len(naming) >= 7
+    assert all("token_issuer" in names(fields) for fields in naming)
+
+
 @pytest.fixture
 async def exposed() -> dict[str, tuple[str, set[str]]]:
     """Every metric of the code by the name that Prometheus gives it: its type and its labels."""

@@ -45,7 +45,8 @@ def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) 
     (line,) = capsys.readouterr().err.splitlines()
     event = json.loads(line)
     assert (event["event"], event["level"], event["logger"]) == ("pass.granted", "info", "voicepass.passes")
-    assert (event["user_id"], event["conversation_id"], event["duration_ms"]) == ("u-1", "conv_1", 12.3)
+    assert (event["token_issuer"], event["user_id"]) == ("i", "u-1")
+    assert (event["conversation_id"], event["duration_ms"]) == ("conv_1", 12.3)
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

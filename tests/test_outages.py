@@ -61,6 +61,19 @@ async def test_each_fault_is_answered_as_documented_and_in_time(kind: str, beare
     assert secrets_in(str(logged)) == []
 
 
+async def test_a_certificate_failure_is_logged_as_one_with_what_to_do(bearer: dict[str, str]) -> None:
+    place = FAULTS["certificate not trusted"].place()
+    async with place as base_url, in_front_of(base_url) as api:
+        with structlog.testing.capture_logs() as logged:
+            answer = await api.post(PASS, headers=bearer)
+
+    assert (answer.status_code, answer.json()["code"]) == UNAVAILABLE
+    (line,) = [line for line in logged if line["event"] == "pass.refused"]
+    assert line["note"].startswith("the certificate of 127.0.0.1 was refused (self-signed certificate)")
+    assert "SSL_CERT_FILE" in line["note"]
+    assert line["cause"] == "CertificateRefusedError"
+
+
 # Retries ------------------------------------------------------------------------------------------------------------
 
 

@@ -77,8 +77,8 @@ async def test_a_certificate_counts_where_its_issuer_is_trusted_and_for_its_own_
         trusting = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": str(roots)})
         strangers = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"})
 
-    assert trusting == ["200", "ConnectError"]
-    assert strangers == ["ConnectError", "ConnectError"]
+    assert trusting == ["200", "CertificateRefusedError"]
+    assert strangers == ["CertificateRefusedError", "CertificateRefusedError"]
 
 
 async def test_no_proxy_of_the_environment_sees_a_call() -> None:

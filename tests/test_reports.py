@@ -124,6 +124,32 @@ def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
     assert "cvtkn_" not in (desk.folder / "all.csv").read_text()
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_spreadsheet_runs_a_cell_of_an_export(desk: Desk, start: str) -> None:
+    desk.hand_out(f"{start}1+2", number=4, conversation_id="conv_4")
+
+    desk("export", "all.csv")
+
+    rows = list(csv.DictReader(io.StringIO((desk.folder / "all.csv").read_text())))
+    shown = {"\t": "\\t", "\r": "\\r"}.get(start, start)
+    assert rows[3]["user_id"] == f"'{shown}1+2"
+
+
+def test_no_report_holds_a_character_that_steers_a_terminal(desk: Desk) -> None:
+    hostile = "u\x1b[31m\x1b]0;title\x07\r\n\x00\x7f\x9b2J\u202e-\u200d4"
+    desk.hand_out(hostile, number=4, conversation_id="conv_4")
+    desk("block", "user", hostile)
+
+    reports = [["export", "-"], ["export", "-", "--format", "jsonl"], ["conversations"], ["usage"], ["blocks"]]
+    reports += [["conversations", "--json"], ["usage", "--json"], ["blocks", "--json"]]
+    shown = [desk(*arguments).replace("\r\n", "\n") for arguments in reports]
+
+    steering = {character for character in hostile if not character.isprintable()} - {"\n", "\u200d"}
+    assert [text for text in shown if not steering.isdisjoint(text)] == []
+    assert "u\\x1b[31m" in shown[0]
+    assert json.loads(shown[1].splitlines()[3])["user_id"] == hostile
+
+
 def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
     desk("block", "user", "u-1", "--issuer", "https://login.example")
     desk("block", "everyone")

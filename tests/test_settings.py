@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     "an origin with a path": ({"VOICEPASS_ALLOWED_ORIGINS": "https://a.example/"}, "VOICEPASS_ALLOWED_ORIGINS"),
     "the null origin": ({"VOICEPASS_ALLOWED_ORIGINS": "null"}, "VOICEPASS_ALLOWED_ORIGINS"),
     "another database": ({"VOICEPASS_DATABASE_URL": "mysql://canary-value"}, "VOICEPASS_DATABASE_URL"),
+    "a short service token": ({"VOICEPASS_SERVICE_TOKENS": f"{SECRET},canary-value"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a service token of 31 characters": ({"VOICEPASS_SERVICE_TOKENS": "x" * 31}, "VOICEPASS_SERVICE_TOKENS"),
+    "a short service token with a name": (
+        {"VOICEPASS_SERVICE_TOKENS": "crm-canary-value:" + "x" * 31},
+        "VOICEPASS_SERVICE_TOKENS",
+    ),
+    "a service token without its name": ({"VOICEPASS_SERVICE_TOKENS": f":{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a service token with a strange name": ({"VOICEPASS_SERVICE_TOKENS": f"a\tb:{SECRET}"}, "VOICEPASS_SERVICE_TOKENS"),
+    "a cookie and a page over http": (
+        {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": "http://canary-value.example"},
+        "VOICEPASS_ALLOWED_ORIGINS",
+    ),
     "no deadline": ({"VOICEPASS_DEADLINE_SECONDS": "0"}, "VOICEPASS_DEADLINE_SECONDS"),
     "an unknown log format": ({"VOICEPASS_LOG_FORMAT": "canary-value"}, "VOICEPASS_LOG_FORMAT"),
 }
@@ -121,8 +134,8 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # away from any .env
 
 
-def given(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> None:
-    for name, value in (GOOD | changes).items():
+def given(monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str | None]) -> None:
+    for name, value in ({**GOOD, **changes}).items():
         if value is not None:
             monkeypatch.setenv(name, value)
 
@@ -151,6 +164,13 @@ def test_a_good_configuration_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert settings.voicepass_variables == {"plan": "plan", "shop": "app_metadata.shop"}
     assert "canary-value" not in repr(settings)
+
+
+def test_a_cookie_and_pages_over_https_or_on_loopback_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = "https://app.example,http://localhost:5173"
+    given(monkeypatch, {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": origins})
+
+    assert settings_to_serve().voicepass_session_cookie == "__Host-session"
 
 
 @pytest.mark.parametrize("pem", [RSA_PEM, RSA_PEM.replace("\n", "\\n"), RSA_PEM.strip()])
@@ -247,15 +267,126 @@ def test_what_is_written_of_the_settings_is_what_they_are(name: str) -> None:
     assert SECTIONS.keys() <= Settings.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", ["VOICEPASS_ALLOWED_ORIGIN", "VOICEPASS_JWT_SECRTE", "voicepass_sesion_cookie"])
-def test_a_misspelt_variable_does_not_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    given(monkeypatch, {name: "canary-value"})
+MISSPELT = {
+    "VOICEPASS_ALLOWED_ORIGIN": "VOICEPASS_ALLOWED_ORIGINS",
+    "VOICEPASS_JWT_SECRTE": "VOICEPASS_JWT_SECRET",
+    "voicepass_sesion_cookie": "VOICEPASS_SESSION_COOKIE",
+    "VOICEPASS_ORIGINS": "VOICEPASS_ALLOWED_ORIGINS",
+    "VOICEPASS_JWT_AUD": "VOICEPASS_JWT_AUDIENCE",
+    "VOICEPASS_JWT_SECRETS": "VOICEPASS_JWT_SECRET",
+    "VOICEPASS_PROXIES": "VOICEPASS_TRUSTED_PROXIES",
+    "VOICEPASS_SERVICE_TOKEN": "VOICEPASS_SERVICE_TOKENS",
+    "VOICEPASS_JWT_ISSUER_FILE": "VOICEPASS_JWT_ISSUER",
+    "VOICEPASS_PORT": "VOICEPASS_",
+    "ELEVENLABS_WEBHOOK_SECRETS": "ELEVENLABS_WEBHOOK_SECRET",
+    "ELEVENLABS_KEY": "ELEVENLABS_API_KEY",
+    "ELEVENLABS_AGENT": "ELEVENLABS_AGENT_ID",
+    "ELEVENLABS_API_KEY_EU": "ELEVENLABS_API_KEY",
+}
+
+
+@pytest.mark.parametrize("source", ["environment", "dotenv"])
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_variable_does_not_start_and_the_nearest_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
+) -> None:
+    given(monkeypatch, {name: "canary-value"} if source == "environment" else {})
+    if source == "dotenv":
+        (tmp_path / ".env").write_text(f"{name}=canary-value\n")
 
     with pytest.raises(SettingsRefusedError) as refused:
         load_settings()
 
-    assert str(refused.value).startswith(f"{name.upper()} is no setting; did you mean ")
+    assert str(refused.value).startswith(f"{name.upper()} is not a setting: did you mean {MISSPELT[name]}")
     assert "canary-value" not in str(refused.value)
+
+
+def test_variables_that_other_programs_set_on_purpose_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_kubernetes = {
+        "VOICEPASS_SERVICE_HOST": "10.0.0.1",
+        "VOICEPASS_SERVICE_PORT": "8000",
+        "VOICEPASS_SERVICE_PORT_HTTP": "8000",
+        "VOICEPASS_PORT": "tcp://10.0.0.1:8000",
+        "VOICEPASS_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "VOICEPASS_PORT_8000_TCP_PROTO": "tcp",
+        "VOICEPASS_PORT_8000_TCP_PORT": "8000",
+        "VOICEPASS_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "VOICEPASS_POSTGRES_SERVICE_HOST": "10.0.0.2",
+        "ELEVENLABS_EMULATOR_PORT": "tcp://10.0.0.3:9000",
+    }
+    given(monkeypatch, of_kubernetes | {"ELEVENLABS_VOICE_ID": "x", "ELEVENLABS_MODEL_ID": "x", "VOICEPASS_FOO": ""})
+
+    assert settings_to_serve().elevenlabs_agent_id == "agent_1"
+
+
+def test_variables_that_the_policy_file_names_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(
+        """
+        [agents.default]
+        id = "agent_1"
+        allow = "everyone"
+
+        [agents.eu]
+        id = "agent_2"
+        allow = "everyone"
+        base_url = "https://api.eu.residency.elevenlabs.io"
+        api_key_env = "ELEVENLABS_API_KEY_EU"
+
+        [[issuers]]
+        issuer = "https://other.example"
+        algorithm = "HS256"
+        audience = "voicepass"
+        secret_env = 'VOICEPASS_OTHER_SECRET'
+        """
+    )
+    (tmp_path / "secret").write_text(SECRET)
+    given(
+        monkeypatch,
+        {
+            "ELEVENLABS_AGENT_ID": None,
+            "VOICEPASS_POLICY_FILE": "policy.toml",
+            "ELEVENLABS_API_KEY_EU": "sk_2",
+            "VOICEPASS_OTHER_SECRET_FILE": str(tmp_path / "secret"),
+        },
+    )
+
+    assert len(configure(load_settings()).trusted) == 2
+
+
+def test_a_policy_file_with_a_mistake_still_names_its_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[agents.eu]\nid = \napi_key_env = "ELEVENLABS_API_KEY_EU"\n')
+    given(monkeypatch, {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_API_KEY_EU": "sk_2"})
+
+    with pytest.raises(SettingsRefusedError, match="VOICEPASS_POLICY_FILE is not TOML"):
+        settings_to_serve()
+
+
+def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_MAX_CALLS=1\n")
+    (tmp_path / "secret").write_text("sk_from_file")
+    (tmp_path / "named").write_text("VOICEPASS_WARM_PASSES=2\nELEVENLABS_API_KEY_FILE=secret\n")
+    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "VOICEPASS_ENV_FILE": "named"})
+
+    settings = settings_to_serve()
+
+    assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (2, 512)
+    assert settings.api_keys == ["sk_from_file"]
+
+
+def test_no_env_file_is_read_where_dev_null_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_UNKNOWN=1\n")
+    given(monkeypatch, {"VOICEPASS_ENV_FILE": "/dev/null"})
+
+    assert settings_to_serve().voicepass_warm_passes == 0
+
+
+def test_a_named_env_file_that_cannot_be_read_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, {"VOICEPASS_ENV_FILE": "missing"})
+
+    with pytest.raises(SettingsRefusedError, match="VOICEPASS_ENV_FILE names a file that cannot be read"):
+        load_settings()
 
 
 def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ The map, in reading order:
     readiness    the cheap named checks behind /readyz
     observe      an attempt or a settlement becomes a log line
     metrics      what Prometheus is told, of one worker or of all
+    workers      the files in which workers share their metrics
     traces       an attempt becomes a trace, where the OTEL_* variables name a collector
     logs         how logging is set up, and what never gets into a line
     logwriter    one thread writes the lines; those that cannot be written are counted
@@ -27,7 +28,7 @@ The map, in reading order:
     checks       what a configured value must look like, wherever it is written
     configuration  both of them become what the service is built from, or a named contradiction
     addresses    which URLs and proxies may be trusted
-    draining     from SIGTERM to the end: not ready, yet serving
+    draining     from SIGTERM or SIGHUP to the end: not ready, yet serving
     app          the composition root
     server       how uvicorn is run, and the limits that ASGI cannot see
     reports      the command line over the ledger: usage, conversations, export, the off switch

@@ -38,7 +38,7 @@ def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequ
     """
     hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
     address = peer
-    while address is not None and _is_in(address, trusted) and hops:
+    while is_in(address, trusted) and hops:
         nearer = hops.pop()
         if not _is_address(nearer):
             break
@@ -50,8 +50,9 @@ def _is_address(text: str) -> bool:
     return _parsed(text) is not None and "%" not in text  # after it, a zone's name: any text whatever
 
 
-def _is_in(address: str, networks: Sequence[Network]) -> bool:
-    parsed = _parsed(address) if networks else None
+def is_in(address: str | None, networks: Sequence[Network]) -> bool:
+    """Whether `address` belongs to one of the networks; False for text that is not an address."""
+    parsed = _parsed(address) if networks and address is not None else None
     return parsed is not None and any(parsed in network for network in networks)
 
 

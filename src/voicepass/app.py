@@ -104,7 +104,7 @@ def _lifespan(
             for issuer in configuration.trusted:
                 if isinstance(issuer.keys, PublishedKeys):
                     stack.push_async_callback(issuer.keys.aclose)
-            stack.enter_context(draining.on_sigterm())
+            stack.enter_context(draining.on_signals())
             registry = CollectorRegistry()
             state = StateMetrics(
                 registry=registry,
@@ -118,9 +118,7 @@ def _lifespan(
             app.state.metrics = Exposition(
                 registry=registry, state=state, ledger=LedgerMetrics(ledger=ledger, ticks=time.monotonic)
             )
-            app.state.service_tokens = ServiceTokens(
-                [token.get_secret_value() for token in settings.voicepass_service_tokens]
-            )
+            app.state.service_tokens = ServiceTokens(settings.service_tokens)
             app.state.policy = configuration.policy
             app.state.authenticator = JwtAuthenticator(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import socket
 import sys
 import time
@@ -22,12 +23,12 @@ from voicepass.jwks import FETCH_SECONDS
 from voicepass.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.logs import configure_logging, log_writer
-from voicepass.metrics import shared_by_workers
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.policyfile import PolicyFileError, read_policy_file
 from voicepass.server import run
-from voicepass.settings import Settings, SettingsRefusedError, load_settings
+from voicepass.settings import ENV_FILE, Settings, SettingsRefusedError, load_settings
+from voicepass.workers import shared_by_workers
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
@@ -38,6 +39,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, and with them secrets
     help="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
 )
+
+
+@app.callback()
+def program(
+    env_file: Annotated[
+        str | None, typer.Option(help=f"The file with the settings, in place of .env; also {ENV_FILE}.")
+    ] = None,
+) -> None:
+    """Set what holds for every command."""
+    if env_file is not None:
+        os.environ[ENV_FILE] = env_file  # the workers of `serve` read it too
+
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
 

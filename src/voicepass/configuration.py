@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from voicepass.addresses import is_safe_url
 from voicepass.checks import is_header_value
 from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
@@ -43,6 +44,12 @@ def configure(settings: Settings) -> Configuration:
     trusted = _trusted(settings, policy_file, problems)
     workspaces = _workspaces(settings, policy_file, problems)
     rules = _rules(settings, policy_file, problems)
+    if settings.voicepass_session_cookie and not all(map(is_safe_url, settings.voicepass_allowed_origins)):
+        # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
+        problems.append(
+            "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
+            " or http:// to a loopback address"
+        )
     if problems:
         raise SettingsRefusedError(problems)
     limits = policy_file.limits
@@ -66,6 +73,7 @@ def _trusted(settings: Settings, policy_file: PolicyFile, problems: list[str]) -
                     audience=entry.audience,
                     required=Rule(entry.required_claims),
                     leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+                    max_age_seconds=settings.voicepass_jwt_max_age_seconds,
                     user_id_claim=entry.user_id_claim,
                     user_name_claim=entry.user_name_claim,
                 )
@@ -89,6 +97,7 @@ def _issuer_here(settings: Settings, problems: list[str]) -> list[TrustedIssuer]
             keys=FixedKey(key) if key is not None else _published(url or "", token_issuer, algorithm),
             audience=settings.voicepass_jwt_audience,
             leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+            max_age_seconds=settings.voicepass_jwt_max_age_seconds,
             user_id_claim=settings.voicepass_user_id_claim,
             user_name_claim=settings.voicepass_user_name_claim,
         )

@@ -7,9 +7,10 @@ is ours or listed, with a JSON body, which no foreign form can send without aski
 import hashlib
 import hmac
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
+from voicepass.addresses import is_safe_url
 from voicepass.errors import HeadersTooLarge, OriginNotAllowed, TokenInvalid, TokenMissing, UnsupportedMediaType
 from voicepass.model import Credentials
 
@@ -52,11 +53,15 @@ def cookie_token(credentials: Credentials, session: SessionCookie) -> str | None
 
 def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
     """Let a cookie count only where our own pages sent it. Raises OriginNotAllowed or UnsupportedMediaType."""
-    # The browser's own word, which no page can forge; older ones leave Origin out beside it.
+    # Only the browser sets Sec-Fetch-Site, and only for https and loopback; older ones leave Origin out beside it.
+    origin = credentials.origin
     own_origins = (None, f"https://{credentials.host}", f"http://{credentials.host}")
-    same_origin = credentials.fetch_site == "same-origin" and credentials.origin in own_origins
-    if credentials.origin not in session.allowed_origins and not same_origin:
-        raise OriginNotAllowed(operator_note="a session cookie came from a page that is neither ours nor listed")
+    is_secure = origin is None or is_safe_url(origin)
+    same_origin = credentials.fetch_site == "same-origin" and origin in own_origins and is_secure
+    if origin not in session.allowed_origins and not same_origin:
+        raise OriginNotAllowed(
+            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https"
+        )
     if credentials.media_type != "application/json":
         raise UnsupportedMediaType
 
@@ -67,22 +72,38 @@ def _of_bearable_length(unverified_token: str) -> str:
     return unverified_token
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceToken:
+    """The bearer token of one of the operator's backends, and the name that the log gives it."""
+
+    name: str
+    token: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """Read `name:token`, or a token alone: its name is then the start of its SHA-256."""
+        name, colon, token = entry.partition(":")
+        return cls(name, token) if colon else cls(_sha256(entry).hex()[:8], entry)
+
+
 class ServiceTokens:
     """The bearer tokens of the operator's own backends. Only their hashes are kept, and compared in constant time."""
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._hashes = [_sha256(token) for token in tokens]
+    def __init__(self, tokens: Sequence[ServiceToken]) -> None:
+        self._names = {_sha256(token.token): token.name for token in tokens}
 
-    def check(self, credentials: Credentials) -> None:
-        """Raise TokenMissing or TokenInvalid unless the request carries one of the tokens."""
-        if not self._hashes:
+    def check(self, credentials: Credentials) -> str:
+        """Return the name of the token that the request carries, or raise TokenMissing or TokenInvalid."""
+        if not self._names:
             raise TokenInvalid(_FOR_BACKENDS, operator_note="VOICEPASS_SERVICE_TOKENS is not set")
         token = bearer_token(credentials)
         if token is None:
             raise TokenMissing(_FOR_BACKENDS)
         offered = _sha256(token)
-        if not any(hmac.compare_digest(known, offered) for known in self._hashes):
+        matching = [name for known, name in self._names.items() if hmac.compare_digest(known, offered)]
+        if not matching:
             raise TokenInvalid(_FOR_BACKENDS, operator_note="it is none of VOICEPASS_SERVICE_TOKENS")
+        return matching[0]
 
 
 def _sha256(token: str) -> bytes:

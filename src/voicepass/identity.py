@@ -50,7 +50,7 @@ class TrustedIssuer:
     """Whose tokens are believed, by which keys and one algorithm, and what each of them must say.
 
     `audience` is None where the provider sets none; then `required` must tell its tokens apart from those meant for
-    others. `leeway_seconds` forgives clock skew.
+    others. `leeway_seconds` forgives clock skew. `max_age_seconds` limits the time since `iat`; 0 sets no limit.
     """
 
     token_issuer: str
@@ -58,6 +58,7 @@ class TrustedIssuer:
     keys: KeySource
     audience: str | None
     leeway_seconds: int
+    max_age_seconds: int = 0
     required: Rule = field(default_factory=lambda: Rule({}))
     user_id_claim: str = "sub"
     user_name_claim: str = "name"
@@ -180,6 +181,7 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
         _refuse("exp is missing")
     if now >= expires_at + trusted.leeway_seconds:
         raise TokenExpired
+    _check_age(claims, trusted, now)
     for claim in ("nbf", "iat"):
         instant = _instant(claims, claim)
         if instant is not None and now < instant - trusted.leeway_seconds:
@@ -193,6 +195,17 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
         name=str(name) if isinstance(name, (str, int, float)) and not isinstance(name, bool) else None,
         claims=claims,
     )
+
+
+def _check_age(claims: Mapping[str, object], trusted: TrustedIssuer, now: float) -> None:
+    """Raise TokenInvalid or TokenExpired where the operator limits the age of tokens, whatever their `exp`."""
+    if not trusted.max_age_seconds:
+        return
+    issued_at = _instant(claims, "iat")
+    if issued_at is None:
+        _refuse("iat is missing, and VOICEPASS_JWT_MAX_AGE_SECONDS needs it")
+    if now >= issued_at + trusted.max_age_seconds + trusted.leeway_seconds:
+        raise TokenExpired(operator_note="the token is older than VOICEPASS_JWT_MAX_AGE_SECONDS")
 
 
 def _user_id(claims: Mapping[str, object], claim: str) -> str:

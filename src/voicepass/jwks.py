@@ -17,7 +17,7 @@ from voicepass.addresses import is_safe_url
 from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.keys import KeyUnusableError, VerificationKey, key_from_jwk
 from voicepass.model import Clock
-from voicepass.outbound import HEADERS, AnswerUnusableError, get, http_transport
+from voicepass.outbound import HEADERS, AnswerUnusableError, CertificateRefusedError, get, http_transport
 
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
 """A URL that ends like this is an OpenID Connect discovery document, which says where the keys are."""
@@ -126,7 +126,8 @@ class PublishedKeys:
             _log.info("keys.refreshed", url=self._url, count=len(self._keys))
         except (JwksUnusableError, TimeoutError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             self._tried_at = self._clock()
-            self._failure = str(error) if isinstance(error, JwksUnusableError) else type(error).__name__
+            explains_itself = isinstance(error, (JwksUnusableError, CertificateRefusedError))
+            self._failure = str(error) if explains_itself else type(error).__name__
             _log.error("keys.refresh_failed", url=self._url, cause=type(error).__name__, note=str(error))
         finally:
             self._refresh = None

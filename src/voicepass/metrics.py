@@ -5,12 +5,8 @@ whichever is asked answers for all of them.
 """
 
 import asyncio
-import os
-import re
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -20,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import Attempt, IssuedPass, Standing, Transport
+from voicepass.workers import shared_directory, without_dead_workers
 
 STEPS: Final = ("verify", "reserve", "lookup", "warm", "upstream", "grant", "release")
 
@@ -28,8 +25,6 @@ LOOK_SECONDS: Final = 5.0
 LEDGER_SECONDS: Final = 0.5
 """The longest that a scrape waits for the ledger."""
 
-_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
-_LIVE: Final = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 
 
@@ -178,7 +173,7 @@ class StateMetrics:
     async def looking(self) -> AsyncIterator[None]:
         """Look every few seconds until the block ends, where another worker may have to answer for this one."""
         self.look()
-        task = asyncio.create_task(self._look_on()) if _DIRECTORY in os.environ else None
+        task = asyncio.create_task(self._look_on()) if shared_directory() else None
         try:
             yield
         finally:
@@ -258,39 +253,13 @@ class Exposition:
         """Return the metrics of all workers, as Prometheus reads them."""
         self._state.look()
         await self._ledger.look()
-        return generate_latest(self._of_all_workers()) + generate_latest(self._of_the_ledger)
+        return await self._of_all_workers() + generate_latest(self._of_the_ledger)
 
-    def _of_all_workers(self) -> CollectorRegistry:
-        directory = os.environ.get(_DIRECTORY)
+    async def _of_all_workers(self) -> bytes:
+        directory = shared_directory()
         if directory is None:
-            return self._registry
-        for path in Path(directory).iterdir():  # what a dead worker counted stays, the state it was in does not
-            if (found := _LIVE.fullmatch(path.name)) and not _is_alive(int(found[1])):
-                path.unlink(missing_ok=True)
+            return generate_latest(self._registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
-        return registry
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's by now, or ours under another user
-    return True
-
-
-@contextmanager
-def shared_by_workers(workers: int) -> Iterator[None]:
-    """Let the workers that are started in the block, where there are several, share metrics in a new directory."""
-    if workers == 1 or _DIRECTORY in os.environ:  # there is nothing to share, or the operator has said where
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="voicepass-metrics-") as directory:
-        os.environ[_DIRECTORY] = directory
-        try:
-            yield
-        finally:
-            del os.environ[_DIRECTORY]
+        MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+        async with without_dead_workers(directory):
+            return generate_latest(registry)

@@ -46,6 +46,7 @@ class Credentials:
 class PassRequest:
     """One request as it arrived: nothing in it is trusted yet. `client`: the address it came from.
 
+    `client_request_id`: the X-Request-ID of a caller that is no trusted proxy.
     `traceparent`: the trace that the caller says this is part of (W3C Trace Context).
     """
 
@@ -54,6 +55,7 @@ class PassRequest:
     alias: str
     transport: Transport
     client: str | None = None
+    client_request_id: str | None = None
     traceparent: str | None = None
 
 
@@ -309,6 +311,7 @@ class Attempt:
     transport: Transport
     alias: str
     client: str | None = None
+    client_request_id: str | None = None
     traceparent: str | None = None
     user: User | None = None
     agent: Agent | None = None

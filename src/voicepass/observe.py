@@ -22,9 +22,11 @@ class AttemptLog:
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {
             "request_id": attempt.request_id,
+            "client_request_id": attempt.client_request_id,
             "client": attempt.client,
             "transport": attempt.transport.value,
             "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text
+            "token_issuer": attempt.user.issuer if attempt.user else None,
             "user_id": attempt.user.id if attempt.user else None,
             "conversation_id": attempt.conversation_id,
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
@@ -60,6 +62,7 @@ class SettlementLog:
     def __call__(self, settled: IssuedPass) -> None:
         fields: dict[str, object] = {
             "conversation_id": settled.conversation_id,
+            "token_issuer": settled.token_issuer,
             "user_id": settled.user_id,
             "agent": settled.agent_alias,
             "request_id": settled.request_id,

@@ -29,6 +29,10 @@ class AnswerUnusableError(Exception):
     """The answer is beyond what is taken in. The message is for the log and repeats nothing of it."""
 
 
+class CertificateRefusedError(httpx.ConnectError):
+    """The server's certificate does not prove who it is. The message is for the log: the reason, and what to do."""
+
+
 class Answer(NamedTuple):
     """A whole answer, within its bounds."""
 
@@ -115,8 +119,22 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
     """Send a request once. aiohttp would send it again where the line breaks, whatever anyone's budget for that is."""
     try:
         return await send(request)
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise _CertificateRefused(_explain(error)) from error
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise aiohttp.ClientConnectionError(type(error).__name__) from error
+
+
+class _CertificateRefused(aiohttp.ClientConnectionError):
+    """In aiohttp's hierarchy, yet no ClientOSError: aiohttp would send the request again after one."""
+
+
+def _explain(error: aiohttp.ClientConnectorCertificateError) -> str:
+    reason = getattr(error.certificate_error, "verify_message", "") or type(error.certificate_error).__name__
+    return (
+        f"the certificate of {error.host} was refused ({reason}); check the address, the clock and its expiry,"
+        " and name a private CA in SSL_CERT_FILE"
+    )
 
 
 class _Aiohttp(httpx.AsyncBaseTransport):
@@ -171,6 +189,8 @@ def _as_httpx_words_it(error: Exception) -> httpx.HTTPError:
     match error:
         case aiohttp.ConnectionTimeoutError():
             return httpx.ConnectTimeout("it took too long to connect")
+        case _CertificateRefused():
+            return CertificateRefusedError(str(error))
         case aiohttp.ClientConnectionError():
             return httpx.ConnectError(str(error))
         case ValueError():

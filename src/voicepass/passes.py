@@ -187,6 +187,7 @@ class Passes:
             transport=request.transport,
             alias=request.alias,
             client=request.client,
+            client_request_id=request.client_request_id,
             traceparent=request.traceparent,
         )
         try:

@@ -127,14 +127,15 @@ def clean_text(text: str) -> str:
     Control, bidirectional, surrogate and unassigned characters go; `{{` and `}}` are broken up with a space, so that
     no value can name another variable. (Breaking up can lengthen, so the cut comes last.)
     """
-    kept = text if text.isprintable() else "".join(filter(_is_kept, text))
+    kept = text if text.isprintable() else "".join(filter(is_visible, text))
     kept = kept.strip()
     while "{{" in kept or "}}" in kept:
         kept = kept.replace("{{", "{ {").replace("}}", "} }")
     return kept[:MAX_VARIABLE_CHARACTERS].rstrip()
 
 
-def _is_kept(character: str) -> bool:
+def is_visible(character: str) -> bool:
+    """Whether a character may stay in a text that a person reads: it steers neither a terminal nor a reader."""
     return unicodedata.category(character) not in _REMOVED_CATEGORIES or character in _KEPT_CHARACTERS
 
 

@@ -34,6 +34,7 @@ from voicepass.policy import Rule, Variable, VariableType, clean
 
 ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 ENVIRONMENT_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,127}", re.ASCII)
+NAMED_SECRET: Final = re.compile(r"""\b(?:secret_env|api_key_env)["']?\s*=\s*["']+([A-Z0-9_]+)["']""", re.ASCII)
 
 EVERYONE: Final = "everyone"
 OFF: Final = "off"
@@ -278,6 +279,17 @@ def read_policy_file(path: str) -> PolicyFile:
         raise PolicyFileError(
             [_worded(problem["loc"], problem["type"], problem["msg"]) for problem in problems]
         ) from None
+
+
+def secret_names(path: str) -> frozenset[str]:
+    """Return the variables that the file names as secrets; none if it cannot be read.
+
+    This searches the text, because a file with another mistake still names its secrets.
+    """
+    try:
+        return frozenset(NAMED_SECRET.findall(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # `read_policy_file` reports it
+        return frozenset()
 
 
 _WORDS: Final = {

@@ -22,6 +22,7 @@ from voicepass.configuration import configure, ledger_exists, open_ledger
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind, IssuedPass, Scope, User
+from voicepass.policy import is_visible
 from voicepass.settings import SettingsRefusedError, load_settings
 
 Result = TypeVar("Result")
@@ -97,7 +98,7 @@ def export(
     file: Annotated[typer.FileTextWrite, typer.Argument(help="The file to write, or - for standard output.")],
     export_format: Annotated[ExportFormat, typer.Option("--format", help="CSV, or JSON lines.")] = ExportFormat.CSV,
 ) -> None:
-    """Write every pass of the ledger, oldest first."""
+    """Write every pass of the ledger, oldest first. CSV shows control characters as escapes; no cell is a formula."""
 
     async def write(ledger: Ledger) -> None:
         writer = csv.writer(file)
@@ -107,7 +108,7 @@ def export(
             async for issued in ledger.every_pass():
                 row = _row(issued)
                 if export_format is ExportFormat.JSONL:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(_json(row) + "\n")
                 else:
                     if first:
                         writer.writerow(row)
@@ -210,13 +211,25 @@ def _instant(seconds: float | None) -> str | None:
 
 
 def _harmless(value: object) -> object:
-    # A spreadsheet runs what begins like a formula, and a user id may be anything.
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if not isinstance(value, str):
+        return value
+    # A spreadsheet runs what begins like a formula, and the user whom a browser reports may be any text.
+    quote = "'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
+    return quote + _visible(value)
+
+
+def _visible(text: str) -> str:
+    """Replace each character that could steer a terminal with its escape in Python, such as that of ESC."""
+    return "".join(char if is_visible(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def _json(value: object, *, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")  # the one control character that it leaves
 
 
 def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(_json(rows, indent=2))
         return
     if not rows:
         typer.echo("nothing yet")
@@ -225,5 +238,5 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold", no_wrap=name == "conversation_id")  # it is there to be copied
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else _visible(str(value)) for value in row.values()))
     Console(markup=False, emoji=False).print(table)  # an id may be anything, markup too

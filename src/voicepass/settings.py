@@ -1,5 +1,6 @@
 """Every environment variable, typed, with its unit; refuses combinations that would start the service open."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ from voicepass.checks import (
     checked_variable_name,
     is_header_value,
 )
+from voicepass.credentials import ServiceToken
 from voicepass.keys import (
     HMAC_ALGORITHMS,
     MIN_SECRET_BYTES,
@@ -35,15 +37,26 @@ from voicepass.keys import (
     key_from_secret,
 )
 from voicepass.logs import LogFormat, LogLevel
+from voicepass.policyfile import secret_names
 
+_PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _FILE_SUFFIX: Final = "_FILE"
+ENV_FILE: Final = "VOICEPASS_ENV_FILE"  # in the environment only: it names the file with the other settings
 _SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # that one may hold a password
+_OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
+# Kubernetes sets these for a service called voicepass or voicepass-postgres; VOICEPASS_PORT is then tcp://10.0.0.1:8000.
+_KUBERNETES_NAME: Final = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
+)
+_KUBERNETES_PORT: Final = re.compile(r"(tcp|udp|sctp)://.+", re.ASCII)
+_TOKEN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _MIN_DEADLINE_SECONDS: Final = 0.1
 _MAX_DEADLINE_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 10_000
 _MAX_WARM_PASSES: Final = 1000
 _MAX_DRAIN_SECONDS: Final = 300.0
 _MAX_RECONCILE_SECONDS: Final = 86_400
+_MAX_TOKEN_AGE_SECONDS: Final = 366 * 86_400
 _MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes them, and longer; this keeps out what could be guessed
 
 
@@ -60,10 +73,9 @@ def _unless_none(check: Callable[[str], str]) -> Callable[[str | None], str | No
 
 
 class Settings(BaseSettings):
-    """What the environment (or `.env`) says. An empty variable counts as unset."""
+    """What the environment (or the env file) says. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -97,6 +109,9 @@ class Settings(BaseSettings):
     voicepass_jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = Field(
         60, description="Clock skew forgiven on exp, nbf and iat."
     )
+    voicepass_jwt_max_age_seconds: Annotated[int, Field(ge=0, le=_MAX_TOKEN_AGE_SECONDS)] = Field(
+        0, description="How long after its iat a token counts, whatever its exp; iat is then required. 0: no limit."
+    )
     voicepass_user_id_claim: str = Field("sub", description="The claim that becomes user_id; dots lead into objects.")
     voicepass_user_name_claim: str = Field("name", description="The claim that becomes user_name.")
     voicepass_variables: Annotated[dict[str, str], NoDecode] = Field(
@@ -106,16 +121,19 @@ class Settings(BaseSettings):
         [], description="Exact origins of browser frontends, comma-separated: https://app.example."
     )
     voicepass_session_cookie: str | None = Field(
-        None, description="Name of a cookie that carries the JWT; counts on POST from own or allowed origins only."
+        None,
+        description="Cookie with the JWT, best named __Host-…; counts on POST from own or allowed https pages.",
     )
     voicepass_policy_file: str | None = Field(
         None, description="TOML: agents by alias, who may use them, their variables, limits, further issuers."
     )
     voicepass_service_tokens: Annotated[list[SecretStr], NoDecode] = Field(
-        [], description="Bearer tokens of your own backends, comma-separated, at least 32 characters each."
+        [],
+        description="Bearer tokens of your backends, by comma: token or name:token; a token has 32 characters or more.",
     )
     voicepass_trusted_proxies: Annotated[list[Network], NoDecode] = Field(
-        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated."
+        [],
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Request-ID are believed, by comma.",
     )
     voicepass_database_url: str = Field(
         "sqlite:///voicepass.db",
@@ -219,9 +237,11 @@ class Settings(BaseSettings):
     @field_validator("voicepass_service_tokens")
     @classmethod
     def _tokens_cannot_be_guessed(cls, tokens: list[SecretStr]) -> list[SecretStr]:
-        values = [token.get_secret_value() for token in tokens]
-        if any(len(value) < MIN_SECRET_BYTES or not is_header_value(value) for value in values):
+        parsed = [ServiceToken.parse(token.get_secret_value()) for token in tokens]
+        if any(len(entry.token) < MIN_SECRET_BYTES or not is_header_value(entry.token) for entry in parsed):
             raise ValueError(f"must be {MIN_SECRET_BYTES} plain characters or more; make one: openssl rand -base64 48")
+        if not all(_TOKEN_NAME.fullmatch(entry.name) for entry in parsed):
+            raise ValueError("must read name:token; the name has letters, digits, - _ . and at most 64 of them")
         return tokens
 
     @field_validator("voicepass_session_cookie")
@@ -260,10 +280,10 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - `_env_file` reads it
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' own mechanism: unused
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
+        return init_settings, _SecretFiles(settings_cls), env_settings, _env_file(settings_cls)
 
     @property
     def api_keys(self) -> list[str]:
@@ -276,6 +296,11 @@ class Settings(BaseSettings):
         """The webhook's secret, or both while they are rotated; none where no webhook is set up."""
         secrets = self.elevenlabs_webhook_secret
         return _listed(secrets.get_secret_value()) if secrets is not None else []
+
+    @property
+    def service_tokens(self) -> list[ServiceToken]:
+        """The tokens of the operator's backends, with their names."""
+        return [ServiceToken.parse(token.get_secret_value()) for token in self.voicepass_service_tokens]
 
     def issuer_problems(self) -> list[str]:
         """Name what keeps the issuer of this environment from being trusted, or test tokens from being made."""
@@ -321,7 +346,7 @@ class Settings(BaseSettings):
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Reads NAME_FILE for every secret NAME, from the environment or `.env`."""
+    """Reads NAME_FILE for every secret NAME, from the environment or the env file."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ANN401, ARG002
         """Unused: __call__ reads all fields at once."""
@@ -335,8 +360,20 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 
 def _surroundings() -> Mapping[str, str | None]:
-    """Return the environment over `.env`, names in lower case."""
-    return {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+    """Return the environment over the env file, names in lower case."""
+    return {**_env_file(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+
+
+def _env_file(settings_cls: type[BaseSettings]) -> DotEnvSettingsSource:
+    """Read the file that VOICEPASS_ENV_FILE names, else `.env` in the working directory if it exists."""
+    path = os.environ.get(ENV_FILE)
+    if path:
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            problem = f"{ENV_FILE} names a file that cannot be read ({type(error).__name__})"
+            raise SettingsRefusedError([problem]) from None
+    return DotEnvSettingsSource(settings_cls, env_file=path or ".env")
 
 
 def _from_file(name: str, surroundings: Mapping[str, str | None]) -> str | None:
@@ -353,15 +390,15 @@ def _from_file(name: str, surroundings: Mapping[str, str | None]) -> str | None:
 
 
 def secret_named(name: str) -> str | None:
-    """Return the secret that the policy file calls by `name`: from NAME or NAME_FILE, in the environment or `.env`."""
+    """Return the secret that the policy file calls by `name`: NAME or NAME_FILE, in the environment or the env file."""
     surroundings = _surroundings()
     secret = _from_file(name, surroundings) or surroundings.get(name.lower())
     return secret and secret.removesuffix("\n").removesuffix("\r")
 
 
 def load_settings() -> Settings:
-    """Read the environment and `.env`. Raises SettingsRefusedError, with a line for each variable that is malformed."""
-    if problems := _misspelt_names():
+    """Read the environment and the env file. Raises SettingsRefusedError: a line per unknown or malformed variable."""
+    if problems := _unknown_names():
         raise SettingsRefusedError(problems)
     try:
         return Settings()
@@ -373,13 +410,25 @@ def load_settings() -> Settings:
         raise SettingsRefusedError(problems) from None  # the original would print the values
 
 
-def _misspelt_names() -> list[str]:
-    """Name the variables that are a letter or two from a setting: a protection would silently be off."""
-    known = {name.upper() for name in Settings.model_fields}
-    known |= {name + _FILE_SUFFIX for name in known if name.endswith(_SECRET_SUFFIXES)}
-    unknown = {name.upper() for name in _surroundings() if name.startswith("voicepass_")} - known
-    meant = {name: get_close_matches(name, known, n=1, cutoff=0.9) for name in sorted(unknown)}
-    return [f"{name} is no setting; did you mean {close[0]}?" for name, close in meant.items() if close]
+def _unknown_names() -> list[str]:
+    """Report the variables with a prefix of ours that are not settings: a protection would silently be off."""
+    surroundings = {name.upper(): value or "" for name, value in _surroundings().items()}
+    settings = {name.upper() for name in Settings.model_fields}
+    settings |= {name + _FILE_SUFFIX for name in settings if name.endswith(_SECRET_SUFFIXES)}
+    policy_file = surroundings.get("VOICEPASS_POLICY_FILE")
+    secrets = secret_names(policy_file) if policy_file else frozenset()
+    known = {ENV_FILE} | settings | secrets | {name + _FILE_SUFFIX for name in secrets} | _OF_SPEECH_PROGRAMS
+    unknown = sorted(name for name in surroundings if name.startswith(_PREFIXES) and name not in known)
+    nearest = {
+        name: get_close_matches(name, settings, n=1, cutoff=0)[0]
+        for name in unknown
+        if not _is_of_kubernetes(name, surroundings[name])
+    }
+    return [f"{name} is not a setting: did you mean {close}? If not, unset it" for name, close in nearest.items()]
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    return bool(_KUBERNETES_NAME.fullmatch(name) or (name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value)))
 
 
 def _listed(value: str) -> list[str]:

@@ -9,7 +9,7 @@ import respx
 from tests.conftest import MakeToken
 
 OURS = "https://app.example"
-HOST = "http://voicepass.test"
+HOST = "https://voicepass.test"
 JSON = {"content-type": "application/json"}
 ON = {"voicepass_session_cookie": "session", "voicepass_allowed_origins": OURS}
 
@@ -46,17 +46,18 @@ FOREIGN: dict[str, dict[str, str]] = {
     "same-site from our own host": {"sec-fetch-site": "same-site", "origin": HOST},
     "same-origin from another site": {"sec-fetch-site": "same-origin", "origin": "https://evil.example"},
     "same-origin from the null origin": {"sec-fetch-site": "same-origin", "origin": "null"},
+    "same-origin, our host over http": {"sec-fetch-site": "same-origin", "origin": "http://voicepass.test"},
     "same-origin from nowhere": {"sec-fetch-site": "same-origin", "origin": "", "host": ""},
     "same-origin, our host at another port": {"sec-fetch-site": "same-origin", "origin": f"{HOST}:8080"},
     "same-origin, our host as a beginning": {"sec-fetch-site": "same-origin", "origin": f"{HOST}.evil.example"},
-    "same-origin, our host with user info": {"sec-fetch-site": "same-origin", "origin": "http://u@voicepass.test"},
+    "same-origin, our host with user info": {"sec-fetch-site": "same-origin", "origin": "https://u@voicepass.test"},
     "same-origin, our host with a path": {"sec-fetch-site": "same-origin", "origin": f"{HOST}/evil"},
     "same-origin, our host in an extension": {
         "sec-fetch-site": "same-origin",
         "origin": "chrome-extension://voicepass.test",
     },
-    "same-origin, half an IPv6 address": {"sec-fetch-site": "same-origin", "origin": "http://[::1"},
-    "same-origin, brackets around a name": {"sec-fetch-site": "same-origin", "origin": "http://[voicepass.test]"},
+    "same-origin, half an IPv6 address": {"sec-fetch-site": "same-origin", "origin": "https://[::1"},
+    "same-origin, brackets around a name": {"sec-fetch-site": "same-origin", "origin": "https://[voicepass.test]"},
 }
 
 NOT_JSON: dict[str, dict[str, Any]] = {
@@ -80,10 +81,11 @@ NOT_JSON: dict[str, dict[str, Any]] = {
 OWN: dict[str, dict[str, str]] = {
     "a listed origin": {"origin": OURS},
     "a listed origin, and the browser agrees": {"origin": OURS, "sec-fetch-site": "cross-site"},
+    "our own host on loopback": {"origin": "http://localhost:8000", "sec-fetch-site": "same-origin"}
+    | {"host": "localhost:8000"},
     "our own host": {"origin": HOST, "sec-fetch-site": "same-origin"},
-    "our own host behind a proxy that ends TLS": {"origin": "https://voicepass.test", "sec-fetch-site": "same-origin"},
     "our own host without an Origin": {"sec-fetch-site": "same-origin"},
-    "our own host at a port": {"origin": "http://voicepass.test:8000", "sec-fetch-site": "same-origin"}
+    "our own host at a port": {"origin": "https://voicepass.test:8000", "sec-fetch-site": "same-origin"}
     | {"host": "voicepass.test:8000"},
     "a charset": {"origin": OURS, "content-type": "application/json; charset=utf-8"},
     "a type in capitals": {"origin": OURS, "content-type": "Application/JSON"},

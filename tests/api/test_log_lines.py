@@ -124,12 +124,55 @@ async def test_a_line_tells_who_asked_and_what_came_of_it(
 ) -> None:
     configure_logging(log_format="json", level="debug")
 
-    response = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": "the-callers-own.id"})
+    response = await api.post("/v1/signed-url", headers=bearer)
 
     (line,) = lines_in(capsys)
     assert response.status_code == 200
-    assert (line["event"], line["request_id"]) == ("pass.granted", "the-callers-own.id")
+    assert (line["event"], line["request_id"]) == ("pass.granted", response.headers["x-request-id"])
     assert (line["user_id"], line["client"], line["agent"]) == ("u-1", "127.0.0.1", "default")
+
+
+# What a caller sends, what a trusted proxy's becomes the id of, and what any other caller's line holds.
+REQUEST_IDS: dict[str, tuple[list[str], str | None]] = {
+    "well-formed": (["the-callers-own.id_7"], "the-callers-own.id_7"),
+    "of 128 characters": (["x" * 128], "x" * 128),
+    "none": ([], None),
+    "too long": (["x" * 129], None),
+    "empty": ([""], None),
+    "with a quote and a tab": (['a"b\tc'], None),
+    "two headers": (["first", "second"], None),
+    "the same one twice": (["first", "first"], None),
+    "two in one header": (["first, second"], None),
+}
+
+
+@pytest.mark.parametrize("case", REQUEST_IDS)
+@pytest.mark.parametrize(
+    ("api", "is_trusted"),
+    [({"voicepass_trusted_proxies": "127.0.0.1"}, True), ({"voicepass_trusted_proxies": "10.0.0.0/8"}, False)],
+    indirect=["api"],
+)
+@pytest.mark.parametrize("path", ["/v1/signed-url", "/nowhere"])
+async def test_a_request_id_is_kept_from_a_trusted_proxy_only(
+    api: httpx.AsyncClient,
+    bearer: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+    path: str,
+    *,
+    is_trusted: bool,
+) -> None:
+    configure_logging(log_format="json", level="debug")
+    sent, well_formed = REQUEST_IDS[case]
+
+    response = await api.post(path, headers=[*bearer.items(), *(("X-Request-ID", value) for value in sent)])
+
+    (line,) = lines_in(capsys)
+    answered = response.headers["x-request-id"]
+    assert line["request_id"] == answered
+    assert line["client_request_id"] == (None if is_trusted else well_formed)
+    assert (answered == well_formed) is (is_trusted and well_formed is not None)
+    assert answered == well_formed or re.fullmatch("[0-9a-f]{32}", answered)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -1,5 +1,7 @@
 """Whose conversation is this? Answered to backends that hold a service token, and to nobody else."""
 
+import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -7,6 +9,7 @@ import httpx
 import pytest
 import respx
 
+from tests.canaries import secrets_in
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, MakeToken
 
 TOOL = "canary-service-token-of-the-tools-1b9f3a5c"
@@ -209,3 +212,38 @@ async def test_where_no_service_token_is_configured_none_is_right(
     response = await api.get("/v1/conversations/conv_1", headers={"Authorization": header})
 
     assert response.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("api", "name"),
+    [
+        ({"voicepass_service_tokens": f"crm.eu-1:{TOOL},webhooks:{WEBHOOKS}"}, "crm.eu-1"),
+        (TOKENS, hashlib.sha256(TOOL.encode()).hexdigest()[:8]),
+    ],
+    indirect=["api"],
+)
+async def test_each_line_of_a_service_tokens_request_names_the_token_and_never_holds_it(
+    api: httpx.AsyncClient, bearer: dict[str, str], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    await api.post("/v1/signed-url", headers=bearer)
+    capsys.readouterr()
+
+    await api.get("/v1/conversations/conv_1", headers=authorized(TOOL))
+    await api.get("/v1/conversations/conv_2", headers=authorized(TOOL))
+    await api.post("/v1/blocks", headers=authorized(TOOL), json={"kind": "everyone"})
+    await api.request("DELETE", "/v1/blocks", headers=authorized(TOOL), json={"kind": "everyone"})
+    wrong = await api.get("/v1/conversations/conv_1", headers=authorized(f"{name}:{TOOL}"))
+
+    text = capsys.readouterr().err
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["event"], line["service_token"]) for line in lines] == [
+        ("conversation.read", name),
+        ("request.refused", name),
+        ("block.set", name),
+        ("block.removed", name),
+        ("request.refused", None),
+    ]
+    assert (lines[0]["user_id"], lines[0]["token_issuer"]) == ("u-1", TOKEN_ISSUER)
+    assert wrong.status_code == 401
+    assert secrets_in(text) == []
+    assert TOOL not in text

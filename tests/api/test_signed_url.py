@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -76,11 +77,9 @@ async def test_elevenlabs_is_asked_once_with_the_key_for_one_single_use_url(
 async def test_the_answer_cannot_be_cached_and_names_its_request(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
-    mine = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": "my-own.id_7"})
-    forged = await api.post("/v1/signed-url", headers=bearer | {"X-Request-ID": 'a"b\tc'})
+    mine = await api.post("/v1/signed-url", headers=bearer)
 
-    assert mine.headers["x-request-id"] == "my-own.id_7"
-    assert len(forged.headers["x-request-id"]) == 32
+    assert re.fullmatch("[0-9a-f]{32}", mine.headers["x-request-id"])
     assert mine.headers["cache-control"] == "no-store"
     assert mine.headers["x-content-type-options"] == "nosniff"
     assert mine.headers["referrer-policy"] == "no-referrer"

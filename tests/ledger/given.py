@@ -1,6 +1,7 @@
 """What the ledger's tests speak of: a clock that they turn, reservations, limits, and a PostgreSQL of their own."""
 
 import json
+import subprocess
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -87,6 +88,11 @@ class Postgres:
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def run_file(self, path: Path) -> None:
+        """Run a script with psql as the superuser, as PostgreSQL's image does; it must not fail."""
+        command = [str(self._server.bin_path / "psql"), "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--file", str(path)]
+        subprocess.run([*command, self._server.get_uri()], check=True, capture_output=True)
 
     def fresh(self, *, user: str = "postgres") -> str:
         """The URL of a schema that nobody has used."""

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -21,6 +22,8 @@ from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["postgres"], indirect=True)]
 
@@ -360,3 +363,31 @@ async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_password_i
         [*(f"{error!r} {error}" for error in told), refused.value.operator_note, caplog.text, *capsys.readouterr()]
     )
     assert "hunter2canary" not in text
+
+
+async def test_the_role_that_compose_makes_owns_its_database_and_is_no_superuser(
+    engine: Engine, postgres: Postgres, tmp_path: Path
+) -> None:
+    (tmp_path / "database_password").write_text("it's secret")
+    script = (ROOT / "deploy" / "postgres" / "role.sql").read_text()
+    (tmp_path / "role.sql").write_text(script.replace("/run/secrets", str(tmp_path)))
+    url = urlsplit(postgres.url("public", user="voicepass"))
+    own = url._replace(path="/voicepass", query="&".join(part for part in url.query.split("&") if "host=" in part))
+
+    await asyncio.to_thread(postgres.run_file, tmp_path / "role.sql")
+    try:
+        async with open_postgres(own.geturl(), clock=engine.clock) as ledger:
+            await granted(ledger)
+        (rights,) = postgres.run(
+            "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls FROM pg_roles"
+            " WHERE rolname = 'voicepass'"
+        )
+        (password,) = postgres.run(
+            "SELECT rolpassword LIKE 'SCRAM-SHA-256%' FROM pg_authid WHERE rolname = 'voicepass'"
+        )
+    finally:
+        postgres.run("DROP DATABASE voicepass WITH (FORCE)")
+        postgres.run("DROP ROLE voicepass")
+
+    assert not any(rights)
+    assert password == (True,)

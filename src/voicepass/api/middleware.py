@@ -3,11 +3,11 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicepass.addresses import Network, client_address
+from voicepass.addresses import Network, client_address, is_in
 from voicepass.api.problems import internal_error, noted
 from voicepass.draining import Draining
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
@@ -37,7 +37,10 @@ Fields = Mapping[str, Sequence[str]]
 
 
 class Surface:
-    """Plain ASGI, around everything but CORS. `request.state` has request_id, client (its address), fields and body.
+    """Plain ASGI, around everything but CORS.
+
+    `request.state` has request_id, client_request_id, client (its address), fields and body. A trusted proxy's
+    X-Request-ID becomes request_id. Any other caller's is client_request_id, because two callers may send the same one.
 
     The body is read here, whole, before the app runs: it is small by decree, and so no route can meet half of one.
     A webhook's may be larger. Anyone can send one, so a few are read at a time, and the others wait in their sockets.
@@ -57,11 +60,15 @@ class Surface:
             await self._app(scope, receive, send)
             return
         fields = _fields(scope)
-        request_id = _request_id(fields)
         peer = scope["client"][0] if scope.get("client") else None
+        sent_id = _sent_request_id(fields)
+        is_from_proxy = is_in(peer, self._trusted_proxies)
+        request_id = sent_id if sent_id is not None and is_from_proxy else new_id()
+        client_request_id = None if is_from_proxy else sent_id
         client = client_address(peer, fields.get("x-forwarded-for", ()), self._trusted_proxies)
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "client": client, "fields": fields}
+        ids: dict[str, Any] = {"request_id": request_id, "client_request_id": client_request_id}
+        state |= ids | {"client": client, "fields": fields}
         begun = False
 
         async def send_safely(message: Message) -> None:
@@ -82,12 +89,12 @@ class Surface:
                 state["body"] = body
                 await self._app(scope, _replayed(body, receive), send_safely)
         except Refusal as refusal:
-            refused = noted(refusal, request_id=request_id, asked=f"{scope['method']} {scope['path']}")
+            refused = noted(refusal, **ids, asked=f"{scope['method']} {scope['path']}")
             if isinstance(refusal, Malformed):
                 refused.headers["Connection"] = "close"  # where the next request begins is anyone's guess
             await refused(scope, receive, send_safely)
         except Exception as error:  # noqa: BLE001 - the edge: nothing may reach the caller as a bare 500
-            answer = internal_error(error, request_id=request_id)
+            answer = internal_error(error, **ids)
             if not begun:
                 await answer(scope, receive, send_safely)
 
@@ -114,11 +121,10 @@ def _fields(scope: Scope) -> Fields:
     return fields
 
 
-def _request_id(fields: Fields) -> str:
+def _sent_request_id(fields: Fields) -> str | None:
+    """Return the one well-formed X-Request-ID; None for any other, and for two headers."""
     sent = fields.get("x-request-id", ())
-    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
-        return sent[0]
-    return new_id()
+    return sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else None
 
 
 def _check_form(scope: Scope, fields: Fields) -> None:

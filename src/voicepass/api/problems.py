@@ -72,8 +72,18 @@ def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
     return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def noted(refusal: Refusal, *, request_id: str, asked: str | None = None) -> JSONResponse:
-    """Answer with `refusal`, and write a line for the request id to lead to. `asked`: method and path."""
+def noted(
+    refusal: Refusal,
+    *,
+    request_id: str,
+    client_request_id: str | None = None,
+    service_token: str | None = None,
+    asked: str | None = None,
+) -> JSONResponse:
+    """Answer with `refusal`, and write a line for the request id to lead to.
+
+    `asked`: method and path. `service_token`: the name of the one that the request carried.
+    """
     write = _log.error if refusal.is_operators_fault else _log.info
     write(
         "request.refused",
@@ -81,17 +91,25 @@ def noted(refusal: Refusal, *, request_id: str, asked: str | None = None) -> JSO
         asked=asked and redact(asked, most_characters=_ASKED_CHARACTERS),
         note=refusal.operator_note or None,
         request_id=request_id,
+        client_request_id=client_request_id,
+        service_token=service_token,
     )
     return problem(refusal, request_id=request_id)
 
 
-def internal_error(error: Exception, *, request_id: str) -> JSONResponse:
+def internal_error(error: Exception, *, request_id: str, client_request_id: str | None) -> JSONResponse:
     """Answer 500 for a mistake of ours. The log has where it happened, and not the message, which may hold anything."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     where = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else None
-    _log.error("request.failed", request_id=request_id, cause=type(error).__name__, where=where)
+    _log.error(
+        "request.failed",
+        request_id=request_id,
+        client_request_id=client_request_id,
+        cause=type(error).__name__,
+        where=where,
+    )
     return problem(InternalError(), request_id=request_id)
 
 
@@ -102,20 +120,26 @@ def word_problems(app: FastAPI) -> None:
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
         if getattr(request.state, "is_attempt", False):  # its observers have written it down
             return problem(refusal, request_id=request.state.request_id)
-        return noted(refusal, request_id=request.state.request_id, asked=_asked(request))
+        service_token = getattr(request.state, "service_token", None)
+        return noted(refusal, **request_ids(request), service_token=service_token, asked=_asked(request))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
         # Not a word of the error: it repeats what was sent.
-        return noted(RequestInvalid(_OF_ANOTHER_FORM), request_id=request.state.request_id, asked=_asked(request))
+        return noted(RequestInvalid(_OF_ANOTHER_FORM), **request_ids(request), asked=_asked(request))
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
         refusal = _BY_STATUS.get(error.status_code, RequestInvalid)()
-        response = noted(refusal, request_id=request.state.request_id, asked=_asked(request))
+        response = noted(refusal, **request_ids(request), asked=_asked(request))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             response.headers["Allow"] = ", ".join(_methods_of(request))  # the framework names the first route's only
         return response
+
+
+def request_ids(request: Request) -> dict[str, Any]:
+    """Return the ids that lead from a line to its request: ours, and the caller's."""
+    return {"request_id": request.state.request_id, "client_request_id": request.state.client_request_id}
 
 
 def _asked(request: Request) -> str:

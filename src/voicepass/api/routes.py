@@ -15,6 +15,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from voicepass.api.middleware import WEBHOOK_PATH, Fields
+from voicepass.api.problems import request_ids
 from voicepass.api.schemas import (
     BY_BODY,
     BY_QUERY,
@@ -33,7 +34,7 @@ from voicepass.api.schemas import (
     refusals,
 )
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, RequestInvalid, ShuttingDown, UnsupportedMediaType
-from voicepass.model import Block, Credentials, PassRequest, Scope, Transport
+from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
 Asked = TypeVar("Asked", bytes, dict[str, str])
@@ -98,7 +99,7 @@ async def _issue(request: Request, asked: PassBody, transport: Transport) -> Res
     request.state.is_attempt = True
     voice_pass = await passes.issue(
         PassRequest(
-            request_id=request.state.request_id,
+            **request_ids(request),
             credentials=_credentials(request),
             alias=asked.agent,
             transport=transport,
@@ -174,7 +175,7 @@ async def get_usage(request: Request) -> UserUsage:
 
 
 async def _from_a_backend(request: Request) -> None:
-    request.app.state.service_tokens.check(_credentials(request))
+    request.state.service_token = request.app.state.service_tokens.check(_credentials(request))
 
 
 backend_routes = APIRouter(
@@ -192,7 +193,15 @@ ConversationId = Annotated[
 @backend_routes.get("/conversations/{conversation_id}", summary="Whose conversation this is")
 async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
-    return IssuedConversation.of(await request.app.state.ledger.issued(conversation_id))
+    issued: IssuedPass = await request.app.state.ledger.issued(conversation_id)
+    _log.info(
+        "conversation.read",
+        conversation_id=issued.conversation_id,
+        user_id=issued.user_id,
+        token_issuer=issued.token_issuer,
+        **_asked_by(request),
+    )
+    return IssuedConversation.of(issued)
 
 
 @backend_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
@@ -200,14 +209,23 @@ async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     blocked = Block(**body.model_dump())
     await request.app.state.ledger.block(blocked)
-    _log.warning("block.set", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
+    _log.warning("block.set", **_told(blocked), **_asked_by(request))
 
 
 @backend_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     blocked = Block(**body.model_dump())
     await request.app.state.ledger.unblock(blocked)
-    _log.warning("block.removed", **_told(blocked), request_id=request.state.request_id, client=request.state.client)
+    _log.warning("block.removed", **_told(blocked), **_asked_by(request))
+
+
+def _asked_by(request: Request) -> dict[str, Any]:
+    """Return which backend sent a request, by the name of its token, and from where."""
+    return {
+        "service_token": request.state.service_token,
+        "client": request.state.client,
+        **request_ids(request),
+    }
 
 
 def _told(blocked: Block) -> dict[str, str]:

@@ -39,7 +39,7 @@ from voicepass.errors import (
     Unavailable,
 )
 from voicepass.model import Agent, Clock, Credential, Transport
-from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, get
+from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
 from voicepass.resilience import (
     BreakerOpenError,
     Bulkhead,
@@ -304,6 +304,8 @@ class ElevenLabs:
                 f"{type(error).__name__} while asking {request.url.host}: it cannot be reached, or answers too slowly"
             )
             raise FailedError(Timeout(operator_note=note), is_outage=True, may_retry=False) from error
+        except CertificateRefusedError as error:
+            raise FailedError(Unavailable(operator_note=str(error)), is_outage=True, may_retry=False) from error
         except httpx.TransportError as error:
             note = (
                 f"{type(error).__name__} while asking {request.url.host}; "
