@@ -42,6 +42,10 @@ COMPOSED = {
 # Each pattern must find one of these texts: its worst cases are made from what it found.
 EXAMPLES = [
     "missing the permission convai_read to",
+    "counter_17.db",
+    "tcp://10.0.0.1:8000",
+    'api_key_env = "ELEVENLABS_API_KEY_EU"',
+    "VOICEPASS_POSTGRES_SERVICE_HOST",
     "x",
     "application/vnd.api+json",
     "t=1700000000,v0=" + "0af" * 21 + "0",
