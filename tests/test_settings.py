@@ -302,7 +302,7 @@ def test_a_misspelt_variable_does_not_start_and_the_nearest_setting_is_named(
 
 
 def test_variables_that_other_programs_set_on_purpose_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_kubernetes = {
+    of_kubernetes: dict[str, str | None] = {
         "VOICEPASS_SERVICE_HOST": "10.0.0.1",
         "VOICEPASS_SERVICE_PORT": "8000",
         "VOICEPASS_SERVICE_PORT_HTTP": "8000",
