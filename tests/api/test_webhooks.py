@@ -214,32 +214,87 @@ async def test_no_other_path_may_be_sent_as_much(api: httpx.AsyncClient, path: s
     assert (answer.status_code, answer.json()["detail"]) == (413, "The body is larger than 16 kB.")
 
 
-async def test_a_few_webhooks_are_read_at_a_time_and_the_others_wait_in_their_sockets() -> None:
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body"})
+class Sender:
+    """A caller of the middleware who sends these parts of a body, and then nothing until it is told to go on."""
 
-    reading, released = 0, asyncio.Event()
+    def __init__(self, *parts: bytes) -> None:
+        self.sent = 0
+        self.go_on = asyncio.Event()
+        self.status = 0
+        self._parts = parts
 
-    async def receive() -> Message:
-        nonlocal reading
-        reading += 1
-        await released.wait()
-        return {"type": "http.request", "body": b"{}"}
+    async def receive(self) -> Message:
+        if self.sent < len(self._parts):
+            self.sent += 1
+            return {"type": "http.request", "body": self._parts[self.sent - 1], "more_body": True}
+        await self.go_on.wait()
+        return {"type": "http.request", "body": b""}
 
-    async def send(_message: Message) -> None:
-        pass
+    async def send(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
 
-    scope = {"type": "http", "method": "POST", "path": WEBHOOK_PATH, "headers": [], "query_string": b""}
-    surface = Surface(app)
-    requests = [asyncio.create_task(surface(dict(scope), receive, send)) for _ in range(100)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    at_once = reading
-    released.set()
+
+def webhook_scope(header: bytes | None = None) -> Scope:
+    good = signature(int(time.time()), b"{}").encode()
+    headers = [(b"elevenlabs-signature", good if header is None else header)]
+    return {"type": "http", "method": "POST", "path": WEBHOOK_PATH, "headers": headers, "query_string": b""}
+
+
+async def answered(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+async def until_waiting(senders: list[Sender]) -> list[int]:
+    """Let all of them go on as far as they can; returns how many parts each has sent."""
+    before: list[int] = []
+    while (now := [sender.sent for sender in senders]) != before or not before:
+        before = now
+        for _ in range(10):
+            await asyncio.sleep(0)
+    return before
+
+
+async def test_a_few_large_webhooks_are_read_at_a_time_and_the_others_wait_in_their_sockets() -> None:
+    surface = Surface(answered)
+    senders = [Sender(b"x" * 17_000, b"x") for _ in range(100)]
+    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in senders]
+
+    sent = await until_waiting(senders)
+    for sender in senders:
+        sender.go_on.set()
     await asyncio.gather(*requests)
 
-    assert (at_once, reading) == (MAX_WEBHOOKS_AT_ONCE, 100)
+    assert sent.count(2) == MAX_WEBHOOKS_AT_ONCE
+    assert sent.count(1) == 100 - MAX_WEBHOOKS_AT_ONCE
+    assert {sender.status for sender in senders} == {200}
+
+
+async def test_silent_connections_delay_no_signed_webhook() -> None:
+    surface = Surface(answered)
+    silent = [Sender(b"{") for _ in range(100)]
+    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in silent]
+    await until_waiting(silent)
+
+    honest = Sender(b"x" * 17_000, b"x")
+    honest.go_on.set()
+    async with asyncio.timeout(5):
+        await surface(webhook_scope(), honest.receive, honest.send)
+    for sender in silent:
+        sender.go_on.set()
+    await asyncio.gather(*requests)
+
+    assert honest.status == 200
+
+
+@pytest.mark.parametrize("header", [b"", b"t=1,v0=", b"t=1600000000,v0=" + b"0" * 64])
+async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_is_waited_for(header: bytes) -> None:
+    sender = Sender()
+
+    async with asyncio.timeout(5):
+        await Surface(answered)(webhook_scope(header), sender.receive, sender.send)
+
+    assert sender.status == 401
 
 
 # The whole way, over real sockets.

@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,7 +13,8 @@ from voicepass.addresses import Network, client_address, is_in
 from voicepass.api.problems import internal_error, noted
 from voicepass.draining import Draining
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
-from voicepass.model import new_id
+from voicepass.model import Clock, new_id
+from voicepass.settlement.webhook import check_signature_header
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADER_FIELDS: Final = 100
@@ -43,13 +46,20 @@ class Surface:
     X-Request-ID becomes request_id. Any other caller's is client_request_id, because two callers may send the same one.
 
     The body is read here, whole, before the app runs: it is small by decree, and so no route can meet half of one.
-    A webhook's may be larger. Anyone can send one, so a few are read at a time, and the others wait in their sockets.
+    A webhook's may be larger. Anyone can send one, so its signature's form and age are checked first. A few large ones
+    are read at a time, and the others wait in their sockets.
     """
 
     def __init__(
-        self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = (), draining: Draining | None = None
+        self,
+        app: ASGIApp,
+        *,
+        trusted_proxies: Sequence[Network] = (),
+        draining: Draining | None = None,
+        clock: Clock = time.time,
     ) -> None:
         self._app = app
+        self._clock = clock
         self._trusted_proxies = trusted_proxies
         self._draining = draining
         self._webhooks = asyncio.Semaphore(MAX_WEBHOOKS_AT_ONCE)
@@ -84,7 +94,7 @@ class Surface:
         try:
             _check_form(scope, fields)
             _check_headers(scope)
-            body = await self._body(scope, receive)
+            body = await self._body(scope, fields, receive)
             if body is not None:
                 state["body"] = body
                 await self._app(scope, _replayed(body, receive), send_safely)
@@ -98,11 +108,16 @@ class Surface:
             if not begun:
                 await answer(scope, receive, send_safely)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        if scope["path"] != WEBHOOK_PATH:
+    async def _body(self, scope: Scope, fields: Fields, receive: Receive) -> bytes | None:
+        if scope["path"] != WEBHOOK_PATH or scope["method"] != "POST":
             return await _read(receive, MAX_BODY_BYTES)
-        async with self._webhooks:
-            return await _read(receive, MAX_WEBHOOK_BYTES)
+        check_signature_header(webhook_signature(fields), self._clock())
+        return await _read(receive, MAX_WEBHOOK_BYTES, slots=self._webhooks)
+
+
+def webhook_signature(fields: Fields) -> str:
+    """Return the signature of a webhook. Two headers become one with a comma and a space, which none may hold."""
+    return ", ".join(fields.get("elevenlabs-signature", ()))
 
 
 def label(headers: list[tuple[bytes, bytes]], *, request_id: str) -> None:
@@ -149,18 +164,25 @@ def _check_headers(scope: Scope) -> None:
         raise HeadersTooLarge
 
 
-async def _read(receive: Receive, most_bytes: int) -> bytes | None:
-    """Return the whole body, or None where the caller hung up before its end: then nobody waits for an answer."""
+async def _read(receive: Receive, most_bytes: int, *, slots: asyncio.Semaphore | None = None) -> bytes | None:
+    """Return the whole body, or None where the caller hung up before its end: then nobody waits for an answer.
+
+    What is longer than 16 kB waits for one of the `slots`: a connection that sends nothing holds none.
+    """
     body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > most_bytes:
-            raise BodyTooLarge(f"The body is larger than {most_bytes // 1024} kB.")
-        if not message.get("more_body", False):
-            return bytes(body)
+    async with AsyncExitStack() as stack:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > most_bytes:
+                raise BodyTooLarge(f"The body is larger than {most_bytes // 1024} kB.")
+            if not message.get("more_body", False):
+                return bytes(body)
+            if slots is not None and len(body) > MAX_BODY_BYTES:
+                await stack.enter_async_context(slots)
+                slots = None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from voicepass.api.middleware import WEBHOOK_PATH, Fields
+from voicepass.api.middleware import WEBHOOK_PATH, Fields, webhook_signature
 from voicepass.api.problems import request_ids
 from voicepass.api.schemas import (
     BY_BODY,
@@ -241,8 +241,7 @@ webhook_routes = APIRouter(tags=["webhooks"], responses=refusals(*OF_A_WEBHOOK),
 @webhook_routes.post(WEBHOOK_PATH, summary="What a conversation used, as ElevenLabs tells it")
 async def post_webhook(request: Request) -> dict[str, str]:
     """Take in a post-call webhook. An event that was there before, or is of no use here, is a good one too."""
-    # Two headers read as one with a comma and a space between them, which no signature may hold.
-    signature = ", ".join(request.state.fields.get("elevenlabs-signature", ()))
+    signature = webhook_signature(request.state.fields)
     await request.app.state.webhook.receive(signature=signature, body=request.state.body)
     return {"status": "received"}
 

@@ -30,12 +30,7 @@ def verify_signature(header: str, body: bytes, secrets: Sequence[str], now: floa
     `header` is the value of `ElevenLabs-Signature`, `t=<unix seconds>,v0=<hex>`: the HMAC-SHA256 of `t`, a dot and the
     raw body (documentation, "Post-call webhooks"). It is read as ElevenLabs writes it, and in no other way.
     """
-    written = _SIGNATURE.fullmatch(header)
-    if written is None:
-        raise SignatureInvalid(operator_note="signature refused: none, or not t=<seconds>,v0=<64 hex digits>")
-    signed_at, given = written[1], bytes.fromhex(written[2])
-    if not now - MAX_AGE_SECONDS <= int(signed_at) <= now + MAX_AHEAD_SECONDS:
-        raise SignatureInvalid(operator_note="signature refused: older than 30 minutes, or ahead; is the clock right?")
+    signed_at, given = check_signature_header(header, now)
     signed = signed_at.encode() + b"." + body
     # A key that is empty is one that everybody has.
     made = [hmac.digest(secret.encode(), signed, hashlib.sha256) for secret in secrets if secret]
@@ -43,6 +38,16 @@ def verify_signature(header: str, body: bytes, secrets: Sequence[str], now: floa
         raise SignatureInvalid(operator_note="signature refused: ELEVENLABS_WEBHOOK_SECRET is not set")
     if not any([hmac.compare_digest(one, given) for one in made]):  # noqa: C419 - both, whichever fits
         raise SignatureInvalid(operator_note="signature refused: it is not of ELEVENLABS_WEBHOOK_SECRET and this body")
+
+
+def check_signature_header(header: str, now: float) -> tuple[str, bytes]:
+    """Return when it was signed and the MAC. Raise SignatureInvalid for another form, and for one too old or ahead."""
+    written = _SIGNATURE.fullmatch(header)
+    if written is None:
+        raise SignatureInvalid(operator_note="signature refused: none, or not t=<seconds>,v0=<64 hex digits>")
+    if not now - MAX_AGE_SECONDS <= int(written[1]) <= now + MAX_AHEAD_SECONDS:
+        raise SignatureInvalid(operator_note="signature refused: older than 30 minutes, or ahead; is the clock right?")
+    return written[1], bytes.fromhex(written[2])
 
 
 class Webhook:
