@@ -5,12 +5,9 @@ SDKs' source, and error bodies that users published. Paths stand here, fields in
 and nowhere else, but for the account of a conversation, which its webhook carries too (`settlement`).
 """
 
-import asyncio
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,30 +23,20 @@ from voicepass.elevenlabs.answers import (
     read_conversations_page,
     read_signed_url,
 )
+from voicepass.elevenlabs.guards import make_guard, refusing
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.errors import (
     AgentUnknown,
     BadAnswer,
     Busy,
     ConversationUnknown,
-    ElevenLabsRefusal,
     KeyRejected,
-    Overloaded,
     Timeout,
     Unavailable,
 )
 from voicepass.model import Agent, Clock, Credential, Transport
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
-from voicepass.resilience import (
-    BreakerOpenError,
-    Bulkhead,
-    DeadlinePassedError,
-    FailedError,
-    FullError,
-    Guard,
-    Pause,
-    PausedError,
-)
+from voicepass.resilience import Bulkhead, FailedError, Pause
 
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""
@@ -127,12 +114,12 @@ class ElevenLabs:
         self._clock = clock
         self._request = lru_cache(maxsize=1024)(_request)
         self.bulkhead = Bulkhead(most=max_calls)
-        self.guards = {url: _guard(url, "passes", deadline_seconds, ticks) for url in self._workspaces}
+        self.guards = {url: make_guard(url, "passes", deadline_seconds, ticks) for url in self._workspaces}
         self._pauses = {url: Pause(clock=ticks) for url in self._workspaces}
         # Apart, so that questions about conversations never take a slot from a user who asks for a pass.
         self._accounts_bulkhead = Bulkhead(most=1)
         self._lookups_bulkhead = Bulkhead(most=max(1, max_calls // LOOKUPS_SHARE))
-        self._accounts_guards = {url: _guard(url, "accounts", deadline_seconds, ticks) for url in self._workspaces}
+        self._accounts_guards = {url: make_guard(url, "accounts", deadline_seconds, ticks) for url in self._workspaces}
 
     async def credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
         """Return a fresh credential for one conversation with `agent`.
@@ -147,7 +134,7 @@ class ElevenLabs:
         ask = partial(self._ask, agent, transport, self._workspaces[agent.base_url])
         guard, pause = self.guards[agent.base_url], self._pauses[agent.base_url]
         try:
-            with _refusals():
+            with refusing():
                 pause.check()
                 credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
         except (Busy, KeyRejected) as refusal:
@@ -181,7 +168,7 @@ class ElevenLabs:
         """
         ask = partial(self._account, self._workspaces[agent_base_url], conversation_id)
         bulkhead = self._lookups_bulkhead if is_lookup else self._accounts_bulkhead
-        with _refusals():
+        with refusing():
             return await self._accounts_guards[agent_base_url].call(ask, bulkhead=bulkhead)
 
     async def conversations(
@@ -200,7 +187,7 @@ class ElevenLabs:
             "exclude_statuses": "initiated",
         } | ({"cursor": cursor} if cursor else {})
         ask = partial(self._page, self._workspaces[agent_base_url], f"{_LIST_PATH}?{urlencode(query)}")
-        with _refusals():
+        with refusing():
             return await self._accounts_guards[agent_base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
     async def document(self, base_url: str, kind: str, document_id: str = "") -> dict[str, object]:
@@ -210,7 +197,7 @@ class ElevenLabs:
         nothing of this id, or another ElevenLabsRefusal, within the deadline. One at a time, as `conversation`.
         """
         ask = partial(self._document, self._workspaces[base_url], kind, document_id)
-        with _refusals():
+        with refusing():
             return await self._accounts_guards[base_url].call(ask, bulkhead=self._accounts_bulkhead)
 
     async def rest(self) -> str | None:
@@ -326,53 +313,3 @@ def _asking_for(agent_id: str, transport: Transport) -> str:
 
 def _request(url: str, api_key: str) -> httpx.Request:
     return httpx.Request("GET", url, headers={**HEADERS, "xi-api-key": api_key})
-
-
-def _guard(base_url: str, calls: str, deadline_seconds: float, ticks: Callable[[], float]) -> Guard:
-    host = urlsplit(base_url).hostname
-
-    def log_change(is_open: bool) -> None:  # noqa: FBT001 - the breaker's own signature
-        if is_open:
-            _log.error("breaker.opened", host=host, calls=calls, note="ElevenLabs is out of order: not called for now")
-        else:
-            _log.info("breaker.closed", host=host, calls=calls)
-
-    return Guard(
-        deadline_seconds=deadline_seconds,
-        clock=ticks,
-        sleep=asyncio.sleep,
-        jitter=random.random,
-        on_change=log_change,
-    )
-
-
-def _refuse_again(error: PausedError) -> ElevenLabsRefusal:
-    """Return the refusal that began the pause, for a caller who was not let through."""
-    reason = error.reason
-    if isinstance(reason, Busy):
-        again: ElevenLabsRefusal = Busy(retry_after_seconds=error.retry_after_seconds)
-    else:
-        again = KeyRejected()  # without Retry-After: it stays until the operator does something
-    if isinstance(reason, ElevenLabsRefusal):
-        again.operator_note = f"not asked again so soon: {reason.operator_note}"
-        again.vendor_code = reason.vendor_code
-    again.has_reached_elevenlabs = False
-    return again
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Word what kept a call from being made, or from being answered."""
-    try:
-        yield
-    except FullError:
-        raise Overloaded(operator_note="too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS") from None
-    except BreakerOpenError as error:
-        note = "not asked: ElevenLabs has been failing; see breaker.opened"
-        refusal = Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds)
-        refusal.has_reached_elevenlabs = False
-        raise refusal from None
-    except PausedError as error:
-        raise _refuse_again(error) from None
-    except DeadlinePassedError:
-        raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None
