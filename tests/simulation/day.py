@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from tests.conftest import TOKEN_ISSUER
 from tests.simulation.cheaters import TRICKS, Cheater, cheat
-from tests.simulation.elevenlabs_model import Conversation
-from tests.simulation.honest import DAY, HABITS, HOUR, Experience, Person
+from tests.simulation.elevenlabs_model import Conversation, ElevenLabsModel
+from tests.simulation.honest import DAY, HABITS, HOUR, Experience, Person, RefusedRequest
 from tests.simulation.service import OpenLedger, Service
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.model import IssuedPass
@@ -28,46 +28,83 @@ class Crowd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calls:
+    """What a habit took: passes handed out (also those returned again), and calls to ElevenLabs for them."""
+
+    handed_out: int
+    signed_urls: int
+    lookups: int
+
+    @property
+    def per_pass(self) -> float:
+        return (self.signed_urls + self.lookups) / max(1, self.handed_out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What the day came to."""
 
-    experience: Experience
-    refused_by_habit: dict[str, int]
+    experience: dict[str, Experience]
+    """By habit."""
+    calls_by_habit: dict[str, Calls]
     cheaters: list[Cheater]
-    passes: int
-    reissued: int
-    calls: dict[str, int]
-    lookups_of_cheaters: int
+    calls_of_cheaters: Calls
+    lists: int
+    single_conversations: int
     mistakes: list[str]
     """Where the ledger differs from what happened at ElevenLabs."""
 
     @property
+    def refused(self) -> list[RefusedRequest]:
+        """Every refusal that an honest user saw."""
+        return [refused for each in self.experience.values() for refused in each.refused]
+
+    @property
+    def wrongly_refused(self) -> list[RefusedRequest]:
+        return [refused for refused in self.refused if refused.is_wrong]
+
+    @property
     def calls_per_pass(self) -> float:
-        return sum(self.calls.values()) / self.passes
+        """Of honest users; the reconciler's calls are theirs."""
+        return self._per_pass(list(self.calls_by_habit.values()))
+
+    @property
+    def calls_per_pass_with_cheaters(self) -> float:
+        return self._per_pass([*self.calls_by_habit.values(), self.calls_of_cheaters])
 
     @property
     def beyond_limits(self) -> int:
         return sum(cheater.beyond_open + cheater.beyond_minutes for cheater in self.cheaters)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The lines of the table: what was counted, and how many."""
-        calls = self.calls
+        """Return the lines of the table: what was counted, and how many."""
+        honest, cheaters = list(self.calls_by_habit.values()), self.cheaters
+        everyone = [*honest, self.calls_of_cheaters]
         return [
-            ("requests of honest users", f"{self.experience.requests:,}"),
-            ("refused although no limit was reached", f"{len(self.experience.refused):,}"),
-            ("URLs that did not open a conversation", f"{self.experience.dead_urls:,}"),
-            ("requests of cheaters", f"{sum(each.requests for each in self.cheaters):,}"),
-            ("refused", f"{sum(each.refused for each in self.cheaters):,}"),
-            ("most that one cheater could have open at once", f"{max(each.most_at_once for each in self.cheaters)}"),
+            ("requests of honest users", f"{sum(each.requests for each in self.experience.values()):,}"),
+            ("refused although no limit was reached", f"{len(self.wrongly_refused):,}"),
+            (
+                "refused while three passes that nobody opened were still valid",
+                f"{len(self.refused) - len(self.wrongly_refused):,}",
+            ),
+            ("URLs that another page had opened", f"{sum(each.spent_urls for each in self.experience.values()):,}"),
+            ("requests of cheaters", f"{sum(each.requests for each in cheaters):,}"),
+            ("refused", f"{sum(each.refused for each in cheaters):,}"),
+            ("most that a cheater had open or could open at once", f"{max(each.most_at_once for each in cheaters)}"),
             ("conversations of cheaters beyond a limit", f"{self.beyond_limits}"),
-            ("passes issued", f"{self.passes:,}"),
-            ("passes returned again", f"{self.reissued:,}"),
-            ("calls to ElevenLabs: signed URLs", f"{calls.get('signed URL', 0):,}"),
-            ("lookups", f"{calls.get('lookup', 0):,}, of cheaters {self.lookups_of_cheaters:,}"),
-            ("pages of the list", f"{calls.get('list', 0):,}"),
-            ("single conversations", f"{calls.get('single conversation', 0):,}"),
-            ("calls for each pass, all kinds together", f"{self.calls_per_pass:.2f}"),
+            ("passes handed out", f"{sum(each.handed_out for each in everyone):,}"),
+            ("signed URLs fetched for them", f"{sum(each.signed_urls for each in everyone):,}"),
+            ("lookups for honest users", f"{sum(each.lookups for each in honest):,}"),
+            ("lookups for cheaters", f"{self.calls_of_cheaters.lookups:,}"),
+            ("pages of the list", f"{self.lists:,}"),
+            ("single conversations", f"{self.single_conversations:,}"),
+            ("calls for each pass of honest users", f"{self.calls_per_pass:.2f}"),
+            ("calls for each pass, cheaters too", f"{self.calls_per_pass_with_cheaters:.2f}"),
         ]
+
+    def _per_pass(self, groups: list[Calls]) -> float:
+        calls = sum(each.signed_urls + each.lookups for each in groups) + self.lists + self.single_conversations
+        return calls / sum(each.handed_out for each in groups)
 
 
 def simulate(crowd: Crowd, *, seed: int, has_webhook: bool, open_ledger: OpenLedger, instances: int) -> Report:
@@ -83,50 +120,63 @@ def simulate(crowd: Crowd, *, seed: int, has_webhook: bool, open_ledger: OpenLed
 
 
 async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
-    experiences = {habit: Experience() for habit in HABITS}
-    work = []
-    for number in range(crowd.honest):
-        habit = list(HABITS)[number % len(HABITS)]
-        person = Person(
-            f"honest-{number}",
-            service=service,
-            chance=random.Random(f"{seed} honest {number}"),
-            experience=experiences[habit],
-            day_seconds=crowd.day_seconds,
-        )
-        work.append(HABITS[habit](person))
+    experience = {habit: Experience() for habit in HABITS}
+    users: dict[str, set[str]] = {habit: set() for habit in HABITS}
     cheaters = []
-    for number in range(crowd.cheaters):
-        cheater = Cheater(
-            f"cheater-{number}",
-            service=service,
-            chance=random.Random(f"{seed} cheater {number}"),
-            day_seconds=crowd.day_seconds,
-        )
-        cheaters.append(cheater)
-        work.append(cheat(cheater, list(TRICKS.values())[number % len(TRICKS)]))
     async with asyncio.TaskGroup() as group:
-        for each in work:
-            group.create_task(each)
-    calls = dict(service.elevenlabs.calls)
-    await service.elevenlabs.aclose()
+        for number in range(crowd.honest):
+            habit = list(HABITS)[number % len(HABITS)]
+            person = Person(
+                f"honest-{number}",
+                service=service,
+                chance=random.Random(f"{seed} honest {number}"),
+                experience=experience[habit],
+                day_seconds=crowd.day_seconds,
+            )
+            users[habit].add(person.user_id)
+            group.create_task(_run(HABITS[habit](person)))
+        for number in range(crowd.cheaters):
+            cheater = Cheater(
+                f"cheater-{number}",
+                service=service,
+                chance=random.Random(f"{seed} cheater {number}"),
+                day_seconds=crowd.day_seconds,
+            )
+            cheaters.append(cheater)
+            group.create_task(cheat(cheater, list(TRICKS.values())[number % len(TRICKS)]))
+    elevenlabs = service.elevenlabs
+    reconciler_calls = dict(elevenlabs.calls)
+    await elevenlabs.aclose()
     await asyncio.sleep(SETTLING_SECONDS)
-    rows = [issued async for issued in service.instances[0].ledger.every_pass()]
-    names = {each.user_id for each in cheaters}
     return Report(
-        experience=Experience(
-            requests=sum(each.requests for each in experiences.values()),
-            refused=[refused for each in experiences.values() for refused in each.refused],
-            dead_urls=sum(each.dead_urls for each in experiences.values()),
-            expired_urls=sum(each.expired_urls for each in experiences.values()),
-        ),
-        refused_by_habit={habit: len(each.refused) for habit, each in experiences.items()},
+        experience=experience,
+        calls_by_habit={
+            habit: _calls(elevenlabs, users[habit], handed_out=experience[habit].granted) for habit in HABITS
+        },
         cheaters=cheaters,
-        passes=service.granted,
-        reissued=service.reissued,
-        calls=calls,
-        lookups_of_cheaters=sum(n for user, n in service.elevenlabs.lookups_of.items() if user in names),
-        mistakes=compare(rows, service.elevenlabs.conversations_by_id.values()),
+        calls_of_cheaters=_calls(
+            elevenlabs,
+            {cheater.user_id for cheater in cheaters},
+            handed_out=sum(cheater.requests - cheater.refused for cheater in cheaters),
+        ),
+        lists=reconciler_calls.get("list", 0),
+        single_conversations=reconciler_calls.get("single conversation", 0),
+        mistakes=compare(
+            [issued async for issued in service.instances[0].ledger.every_pass()],
+            elevenlabs.conversations_by_id.values(),
+        ),
+    )
+
+
+async def _run(habit: Awaitable[None]) -> None:
+    await habit
+
+
+def _calls(elevenlabs: ElevenLabsModel, user_ids: set[str], *, handed_out: int) -> Calls:
+    return Calls(
+        handed_out=handed_out,
+        signed_urls=sum(each.user_id in user_ids for each in elevenlabs.conversations_by_id.values()),
+        lookups=sum(elevenlabs.lookups_of[user_id] for user_id in user_ids),
     )
 
 

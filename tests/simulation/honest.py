@@ -21,6 +21,10 @@ DAY_SECONDS: Final = 60 * MINUTE
 PASSES_PER_MINUTE: Final = 10
 PASSES_PER_DAY: Final = 200
 
+# As client.js has them.
+RETRIES: Final = 5
+PATIENCE_SECONDS: Final = 60.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedRequest:
@@ -29,11 +33,17 @@ class RefusedRequest:
     user_id: str
     at: float
     limit_name: str
-    retry_after_seconds: int | None
+    retry_after_seconds: int
     open_conversations: int
-    unopened_ages: list[int]
-    """In seconds, of the passes that the user got and nobody has opened."""
+    usable_urls: int
+    """Passes that nobody has opened and that can still be opened."""
     used_seconds: int
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the user was below the limit. Honest users only ever reach it with passes that they lost."""
+        is_of_open = self.limit_name == "user_open_conversations"
+        return not is_of_open or self.open_conversations + self.usable_urls < OPEN_CONVERSATIONS
 
 
 @dataclass
@@ -41,9 +51,11 @@ class Experience:
     """What happened to honest users."""
 
     requests: int = 0
+    granted: int = 0
     refused: list[RefusedRequest] = field(default_factory=list)
-    dead_urls: int = 0
-    """URLs that were new to the page and that somebody else of the same user had opened."""
+    """Each that the user saw, after the retries of client.js."""
+    spent_urls: int = 0
+    """URLs that another page of the same user had opened."""
     expired_urls: int = 0
 
 
@@ -63,17 +75,28 @@ class Person:
         self._conversations: dict[str, Conversation] = {}
 
     async def ask(self) -> Conversation | None:
-        """Ask for a pass; returns None if it is refused, and notes that."""
-        await self._be_no_faster_than_allowed()
-        self._check_honesty()
-        self.experience.requests += 1
-        try:
-            given = await self._service.ask(self.user_id)
-        except LimitReached as refusal:
-            self._note(refusal)
-            return None
-        self._conversations[given.conversation_id] = given
-        return given
+        """Ask for a pass; returns None if it is refused, and notes that.
+
+        Waits as client.js does: five times, and for no longer than its patience in all.
+        """
+        began = self._service.time.now
+        for attempt in range(1, RETRIES + 2):
+            await self._be_no_faster_than_allowed()
+            self._check_honesty()
+            self.experience.requests += 1
+            try:
+                given = await self._service.ask(self.user_id)
+            except LimitReached as refusal:
+                wait_seconds = refusal.retry_after_seconds or 0
+                if attempt > RETRIES or self._service.time.now + wait_seconds > began + PATIENCE_SECONDS:
+                    self._note(refusal)
+                    break
+                await asyncio.sleep(wait_seconds)
+            else:
+                self.experience.granted += 1
+                self._conversations[given.conversation_id] = given
+                return given
+        return None
 
     async def ask_and_open(self) -> Conversation | None:
         """Ask for a pass and open it at once, as a page does; returns None if that fails."""
@@ -89,7 +112,7 @@ class Person:
             if given.opened_at is None:
                 self.experience.expired_urls += 1
             else:
-                self.experience.dead_urls += 1
+                self.experience.spent_urls += 1
             return None
 
     async def talk(self, seconds: float, given: Conversation | None = None) -> None:
@@ -159,13 +182,9 @@ class Person:
                 user_id=self.user_id,
                 at=self._service.time.now,
                 limit_name=refusal.limit_name,
-                retry_after_seconds=refusal.retry_after_seconds,
+                retry_after_seconds=refusal.retry_after_seconds or 0,
                 open_conversations=self._open_conversations(),
-                unopened_ages=[
-                    int(now - conversation.expires_at + 900)
-                    for conversation in self._conversations.values()
-                    if conversation.opened_at is None and now - conversation.expires_at < 900
-                ],
+                usable_urls=sum(given.can_be_opened(now) for given in self._conversations.values()),
                 used_seconds=int(self._used_seconds()),
             )
         )
@@ -180,12 +199,13 @@ async def have_short_conversations(person: Person) -> None:
 
 
 async def refresh_before_opening(person: Person) -> None:
+    """Use a page that takes a pass while it loads: one to four loads, then a conversation or none."""
     for time in person.times(3):
         await person.wait_until(time)
-        for _ in range(person.chance.randint(1, 3)):  # visits, some of them soon after each other
+        for _ in range(person.chance.choice([1, 1, 2])):
             given = None
-            for _ in range(person.chance.randint(1, 5)):
-                given = await person.ask()  # the page takes it while it loads
+            for _ in range(person.chance.randint(1, 4)):
+                given = await person.ask()
                 await person.wait(1, 30)
             if given is not None and person.chance.random() < 0.7:
                 await person.talk(person.chance.uniform(30, 240), given)
@@ -267,13 +287,13 @@ async def press_five_times(person: Person) -> None:
     """Press a button of a page with its own code: each press takes a pass, the page opens the last one."""
     for time in person.times(4):
         await person.wait_until(time)
-        pressed = await asyncio.gather(person.ask(), person.ask())
-        for _ in range(2):
-            await person.wait(0.1, 1)
-            pressed.append(await person.ask())
-        pressed += await asyncio.gather(person.ask())
-        if pressed[-1] is not None:
-            await person.talk(person.chance.uniform(20, 300), pressed[-1])
+        await asyncio.gather(person.ask(), person.ask())
+        await person.wait(0.1, 1)
+        await person.ask()
+        await person.wait(0.1, 1)
+        _, last = await asyncio.gather(person.ask(), person.ask())
+        if last is not None:
+            await person.talk(person.chance.uniform(20, 300), last)
 
 
 HABITS: Final[dict[str, Callable[[Person], Awaitable[None]]]] = {

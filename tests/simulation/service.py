@@ -17,7 +17,6 @@ from voicepass.ledger import Ledger
 from voicepass.model import (
     DEFAULT_ALIAS,
     Agent,
-    Attempt,
     Clock,
     Credentials,
     PassRequest,
@@ -60,7 +59,7 @@ class Instance:
 
 
 class Service:
-    """Instances on one ledger. `attempts` are all that were closed."""
+    """Instances on one ledger."""
 
     def __init__(self, *, time: VirtualTime, chance: random.Random, has_webhook: bool) -> None:
         self.time = time
@@ -69,7 +68,6 @@ class Service:
         self.elevenlabs = ElevenLabsModel(
             clock=self.clock, chance=chance, deliver=self._take_webhook if has_webhook else None
         )
-        self.granted = self.reissued = 0
 
     def clock(self) -> float:
         return START + self.time.now
@@ -137,7 +135,7 @@ class Service:
             ledger=ledger,
             open_passes=open_passes,
             seal=seals.seal,
-            observers=[self._count],
+            observers=[],
         )
         reconciler = Reconciler(
             ledger=ledger,
@@ -156,7 +154,3 @@ class Service:
 
     async def _take_webhook(self, settlement: Settlement) -> None:
         await self.chance.choice(self.instances).settlements.settle(settlement)
-
-    def _count(self, attempt: Attempt) -> None:
-        self.granted += attempt.outcome == "granted" and not attempt.is_reissued
-        self.reissued += attempt.outcome == "granted" and attempt.is_reissued

@@ -36,7 +36,7 @@ class VirtualTime:
             self._in_flight -= 1
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type] # mypy knows it as a variable
+class _JumpingSelector(selectors.DefaultSelector):
     """Instead of waiting for the next timer, moves the time to it."""
 
     def __init__(self, time: VirtualTime) -> None:
