@@ -14,7 +14,7 @@ from tests.simulation.service import OpenLedger, Service
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.model import IssuedPass
 
-SETTLING_SECONDS: Final = 2 * HOUR
+SETTLING_SECONDS: Final = HOUR
 """After the day: long enough for every pass to be settled."""
 
 

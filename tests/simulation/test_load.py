@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -30,16 +29,14 @@ async def use(service: Service, user_id: str, chance: random.Random) -> None:
     service.elevenlabs.hang_up(opened)
 
 
-def rows_after(
-    path: Path, *, seconds: int, passes_per_second: int, are_opened: bool
-) -> tuple[Service, dict[str, IssuedPass]]:
+def rows_after(*, seconds: int, passes_per_second: int, are_opened: bool) -> tuple[Service, dict[str, IssuedPass]]:
     """Issue passes for so long, wait until all are settled, and return the ledger's rows by conversation."""
     time = VirtualTime()
     chance = random.Random("load")
     service = Service(time=time, chance=chance, has_webhook=False)
 
     async def issue() -> dict[str, IssuedPass]:
-        async with service.running(lambda clock: open_sqlite(str(path), clock=clock), instances=1):
+        async with service.running(lambda clock: open_sqlite(":memory:", clock=clock), instances=1):
             async with asyncio.TaskGroup() as group:
                 for second in range(seconds):
                     for number in range(passes_per_second):
@@ -62,10 +59,10 @@ async def ask(service: Service, user_id: str) -> None:
 @pytest.mark.parametrize(
     "seconds", [60, pytest.param(3600, marks=[pytest.mark.long, pytest.mark.timeout(900)])], ids=["minute", "hour"]
 )
-def test_what_has_ended_is_settled_within_five_minutes_by_one_call_for_twenty(seconds: int, tmp_path: Path) -> None:
+def test_what_has_ended_is_settled_within_five_minutes_by_one_call_for_twenty(seconds: int) -> None:
     per_second = PASSES_PER_SECOND if seconds > 60 else 2
 
-    service, rows = rows_after(tmp_path / "ledger.db", seconds=seconds, passes_per_second=per_second, are_opened=True)
+    service, rows = rows_after(seconds=seconds, passes_per_second=per_second, are_opened=True)
 
     opened = [each for each in service.elevenlabs.conversations_by_id.values() if each.opened_at is not None]
     calls = service.elevenlabs.calls
@@ -78,8 +75,8 @@ def test_what_has_ended_is_settled_within_five_minutes_by_one_call_for_twenty(se
 
 
 @pytest.mark.parametrize("passes", [100, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-def test_passes_that_nobody_opened_are_released_within_20_minutes(passes: int, tmp_path: Path) -> None:
-    service, rows = rows_after(tmp_path / "ledger.db", seconds=1, passes_per_second=passes, are_opened=False)
+def test_passes_that_nobody_opened_are_released_within_20_minutes(passes: int) -> None:
+    service, rows = rows_after(seconds=1, passes_per_second=passes, are_opened=False)
 
     slowest = max((row.settled_at or START) - row.reserved_at for row in rows.values())
     print(f"\n{len(rows):,} unopened passes: the last one released after {slowest / 60:.1f} minutes")
