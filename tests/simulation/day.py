@@ -29,15 +29,19 @@ class Crowd:
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """What a habit took: passes handed out (also those returned again), and calls to ElevenLabs for them."""
+    """What a habit took: passes handed out (also those returned again), and calls to ElevenLabs for them.
+
+    `asked_about`: lookups, and the reconciler's questions about single conversations.
+    """
 
     handed_out: int
     signed_urls: int
-    lookups: int
+    asked_about: int
 
     @property
     def per_pass(self) -> float:
-        return (self.signed_urls + self.lookups) / max(1, self.handed_out)
+        """Without the list, which is read for everyone."""
+        return (self.signed_urls + self.asked_about) / max(1, self.handed_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,6 @@ class Report:
     cheaters: list[Cheater]
     calls_of_cheaters: Calls
     lists: int
-    single_conversations: int
     mistakes: list[str]
     """Where the ledger differs from what happened at ElevenLabs."""
 
@@ -65,7 +68,7 @@ class Report:
 
     @property
     def calls_per_pass(self) -> float:
-        """Of honest users; the reconciler's calls are theirs."""
+        """Of honest users, with every reading of the list."""
         return self._per_pass(list(self.calls_by_habit.values()))
 
     @property
@@ -94,16 +97,15 @@ class Report:
             ("conversations of cheaters beyond a limit", f"{self.beyond_limits}"),
             ("passes handed out", f"{sum(each.handed_out for each in everyone):,}"),
             ("signed URLs fetched for them", f"{sum(each.signed_urls for each in everyone):,}"),
-            ("lookups for honest users", f"{sum(each.lookups for each in honest):,}"),
-            ("lookups for cheaters", f"{self.calls_of_cheaters.lookups:,}"),
+            ("conversations of honest users asked about", f"{sum(each.asked_about for each in honest):,}"),
+            ("conversations of cheaters asked about", f"{self.calls_of_cheaters.asked_about:,}"),
             ("pages of the list", f"{self.lists:,}"),
-            ("single conversations", f"{self.single_conversations:,}"),
             ("calls for each pass of honest users", f"{self.calls_per_pass:.2f}"),
             ("calls for each pass, cheaters too", f"{self.calls_per_pass_with_cheaters:.2f}"),
         ]
 
     def _per_pass(self, groups: list[Calls]) -> float:
-        calls = sum(each.signed_urls + each.lookups for each in groups) + self.lists + self.single_conversations
+        calls = sum(each.signed_urls + each.asked_about for each in groups) + self.lists
         return calls / sum(each.handed_out for each in groups)
 
 
@@ -145,7 +147,7 @@ async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
             cheaters.append(cheater)
             group.create_task(cheat(cheater, list(TRICKS.values())[number % len(TRICKS)]))
     elevenlabs = service.elevenlabs
-    reconciler_calls = dict(elevenlabs.calls)
+    lists = elevenlabs.calls["list"]
     await elevenlabs.aclose()
     await asyncio.sleep(SETTLING_SECONDS)
     return Report(
@@ -159,8 +161,7 @@ async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
             {cheater.user_id for cheater in cheaters},
             handed_out=sum(cheater.requests - cheater.refused for cheater in cheaters),
         ),
-        lists=reconciler_calls.get("list", 0),
-        single_conversations=reconciler_calls.get("single conversation", 0),
+        lists=lists,
         mistakes=compare(
             [issued async for issued in service.instances[0].ledger.every_pass()],
             elevenlabs.conversations_by_id.values(),
@@ -176,7 +177,7 @@ def _calls(elevenlabs: ElevenLabsModel, user_ids: set[str], *, handed_out: int) 
     return Calls(
         handed_out=handed_out,
         signed_urls=sum(each.user_id in user_ids for each in elevenlabs.conversations_by_id.values()),
-        lookups=sum(elevenlabs.lookups_of[user_id] for user_id in user_ids),
+        asked_about=sum(elevenlabs.asked_about[user_id] for user_id in user_ids),
     )
 
 

@@ -64,8 +64,8 @@ class ElevenLabsModel:
 
     def __init__(self, *, clock: Callable[[], float], chance: random.Random, deliver: Deliver | None) -> None:
         self.calls: Counter[CallKind] = Counter()
-        self.lookups_of: Counter[str] = Counter()
-        """Lookups by the user to whom the conversation belongs."""
+        self.asked_about: Counter[str] = Counter()
+        """Lookups and the reconciler's single calls, by the user to whom the conversation belongs."""
         self.conversations_by_id: dict[str, Conversation] = {}
         self._by_url: dict[str, Conversation] = {}
         self._opened: list[Conversation] = []
@@ -95,8 +95,7 @@ class ElevenLabsModel:
         assert agent_base_url
         asked = self.conversations_by_id[conversation_id]
         self.calls["lookup" if is_lookup else "single conversation"] += 1
-        if is_lookup:
-            self.lookups_of[asked.user_id or ""] += 1
+        self.asked_about[asked.user_id or ""] += 1
         await asyncio.sleep(self._chance.uniform(0.1, 0.3))
         status = self._status(asked)
         if asked.opened_at is None and int(conversation_id.removeprefix("conv_")) % 2:

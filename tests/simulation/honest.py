@@ -56,7 +56,6 @@ class Experience:
     """Each that the user saw, after the retries of client.js."""
     spent_urls: int = 0
     """URLs that another page of the same user had opened."""
-    expired_urls: int = 0
 
 
 class Person:
@@ -109,10 +108,7 @@ class Person:
         try:
             return self._service.elevenlabs.open(given.url)
         except UrlRefusedError:
-            if given.opened_at is None:
-                self.experience.expired_urls += 1
-            else:
-                self.experience.spent_urls += 1
+            self.experience.spent_urls += given.opened_at is not None
             return None
 
     async def talk(self, seconds: float, given: Conversation | None = None) -> None:

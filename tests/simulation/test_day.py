@@ -17,6 +17,7 @@ from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock
 
 SEED = int(os.environ.get("SIMULATION_SEED", "1"))
+MOST_CALLS_PER_PASS = 1.3
 
 
 def check(report: Report) -> None:
@@ -67,7 +68,10 @@ def test_in_a_day_nobody_honest_is_refused_and_no_cheater_exceeds_a_limit(
     print(f"({time.monotonic() - began:.0f} s of real time)")
     for habit, calls in report.calls_by_habit.items():
         print(f"  {habit:<64} {calls.per_pass:.2f} calls for each of {calls.handed_out:,} passes")
+    for refused in report.refused:
+        print(f"  {refused}")
     check(report)
+    assert report.calls_per_pass <= MOST_CALLS_PER_PASS
 
 
 def show(title: str, rows: Sequence[tuple[str, str]]) -> None:
