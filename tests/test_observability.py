@@ -139,7 +139,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
     exposition = Exposition(
         registry=registry,
         state=StateMetrics(registry=registry, upstream=process, warm_held=lambda: process.warm),
-        ledger=LedgerMetrics(ledger=TurnedLedger(), ticks=Ticks()),
+        ledger=LedgerMetrics(ledger=TurnedLedger(), check=TurnedLedger().check, ticks=Ticks()),
     )
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
     count(attempt(conversation_id=None, steps=[Step("verify")], is_reissued=True))

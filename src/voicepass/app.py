@@ -26,7 +26,7 @@ from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, Settlem
 from voicepass.observe import AttemptLog, SettlementLog
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
-from voicepass.readiness import Readiness
+from voicepass.readiness import LedgerCheck, Readiness
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Settlements
 from voicepass.settlement.lookup import OpenPasses
@@ -107,10 +107,13 @@ def _lifespan(
             registry = CollectorRegistry()
             state = StateMetrics(registry=registry, upstream=provider, warm_held=lambda: warm.held if warm else {})
             await stack.enter_async_context(state.looking())
+            check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
             app.state.draining = draining
             app.state.ledger = ledger
             app.state.metrics = Exposition(
-                registry=registry, state=state, ledger=LedgerMetrics(ledger=ledger, ticks=time.monotonic)
+                registry=registry,
+                state=state,
+                ledger=LedgerMetrics(ledger=ledger, check=check_ledger, ticks=time.monotonic),
             )
             app.state.service_tokens = ServiceTokens(
                 [token.get_secret_value() for token in settings.voicepass_service_tokens]
@@ -120,7 +123,7 @@ def _lifespan(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
             )
             app.state.readiness = Readiness(
-                {"ledger": ledger.check, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
+                {"ledger": check_ledger, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
             )
             settlements = Settlements(
                 ledger=ledger, observers=[SettlementLog(), SettlementMetrics(registry=registry)], clock=time.time

@@ -5,10 +5,13 @@ concurrency and across instances, and there is no second counter to drift. Every
 does not answer, nothing is handed out.
 """
 
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import limits as questions
 from voicepass.ledger import opened, rules
 from voicepass.ledger.dialogue import Dialogue, Row
@@ -36,6 +39,8 @@ ANSWER_SECONDS: Final = 2.5
 class Ledger(ABC):
     """The rules over an engine. Every method raises LedgerUnavailable where the engine does not answer in time."""
 
+    _has_a_pass_failed = False
+
     @abstractmethod
     async def _run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
@@ -54,17 +59,19 @@ class Ledger(ABC):
         whose = rules.reserved_row(reservation)
         locks = sorted(questions.counted_in(scope, whose) for scope in {limit.scope for limit in limits})
         # A power cut that takes it away takes away the attempt as well: the grant finds no row then, and no URL leaves.
-        await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
+        with self._noting_a_failure():
+            await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
 
     async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:
         """Bind the conversation to its user. Raises BadAnswer where it is someone else's.
 
         `sealed` is the credential for `unopened` to return, readable for nobody who has only the ledger.
         """
-        await self._run(
-            lambda now: rules.grant(reservation, credential, now, sealed=sealed),
-            locks=_lock(credential.conversation_id),
-        )
+        with self._noting_a_failure():
+            await self._run(
+                lambda now: rules.grant(reservation, credential, now, sealed=sealed),
+                locks=_lock(credential.conversation_id),
+            )
 
     async def release(self, reservation: Reservation) -> None:
         """Give back a reservation that came to nothing."""
@@ -207,8 +214,22 @@ class Ledger(ABC):
         return await self._run(lambda _now: rules.blocks())
 
     async def check(self) -> None:
-        """Raise LedgerUnavailable unless the ledger answers."""
-        await self.blocks()
+        """Write a row durably and take it back. Raises LedgerUnavailable if that fails, as a pass would then fail.
+
+        After a pass has failed, this writes as much as a pass does: a disk may have room for one row and no more.
+        """
+        name, is_whole = f"check {uuid.uuid4().hex}", self._has_a_pass_failed
+        await self._run(lambda now: rules.check(name, now, is_whole=is_whole))
+        if is_whole:
+            self._has_a_pass_failed = False
+
+    @contextmanager
+    def _noting_a_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except LedgerUnavailable:
+            self._has_a_pass_failed = True
+            raise
 
 
 def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import QUARTER_SECONDS, UNUSED_SECONDS, hold, move_sums, room
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing
+from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing, Transport
 
 MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
 
@@ -135,6 +135,20 @@ def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
 def end_lease(name: str) -> Dialogue[None]:
     """Give a lease back before it lapses."""
     yield "DELETE FROM leases WHERE name = :name", {"name": name}
+
+
+def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
+    """Write a row and take it back, in one transaction. Nobody sees it, and nothing is left of it.
+
+    The row is one of `leases`: that table is small, so PostgreSQL removes what this leaves behind within a minute.
+    If it `is_whole`, a pass is reserved and taken back as well, which needs all the room that a real one needs.
+    """
+    yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
+    yield from end_lease(name)
+    if is_whole:
+        row = dict.fromkeys(_RESERVED, name) | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
+        yield _RESERVE, row | {"now": now, "lapses_at": now}
+        yield from release(name)
 
 
 def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
