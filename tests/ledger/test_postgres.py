@@ -216,6 +216,14 @@ async def test_the_time_is_the_databases_and_grows_under_a_lock(engine: Engine) 
     assert abs(moments[0] - time.time()) < 5
 
 
+async def test_of_all_who_take_a_lease_at_once_by_the_databases_clock_one_gets_it(engine: Engine) -> None:
+    async with open_postgres(engine.url) as one, open_postgres(engine.url) as two:
+        for number in range(5):
+            taken = await asyncio.gather(*((one, two)[n % 2].lease(f"l-{number}", 60) for n in range(30)))
+
+            assert taken.count(True) == 1
+
+
 async def test_every_connection_is_durable_bounded_and_reads_what_is_committed(busy: Ledger) -> None:
     names = ["synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
     names += ["transaction_isolation", "search_path"]

@@ -54,6 +54,10 @@ class Ledger(ABC):
         rolled back, unless its commit is under way already.
         """
 
+    def _ahead_seconds(self) -> float:
+        """Return how far the ledger's clock is ahead of the real time, which ElevenLabs' instants are in."""
+        return 0.0
+
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
         whose = rules.reserved_row(reservation)
@@ -127,9 +131,10 @@ class Ledger(ABC):
         )
 
     async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
-        """Note that a conversation is open; returns whether its pass had been released as unopened."""
+        """Note that a conversation is open, since this real time; returns whether its pass was released as unopened."""
+        since = opened_at + self._ahead_seconds()
         return await self._run(
-            lambda now: opened.note_opened(conversation_id, opened_at, now), locks=_lock(conversation_id)
+            lambda now: opened.note_opened(conversation_id, since, now), locks=_lock(conversation_id)
         )
 
     async def note_ended(self, conversation_id: str) -> bool:
@@ -146,12 +151,15 @@ class Ledger(ABC):
         return await self._run(lambda now: opened.erase_sealed(after, now))
 
     async def begin_listing(self, agent_id: str, *, every_seconds: float) -> Listing | None:
-        """Return which part of the agent's list to read now; None while there is nothing to learn from it."""
-        return await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+        """Return which part of the agent's list to read now, in real time; None while there is nothing to learn."""
+        listing = await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+        ahead = self._ahead_seconds()
+        return listing and Listing(since=listing.since - ahead, until=listing.until - ahead)
 
     async def note_listed(self, agent_id: str, until: float) -> None:
-        """Note that the agent's list was read for all conversations that began before `until`."""
-        await self._run(lambda _now: opened.note_listed(agent_id, until))
+        """Note that the agent's list was read for all conversations that began before the real time `until`."""
+        listed_until = until + self._ahead_seconds()
+        await self._run(lambda _now: opened.note_listed(agent_id, listed_until))
 
     async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[str]:
         """Return conversations of passes that were so old when the list was last read, and are not in it."""
@@ -167,7 +175,8 @@ class Ledger(ABC):
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Tell whether what is called `name` is the caller's alone, on all instances, for that many seconds."""
-        return await self._run(lambda now: rules.lease(name, seconds, now))
+        # With a lock, so that each caller's time is later than that of the lease that it finds.
+        return await self._run(lambda now: rules.lease(name, seconds, now), locks=[f"lease {name}"])
 
     async def end_lease(self, name: str) -> None:
         """Give a lease back before it lapses."""

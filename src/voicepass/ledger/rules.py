@@ -128,7 +128,7 @@ def due(most: int, after: float, now: float) -> Dialogue[list[IssuedPass]]:
 
 
 def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
-    """Take a lease unless it is held."""
+    """Take a lease unless it is held. One that ends later than a new one would does not count: a clock was ahead."""
     return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
 
 
@@ -259,7 +259,8 @@ AND reserved_at > :after AND reserved_at < :before ORDER BY reserved_at LIMIT :m
 
 _LEASE: Final = """
 INSERT INTO leases (name, held_until) VALUES (:name, :held_until)
-ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until WHERE leases.held_until <= :now
+ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until
+WHERE leases.held_until <= :now OR leases.held_until > excluded.held_until
 RETURNING name"""
 
 _PAGE: Final = """

@@ -65,11 +65,12 @@ class SqliteLedger(Ledger):
     A sync is most of a commit's cost: with it shared, durability for 64 users costs little more than for one.
     """
 
-    def __init__(self, *, opened: OpenedFile, thread: ThreadPoolExecutor, clock: Clock) -> None:
+    def __init__(self, *, opened: OpenedFile, thread: ThreadPoolExecutor, clock: Clock, wall: Clock) -> None:
         self._opened = opened
         self._connection = opened.connection
         self._thread = thread
         self._clock = clock
+        self._wall = wall
         self._waiting: deque[Asked] = deque()
         self._writer: asyncio.Future[list[Any]] | None = None
 
@@ -87,6 +88,9 @@ class SqliteLedger(Ledger):
             return await answer
         finally:
             too_late.cancel()
+
+    def _ahead_seconds(self) -> float:
+        return self._clock() - self._wall()
 
     async def written(self) -> None:
         """Wait until all that was asked has been answered."""
@@ -160,8 +164,10 @@ def _give_up(answer: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]:
+async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> AsyncIterator[SqliteLedger]:
     """Open the ledger at `path` (":memory:" for one that is gone with the process), schema up to date.
+
+    It decides by `clock`. `wall` is the real time, which ElevenLabs has too, unless that is `clock`.
 
     Raises LedgerUnavailable when the file cannot be opened: the service does not start without its ledger.
     """
@@ -172,7 +178,7 @@ async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]
             opened = await loop.run_in_executor(thread, _open, path)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(opened=opened, thread=thread, clock=clock)
+        ledger = SqliteLedger(opened=opened, thread=thread, clock=clock, wall=wall or clock)
         try:
             yield ledger
         finally:
