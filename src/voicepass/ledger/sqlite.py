@@ -114,7 +114,7 @@ class SqliteLedger(Ledger):
             if answer.done():  # whoever asked has gone
                 continue
             if isinstance(outcome, sqlite3.Error):
-                refusal = LedgerUnavailable(operator_note=f"the ledger does not answer: {outcome}")
+                refusal = LedgerUnavailable(operator_note=f"SQLite cannot be written: {outcome}")
                 refusal.__cause__ = outcome
                 answer.set_exception(refusal)
             elif isinstance(outcome, BaseException):
