@@ -151,7 +151,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
             warm_held=lambda: process.warm,
             lines_dropped=lambda: process.lines_dropped,
         ),
-        ledger=LedgerMetrics(ledger=TurnedLedger(), ticks=Ticks()),
+        ledger=LedgerMetrics(ledger=TurnedLedger(), check=TurnedLedger().check, ticks=Ticks()),
     )
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
     count(attempt(conversation_id=None, steps=[Step("verify")], is_reissued=True))

@@ -14,6 +14,7 @@ The map, in reading order:
     outbound     the HTTP client that asks it, and the bounds on what it takes in
     resilience   deadline, retry budget, breaker, bulkhead: knows no vendor
     warm         signed URLs fetched ahead of demand, each handed out once
+    clocks       wall time that does not step, for the ledger's decisions
     ledger       the only state: which conversation was issued to whom
     settlement   what a conversation really used: the signed webhook, and the reconciler behind it
     readiness    the cheap named checks behind /readyz

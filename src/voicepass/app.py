@@ -26,7 +26,7 @@ from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, Settlem
 from voicepass.observe import AttemptLog, Isolated, SettlementLog
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
-from voicepass.readiness import Readiness
+from voicepass.readiness import LedgerCheck, Readiness
 from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Settlements
 from voicepass.settlement.lookup import OpenPasses
@@ -113,10 +113,13 @@ def _lifespan(
                 lines_dropped=lambda: log_writer.dropped,
             )
             await stack.enter_async_context(state.looking())
+            check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
             app.state.draining = draining
             app.state.ledger = ledger
             app.state.metrics = Exposition(
-                registry=registry, state=state, ledger=LedgerMetrics(ledger=ledger, ticks=time.monotonic)
+                registry=registry,
+                state=state,
+                ledger=LedgerMetrics(ledger=ledger, check=check_ledger, ticks=time.monotonic),
             )
             app.state.service_tokens = ServiceTokens(settings.service_tokens)
             app.state.policy = configuration.policy
@@ -124,7 +127,7 @@ def _lifespan(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
             )
             app.state.readiness = Readiness(
-                {"ledger": ledger.check, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
+                {"ledger": check_ledger, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
             )
             settlements = Settlements(
                 ledger=ledger,

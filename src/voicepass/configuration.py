@@ -8,6 +8,7 @@ from pathlib import Path
 
 from voicepass.addresses import is_safe_url
 from voicepass.checks import is_header_value
+from voicepass.clocks import SteadyClock, elapsed_seconds
 from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
@@ -176,10 +177,10 @@ def _rules_of(alias: str, entry: AgentEntry, settings: Settings) -> AgentRules:
 
 
 def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
-    """Open the ledger that VOICEPASS_DATABASE_URL names."""
+    """Open the ledger that VOICEPASS_DATABASE_URL names. It decides by a clock that does not step."""
     path = _sqlite_path(settings)
     if path is not None:
-        return open_sqlite(path, clock=clock)
+        return open_sqlite(path, clock=SteadyClock(wall=clock, ticks=elapsed_seconds), wall=clock)
     try:
         from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
     except ImportError as error:

@@ -5,7 +5,7 @@ whichever is asked answers for all of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
@@ -23,7 +23,7 @@ STEPS: Final = ("verify", "reserve", "lookup", "warm", "upstream", "grant", "rel
 LOOK_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
 LEDGER_SECONDS: Final = 0.5
-"""The longest that a scrape waits for the ledger."""
+"""The longest that a scrape waits to learn what is open."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 
@@ -198,31 +198,44 @@ class Ledger(Protocol):
 
 
 class LedgerMetrics(Collector):
-    """Where the ledger stands; the same whichever worker asks it. A dead ledger leaves its samples out, and says so."""
+    """Whether a pass can be written, as `/readyz` reports it, and what is open. The same from every worker.
 
-    def __init__(self, *, ledger: Ledger, ticks: Callable[[], float]) -> None:
+    `check` raises LedgerUnavailable. Then the samples about what is open are missing.
+    """
+
+    def __init__(self, *, ledger: Ledger, check: Callable[[], Awaitable[None]], ticks: Callable[[], float]) -> None:
         self._ledger = ledger
+        self._check = check
         self._ticks = ticks
+        self._is_up = False
         self._standing: Standing | None = None
         self._good_until = float("-inf")
         self._asking = asyncio.Lock()
 
     async def look(self) -> None:
-        """Ask the ledger, for half a second and once in five at most, however many scrape."""
+        """Check the ledger. Then ask what is open: once in five seconds and for half a second, however many scrape."""
         async with self._asking:
-            if self._ticks() < self._good_until:
-                return
             try:
-                async with asyncio.timeout(LEDGER_SECONDS):
-                    self._standing = await self._ledger.standing()
-            except (TimeoutError, LedgerUnavailable):
-                self._standing = None
-            self._good_until = self._ticks() + LOOK_SECONDS
+                await self._check()
+                self._is_up = True
+                await self._ask()
+            except LedgerUnavailable:
+                self._is_up, self._standing, self._good_until = False, None, float("-inf")
+
+    async def _ask(self) -> None:
+        if self._ticks() < self._good_until:
+            return
+        try:
+            async with asyncio.timeout(LEDGER_SECONDS):
+                self._standing = await self._ledger.standing()
+        except TimeoutError:
+            self._standing = None
+        self._good_until = self._ticks() + LOOK_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """Return what the last look saw."""
         standing = self._standing
-        yield GaugeMetricFamily("voicepass_ledger_up", "Whether the ledger answers", float(standing is not None))
+        yield GaugeMetricFamily("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
         if standing is not None:
             yield GaugeMetricFamily(
                 "voicepass_open_conversations",

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, cast
@@ -59,6 +60,31 @@ async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
     assert_limited(answers[3], "rate_limited")
     assert 55 <= answers[3].json()["retry_after_seconds"] <= 61
     assert len(upstream.calls) == 3
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+async def test_a_step_of_the_machines_clock_moves_no_limit(
+    upstream: respx.MockRouter, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    stepped, real = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: real() + stepped[0])  # as every module reads it
+    text = UNLIMITED.replace('passes_per_minute = "off"', "passes_per_minute = 1")
+    app = create_app(settings_with(voicepass_policy_file=policy_file(text)))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+    ):
+
+        async def ask() -> httpx.Response:
+            return await client.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token()}"})
+
+        first = await ask()
+        stepped[0] = step
+        second = await ask()
+
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert 55 <= second.json()["retry_after_seconds"] <= 61
+    assert len(upstream.calls) == 1
 
 
 @limited(open_conversations=2)

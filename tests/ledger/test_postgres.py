@@ -219,6 +219,14 @@ async def test_the_time_is_the_databases_and_grows_under_a_lock(engine: Engine) 
     assert abs(moments[0] - time.time()) < 5
 
 
+async def test_of_all_who_take_a_lease_at_once_by_the_databases_clock_one_gets_it(engine: Engine) -> None:
+    async with open_postgres(engine.url) as one, open_postgres(engine.url) as two:
+        for number in range(5):
+            taken = await asyncio.gather(*((one, two)[n % 2].lease(f"l-{number}", 60) for n in range(30)))
+
+            assert taken.count(True) == 1
+
+
 async def test_every_connection_is_durable_bounded_and_reads_what_is_committed(busy: Ledger) -> None:
     names = ["synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
     names += ["transaction_isolation", "search_path"]
@@ -262,6 +270,73 @@ async def test_the_service_runs_on_it_and_shows_the_password_to_nobody(engine: E
 
     assert ready.status_code == 200
     assert "hunter2canary" not in f"{settings!r} {settings}"
+
+
+# -- read-only, as after a failover -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def read_only(postgres: Postgres) -> Iterator[None]:
+    """All sessions of the server, the old ones too."""
+    try:
+        postgres.run("ALTER SYSTEM SET default_transaction_read_only = on")
+        postgres.run("SELECT pg_reload_conf()")
+        yield
+    finally:
+        postgres.run("ALTER SYSTEM RESET default_transaction_read_only")
+        postgres.run("SELECT pg_reload_conf()")
+
+
+async def test_a_read_only_server_is_not_ready_and_ready_again_without_a_restart(
+    engine: Engine, postgres: Postgres
+) -> None:
+    async def ready() -> tuple[int, bool]:
+        app = create_app(settings_with(voicepass_database_url=engine.url))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
+        ):
+            answer, metrics = await client.get("/readyz"), await client.get("/metrics")
+            return answer.status_code, "voicepass_ledger_up 1.0" in metrics.text
+
+    async with engine.opened() as ledger:
+        await ledger.check()
+        with read_only(postgres):
+            refused = [await outcome_and_seconds(asked) for asked in (ledger.check(), granted(ledger))]
+            while_read_only = await ready()
+        await recovers(ledger)
+        await ledger.check()
+
+    assert [type(outcome) for outcome, _ in refused] == [LedgerUnavailable] * 2
+    assert max(seconds for _, seconds in refused) < 3
+    assert while_read_only == (503, False)
+    assert await ready() == (200, True)
+
+
+async def test_connections_to_a_server_that_became_a_replica_are_not_kept(engine: Engine, postgres: Postgres) -> None:
+    role = f"moved_{os.urandom(4).hex()}"
+    postgres.run(f"CREATE ROLE {role} LOGIN")
+    async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
+        postgres.run(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        postgres.run(f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
+        refused = await burst(ledger, 20)
+        # A session that has begun keeps what its role's settings were then, as one to a replica leads to a replica.
+        postgres.run(f"ALTER ROLE {role} RESET default_transaction_read_only")
+        await recovers(ledger)
+
+    assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
+    assert any("read-only" in outcome.operator_note for outcome, _ in refused if isinstance(outcome, LedgerUnavailable))
+
+
+async def test_a_check_leaves_nothing_behind(engine: Engine, postgres: Postgres) -> None:
+    async with engine.opened() as one, engine.opened() as other:
+        with read_only(postgres):
+            outcome, _ = await outcome_and_seconds(one.reserve(reservation(), []))
+        await asyncio.gather(*(ledger.check() for ledger in (one, other) * 10))
+
+        assert type(outcome) is LedgerUnavailable
+        assert await rows(one, "SELECT name FROM leases") == []
+        assert await rows(one, "SELECT pass_id FROM passes") == []
 
 
 # -- side by side ----------------------------------------------------------------------------------------------------

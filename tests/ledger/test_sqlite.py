@@ -1,11 +1,12 @@
 """The embedded engine: durable, few commits for many, and closed, never open, while its file cannot be written."""
 
 import asyncio
-import os
 import resource
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,17 +116,25 @@ async def test_a_locked_file_refuses_in_time_and_recovers_by_itself(engine: Engi
         assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1, "nothing that was refused is counted"
 
 
-async def test_a_full_disk_refuses_and_recovers_by_itself(engine: Engine) -> None:
+@contextmanager
+def room_for(engine: Engine, most_bytes: int) -> Iterator[None]:
+    """Let the log grow by so much and no more. Python ignores SIGXFSZ, so a write fails as it does on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = Path(f"{engine.url}-wal").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + most_bytes, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_full_disk_refuses_and_recovers_by_itself(engine: Engine) -> None:
     async with engine.opened() as ledger:
         before = await granted(ledger)
-        try:  # Python ignores SIGXFSZ, so writing past the limit fails as it does on a full disk
-            resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(engine.url + "-wal").st_size + 5000, hard))  # noqa: PTH116
+        with room_for(engine, 5000):
             outcomes = await asyncio.gather(
                 *(ledger.reserve(reservation(f"full-{n}"), []) for n in range(100)), return_exceptions=True
             )
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
         after = await granted(ledger)
         kept = await rows(ledger, "SELECT conversation_id FROM passes WHERE conversation_id IS NOT NULL")
@@ -137,15 +146,91 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(engine: Engine) -> Non
     assert {row["conversation_id"] for row in kept} == {before, after}
 
 
+async def test_the_check_finds_a_full_disk_and_a_disk_that_has_room_again(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        await ledger.check()
+        with room_for(engine, 0), pytest.raises(LedgerUnavailable):
+            await ledger.check()
+        await ledger.check()
+
+
+async def test_after_a_pass_has_failed_the_check_needs_as_much_room_as_a_pass(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        await granted(ledger)
+        with room_for(engine, 5 * 4120):  # the check writes two pages of 4096 bytes, each with a header of 24
+            await ledger.check()
+            with pytest.raises(LedgerUnavailable):
+                await ledger.reserve(reservation(), [])
+            with pytest.raises(LedgerUnavailable):
+                await ledger.check()
+        await ledger.check()
+        with room_for(engine, 3 * 4120):
+            await ledger.check()  # it has succeeded in between, so one row is enough again
+
+
+@contextmanager
+def put_aside(path: Path, *, copy: str) -> Iterator[None]:
+    """Move a file away and back; meanwhile nothing is there, or a copy of it."""
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    if copy == "a copy":
+        path.write_bytes(aside.read_bytes())
+    yield
+    aside.rename(path)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("copy", ["nothing", "a copy"])
+async def test_no_pass_goes_into_a_file_that_was_deleted_or_replaced(engine: Engine, suffix: str, copy: str) -> None:
+    path, asked = Path(engine.url + suffix), reservation()
+    async with engine.opened() as ledger:
+        await granted(ledger)
+        await ledger.reserve(asked, [])
+        with put_aside(path, copy=copy):
+            attempts = ledger.grant(asked, credential()), ledger.check(), ledger.reserve(reservation(), [])
+            refused = await asyncio.gather(*attempts, return_exceptions=True)
+        await ledger.grant(asked, credential())
+        await ledger.check()
+
+    notes = [each.operator_note for each in refused if isinstance(each, LedgerUnavailable)]
+    assert len(notes) == 3
+    assert all(str(path) in note and "restart voicepass" in note for note in notes)
+
+
+async def test_a_symlink_that_leads_to_another_file_is_a_replaced_file(engine: Engine, tmp_path: Path) -> None:
+    link, other = tmp_path / "link.db", tmp_path / "other.db"
+    link.symlink_to(engine.url)
+    other.touch()
+    async with open_sqlite(str(link), clock=engine.clock) as ledger:
+        await granted(ledger)
+        link.unlink()
+        link.symlink_to(other)
+
+        with pytest.raises(LedgerUnavailable):
+            await granted(ledger)
+
+
 async def test_a_ledger_that_may_not_be_written_refuses_and_recovers_by_itself(engine: Engine) -> None:
     async with engine.opened() as ledger:
         await rows(ledger, "PRAGMA query_only = ON")  # as a file system that was remounted: root may write any file
-        with pytest.raises(LedgerUnavailable):
-            await ledger.reserve(reservation(), [])
+        for refused in (ledger.reserve(reservation(), []), ledger.check()):
+            with pytest.raises(LedgerUnavailable):
+                await refused
         assert isinstance(ledger, SqliteLedger)
         ledger._thread.submit(ledger._connection.execute, "PRAGMA query_only = OFF").result()
 
         await granted(ledger)
+
+
+async def test_a_check_leaves_nothing_behind(engine: Engine) -> None:
+    async with engine.opened() as ledger:
+        await ledger.check()
+        with room_for(engine, 0), pytest.raises(LedgerUnavailable):
+            await granted(ledger)
+        await ledger.check()  # as much as a pass this time
+
+        assert await rows(ledger, "SELECT name FROM leases") == []
+        assert await rows(ledger, "SELECT pass_id FROM passes") == []
 
 
 async def test_a_ledger_that_cannot_be_opened_stops_the_start(engine: Engine, tmp_path: Path) -> None:

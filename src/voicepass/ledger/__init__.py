@@ -5,10 +5,13 @@ concurrency and across instances, and there is no second counter to drift. Every
 does not answer, nothing is handed out.
 """
 
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import limits as questions
 from voicepass.ledger import opened, rules
 from voicepass.ledger.dialogue import Dialogue, Row
@@ -36,6 +39,8 @@ ANSWER_SECONDS: Final = 2.5
 class Ledger(ABC):
     """The rules over an engine. Every method raises LedgerUnavailable where the engine does not answer in time."""
 
+    _has_a_pass_failed = False
+
     @abstractmethod
     async def _run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
@@ -49,22 +54,28 @@ class Ledger(ABC):
         rolled back, unless its commit is under way already.
         """
 
+    def _ahead_seconds(self) -> float:
+        """Return how far the ledger's clock is ahead of the real time, which ElevenLabs' instants are in."""
+        return 0.0
+
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
         whose = rules.reserved_row(reservation)
         locks = sorted(questions.counted_in(scope, whose) for scope in {limit.scope for limit in limits})
         # A power cut that takes it away takes away the attempt as well: the grant finds no row then, and no URL leaves.
-        await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
+        with self._noting_a_failure():
+            await self._run(lambda now: rules.reserve(reservation, limits, now), locks=locks, is_durable=False)
 
     async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:
         """Bind the conversation to its user. Raises BadAnswer where it is someone else's.
 
         `sealed` is the credential for `unopened` to return, readable for nobody who has only the ledger.
         """
-        await self._run(
-            lambda now: rules.grant(reservation, credential, now, sealed=sealed),
-            locks=_lock(credential.conversation_id),
-        )
+        with self._noting_a_failure():
+            await self._run(
+                lambda now: rules.grant(reservation, credential, now, sealed=sealed),
+                locks=_lock(credential.conversation_id),
+            )
 
     async def release(self, reservation: Reservation, *, has_reached: bool = False) -> None:
         """Give back a reservation that came to nothing; if it has reached ElevenLabs, it counts as a request."""
@@ -120,9 +131,10 @@ class Ledger(ABC):
         )
 
     async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
-        """Note that a conversation is open; returns whether its pass had been released as unopened."""
+        """Note that a conversation is open, since this real time; returns whether its pass was released as unopened."""
+        since = opened_at + self._ahead_seconds()
         return await self._run(
-            lambda now: opened.note_opened(conversation_id, opened_at, now), locks=_lock(conversation_id)
+            lambda now: opened.note_opened(conversation_id, since, now), locks=_lock(conversation_id)
         )
 
     async def note_ended(self, conversation_id: str) -> bool:
@@ -139,12 +151,15 @@ class Ledger(ABC):
         return await self._run(lambda now: opened.erase_sealed(after, now))
 
     async def begin_listing(self, agent_id: str, *, every_seconds: float) -> Listing | None:
-        """Return which part of the agent's list to read now; None while there is nothing to learn from it."""
-        return await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+        """Return which part of the agent's list to read now, in real time; None while there is nothing to learn."""
+        listing = await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+        ahead = self._ahead_seconds()
+        return listing and Listing(since=listing.since - ahead, until=listing.until - ahead)
 
     async def note_listed(self, agent_id: str, until: float) -> None:
-        """Note that the agent's list was read for all conversations that began before `until`."""
-        await self._run(lambda _now: opened.note_listed(agent_id, until))
+        """Note that the agent's list was read for all conversations that began before the real time `until`."""
+        listed_until = until + self._ahead_seconds()
+        await self._run(lambda _now: opened.note_listed(agent_id, listed_until))
 
     async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[IssuedPass]:
         """Return passes that were so old when the list was last read, and are not in it."""
@@ -160,7 +175,8 @@ class Ledger(ABC):
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Tell whether what is called `name` is the caller's alone, on all instances, for that many seconds."""
-        return await self._run(lambda now: rules.lease(name, seconds, now))
+        # With a lock, so that each caller's time is later than that of the lease that it finds.
+        return await self._run(lambda now: rules.lease(name, seconds, now), locks=[f"lease {name}"])
 
     async def end_lease(self, name: str) -> None:
         """Give a lease back before it lapses."""
@@ -207,8 +223,22 @@ class Ledger(ABC):
         return await self._run(lambda _now: rules.blocks())
 
     async def check(self) -> None:
-        """Raise LedgerUnavailable unless the ledger answers."""
-        await self.blocks()
+        """Write a row durably and take it back. Raises LedgerUnavailable if that fails, as a pass would then fail.
+
+        After a pass has failed, this writes as much as a pass does: a disk may have room for one row and no more.
+        """
+        name, is_whole = f"check {uuid.uuid4().hex}", self._has_a_pass_failed
+        await self._run(lambda now: rules.check(name, now, is_whole=is_whole))
+        if is_whole:
+            self._has_a_pass_failed = False
+
+    @contextmanager
+    def _noting_a_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except LedgerUnavailable:
+            self._has_a_pass_failed = True
+            raise
 
 
 def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:

@@ -25,6 +25,11 @@ RECENT_SECONDS: Final = 20 * 60.0
 """The list is read again for conversations that began so recently; older ones are asked about one by one."""
 FAILED_SECONDS: Final = 60.0
 """A request that failed counts for so long: the window of `passes_per_minute`."""
+LOOKUP_SECONDS: Final = 10.0
+"""The longest that a lookup may take: a third of the longest deadline."""
+AHEAD_SECONDS: Final = 3.0
+"""So far ahead an instant in the ledger may be, because transactions that run at once read the clock one after the
+other. One that is further ahead than it can be was written while a clock was ahead, and holds nobody up."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
@@ -35,7 +40,15 @@ def begin_lookup(
 
     The turn is RUNNING while another caller has it, and PAUSED shortly after a lookup that freed nothing.
     """
-    parameters = {**whose, "key": key, "now": now, "until": now + seconds, "since": now - limit.window_seconds}
+    parameters = {
+        **whose,
+        "key": key,
+        "now": now,
+        "until": now + seconds,
+        "since": now - limit.window_seconds,
+        "latest_run": now + LOOKUP_SECONDS + AHEAD_SECONDS,
+        "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
+    }
     if not (yield _TAKE_TURN, parameters):
         is_anothers = yield from is_running(key, now)
         return LookupTurn(turn=Turn.RUNNING if is_anothers else Turn.PAUSED)
@@ -57,12 +70,13 @@ def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
 
 def is_running(key: str, now: float) -> Dialogue[bool]:
     """Tell whether a caller looks this up at the moment."""
-    return bool((yield "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now", {"key": key, "now": now}))
+    latest = now + LOOKUP_SECONDS + AHEAD_SECONDS
+    return bool((yield _RUNNING, {"key": key, "now": now, "latest": latest}))
 
 
 def is_in_flight(whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
     """Tell whether a pass of this user is between its reservation and its grant."""
-    return bool((yield _IN_FLIGHT, {**whose, "since": now - IN_FLIGHT_SECONDS}))
+    return bool((yield _IN_FLIGHT, {**whose, "since": now - IN_FLIGHT_SECONDS, "latest": now + AHEAD_SECONDS}))
 
 
 def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -> Dialogue[bool]:
@@ -108,7 +122,8 @@ def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]
 
     The newest comes first.
     """
-    rows = yield _UNOPENED, {**whose, "since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS}
+    instants = {"since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS, "latest": now + AHEAD_SECONDS}
+    rows = yield _UNOPENED, {**whose, **instants}
     return [SealedPass(pass_id=row["pass_id"], sealed=bytes(row["sealed"])) for row in rows]
 
 
@@ -138,9 +153,12 @@ def begin_listing(agent_id: str, every_seconds: float, now: float) -> Dialogue[L
     }
     (row,) = yield _TO_LIST, parameters
     yield _BEGIN_LISTING, parameters
+    listed_until = known["listed_until"] or 0.0
+    if listed_until > now:  # a clock was ahead, and the list cannot have been read so far
+        listed_until = 0.0
     begins = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
-        begins.append(max(row["unseen_since"], (known["listed_until"] or 0.0)) - LIST_OVERLAP_SECONDS)
+        begins.append(max(row["unseen_since"], listed_until) - LIST_OVERLAP_SECONDS)
     return Listing(since=min(begins), until=now - LIST_LAG_SECONDS) if begins else None
 
 
@@ -171,8 +189,11 @@ def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
 _TAKE_TURN: Final = """
 INSERT INTO lookups (key, running_until, paused_until) VALUES (:key, :until, 0)
 ON CONFLICT (key) DO UPDATE SET running_until = excluded.running_until
-WHERE lookups.running_until <= :now AND lookups.paused_until <= :now
+WHERE (lookups.running_until <= :now OR lookups.running_until > :latest_run)
+AND (lookups.paused_until <= :now OR lookups.paused_until > :latest_pause)
 RETURNING key"""
+
+_RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
 
 # Those that are not known to be open come first: they are the ones that may free something.
 _COUNTING: Final = {
@@ -187,7 +208,7 @@ ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, reserved_at LIMIT {most}
 
 _IN_FLIGHT: Final = """
 SELECT 1 FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id
-AND granted_at IS NULL AND reserved_at > :since LIMIT 1"""
+AND granted_at IS NULL AND reserved_at > :since AND reserved_at <= :latest LIMIT 1"""
 
 _UNOPEN: Final = """
 UPDATE passes SET unopened_at = :now
@@ -208,7 +229,8 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
 _UNOPENED: Final = """
 SELECT pass_id, sealed FROM passes
 WHERE token_issuer = :token_issuer AND user_id = :user_id AND agent_id = :agent_id AND transport = :transport
-AND reserved_at > :since AND unopened_at > :known AND settled_at IS NULL AND sealed IS NOT NULL
+AND reserved_at > :since AND unopened_at > :known AND unopened_at <= :latest
+AND settled_at IS NULL AND sealed IS NOT NULL
 ORDER BY reserved_at DESC"""
 
 _ERASE: Final = """
@@ -229,7 +251,8 @@ SELECT (SELECT min(reserved_at) FROM
 
 _BEGIN_LISTING: Final = """
 INSERT INTO listings (agent_id, listed_until, listed_at) VALUES (:agent_id, 0, :now)
-ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at"""
+ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at,
+    listed_until = CASE WHEN listings.listed_until > :now THEN 0 ELSE listings.listed_until END"""
 
 _NEVER_OPENED: Final = """
 SELECT * FROM passes

@@ -5,6 +5,7 @@ import os
 import re
 import select
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ POOL_WAIT_SECONDS: Final = 1.0
 STATEMENT_SECONDS: Final = 2
 MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL admits 100 in all unless told otherwise
 MIGRATION_SECONDS: Final = 60
+RECONNECT_SECONDS: Final = 1.0
 
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
@@ -59,6 +61,7 @@ class PostgresLedger(Ledger):
         self._clock = clock
         self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._connected_at = float("-inf")
 
     async def _run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
@@ -93,6 +96,9 @@ class PostgresLedger(Ledger):
                 return await self._play(call)
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                 return await self._play(call)  # it was rolled back for the sake of another: once more
+            except psycopg.errors.ReadOnlySqlTransaction:
+                await self._connect_again()
+                raise
 
     async def _play(self, call: _Call[Result]) -> Result:
         async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
@@ -110,6 +116,13 @@ class PostgresLedger(Ledger):
             if not call.awaited:
                 raise _forsaken()
         return result
+
+    async def _connect_again(self) -> None:
+        """Replace all connections, once in a second at most: after a failover they may lead to a replica."""
+        now = time.monotonic()
+        if now >= self._connected_at + RECONNECT_SECONDS:
+            self._connected_at = now
+            await self._pool.drain()
 
     async def aclose(self) -> None:
         """Let the last calls end, and hang up on a server that does not let them."""
@@ -221,6 +234,10 @@ def _forsaken() -> LedgerUnavailable:
 def _fails_closed() -> Iterator[None]:
     try:
         yield
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise LedgerUnavailable(
+            operator_note="PostgreSQL is read-only: is it a replica? voicepass uses it again once it can be written"
+        ) from error
     except (psycopg.Error, OSError) as error:
         # Never with the URL, which may hold a password; PostgreSQL's own words are in the cause.
         raise LedgerUnavailable(operator_note=f"PostgreSQL does not answer: {type(error).__name__}") from error

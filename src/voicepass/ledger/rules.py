@@ -11,7 +11,7 @@ from typing import Any, Final
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import QUARTER_SECONDS, UNUSED_SECONDS, hold, move_sums, room
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing
+from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing, Transport
 
 MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
 
@@ -152,13 +152,27 @@ def due(most: int, after: float, now: float) -> Dialogue[list[IssuedPass]]:
 
 
 def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
-    """Take a lease unless it is held."""
+    """Take a lease unless it is held. One that ends later than a new one would does not count: a clock was ahead."""
     return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
 
 
 def end_lease(name: str) -> Dialogue[None]:
     """Give a lease back before it lapses."""
     yield "DELETE FROM leases WHERE name = :name", {"name": name}
+
+
+def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
+    """Write a row and take it back, in one transaction. Nobody sees it, and nothing is left of it.
+
+    The row is one of `leases`: that table is small, so PostgreSQL removes what this leaves behind within a minute.
+    If it `is_whole`, a pass is reserved and taken back as well, which needs all the room that a real one needs.
+    """
+    yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
+    yield from end_lease(name)
+    if is_whole:
+        row = dict.fromkeys(_RESERVED, name) | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
+        yield _RESERVE, row | {"now": now, "lapses_at": now}
+        yield from release(name)
 
 
 def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
@@ -277,7 +291,8 @@ AND reserved_at > :after AND reserved_at < :before ORDER BY reserved_at LIMIT :m
 
 _LEASE: Final = """
 INSERT INTO leases (name, held_until) VALUES (:name, :held_until)
-ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until WHERE leases.held_until <= :now
+ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until
+WHERE leases.held_until <= :now OR leases.held_until > excluded.held_until
 RETURNING name"""
 
 _PAGE: Final = """

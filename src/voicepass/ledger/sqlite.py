@@ -1,9 +1,10 @@
 """The embedded engine: one SQLite file (or memory), one thread, and what comes together is committed together."""
 
 import asyncio
+import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,16 +32,45 @@ class Asked:
     answer: asyncio.Future[Any]
 
 
+@dataclass(slots=True, frozen=True)
+class OpenedFile:
+    """The connection, and which files it had opened at which path: the database and its log."""
+
+    connection: sqlite3.Connection
+    files: Mapping[str, tuple[int, int] | None]
+
+    def check_in_place(self) -> None:
+        """Raise OperationalError if a file was deleted or replaced: what is written to it now, nobody would read.
+
+        voicepass opens no other file by itself: in a new one, every limit would begin at zero.
+        """
+        for path, opened in self.files.items():
+            if opened is None or _identity(path) != opened:
+                raise sqlite3.OperationalError(
+                    f"{path} was deleted or replaced while voicepass had it open: put it back, or restart voicepass"
+                )
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path costs as much again, for each commit
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class SqliteLedger(Ledger):
     """Made by `open_sqlite`. One transaction carries all that waited while the last was synced to disk.
 
     A sync is most of a commit's cost: with it shared, durability for 64 users costs little more than for one.
     """
 
-    def __init__(self, *, connection: sqlite3.Connection, thread: ThreadPoolExecutor, clock: Clock) -> None:
-        self._connection = connection
+    def __init__(self, *, opened: OpenedFile, thread: ThreadPoolExecutor, clock: Clock, wall: Clock) -> None:
+        self._opened = opened
+        self._connection = opened.connection
         self._thread = thread
         self._clock = clock
+        self._wall = wall
         self._waiting: deque[Asked] = deque()
         self._writer: asyncio.Future[list[Any]] | None = None
 
@@ -58,6 +88,9 @@ class SqliteLedger(Ledger):
             return await answer
         finally:
             too_late.cancel()
+
+    def _ahead_seconds(self) -> float:
+        return self._clock() - self._wall()
 
     async def written(self) -> None:
         """Wait until all that was asked has been answered."""
@@ -81,7 +114,7 @@ class SqliteLedger(Ledger):
             if answer.done():  # whoever asked has gone
                 continue
             if isinstance(outcome, sqlite3.Error):
-                refusal = LedgerUnavailable(operator_note=f"the ledger does not answer: {outcome}")
+                refusal = LedgerUnavailable(operator_note=f"SQLite cannot be written: {outcome}")
                 refusal.__cause__ = outcome
                 answer.set_exception(refusal)
             elif isinstance(outcome, BaseException):
@@ -103,6 +136,7 @@ class SqliteLedger(Ledger):
             outcomes = [
                 None if asked.answer.done() else self._play(cursor, asked.rule(self._clock())) for asked in batch
             ]
+            self._opened.check_in_place()
             cursor.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
@@ -130,8 +164,10 @@ def _give_up(answer: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]:
+async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> AsyncIterator[SqliteLedger]:
     """Open the ledger at `path` (":memory:" for one that is gone with the process), schema up to date.
+
+    It decides by `clock`. `wall` is the real time, which ElevenLabs has too, unless that is `clock`.
 
     Raises LedgerUnavailable when the file cannot be opened: the service does not start without its ledger.
     """
@@ -139,15 +175,26 @@ async def open_sqlite(path: str, *, clock: Clock) -> AsyncIterator[SqliteLedger]
     # One thread owns the connection: SQLite has one writer anyway, and the event loop never waits for the disk.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger") as thread:
         try:
-            connection = await loop.run_in_executor(thread, _connect, path)
+            opened = await loop.run_in_executor(thread, _open, path)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(connection=connection, thread=thread, clock=clock)
+        ledger = SqliteLedger(opened=opened, thread=thread, clock=clock, wall=wall or clock)
         try:
             yield ledger
         finally:
             await ledger.written()
-            await loop.run_in_executor(thread, connection.close)
+            await loop.run_in_executor(thread, opened.connection.close)
+
+
+def _open(path: str) -> OpenedFile:
+    connection = _connect(path)
+    (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
+    # The path as it was given may be a symlink, which could lead elsewhere later. The log is beside the file itself.
+    log = f"{resolved}-wal"
+    paths = [os.path.abspath(path)] if resolved else []  # noqa: PTH100 - the working directory may change
+    if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
+        paths.append(log)
+    return OpenedFile(connection, {each: _identity(each) for each in paths})
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -1,0 +1,177 @@
+"""What a step of a clock does to the ledger: nothing within a process, and no row of a clock that was ahead blocks."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from voicepass.clocks import SteadyClock
+from voicepass.ledger import Ledger
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Counted, Scope, Turn
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600.0
+CONVERSATIONS = limit(1, counted=Counted.CONVERSATIONS, window_seconds=86_400)
+MINUTES = limit(600, counted=Counted.SECONDS, window_seconds=1800)
+MINUTES_OF_ALL = limit(600, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=1800)
+PASSES = limit(1)
+
+
+class Machine:
+    """A machine whose wall clock is set to and fro, while real time passes."""
+
+    def __init__(self) -> None:
+        self.wall, self.ticks = TurnedClock(), TurnedClock()
+        self.clock = SteadyClock(wall=self.wall, ticks=self.ticks)
+
+    def wait(self, seconds: float) -> None:
+        self.wall.now += seconds
+        self.ticks.now += seconds
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR])
+@pytest.mark.parametrize("reached", [PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL], ids=lambda each: each.name)
+async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
+    engine: Engine, reached: object, step: float
+) -> None:
+    machine = Machine()
+    limits = [each for each in (PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL) if each is reached]
+    async with engine.opened(machine.clock) as ledger:
+        await granted(ledger, limits)
+        before = await refusal(ledger, limits)
+        wait_seconds = 0 if before is None or before.retry_after_seconds is None else before.retry_after_seconds
+        machine.wall.now += step
+
+        at_once = await refusal(ledger, limits)
+        machine.wait(wait_seconds * 0.96)
+        just_before = await refusal(ledger, limits)
+        machine.wait(wait_seconds * 0.08)
+        then = await refusal(ledger, limits)
+
+    assert wait_seconds > 0
+    assert at_once is not None
+    assert at_once.retry_after_seconds == wait_seconds
+    assert just_before is not None
+    assert then is None
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR])
+async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engine, step: float) -> None:
+    machine = Machine()
+    async with engine.opened(machine.clock) as ledger:
+        taken = await ledger.lease("reconciler", 120)
+        machine.wall.now += step
+
+        at_once = await ledger.lease("reconciler", 120)
+        machine.wait(120 * 0.96)
+        just_before = await ledger.lease("reconciler", 120)
+        machine.wait(120 * 0.08)
+        then = await ledger.lease("reconciler", 120)
+
+    assert (taken, at_once, just_before, then) == (True, False, False, True)
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR])
+async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: Path, step: float) -> None:
+    machine = Machine()
+    async with open_sqlite(str(tmp_path / "ledger.db"), clock=machine.clock, wall=machine.wall) as ledger:
+        machine.wall.now += step
+        real = machine.wall.now
+        conversation_id = await granted(ledger)
+        machine.wait(30)
+        first = await ledger.begin_listing("agent_1", every_seconds=240)
+        await ledger.note_opened(conversation_id, real + 10)
+        await ledger.note_listed("agent_1", real + 15)
+        (noted,) = await rows(ledger, "SELECT listed_until FROM listings")
+        machine.wait(250)
+        second = await ledger.begin_listing("agent_1", every_seconds=240)
+
+    assert noted["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
+    assert first is not None
+    assert (first.since, first.until) == pytest.approx((real - 60, real + 15), abs=1)
+    assert second is not None
+    assert (second.since, second.until) == pytest.approx((real + 10, real + 265), abs=10)
+
+
+# -- rows of a clock that was ahead ----------------------------------------------------------------------------------
+# The clock of the ledger itself is set back: of a database, or of a machine across a restart.
+
+
+@pytest.mark.parametrize("back", [121.0, HOUR, 365 * 86_400.0])
+async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
+    ledger: Ledger, clock: TurnedClock, back: float
+) -> None:
+    await ledger.lease("reconciler", 120)
+    clock.now -= back
+
+    assert await ledger.lease("reconciler", 120)
+    assert not await ledger.lease("reconciler", 120)
+
+
+async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger: Ledger, clock: TurnedClock) -> None:
+    await ledger.lease("reconciler", 120)
+    clock.now += 100  # 20 seconds are left,
+    clock.now -= 100  # and now it looks like 120
+
+    held = await ledger.lease("reconciler", 120)
+    clock.now += 120
+    lapsed = await ledger.lease("reconciler", 120)
+
+    assert (held, lapsed) == (False, True)
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
+async def test_a_lookup_of_a_clock_that_was_ahead_holds_nobody_up(
+    ledger: Ledger, clock: TurnedClock, *, is_paused: bool
+) -> None:
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    if is_paused:
+        await ledger.end_lookup(reservation(), CONVERSATIONS, has_freed=False)
+    clock.now -= HOUR
+
+    is_running = await ledger.is_lookup_running(reservation(), CONVERSATIONS)
+    turn = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    again = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+
+    assert (is_running, turn.turn, again.turn) == (False, Turn.OURS, Turn.RUNNING)
+
+
+async def test_a_reservation_of_a_clock_that_was_ahead_is_not_waited_for(ledger: Ledger, clock: TurnedClock) -> None:
+    await ledger.reserve(reservation(), [])
+    during = await ledger.is_in_flight(reservation())
+    clock.now -= HOUR
+
+    assert during
+    assert not await ledger.is_in_flight(reservation())
+
+
+async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: Ledger, clock: TurnedClock) -> None:
+    asked, given = reservation(), credential("conv_1")
+    await ledger.reserve(asked, [])
+    await ledger.grant(asked, given, sealed=b"sealed")
+    await ledger.note_unopened("conv_1", expires_seconds=930)
+    news = await ledger.unopened(reservation())
+    clock.now -= HOUR
+
+    assert [each.pass_id for each in news] == [asked.pass_id]
+    assert await ledger.unopened(reservation()) == []
+
+
+async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
+    await granted(ledger)
+    clock.now += HOUR
+    await ledger.begin_listing("agent_1", every_seconds=240)
+    await ledger.note_listed("agent_1", clock.now - 15)
+    clock.now = START + 60
+
+    listing = await ledger.begin_listing("agent_1", every_seconds=240)
+    never_opened = await ledger.never_opened("agent_1", 5, min_age_seconds=930)
+    await ledger.note_listed("agent_1", clock.now - 15)
+
+    assert listing is not None
+    assert (listing.since, listing.until) == (START - 60, START + 45)
+    assert never_opened == [], "nothing is too old to be opened by a clock that was ahead"
+    (row,) = await rows(ledger, "SELECT listed_until FROM listings")
+    assert row["listed_until"] == START + 45
