@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 
 from tests.conftest import AGENT_ID
 from tests.settlement.given import HERE, NOW, Clock, Told, account, elevenlabs, granted, provider_at, row
+from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.emulator import Emulator, Fault
 from voicepass.errors import (
@@ -28,7 +29,7 @@ from voicepass.errors import (
 )
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.settlement import NEVER_OPENED_SECONDS, Settlements
+from voicepass.settlement import NEVER_OPENED_SECONDS, Settlements, repeating
 from voicepass.settlement.reconciler import CALLS_PER_ROUND, LIST_SECONDS, UNACCOUNTED_SECONDS, Provider, Reconciler
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +130,23 @@ async def test_the_list_is_read_every_four_minutes_and_only_while_it_may_tell_so
     assert calls == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
+def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
+    time = VirtualTime()
+    began: list[float] = []
+
+    async def act() -> None:
+        began.append(time.now)
+        await asyncio.sleep([20, 0, 150, 0, 0][len(began) - 1])
+
+    async def repeat() -> None:
+        async with repeating(60, act, report=pytest.fail):
+            await asyncio.sleep(400)
+
+    run(time, repeat)
+
+    assert began == [60, 120, 180, 330, 390]
+
+
 async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_open_conversation() -> None:
     clock, provider = Clock(), Told()
     async with open_sqlite(":memory:", clock=clock) as ledger:
@@ -145,8 +163,8 @@ async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_o
 
     first, second, third = provider.listed
     assert first == (NOW - 60, NOW + 85)  # a minute of overlap; what began in the last 15 s may be missing
-    assert second == (NOW + 85 - 60, NOW + 325)
-    assert third == (NOW + 101, NOW + 565)  # conv_1 is not in the list, so it can only begin later
+    assert second == (NOW + 85 - 60, NOW + 295)
+    assert third == (NOW + 101, NOW + 505)  # conv_1 is not in the list, so it can only begin later
 
 
 async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_released() -> None:

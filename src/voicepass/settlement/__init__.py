@@ -182,15 +182,21 @@ class Settlements:
 async def repeating(
     every_seconds: float, act: Callable[[], Awaitable[None]], *, report: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Call `act` every so often until the block ends; `report` is told the type of whatever it raises."""
+    """Call `act` every so often until the block ends; `report` is told the type of whatever it raises.
+
+    The time that `act` takes does not delay the next call, unless it takes longer than `every_seconds`.
+    """
 
     async def repeat() -> None:
+        loop = asyncio.get_running_loop()
+        next_at = loop.time() + every_seconds
         while True:
-            await asyncio.sleep(every_seconds)
+            await asyncio.sleep(next_at - loop.time())
             try:
                 await act()
             except Exception as error:  # noqa: BLE001 - the edge: the next time may go better
                 report(type(error).__name__)
+            next_at = max(next_at + every_seconds, loop.time())
 
     task = asyncio.create_task(repeat())
     try:

@@ -22,8 +22,9 @@ from voicepass.settlement import (
     repeating,
 )
 
-LIST_SECONDS: Final = 240.0
-"""How often the list is read: each reading costs a call for 100 conversations that began since the last one."""
+LIST_SECONDS: Final = 210.0
+"""The list is read by the first round after this time. So with a round a minute it is read every four minutes, even if
+rounds do not begin exactly on time. Each reading costs a call for 100 conversations that began since the last one."""
 CALLS_PER_ROUND: Final = 20
 """Conversations that are asked about one by one in a round."""
 UNACCOUNTED_SECONDS: Final = 24 * 3600
