@@ -222,9 +222,13 @@ async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
     conversation_id = await granted(ledger, limits)
     unknown = await refusal(ledger, limits)
 
+    await ledger.note_unopened(conversation_id, expires_seconds=930)
+    unopened = await refusal(ledger, limits)
     await ledger.note_opened(conversation_id, START)
     reached = await refusal(ledger, limits)
 
+    assert unopened is not None
+    assert unopened.retry_after_seconds == 930  # then it is released
     assert unknown is not None
     assert unknown.retry_after_seconds == 1500  # until it lapses: nobody knows whether it is open
     assert isinstance(reached, TooManyConversations)

@@ -178,9 +178,9 @@ class Ledger(ABC):
         # With a lock, so that each caller's time is later than that of the lease that it finds.
         return await self._run(lambda now: rules.lease(name, seconds, now), locks=[f"lease {name}"])
 
-    async def end_lease(self, name: str) -> None:
-        """Give a lease back before it lapses."""
-        await self._run(lambda _now: rules.end_lease(name))
+    async def end_lease(self, name: str, *, after_seconds: float = 0.0) -> None:
+        """Let a lease lapse earlier than it would."""
+        await self._run(lambda now: rules.end_lease(name, now, after_seconds=after_seconds))
 
     async def listed(self, *, user_id: str | None = None, most: int) -> list[IssuedPass]:
         """Return the latest passes, of one user or of all, newest first."""

@@ -16,6 +16,9 @@ from voicepass.model import Counted, Limit, Scope, Usage
 UNUSED_SECONDS: Final = 900
 """A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
 
+RELEASED_SECONDS: Final = UNUSED_SECONDS + 30.0
+"""A pass that nobody opened is released at this age; the 30 seconds are for clocks that differ."""
+
 MAY_END_SECONDS: Final = 3.0
 """When to try again while a conversation is open: its user can end it at any moment."""
 
@@ -86,9 +89,11 @@ _REACHED_BY_QUARTER: Final = _REACHED.format(
     counted="""SELECT quarter AS place, seconds FROM quarters
     WHERE scope = :key AND quarter >= :first AND quarter < :end AND seconds > 0"""
 )
-_IS_ONE_OPEN: Final = """
-SELECT EXISTS (SELECT 1 FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
-               AND opened_at IS NOT NULL) AS is_one_open"""
+# A conversation that is open can end at any moment; a pass that nobody has opened is released when it is too old.
+_FREE_AT: Final = """
+SELECT min(CASE WHEN opened_at IS NOT NULL THEN :may_end WHEN unopened_at IS NOT NULL THEN reserved_at + :released
+           ELSE lapses_at END) AS free_at
+FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now"""
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,
     Counted.REQUESTS: RateLimited,
@@ -243,9 +248,10 @@ def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialo
     refusal.limit_name = answer.limit.name
     refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
     if answer.limit.counted is Counted.CONVERSATIONS:
-        (row,) = yield _IS_ONE_OPEN.format(scope=SCOPES[answer.limit.scope]), {**whose, "now": now}
-        if row["is_one_open"]:
-            refusal.resets_at = now + MAY_END_SECONDS
+        instants = {"now": now, "may_end": now + MAY_END_SECONDS, "released": RELEASED_SECONDS}
+        (row,) = yield _FREE_AT.format(scope=SCOPES[answer.limit.scope]), {**whose, **instants}
+        if row["free_at"] is not None:
+            refusal.resets_at = max(now, row["free_at"])
     refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
     refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
     return refusal

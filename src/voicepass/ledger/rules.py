@@ -156,9 +156,9 @@ def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
     return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
 
 
-def end_lease(name: str) -> Dialogue[None]:
-    """Give a lease back before it lapses."""
-    yield "DELETE FROM leases WHERE name = :name", {"name": name}
+def end_lease(name: str, now: float, *, after_seconds: float) -> Dialogue[None]:
+    """Let a lease lapse earlier than it would."""
+    yield "UPDATE leases SET held_until = :until WHERE name = :name", {"name": name, "until": now + after_seconds}
 
 
 def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
@@ -168,7 +168,7 @@ def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
     If it `is_whole`, a pass is reserved and taken back as well, which needs all the room that a real one needs.
     """
     yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
-    yield from end_lease(name)
+    yield "DELETE FROM leases WHERE name = :name", {"name": name}
     if is_whole:
         row = dict.fromkeys(_RESERVED, name) | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
         yield _RESERVE, row | {"now": now, "lapses_at": now}

@@ -46,8 +46,8 @@ class Ledger(Protocol):
     async def lease(self, name: str, seconds: float, /) -> bool:
         """Tell whether this is the caller's alone for that many seconds."""
 
-    async def end_lease(self, name: str, /) -> None:
-        """Give a lease back."""
+    async def end_lease(self, name: str, /, *, after_seconds: float) -> None:
+        """Let a lease lapse earlier than it would."""
 
     async def begin_listing(self, agent_id: str, /, *, every_seconds: float) -> Listing | None:
         """Return which part of the agent's list to read now."""
@@ -106,12 +106,16 @@ class Reconciler:
 
     async def round(self) -> None:
         """Settle what can be settled now, unless another instance does. It is over before its lease is."""
-        lease_seconds = max(self._every_seconds * 0.9, MIN_LEASE_SECONDS)
+        usual_seconds = self._every_seconds * 0.9  # then no other instance holds a round before the next one is due
+        lease_seconds = max(usual_seconds, MIN_LEASE_SECONDS)
+        ticks = asyncio.get_running_loop().time
+        began = ticks()
         try:
             async with asyncio.timeout(lease_seconds):
                 if await self._ledger.lease(_LEASE, lease_seconds):
                     await self._reconcile()
-                    await self._ledger.end_lease(_LEASE)
+                    left_seconds = max(0.0, usual_seconds - (ticks() - began))
+                    await self._ledger.end_lease(_LEASE, after_seconds=left_seconds)
         except TimeoutError:
             _log.warning("reconciler.cut_short", after_seconds=lease_seconds)
         except LedgerUnavailable as refusal:
