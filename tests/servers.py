@@ -29,10 +29,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running(make_app: Callable[[str], ASGIApp], **uvicorn_options: Any) -> Iterator[str]:
+def running(
+    make_app: Callable[[str], ASGIApp], *, more_sockets: Sequence[socket.socket] = (), **uvicorn_options: Any
+) -> Iterator[str]:
     """Serve `make_app(base_url)` until the block ends; yields the base URL, such as `http://127.0.0.1:49152`.
 
-    The port is bound before the app is made, because some apps must know their own address.
+    The port is bound before the app is made, because some apps must know their own address. `more_sockets` are bound
+    ones on which the same app is served.
     """
     options = {"log_config": None, "access_log": False, "ws": "websockets-sansio"} | uvicorn_options
     with socket.socket() as listener:
@@ -45,7 +48,7 @@ def running(make_app: Callable[[str], ASGIApp], **uvicorn_options: Any) -> Itera
                 **options,
             )
         )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener, *more_sockets]}, daemon=True)
         thread.start()
         try:
             if not server.listening.wait(timeout=10):

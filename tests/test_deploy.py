@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,24 @@ async def test_every_probe_is_answered(api: httpx.AsyncClient) -> None:
 
 def test_every_port_is_the_images() -> None:
     (port,) = re.findall(r"PORT=(\d+)", (DEPLOY.parent / "Dockerfile").read_text())
-    (http,) = CONTAINER["ports"]
+    container_ports = {entry["name"]: str(entry["containerPort"]) for entry in CONTAINER["ports"]}
+    arguments = dict(pairwise(CONTAINER["args"]))
+    annotations = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["annotations"]
 
-    assert (http["name"], str(http["containerPort"])) == ("http", port)
+    assert container_ports == {"http": port, "admin": arguments["--admin-port"]}
+    assert annotations["prometheus.io/port"] == arguments["--admin-port"]
     assert {probe["httpGet"]["port"] for probe in PROBES} == {"http"}
     assert [entry["targetPort"] for entry in MANIFESTS["Service"]["spec"]["ports"]] == ["http"]
-    assert [entry["ports"] for entry in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]] == [[{"port": "http"}]]
+    assert [(inside_of(rule), rule["ports"]) for rule in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]] == [
+        (["ingress-nginx"], [{"port": "http"}]),
+        (["monitoring"], [{"port": "admin"}]),
+    ]
     assert COMPOSE["voicepass"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def inside_of(rule: dict[str, Any]) -> list[str]:
+    """The namespaces that a rule of the network policy lets in."""
+    return [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in rule["from"]]
 
 
 def test_nothing_has_more_rights_than_it_needs() -> None:

@@ -9,11 +9,12 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from voicepass.api.adminport import AdminPort
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import word_problems
-from voicepass.api.routes import backend_routes, operation_routes, pass_routes, user_routes, webhook_routes
+from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
 from voicepass.configuration import Configuration, configure, open_ledger
 from voicepass.credentials import ServiceTokens, SessionCookie
 from voicepass.draining import Draining
@@ -40,8 +41,11 @@ COLLECT_EVERY: Final = 10_000
 """Objects that were made and not yet freed, between two looks for garbage; Python itself looks every 700."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError."""
+def create_app(settings: Settings | None = None, *, admin_port: int | None = None) -> FastAPI:
+    """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError.
+
+    With `admin_port`, `/metrics` and `/v1/blocks` answer on that port only. The server must listen on it as well.
+    """
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
@@ -56,7 +60,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             *backend_routes.routes,
             *webhook_routes.routes,
             *module_routes.routes,
-            *operation_routes.routes,
+            *probe_routes.routes,
+            *admin_routes,
         ],
         lifespan=_lifespan(settings, configuration, draining),
         # The framework's spans would bear the query and its logs the words of exceptions; `traces` tells it better.
@@ -67,6 +72,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
     word_problems(app)
+    if admin_port is not None:
+        app.add_middleware(AdminPort, port=admin_port)
     app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)
     app.add_middleware(  # the last one added is the outermost
         Cors,

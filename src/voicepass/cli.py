@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any, Never
 
 import typer
@@ -60,6 +61,12 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 inside a container.")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="PORT", help="The port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port.")] = 1,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="A second port, for /metrics and /v1/blocks; --port then answers them with 404."
+        ),
+    ] = None,
 ) -> None:
     """Run the service. It does not start open: what is missing is named, a line each."""
     settings = _settings()
@@ -68,13 +75,15 @@ def serve(
         _fail(["VOICEPASS_DATABASE_URL is in memory, and each worker would have its own: name a file or PostgreSQL"])
     _check_ledger(settings)
     _check_port(host, port)
+    _check_admin_port(host, port, admin_port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
     with shared_by_workers(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
-            "voicepass.app:create_app",
+            _application(admin_port),
             host=host,
             port=port,
+            admin_port=admin_port,
             factory=True,
             workers=workers,
             grace_seconds=longest_answer_seconds(settings),
@@ -266,14 +275,29 @@ def _check_ledger(settings: Settings) -> None:
         _fail([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"])
 
 
-def _check_port(host: str, port: int) -> None:
+def _application(admin_port: int | None) -> str | Callable[[], object]:
+    if admin_port is None:
+        return "voicepass.app:create_app"
+    from voicepass.app import create_app  # noqa: PLC0415 - no other command needs it
+
+    return partial(create_app, admin_port=admin_port)  # workers take it as it is
+
+
+def _check_admin_port(host: str, port: int, admin_port: int | None) -> None:
+    if admin_port == port:
+        _fail([f"--admin-port and --port are both {port}: choose two ports"])
+    if admin_port is not None:
+        _check_port(host, admin_port, option="--admin-port")
+
+
+def _check_port(host: str, port: int, *, option: str = "--port") -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            _fail([f"cannot listen on {host} port {port} ({error.strerror}): choose another with --port"])
+            _fail([f"cannot listen on {host} port {port} ({error.strerror}): choose another with {option}"])
 
 
 def _fail(problems: Sequence[str]) -> Never:

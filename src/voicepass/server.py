@@ -4,6 +4,7 @@ Alone, uvicorn waits for ever for the rest of a request, takes headers without e
 """
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from typing import Any, ClassVar, Final, Literal
 
 import h11
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.supervisors import Multiprocess
 
 from voicepass.api.middleware import label
 from voicepass.api.problems import noted
@@ -47,19 +50,37 @@ def run(
     parser: Parser = "auto",
     workers: int = 1,
     factory: bool = False,
+    admin_port: int | None = None,
 ) -> None:
-    """Serve until a signal ends it; requests that are being answered then get `grace_seconds` to finish."""
+    """Serve until a signal ends it; requests that are being answered then get `grace_seconds` to finish.
+
+    With `admin_port`, the same application also gets what arrives on that port of the host.
+    """
     _allow_open_files()
-    uvicorn.run(
-        application,
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=grace_seconds,
-        http=protocol(parser),
-        workers=workers,
-        factory=factory,
-        **UVICORN_OPTIONS,
-    )
+    options = dict(UVICORN_OPTIONS) | {
+        "host": host,
+        "timeout_graceful_shutdown": grace_seconds,
+        "http": protocol(parser),
+        "workers": workers,
+        "factory": factory,
+    }
+    if admin_port is None:
+        uvicorn.run(application, port=port, **options)
+    else:
+        _run_on_two_ports(*(uvicorn.Config(application, port=number, **options) for number in (port, admin_port)))
+
+
+def _run_on_two_ports(public: uvicorn.Config, admin: uvicorn.Config) -> None:
+    """Do as `uvicorn.run`, which binds one port only."""
+    sockets = [public.bind_socket(), admin.bind_socket()]
+    if public.workers > 1:
+        Multiprocess(public, sockets=sockets).run()
+        return
+    server = uvicorn.Server(public)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def _allow_open_files() -> None:

@@ -1,7 +1,7 @@
 """The routes: each reads its request, calls the use case, and shows the result."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
@@ -178,12 +179,16 @@ async def _from_a_backend(request: Request) -> None:
     request.state.service_token = request.app.state.service_tokens.check(_credentials(request))
 
 
-backend_routes = APIRouter(
-    prefix="/v1",
-    tags=["backends"],
-    responses=refusals(*OF_A_CONVERSATION),
-    dependencies=[Depends(SERVICE_TOKEN), Depends(_from_a_backend)],
-)
+def _for_backends() -> APIRouter:
+    return APIRouter(
+        prefix="/v1",
+        tags=["backends"],
+        responses=refusals(*OF_A_CONVERSATION),
+        dependencies=[Depends(SERVICE_TOKEN), Depends(_from_a_backend)],
+    )
+
+
+backend_routes = _for_backends()
 
 ConversationId = Annotated[
     str, Path(pattern="^[^\\x00]{1,128}$", description="As in the pass, or `system__conversation_id`.")
@@ -204,7 +209,10 @@ async def get_conversation(request: Request, conversation_id: ConversationId) ->
     return IssuedConversation.of(issued)
 
 
-@backend_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
+block_routes = _for_backends()
+
+
+@block_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
 async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     blocked = Block(**body.model_dump())
@@ -212,7 +220,7 @@ async def post_block(request: Request, body: BlockBody) -> None:
     _log.warning("block.set", **_told(blocked), **_asked_by(request))
 
 
-@backend_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
+@block_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     blocked = Block(**body.model_dump())
     await request.app.state.ledger.unblock(blocked)
@@ -246,16 +254,16 @@ async def post_webhook(request: Request) -> dict[str, str]:
     return {"status": "received"}
 
 
-operation_routes = APIRouter(tags=["operations"], responses=refusals())
+probe_routes = APIRouter(tags=["operations"], responses=refusals())
 
 
-@operation_routes.get("/healthz", summary="The process is alive")
+@probe_routes.get("/healthz", summary="The process is alive")
 async def healthz() -> dict[str, str]:
     """Look at nothing else: a restart does not mend a dependency."""
     return {"status": "ok"}
 
 
-@operation_routes.get(
+@probe_routes.get(
     "/readyz",
     summary="The service can hand out passes",
     responses=refusals(LedgerUnavailable, KeysUnavailable, ShuttingDown),
@@ -268,6 +276,13 @@ async def readyz(request: Request) -> Ready:
     return Ready(status="ready", ledger=outcomes["ledger"], checks=outcomes)
 
 
-@operation_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+metrics_routes = APIRouter(tags=["operations"], responses=refusals())
+
+
+@metrics_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     return Response(await request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+admin_routes: Final[Sequence[BaseRoute]] = (*block_routes.routes, *metrics_routes.routes)
+"""What end users never call: `serve --admin-port` gives these routes a port of their own."""

@@ -1,0 +1,43 @@
+"""Which routes answer on which port, if operators have a port of their own (`serve --admin-port`)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from voicepass.api.routes import admin_routes, probe_routes
+from voicepass.errors import NotFound
+
+_ON_ADMIN_PORT: Final = (*admin_routes, *probe_routes.routes)
+
+
+class AdminPort:
+    """Plain ASGI: serves the admin routes on the admin port only. That port serves nothing else but the probes.
+
+    The port is the one of the connection's own socket, which no header changes. If it is unknown, the request is
+    treated as public.
+    """
+
+    def __init__(self, app: ASGIApp, *, port: int) -> None:
+        self._app = app
+        self._port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises NotFound, as for a path that does not exist."""
+        if scope["type"] == "http":
+            is_admin = _port(scope) == self._port
+            is_served = _matches_any(_ON_ADMIN_PORT, scope) if is_admin else not _matches_any(admin_routes, scope)
+            if not is_served:
+                raise NotFound
+        await self._app(scope, receive, send)
+
+
+def _port(scope: Scope) -> int | None:
+    server = scope.get("server")
+    return server[1] if server else None
+
+
+def _matches_any(routes: Sequence[BaseRoute], scope: Scope) -> bool:
+    # The router's own test: it also takes "/metrics\n", which is equal to no path in a list.
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)
