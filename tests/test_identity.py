@@ -18,7 +18,8 @@ from tests.hostile_tokens import (
     token_with_a_deep_claim,
     valid_tokens,
 )
-from voicepass.errors import HeadersTooLarge, Refusal, TokenExpired, TokenInvalid, TokenMissing
+from voicepass.credentials import SessionCookie
+from voicepass.errors import CredentialsConflict, HeadersTooLarge, Refusal, TokenExpired, TokenInvalid, TokenMissing
 from voicepass.identity import FixedKey, JwtAuthenticator, TrustedIssuer, check_header, check_signature, parse
 from voicepass.keys import ALGORITHMS, HMAC_ALGORITHMS, VerificationKey, key_from_pem, key_from_secret
 from voicepass.model import Credentials, User
@@ -51,19 +52,19 @@ def verify(token: str, key: VerificationKey) -> None:
     check_signature(parsed, check_header(parsed.header, key.algorithm), key)
 
 
-def authenticator_for(
-    mint: Mint, *, user_id_claim: str = "sub", now: float | None = None, max_age_seconds: int = 0
-) -> JwtAuthenticator:
-    trusted = TrustedIssuer(
+def trust(mint: Mint, **settings: Any) -> TrustedIssuer:
+    return TrustedIssuer(
         token_issuer=mint.token_issuer,
         algorithm=mint.signer.algorithm,
         audience=mint.audience,
         keys=FixedKey(key_for(mint)),
         leeway_seconds=mint.leeway_seconds,
-        max_age_seconds=max_age_seconds,
-        user_id_claim=user_id_claim,
+        **settings,
     )
-    return JwtAuthenticator(trusted=[trusted], clock=lambda: mint.now if now is None else now)
+
+
+def authenticator_for(mint: Mint, *, now: float | None = None, **settings: Any) -> JwtAuthenticator:
+    return JwtAuthenticator(trusted=[trust(mint, **settings)], clock=lambda: mint.now if now is None else now)
 
 
 async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str]) -> User | type[Refusal]:
@@ -247,6 +248,21 @@ async def test_one_bearer_token_in_one_header_is_the_only_way_in(shape: str) -> 
     seen = await outcome(authenticator_for(mint_for()), authorization)
 
     assert (None if isinstance(seen, User) else seen) is expected
+
+
+async def test_one_user_id_of_two_issuers_in_header_and_cookie_is_a_conflict() -> None:
+    mints = [mint_for(), mint_for(token_issuer="https://other.example")]
+    authenticator = JwtAuthenticator(
+        trusted=[trust(mint) for mint in mints], clock=lambda: NOW, session=SessionCookie("session", ())
+    )
+    header, cookie = (mint.token() for mint in mints)
+
+    def sent(cookie: str) -> Credentials:
+        return Credentials(authorization=(f"Bearer {header}",), cookies=(f"session={cookie}",), is_post=True)
+
+    assert (await authenticator.authenticate(sent(header))).id == (await authenticator.user_of(cookie)).id
+    with pytest.raises(CredentialsConflict):
+        await authenticator.authenticate(sent(cookie))
 
 
 async def test_a_token_of_8192_characters_is_read_and_one_more_is_too_many() -> None:

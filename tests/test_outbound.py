@@ -117,6 +117,23 @@ async def test_a_redirect_is_an_answer_like_any_other() -> None:
     assert answer.status == 302
 
 
+async def test_a_cookie_of_an_answer_is_not_sent_with_the_next_request() -> None:
+    requests: list[bytes] = []
+
+    async def set_cookie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await asked(reader):
+            requests.append(request)
+            writer.write(http(200, b"{}", "set-cookie: session=canary; Path=/"))
+
+    async with listening(set_cookie) as base_url, http_transport(connect_seconds=5) as transport:
+        url = base_url.replace("127.0.0.1", "localhost")  # aiohttp's own jar keeps no cookie of an address
+        for _ in range(2):
+            await get(transport, httpx.Request("GET", url), most_bytes=100)
+
+    assert len(requests) == 2
+    assert b"canary" not in b"".join(requests)
+
+
 async def test_a_name_that_does_not_resolve_is_waited_for_no_longer_than_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

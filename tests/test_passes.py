@@ -179,6 +179,34 @@ async def test_what_cannot_be_given_back_does_not_hide_why_it_came_to_nothing() 
     assert ports.calls[-1] == "release"
 
 
+class SlowRelease(Ports):
+    """Its release takes until `may_end`."""
+
+    def __init__(self) -> None:
+        super().__init__({"credential": Unavailable()})
+        self.has_begun, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def release(self, reservation: Reservation, *, has_reached: bool) -> None:
+        self.has_begun.set()
+        await self.may_end.wait()
+        await super().release(reservation, has_reached=has_reached)
+
+
+async def test_a_caller_who_hangs_up_during_the_release_does_not_stop_it() -> None:
+    ports = SlowRelease()
+    use_case = passes(ports)
+    issuing = asyncio.create_task(use_case.issue(asked()))
+    await ports.has_begun.wait()
+
+    issuing.cancel()
+    outcomes = await asyncio.gather(issuing, return_exceptions=True)
+    ports.may_end.set()
+    await use_case.aclose()
+
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert ports.calls[-1] == "release"
+
+
 async def test_an_alias_that_is_not_allowed_costs_nothing() -> None:
     ports = Ports()
 

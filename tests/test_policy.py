@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from voicepass.errors import AgentNotAllowed
 from voicepass.model import Agent, User, claim_at
-from voicepass.policy import MAX_VARIABLE_CHARACTERS, AgentRules, Policy, Rule, Variable, clean, clean_text
+from voicepass.policy import (
+    MAX_VARIABLE_CHARACTERS,
+    AgentRules,
+    Policy,
+    Rule,
+    Variable,
+    VariableType,
+    clean,
+    clean_text,
+)
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
@@ -51,7 +60,10 @@ def test_no_text_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: 
         ("\ud800A\udfff", "A"),
         ("{{system__time}}", "{ {system__time} }"),
         ("{{{x}}}", "{ { {x} } }"),
+        ("{{x", "{ {x"),
+        ("x}}", "x} }"),
         ("a" * 300, "a" * 200),
+        ("a" * 199 + " b", "a" * 199),
         ("a" * 199 + "{{", "a" * 199 + "{"),
         ("山田 太郎", "山田 太郎"),
         ("👩\u200d🚀", "👩\u200d🚀"),
@@ -106,6 +118,24 @@ def test_a_variable_has_its_type_or_its_default(claims: dict[str, object], value
     assert variables["plan"] == value
 
 
+@pytest.mark.parametrize(
+    ("wanted", "claim", "value"),
+    [
+        ("boolean", True, True),
+        ("boolean", 1, None),
+        ("boolean", "true", None),
+        ("number", 1, 1),
+        ("number", 1.5, 1.5),
+        ("number", True, None),
+        ("number", "1", None),
+    ],
+)
+def test_a_boolean_is_no_number_and_a_number_is_no_boolean(wanted: VariableType, claim: object, value: object) -> None:
+    variables = variables_of({"extra": claim}, extra=Variable(claim="extra", type=wanted))
+
+    assert variables.get("extra") is value
+
+
 RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
 
 
@@ -122,6 +152,7 @@ RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
         (RULE, {"role": [["seller"]], "app": {"plan": "pro"}}, False),
         (Rule({"scope": ("voice:talk",)}), {"scope": "openid voice:talk"}, True),
         (Rule({"scope": ("voice:talk",)}), {"scope": "openid voice:talker"}, False),
+        (Rule({"scope": ("voice:talk",)}), {"scope": "openid\tvoice:talk"}, False),
         (Rule({"scp": ("voice:talk",)}), {"scp": ["voice:talk"]}, True),
         (Rule({"verified": (True,)}), {"verified": True}, True),
         (Rule({"verified": (True,)}), {"verified": 1}, False),
@@ -159,6 +190,7 @@ def test_one_rule_of_several_is_enough() -> None:
     assert str(rules.admitting(user_with({"staff": True}))) == "staff is true"
     assert str(RULE) == "role is seller or admin and app.plan is pro"
     assert RULE.whom == "users whose role is seller or admin and app.plan is pro"
+    assert str(Rule({"role": ("Admin",)})) == "role is Admin"
     assert Rule({}).whom == "every signed-in user"
 
 

@@ -235,6 +235,7 @@ def test_what_cannot_be_read_is_answered_with_a_problem_like_any_other(server: A
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "same-site"
     assert answer.headers["x-request-id"] == problem["request_id"]
     assert answer.headers["connection"] == "close"
     assert "server" not in answer.headers

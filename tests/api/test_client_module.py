@@ -18,6 +18,7 @@ async def test_the_module_and_its_types_are_served_to_anyone(api: httpx.AsyncCli
     assert module.headers["content-type"] == "text/javascript; charset=utf-8"
     assert types.headers["content-type"] == "text/plain; charset=utf-8"
     assert module.headers["x-content-type-options"] == "nosniff"
+    assert module.headers["cross-origin-resource-policy"] == "same-site"
 
 
 async def test_it_imports_nothing_and_stays_small(api: httpx.AsyncClient) -> None:

@@ -186,6 +186,7 @@ async def test_a_cookie_that_is_there_twice_is_refused_because_nobody_knows_whic
         ("xsession=x.y.z; session2=x.y.z", (401, "token_missing")),
         ("session", (401, "token_missing")),
         ("session=nonsense", (401, "token_invalid")),
+        ("session=x.y.z=", (401, "token_invalid")),
         ("session=[" + "[" * 1500, (401, "token_invalid")),
         ("session=" + "a" * 8193, (431, "headers_too_large")),
     ],

@@ -175,6 +175,25 @@ async def test_a_request_id_is_kept_from_a_trusted_proxy_only(
     assert answered == well_formed or re.fullmatch("[0-9a-f]{32}", answered)
 
 
+@pytest.mark.parametrize(
+    "path", ["/nowhere/{token}", "/{token}", "/v1/conversations/{token}", "/v1/signed-url/{token}"]
+)
+@pytest.mark.parametrize("refused_by", ["the app", "the middleware"])
+async def test_a_token_in_the_path_of_a_refused_request_is_not_logged(
+    api: httpx.AsyncClient, make_token: MakeToken, capsys: pytest.CaptureFixture[str], path: str, refused_by: str
+) -> None:
+    configure_logging(log_format="json", level="debug")
+    token = make_token(aud=None, name=None)  # short, so that cutting the path is not what hides it
+    too_large = {"x-filler": "x" * 17_000} if refused_by == "the middleware" else {}
+
+    response = await api.get(path.format(token=token), headers=too_large)
+
+    (line,) = lines_in(capsys)
+    assert response.status_code in {401, 404, 431}
+    assert line["asked"].startswith(f"GET {path.partition('{')[0]}")
+    assert all(part[:20] not in json.dumps(line) for part in token.split("."))
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_neither_a_query_nor_a_token_is_ever_logged(
     api: httpx.AsyncClient,

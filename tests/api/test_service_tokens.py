@@ -11,6 +11,7 @@ import respx
 
 from tests.canaries import secrets_in
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, MakeToken
+from voicepass.credentials import ServiceToken
 
 TOOL = "canary-service-token-of-the-tools-1b9f3a5c"
 WEBHOOKS = "canary-service-token-of-the-webhooks-77e0d2"
@@ -146,6 +147,7 @@ async def test_without_a_token_or_with_two_nothing_is_said(api: httpx.AsyncClien
     two = await api.get("/v1/conversations/conv_1", headers=[("authorization", f"Bearer {TOOL}")] * 2)
     elsewhere = await api.get("/v1/conversations/conv_1?token=" + TOOL, headers={"cookie": f"session={TOOL}"})
 
+    assert "VOICEPASS_SERVICE_TOKENS" in none.json()["detail"]
     assert [outcome(response) for response in (none, two, elsewhere)] == [
         (401, "token_missing"),
         (401, "token_invalid"),
@@ -247,3 +249,16 @@ async def test_each_line_of_a_service_tokens_request_names_the_token_and_never_h
     assert wrong.status_code == 401
     assert secrets_in(text) == []
     assert TOOL not in text
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "token"),
+    [
+        ("crm:a:b", "crm", "a:b"),
+        ("\udcff", hashlib.sha256(b"\xff").hexdigest()[:8], "\udcff"),  # as the environment holds a byte beyond UTF-8
+    ],
+)
+async def test_a_service_tokens_name_ends_at_the_first_colon_and_any_bytes_have_one(
+    entry: str, name: str, token: str
+) -> None:
+    assert ServiceToken.parse(entry) == ServiceToken(name, token)

@@ -82,6 +82,7 @@ async def test_the_answer_cannot_be_cached_and_names_its_request(
     assert re.fullmatch("[0-9a-f]{32}", mine.headers["x-request-id"])
     assert mine.headers["cache-control"] == "no-store"
     assert mine.headers["x-content-type-options"] == "nosniff"
+    assert mine.headers["cross-origin-resource-policy"] == "same-site"
     assert mine.headers["referrer-policy"] == "no-referrer"
     assert "set-cookie" not in mine.headers
 

@@ -1,5 +1,6 @@
 """What the ledger's tests speak of: a clock that they turn, reservations, limits, and a PostgreSQL of their own."""
 
+import asyncio
 import json
 import subprocess
 import uuid
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import signed_url
 from voicepass.errors import LimitReached
@@ -94,6 +96,16 @@ class Postgres:
         command = [str(self._server.bin_path / "psql"), "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--file", str(path)]
         subprocess.run([*command, self._server.get_uri()], check=True, capture_output=True)
 
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Connect a caller over TCP to the server, which listens on a Unix socket."""
+        parameters = conninfo_to_dict(self._server.get_uri())
+        path = f"{parameters['host']}/.s.PGSQL.{parameters.get('port', 5432)}"
+        to_reader, to_writer = await asyncio.open_unix_connection(path)
+        try:
+            await asyncio.gather(_copy(reader, to_writer), _copy(to_reader, writer))
+        finally:
+            to_writer.close()
+
     def fresh(self, *, user: str = "postgres") -> str:
         """The URL of a schema that nobody has used."""
         schema = f"s{uuid.uuid4().hex}"
@@ -103,6 +115,13 @@ class Postgres:
     def url(self, schema: str, *, user: str = "postgres") -> str:
         own = self._server.get_uri().replace("postgres:@", f"{user}:@")
         return f"{own}&options={quote(f'-csearch_path={schema}')}"
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65_536):
+        writer.write(piece)
+        await writer.drain()
+    writer.close()
 
 
 def limit(

@@ -162,3 +162,27 @@ async def test_a_clock_that_was_ahead_for_a_while_hides_nothing(
     reached = await refusal(ledger, limits, seconds=1)
 
     assert reached is not None
+
+
+async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    limits = [minutes(Scope.ALL, 30 * DAY), minutes(Scope.AGENT, 30 * DAY)]
+
+    async def leave_something(name: str) -> None:
+        await granted(ledger, user_id=name, seconds=100)
+        await ledger.settle(settlement(f"conv_{name}"))  # it waits for a pass that never comes
+        clock.now += 3600
+        await asked(ledger, limits)  # adds the quarters up
+
+    await leave_something("old")
+    clock.now = START + 40 * DAY
+    await leave_something("young")
+    await ledger.forget(age_seconds=31 * DAY)
+
+    oldest = (clock.now - 31 * DAY) // 900
+    quarters = await rows(ledger, "SELECT scope, quarter, seconds FROM quarters")
+    assert {row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")} == {"young"}
+    assert [row["conversation_id"] for row in await rows(ledger, "SELECT * FROM orphans")] == ["conv_young"]
+    assert min(row["quarter"] for row in quarters) >= oldest
+    assert {row["scope"] for row in quarters if row["seconds"] == 100} == {"all", "agent default"}

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,13 +17,25 @@ import pytest
 
 from tests.canaries import secrets_in
 from tests.conftest import settings_with, signed_url
-from tests.ledger.given import Engine, Postgres, credential, granted, limit, reservation, rows, settlement
+from tests.ledger.given import (
+    TOKEN_ISSUER,
+    Engine,
+    Postgres,
+    credential,
+    granted,
+    limit,
+    reservation,
+    rows,
+    settlement,
+)
+from tests.servers import listening
 from voicepass.app import create_app
-from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import Ledger
+from voicepass.errors import LedgerUnavailable, RateLimited
+from voicepass.ledger import Ledger, limits
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
+from voicepass.model import Counted, Limit, Scope
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +122,22 @@ async def test_a_frozen_server_does_not_hold_up_the_end(engine: Engine, postgres
 
 
 @contextlib.contextmanager
+def held(url: str, lock: str) -> Iterator[None]:
+    """Hold a lock of the ledger on a connection of our own."""
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (lock,))
+        yield
+
+
+async def wait_for_waiters(postgres: Postgres, count: int) -> None:
+    """Return when `count` transactions wait for a lock of the ledger."""
+    question = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with asyncio.timeout(2):
+        while postgres.run(question) != [(count,)]:  # noqa: ASYNC110 - only the server knows
+            await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
 def frozen(postgres: Postgres) -> Iterator[None]:
     """First whoever would start another process, then all that it has started."""
     processes = [postgres.pid]
@@ -188,8 +218,7 @@ async def test_a_lock_that_another_keeps_refuses_in_time(busy: Ledger, engine: E
 
 
 async def test_a_flood_of_one_user_leaves_the_connections_to_the_others(busy: Ledger, engine: Engine) -> None:
-    with psycopg.connect(engine.url) as other:
-        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('user 21 https://login.example u-flood', 0))")
+    with held(engine.url, limits.counted_in(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-flood"})):
         flood = [
             asyncio.create_task(outcome_and_seconds(busy.reserve(reservation("u-flood"), [limit(1)])))
             for _ in range(100)
@@ -237,6 +266,33 @@ async def test_every_connection_is_durable_bounded_and_reads_what_is_committed(b
     assert shown[5].startswith("s"), "what the URL asks for is kept"
 
 
+async def test_every_connection_over_tcp_finds_out_within_seconds_that_its_server_is_gone(
+    engine: Engine, postgres: Postgres
+) -> None:
+    async with listening(postgres.relay) as address:
+        server, url = urlsplit(address), urlsplit(engine.url)
+        search_path = "&".join(part for part in url.query.split("&") if "host=" not in part)
+        async with open_postgres(f"postgresql://postgres@{server.netloc}{url.path}?{search_path}") as ledger:
+            await ledger.check()
+            options = tcp_options_of_connections_to(server.port)
+
+    expected = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 3000}
+    assert options
+    assert all(each == expected for each in options)
+
+
+def tcp_options_of_connections_to(port: int | None) -> list[dict[str, int]]:
+    """Ask each socket of this process that is connected to `port` of this machine."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as copy:
+            if copy.getpeername()[:2] == ("127.0.0.1", port):
+                options = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+                tcp = {option: copy.getsockopt(socket.IPPROTO_TCP, getattr(socket, option)) for option in options}
+                found.append({"SO_KEEPALIVE": copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)} | tcp)
+    return found
+
+
 async def test_the_disk_is_waited_for_unless_a_transaction_need_not_be_durable(busy: Ledger) -> None:
     def rule(_now: float) -> Dialogue[str]:
         (row,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
@@ -249,12 +305,16 @@ async def test_limits_hold_where_the_database_prefers_another_isolation(engine: 
     role = f"strict_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN")
     postgres.run(f"ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'")
-    async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
-        outcomes = await asyncio.gather(
-            *(ledger.reserve(reservation(), [limit(5)]) for _ in range(50)), return_exceptions=True
-        )
+    url = postgres.fresh(user=role)
+    async with contextlib.AsyncExitStack() as stack:
+        instances = [await stack.enter_async_context(open_postgres(url, clock=engine.clock)) for _ in range(3)]
+        # A stricter level takes its snapshot before it waits for the lock, so it would not see the others' passes.
+        with held(engine.url, limits.counted_in(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-1"})):
+            asked = [asyncio.create_task(each.reserve(reservation(), [limit(1)])) for each in instances]
+            await wait_for_waiters(postgres, 3)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
 
-    assert outcomes.count(None) == 5
+    assert Counter(map(type, outcomes)) == {type(None): 1, RateLimited: 2}
 
 
 async def test_the_service_runs_on_it_and_shows_the_password_to_nobody(engine: Engine) -> None:
@@ -355,24 +415,24 @@ async def test_instances_that_start_at_once_make_the_schema_once(engine: Engine)
         ]
 
 
-async def test_an_old_instance_works_on_beside_a_newer_schema(
-    busy: Ledger, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(10):  # often enough for a driver that prepares what it repeats
-        conversation_id = await granted(busy, [limit(100)])
-        await busy.issued(conversation_id)
+async def test_an_old_instance_works_on_beside_a_newer_schema(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = [*steps(), ["ALTER TABLE passes ADD COLUMN region TEXT", "ALTER TABLE orphans ADD COLUMN region TEXT"]]
-    monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: newer)
+    async with engine.opened() as old:
+        for _ in range(20):  # on few connections: a driver that prepares what it repeats has prepared it on each
+            conversation_id = await granted(old, [limit(100)])
+            await old.settle(settlement(conversation_id))
+            await old.issued(conversation_id)
+        monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: newer)
 
-    async with engine.opened() as new:
-        for number in range(20):
-            conversation_id = await granted((busy, new)[number % 2], [limit(100)])
-            await (new, busy)[number % 2].settle(settlement(conversation_id))
-            assert (await busy.issued(conversation_id)).seconds == 42
-    asked = reservation()
-    await busy.reserve(asked, [])
-    await busy.settle(settlement("conv_early"))
-    await busy.grant(asked, credential("conv_early"))
+        async with engine.opened() as new:
+            for number in range(20):
+                conversation_id = await granted((old, new)[number % 2], [limit(100)])
+                await (new, old)[number % 2].settle(settlement(conversation_id))
+                assert (await old.issued(conversation_id)).seconds == 42
+        asked = reservation()
+        await old.reserve(asked, [])
+        await old.settle(settlement("conv_early"))
+        await old.grant(asked, credential("conv_early"))
     monkeypatch.undo()
     async with engine.opened() as started_again:
         assert (await started_again.issued("conv_early")).seconds == 42
@@ -400,6 +460,31 @@ async def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, monkey
     async with engine.opened() as ledger:
         ((half,),) = [row.values() for row in await rows(ledger, "SELECT to_regclass('half') AS half")]
         assert half is None
+
+
+async def test_an_expiry_and_a_settlement_at_the_same_instant_keep_the_sums_right(
+    engine: Engine, postgres: Postgres
+) -> None:
+    everyones = limit(10_000, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=86_400)
+    async with engine.opened() as one, engine.opened() as two:
+        conversations = [await granted(one) for _ in range(6)]
+        engine.clock.now += 3600
+        before = await used(one, everyones)
+        with held(engine.url, "all"):  # they have read their pass when they wait for this
+            expiries = [asyncio.create_task(one.expire(each)) for each in conversations]
+            await wait_for_waiters(postgres, 6)
+            settlements = [asyncio.create_task(two.settle(settlement(each))) for each in conversations]
+            await wait_for_waiters(postgres, 12)
+        await asyncio.gather(*expiries, *settlements)
+
+        assert [(await one.issued(each)).seconds for each in conversations] == [42] * 6
+        assert (before, await used(one, everyones)) == (6 * 600, 6 * 42)
+
+
+async def used(ledger: Ledger, most: Limit) -> int:
+    whose = {"token_issuer": TOKEN_ISSUER, "user_id": "u-1", "agent_alias": "default"}
+    (usage,) = await ledger._run(lambda now: limits.usage(whose, [most], now), locks=["all"])
+    return usage.used
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------
