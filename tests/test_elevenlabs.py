@@ -548,6 +548,23 @@ async def test_what_elevenlabs_asks_for_with_429_everyone_of_the_workspace_obeys
     assert route.call_count == 2
 
 
+async def test_a_key_that_is_rejected_for_one_agent_holds_back_no_other(upstream: respx.MockRouter) -> None:
+    other = Agent(alias="other", agent_id="agent_other", base_url=UPSTREAM)
+    route = upstream["signed_url"]
+    route.side_effect = [
+        httpx.Response(403, json={"detail": "m"}),
+        httpx.Response(200, json={"signed_url": signed_url()}),
+    ]
+    async with pausing(Ticks()) as provider:
+        with pytest.raises(KeyRejected):
+            await provider.credential(other, Transport.WEBSOCKET)
+        with pytest.raises(KeyRejected):
+            await provider.credential(other, Transport.WEBSOCKET)
+
+        assert await refusal_of(provider) is None
+    assert route.call_count == 2
+
+
 async def test_a_429_without_a_word_how_long_keeps_nobody_else_back(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded"}})

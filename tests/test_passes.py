@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -348,3 +349,27 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
 async def test_what_ends_a_task_or_the_process_is_not_held_up_by_an_observer(error: BaseException) -> None:
     with pytest.raises(type(error)):
         await passes(Ports(), broken(error)).issue(asked())
+
+
+async def test_a_pass_from_the_warm_store_that_cannot_be_granted_has_asked_nobody() -> None:
+    warm = replace(CREDENTIAL, is_warm=True)
+
+    class Warm(Ports):
+        async def credential(self, agent: Agent, transport: Transport) -> Credential:
+            await super().credential(agent, transport)
+            return warm
+
+        async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None) -> None:
+            del reservation, credential, sealed
+            raise LedgerUnavailable
+
+        def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes:
+            del agent, pass_id, credential
+            return SEALED
+
+    ports = Warm()
+
+    with pytest.raises(LedgerUnavailable):
+        await passes(ports).issue(asked())
+
+    assert ports.has_reached is False

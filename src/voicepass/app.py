@@ -180,6 +180,7 @@ def _lifespan(
                     settlements=settlements,
                     base_urls=base_urls,
                     every_seconds=settings.voicepass_reconcile_seconds,
+                    conversation_seconds=configuration.policy.conversation_seconds,
                     clock=time.time,
                 )
                 await stack.enter_async_context(reconciler.running())

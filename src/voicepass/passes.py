@@ -111,6 +111,7 @@ class Passes:
                         credential = await self._provider.credential(agent, request.transport)
                         step.name = "warm" if credential.is_warm else "upstream"
                     attempt.note_credential(credential)
+                    attempt.has_asked = not credential.is_warm
                     with attempt.step("grant"):
                         sealed = self._seal(agent, reservation.pass_id, credential)
                         await self._ledger.grant(reservation, credential, sealed=sealed)  # no row, no pass

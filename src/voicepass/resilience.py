@@ -188,7 +188,7 @@ class Pause:
         if seconds == 0 and self._clock() < self._until:
             return  # it was called before this pause began, and says no more than that
         self._seconds = seconds or min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-        self._until, self._reason = self._clock() + self._seconds, reason
+        self._until, self._reason = max(self._until, self._clock() + self._seconds), reason
 
     def end(self) -> None:
         """Let calls through."""

@@ -212,6 +212,45 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     assert isinstance(await refusal(ledger, limits), TooManyConversations)
 
 
+async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
+    clock.now += 930
+    await ledger.expire(conversation_id)
+
+    await ledger.note_ended(conversation_id)
+
+    found = await ledger.issued(conversation_id)
+    assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
+
+
+async def test_every_pass_of_a_limit_of_all_is_asked_about_in_time_and_the_user_s_own_first(ledger: Ledger) -> None:
+    everyone = limit(40, counted=Counted.CONVERSATIONS, scope=Scope.ALL)
+    others = {await granted(ledger, user_id=f"u-{n}") for n in range(30)}
+    for conversation_id in others:
+        await ledger.note_unopened(conversation_id, expires_seconds=930)
+    own = await granted(ledger, user_id="u-own")
+    seen: set[str | None] = set()
+    for _ in range(60):
+        turn = await ledger.begin_lookup(reservation("u-own"), everyone, seconds=1)
+        await ledger.end_lookup(reservation("u-own"), everyone, has_freed=True)
+        assert turn.passes[0].conversation_id == own
+        seen |= {issued.conversation_id for issued in turn.passes}
+
+    assert seen == others | {own}
+
+
+async def test_a_pass_that_is_not_granted_yet_may_fail_at_any_moment(ledger: Ledger) -> None:
+    limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
+    await ledger.reserve(reservation(), limits)
+
+    reached = await refusal(ledger, limits)
+
+    assert reached is not None
+    assert reached.retry_after_seconds == 3
+
+
 # When to try again.
 
 
@@ -302,7 +341,7 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
         case "expired":
             await ledger.expire("conv_1")
         case _:
-            assert await ledger.erase_sealed(after=0.0) == START + 1
+            await ledger.erase_sealed()
 
     assert [bytes(row["sealed"]) for row in kept] == [b"sealed"]
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []

@@ -140,6 +140,8 @@ THREE = ("conv_1", "conv_2", "conv_3")
         (account("a status of tomorrow", call_duration_secs=42), False, None, 600),
         ({}, False, None, 600),
         ({"status": 7}, False, None, 600),
+        ({"status": ["done"]}, False, None, 600),
+        ({"status": {}}, False, None, 600),
         (ConversationUnknown(), False, None, 600),
         (BadAnswer(), False, None, 600),
         (Unavailable(), False, None, 600),
@@ -469,6 +471,12 @@ def test_two_seals_of_one_credential_have_nothing_in_common() -> None:
     assert other is not None
     assert one[:12] != other[:12]
     assert one[12:] != other[12:]
+
+
+@pytest.mark.parametrize("sealed", ["text", 9_999_999_999, 1.5])
+def test_what_is_no_bytes_does_not_open(sealed: Any) -> None:
+    with pytest.raises(SealBrokenError):
+        SEALS.unseal(AGENT, "p-1", sealed)
 
 
 @pytest.mark.parametrize(

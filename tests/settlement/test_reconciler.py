@@ -57,6 +57,7 @@ def reconciler_of(
         settlements=Settlements(ledger=ledger, observers=[], clock=clock),
         base_urls={AGENT_ID: HERE} if base_urls is None else base_urls,
         every_seconds=every_seconds,
+        conversation_seconds=600,
         clock=clock,
     )
 
@@ -72,6 +73,8 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
     "still open": (row("conv_1", "in-progress"), OPEN),
     "an unknown status counts as open": (row("conv_1", "archived", 42), OPEN),
     "no status": ({"conversation_id": "conv_1"}, OPEN),
+    "a status that is no text": (row("conv_1", ["done"], 42), OPEN),  # type: ignore[arg-type]
+    "an id that no database holds": (row("conv_\ud800", "done", 42), OPEN),
     "a negative duration": (row("conv_1", "done", -1), (None, 300)),
     "a huge duration": (row("conv_1", "done", 10**9), (None, 300)),
     "a duration that is no number": (row("conv_1", "done", "42"), (None, 300)),
@@ -225,6 +228,34 @@ async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cur
     assert provider.calls <= 3
     assert [(each.settled_by, each.seconds) for each in found] == [USED, OPEN]
     assert "does not end" in next(line["note"] for line in logged if line["event"] == "reconciler.stopped")
+
+
+async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_settles_them() -> None:
+    clock = Clock()
+    provider = Told(pages=[[row("conv_1", "in-progress", began=NOW)]])
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        reconciler = Reconciler(
+            ledger=ledger,
+            provider=provider,
+            settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+            base_urls={AGENT_ID: HERE},
+            every_seconds=60,
+            conversation_seconds=3600,
+            clock=clock,
+        )
+        for _ in range(50):
+            clock.now += 60
+            await reconciler.round()
+        asked = list(provider.asked)
+        provider.pages = [[row("conv_1", "done", 3000, began=NOW)]]
+        for _ in range(5):
+            clock.now += 60
+            await reconciler.round()
+
+        found = await ledger.issued("conv_1")
+    assert asked == []
+    assert (found.settled_by, found.seconds) == ("reconciler", 3000)
 
 
 async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_again() -> None:

@@ -143,6 +143,7 @@ class Service:
             settlements=settlements,
             base_urls={AGENT_ID: HERE},
             every_seconds=RECONCILE_SECONDS,
+            conversation_seconds=600,
             clock=self.clock,
         )
         self.instances.append(Instance(ledger=ledger, passes=passes, settlements=settlements))

@@ -7,6 +7,7 @@ and nowhere else, but for the account of a conversation, which its webhook carri
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from typing import Final
@@ -115,7 +116,8 @@ class ElevenLabs:
         self._request = lru_cache(maxsize=1024)(_request)
         self.bulkhead = Bulkhead(most=max_calls)
         self.guards = {url: make_guard(url, "passes", deadline_seconds, ticks) for url in self._workspaces}
-        self._pauses = {url: Pause(clock=ticks) for url in self._workspaces}
+        self._busy = {url: Pause(clock=ticks) for url in self._workspaces}
+        self._rejected: defaultdict[tuple[Agent, Transport], Pause] = defaultdict(lambda: Pause(clock=ticks))
         # Apart, so that questions about conversations never take a slot from a user who asks for a pass.
         self._accounts_bulkhead = Bulkhead(most=1)
         self._lookups_bulkhead = Bulkhead(most=max(1, max_calls // LOOKUPS_SHARE))
@@ -128,20 +130,28 @@ class ElevenLabs:
         conversation before it begins. Raises an ElevenLabsRefusal or Overloaded, within the deadline; with
         `only_if_idle` Overloaded at once, where users may be waiting.
 
-        After a rejected key, or a 429 with Retry-After, nobody of that workspace asks for a while: each gets the same
-        refusal at once.
+        After a 429 with Retry-After nobody of that workspace asks for a while, and after a rejected key nobody asks for
+        this agent: each gets the same refusal at once.
         """
         ask = partial(self._ask, agent, transport, self._workspaces[agent.base_url])
-        guard, pause = self.guards[agent.base_url], self._pauses[agent.base_url]
+        guard, busy, rejected = (
+            self.guards[agent.base_url],
+            self._busy[agent.base_url],
+            self._rejected[agent, transport],
+        )
         try:
             with refusing():
-                pause.check()
+                busy.check()
+                rejected.check()
                 credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
         except (Busy, KeyRejected) as refusal:
-            if refusal.has_reached_elevenlabs and (refusal.pause_seconds or isinstance(refusal, KeyRejected)):
-                pause.begin(refusal, seconds=refusal.pause_seconds)
+            if refusal.has_reached_elevenlabs and isinstance(refusal, KeyRejected):
+                rejected.begin(refusal, seconds=0)
+            elif refusal.has_reached_elevenlabs and refusal.pause_seconds:
+                busy.begin(refusal, seconds=refusal.pause_seconds)
             raise
-        pause.end()
+        busy.end()
+        rejected.end()
         return credential
 
     @property
@@ -204,7 +214,11 @@ class ElevenLabs:
         """Return a word where a host is not asked for passes at the moment, else None. Nobody is asked."""
         if any(guard.breaker.is_open for guard in self.guards.values()):
             return "out of order, and left alone for now"
-        return "refuses, and is left alone for now" if any(pause.is_on for pause in self._pauses.values()) else None
+        return (
+            "refuses, and is left alone for now"
+            if any(pause.is_on for pause in (*self._busy.values(), *self._rejected.values()))
+            else None
+        )
 
     async def aclose(self) -> None:
         """Wait for the calls that are still under way: until the deadline at most."""

@@ -30,7 +30,7 @@ class Seals:
         }
 
     def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes | None:
-        """Return the sealed credential, bound to its row; None if it does not name its conversation or its expiry."""
+        """Return the sealed credential, bound to its row; None if the conversation id or the expiry is missing."""
         if credential.conversation_id is None or credential.expires_at is None:
             return None
         text = json.dumps([credential.secret, credential.conversation_id, credential.expires_at]).encode()
@@ -38,7 +38,9 @@ class Seals:
         return nonce + self._ciphers[agent.base_url][0].encrypt(nonce, text, pass_id.encode())
 
     def unseal(self, agent: Agent, pass_id: str, sealed: bytes) -> Credential:
-        """Return the credential. Raises SealBrokenError."""
+        """Return the credential. Raises SealBrokenError, also where the ledger holds something else than bytes."""
+        if not isinstance(sealed, bytes):
+            raise SealBrokenError
         nonce, text = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         for cipher in self._ciphers[agent.base_url]:  # two while the API key is rotated
             try:

@@ -32,6 +32,9 @@ from voicepass.model import (
 
 Result = TypeVar("Result")
 
+RECENT_SECONDS: Final = 20 * 60.0
+"""ElevenLabs' list tells of conversations that began so recently; older ones are asked about one by one."""
+
 ANSWER_SECONDS: Final = 2.5
 """The longest that anyone waits for the ledger: well inside a request's deadline."""
 
@@ -133,9 +136,7 @@ class Ledger(ABC):
     async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
         """Note that a conversation is open, since this real time; returns whether its pass was released as unopened."""
         since = opened_at + self._ahead_seconds()
-        return await self._run(
-            lambda now: opened.note_opened(conversation_id, since, now), locks=_lock(conversation_id)
-        )
+        return await self._run(lambda _now: opened.note_opened(conversation_id, since), locks=_lock(conversation_id))
 
     async def note_ended(self, conversation_id: str) -> bool:
         """Note that a conversation has ended; returns whether it counted as open until now."""
@@ -146,13 +147,17 @@ class Ledger(ABC):
         whose = rules.reserved_row(reservation)
         return await self._run(lambda now: opened.unopened(whose, now), is_durable=False)
 
-    async def erase_sealed(self, *, after: float) -> float:
-        """Erase sealed credentials too old to be used, of passes reserved since `after`; returns the next `after`."""
-        return await self._run(lambda now: opened.erase_sealed(after, now))
+    async def erase_sealed(self) -> None:
+        """Erase sealed credentials that are too old to be used."""
+        await self._run(opened.erase_sealed)
 
-    async def begin_listing(self, agent_id: str, *, every_seconds: float) -> Listing | None:
+    async def begin_listing(
+        self, agent_id: str, *, every_seconds: float, recent_seconds: float = RECENT_SECONDS
+    ) -> Listing | None:
         """Return which part of the agent's list to read now, in real time; None while there is nothing to learn."""
-        listing = await self._run(lambda now: opened.begin_listing(agent_id, every_seconds, now))
+        listing = await self._run(
+            lambda now: opened.begin_listing(agent_id, now, every_seconds=every_seconds, recent_seconds=recent_seconds)
+        )
         ahead = self._ahead_seconds()
         return listing and Listing(since=listing.since - ahead, until=listing.until - ahead)
 
@@ -169,9 +174,9 @@ class Ledger(ABC):
         """Return the passes behind these conversations, as far as they were issued here."""
         return await self._run(lambda _now: opened.find(list(conversation_ids)))
 
-    async def due(self, most: int, *, after: float = 0.0) -> list[IssuedPass]:
-        """Return passes reserved after `after`, older than 20 minutes and not settled; oldest first."""
-        return await self._run(lambda now: rules.due(most, after, now))
+    async def due(self, most: int, *, after: float = 0.0, min_age_seconds: float = RECENT_SECONDS) -> list[IssuedPass]:
+        """Return passes reserved after `after` that are so old and not settled; oldest first."""
+        return await self._run(lambda now: rules.due(most, after, now, min_age_seconds=min_age_seconds))
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Tell whether what is called `name` is the caller's alone, on all instances, for that many seconds."""

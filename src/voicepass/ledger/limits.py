@@ -89,10 +89,11 @@ _REACHED_BY_QUARTER: Final = _REACHED.format(
     counted="""SELECT quarter AS place, seconds FROM quarters
     WHERE scope = :key AND quarter >= :first AND quarter < :end AND seconds > 0"""
 )
-# A conversation that is open can end at any moment; a pass that nobody has opened is released when it is too old.
+# A conversation that is open can end at any moment, and a pass that is not granted yet can fail. A pass that nobody has
+# opened is released when it is too old.
 _FREE_AT: Final = """
-SELECT min(CASE WHEN opened_at IS NOT NULL THEN :may_end WHEN unopened_at IS NOT NULL THEN reserved_at + :released
-           ELSE lapses_at END) AS free_at
+SELECT min(CASE WHEN opened_at IS NOT NULL OR granted_at IS NULL THEN :may_end
+           WHEN unopened_at IS NOT NULL THEN granted_at + :released ELSE lapses_at END) AS free_at
 FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now"""
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,

@@ -16,20 +16,18 @@ PAUSE_SECONDS: Final = 2.0
 IN_FLIGHT_SECONDS: Final = 10.0
 """A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
 UNOPENED_SECONDS: Final = 5.0
-"""ElevenLabs' word that nobody has opened a pass holds for the pause after a lookup, and for the lookup itself."""
+"""ElevenLabs' answer that nobody has opened a pass is believed for this long: one lookup and the pause after it."""
 LIST_LAG_SECONDS: Final = 15.0
 """ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
-"""Each reading of the list begins so much before the end of the last one, for records that were written late."""
-RECENT_SECONDS: Final = 20 * 60.0
-"""The list is read again for conversations that began so recently; older ones are asked about one by one."""
+"""Each reading begins this long before the end of the last one, because ElevenLabs may write a record late."""
 FAILED_SECONDS: Final = 60.0
 """A request that failed counts for so long: the window of `passes_per_minute`."""
 LOOKUP_SECONDS: Final = 10.0
 """The longest that a lookup may take: a third of the longest deadline."""
 AHEAD_SECONDS: Final = 3.0
-"""So far ahead an instant in the ledger may be, because transactions that run at once read the clock one after the
-other. One that is further ahead than it can be was written while a clock was ahead, and holds nobody up."""
+"""An instant in the ledger may be up to this far in the future, because parallel transactions read the clock one after
+another. One that is further in the future was written while a clock was wrong, and is ignored."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
@@ -87,19 +85,24 @@ def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -
     return False
 
 
-def note_opened(conversation_id: str, opened_at: float, now: float) -> Dialogue[bool]:
+def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
     """Note that a conversation is open; a pass that was released as unopened counts again. Returns whether it was."""
     for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
-        parameters = {"conversation_id": conversation_id, "opened_at": opened_at}
-        if row["settled_at"] is None:
-            yield _OPEN, parameters
-        elif row["settled_by"] == "expiry":
-            yield from hold(row)
-            seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
-            yield _REOPEN, parameters | {"seconds": seconds, "now": now}
-            yield from move_sums(row, seconds)
+        if row["settled_by"] == "expiry":
+            yield from _reopen(row, opened_at)
             return True
+        if row["settled_at"] is None:
+            yield _OPEN, {"conversation_id": conversation_id, "opened_at": opened_at}
     return False
+
+
+def _reopen(row: Row, opened_at: float) -> Dialogue[Row]:
+    """Count a pass again that was released as unopened, with the longest that its conversation may last."""
+    yield from hold(row)
+    seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
+    (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at, "seconds": seconds}
+    yield from move_sums(row, seconds)
+    return reopened
 
 
 def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
@@ -107,7 +110,9 @@ def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
 
     Until that is known, the time since the grant is charged, or what was reserved where that is less.
     """
-    for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
+    for found in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
+        is_released = found["settled_by"] == "expiry"
+        row = (yield from _reopen(found, found["granted_at"])) if is_released else found
         if row["settled_at"] is None and row["lapses_at"] > now:
             yield from hold(row)
             seconds = min(row["seconds"], max(0, math.ceil(now - row["granted_at"])))
@@ -124,19 +129,20 @@ def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]
     """
     instants = {"since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS, "latest": now + AHEAD_SECONDS}
     rows = yield _UNOPENED, {**whose, **instants}
-    return [SealedPass(pass_id=row["pass_id"], sealed=bytes(row["sealed"])) for row in rows]
+    return [SealedPass(pass_id=row["pass_id"], sealed=row["sealed"]) for row in rows]
 
 
-def erase_sealed(after: float, now: float) -> Dialogue[float]:
-    """Erase sealed credentials too old to be used, of passes reserved since `after`; return the next `after`."""
+def erase_sealed(now: float) -> Dialogue[None]:
+    """Erase sealed credentials that are too old to be used, and what lookups and failed requests have left behind."""
     before = now - UNUSED_SECONDS
-    yield _ERASE, {"after": after, "before": before}
+    yield "UPDATE passes SET sealed = NULL WHERE sealed IS NOT NULL AND reserved_at <= :before", {"before": before}
     yield "DELETE FROM lookups WHERE running_until < :before AND paused_until < :before", {"before": before}
     yield "DELETE FROM failed_requests WHERE reserved_at < :before", {"before": now - 2 * FAILED_SECONDS}
-    return before
 
 
-def begin_listing(agent_id: str, every_seconds: float, now: float) -> Dialogue[Listing | None]:
+def begin_listing(
+    agent_id: str, now: float, *, every_seconds: float, recent_seconds: float
+) -> Dialogue[Listing | None]:
     """Return which part of the agent's list is to be read now; None while there is nothing to learn from it.
 
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
@@ -148,8 +154,8 @@ def begin_listing(agent_id: str, every_seconds: float, now: float) -> Dialogue[L
         "agent_id": agent_id,
         "now": now,
         "oldest": now - _ASKABLE_SECONDS,
-        "recent": now - RECENT_SECONDS,
-        "reserved": now - RECENT_SECONDS - UNUSED_SECONDS,
+        "recent": now - recent_seconds,
+        "reserved": now - recent_seconds - UNUSED_SECONDS,
     }
     (row,) = yield _TO_LIST, parameters
     yield _BEGIN_LISTING, parameters
@@ -195,15 +201,20 @@ RETURNING key"""
 
 _RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
 
-# Those that are not known to be open come first: they are the ones that may free something.
+# The user's own come first, for one of them may be returned again; then those of which nothing is known. Among equals
+# chance decides, so that in time each is asked about.
+_ORDER: Final = """
+ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 ELSE 1 END,
+         CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT {most}"""
+
 _COUNTING: Final = {
     Counted.CONVERSATIONS: """
-SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now AND conversation_id IS NOT NULL
-ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, lapses_at LIMIT {most}""",
+SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now AND conversation_id IS NOT NULL"""
+    + _ORDER,
     Counted.SECONDS: """
 SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND conversation_id IS NOT NULL
-AND reserved_at > :since AND seconds > 0
-ORDER BY CASE WHEN opened_at IS NULL THEN 0 ELSE 1 END, reserved_at LIMIT {most}""",
+AND reserved_at > :since AND seconds > 0"""
+    + _ORDER,
 }
 
 _IN_FLIGHT: Final = """
@@ -220,7 +231,7 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS
 
 _REOPEN: Final = """
 UPDATE passes SET opened_at = :opened_at, settled_at = NULL, settled_by = NULL, seconds = :seconds
-WHERE conversation_id = :conversation_id AND settled_by = 'expiry'"""
+WHERE conversation_id = :conversation_id AND settled_by = 'expiry' RETURNING *"""
 
 _END: Final = """
 UPDATE passes SET opened_at = coalesce(opened_at, granted_at), lapses_at = :now, seconds = :seconds, sealed = NULL
@@ -232,10 +243,6 @@ WHERE token_issuer = :token_issuer AND user_id = :user_id AND agent_id = :agent_
 AND reserved_at > :since AND unopened_at > :known AND unopened_at <= :latest
 AND settled_at IS NULL AND sealed IS NOT NULL
 ORDER BY reserved_at DESC"""
-
-_ERASE: Final = """
-UPDATE passes SET sealed = NULL WHERE settled_at IS NULL AND conversation_id IS NOT NULL
-AND reserved_at > :after AND reserved_at <= :before AND sealed IS NOT NULL"""
 
 _LISTED: Final = """
 SELECT (SELECT listed_at FROM listings WHERE agent_id = :agent_id) AS listed_at,
@@ -258,4 +265,5 @@ _NEVER_OPENED: Final = """
 SELECT * FROM passes
 WHERE settled_at IS NULL AND conversation_id IS NOT NULL AND opened_at IS NULL AND agent_id = :agent_id
 AND reserved_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
+AND granted_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 ORDER BY reserved_at LIMIT :most"""

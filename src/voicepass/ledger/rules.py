@@ -18,9 +18,6 @@ MAX_COUNTED: Final = 10_000  # by the standing: enough to be alarmed by
 ORPHAN_SECONDS: Final = 24 * 3600
 """A settlement waits for its pass for so long: it arrives at the same instant, or the pass is not ours."""
 
-DUE_SECONDS: Final = 20 * 60.0
-"""A pass that is older and not settled is asked about by itself: the list does not tell of it."""
-
 
 def reserve(reservation: Reservation, limits: Sequence[Limit], now: float) -> Dialogue[None]:
     """Count one more pass, or raise UserBlocked, or the LimitReached of the limit that leaves no room for longest.
@@ -145,9 +142,9 @@ def issued(conversation_id: str) -> Dialogue[IssuedPass]:
     return as_issued_pass(found[0])
 
 
-def due(most: int, after: float, now: float) -> Dialogue[list[IssuedPass]]:
+def due(most: int, after: float, now: float, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
     """Return the passes that ElevenLabs' list should have settled by now and has not, oldest first."""
-    rows = yield _DUE, {"after": after, "before": now - DUE_SECONDS, "most": most}
+    rows = yield _DUE, {"after": after, "before": now - min_age_seconds, "most": most}
     return [as_issued_pass(row) for row in rows]
 
 
@@ -271,7 +268,7 @@ WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by =
 
 _EXPIRE: Final = """
 UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0, sealed = NULL
-WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL AND reserved_at <= :before
+WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL AND granted_at <= :before
 RETURNING pass_id"""
 
 _EARLY: Final = (

@@ -21,6 +21,8 @@ from voicepass.model import Clock, IssuedPass, Settlement
 NEVER_OPENED_SECONDS: Final = 15.5 * 60
 """A pass can be opened for 15 minutes; the rest is for clocks that differ."""
 
+CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
 _MAX_SECONDS: Final = 24 * 3600  # of a conversation: more is a mistake, and would lock its user out for good
 _MAX_COUNT: Final = 2**31 - 1  # an INTEGER of PostgreSQL
 _MAX_INSTANT: Final = 2**40  # seconds since the epoch
@@ -104,7 +106,7 @@ def read_account(conversation_id: str, account: Mapping[str, object], *, source:
 def read_row(row: Mapping[str, object], *, source: str) -> Account | None:
     """Read a row of the list of conversations; None where it names none."""
     conversation_id = row.get("conversation_id")
-    if not isinstance(conversation_id, str):
+    if not isinstance(conversation_id, str) or not CONVERSATION_ID.fullmatch(conversation_id):
         return None
     seconds = _seconds(row.get("call_duration_secs"))
     settlement = None
@@ -139,10 +141,11 @@ def read_settlement(conversation_id: str, account: Mapping[str, object], *, sour
 def _account(
     conversation_id: str, answer: Mapping[str, object], started_at: object, settlement: Settlement | None
 ) -> Account:
-    is_final = answer.get("status") in {"done", "failed"}  # the figures of "processing" are not
+    status = str(answer.get("status"))  # it may be anything
+    is_final = status in {"done", "failed"}  # the figures of "processing" are not
     return Account(
         conversation_id=conversation_id,
-        status=_STATUSES.get(str(answer.get("status")), Status.OPEN),
+        status=_STATUSES.get(status, Status.OPEN),
         agent_id=read_agent_id(answer),
         started_at=float(started_at) if isinstance(started_at, int | float) and 0 < started_at < _MAX_INSTANT else None,
         settlement=settlement if is_final else None,
@@ -163,7 +166,7 @@ def _seconds(value: object) -> int | None:
 def read_agent_id(account: Mapping[str, object]) -> str | None:
     """Return which agent an account or a row of the list is about; None where it does not say."""
     agent_id = account.get("agent_id")
-    return agent_id if isinstance(agent_id, str) else None
+    return _UNSTORABLE.sub("\ufffd", agent_id[:_MAX_USER_ID_CHARACTERS]) if isinstance(agent_id, str) else None
 
 
 def _user_id(claimed: object) -> str | None:
@@ -184,7 +187,7 @@ class Settlements:
         self._clock = clock
 
     async def settle(self, settlement: Settlement) -> None:
-        """Close a conversation; one that was closed before, or is unknown, is no fault of the teller."""
+        """Close a conversation. It is not an error if it was closed before, or is unknown."""
         settled = await self._ledger.settle(settlement)
         if settled is not None:
             for observe in self._observers:

@@ -20,6 +20,7 @@ WARNING_SECONDS: Final = 3600.0
 REJECTED_SECONDS: Final = 60.0
 """A host that rejected the key is not asked again for so long."""
 _POLL_SECONDS: Final = 0.1
+_WRITES_AT_ONCE: Final = 5  # into the ledger: half of the connections that an instance has
 
 _log = structlog.get_logger("voicepass.settlement")
 
@@ -89,7 +90,8 @@ class OpenPasses:
         self._sleep = sleep
         self._lookups: dict[tuple[str, ...], asyncio.Task[bool]] = {}
         self._rejected_until: dict[str, float] = {}
-        self._warned_until = 0.0
+        self._warned_until: dict[str, float] = {}
+        self._writing = asyncio.Semaphore(_WRITES_AT_ONCE)
 
     async def look_up(self, reservation: Reservation, limit: Limit) -> bool:
         """Ask ElevenLabs about the passes that `limit` counts, and write what it says into the ledger.
@@ -187,12 +189,13 @@ class OpenPasses:
         except Refusal as refusal:
             _log.info("lookup.failed", conversation_id=conversation_id, code=refusal.code, note=refusal.operator_note)
             return Outcome.LEFT
-        return await self._settlements.record(issued, account)
+        async with self._writing:
+            return await self._settlements.record(issued, account)
 
     def _warn(self, base_url: str, refusal: KeyRejected) -> None:
-        if self._ticks() < self._warned_until:
+        if self._ticks() < self._warned_until.get(base_url, 0.0):
             return
-        self._warned_until = self._ticks() + WARNING_SECONDS
+        self._warned_until[base_url] = self._ticks() + WARNING_SECONDS
         _log.warning(
             "lookup.not_possible",
             host=base_url,

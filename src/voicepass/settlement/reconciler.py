@@ -25,6 +25,8 @@ from voicepass.settlement import (
 LIST_SECONDS: Final = 210.0
 """The list is read by the first round after this time. So with a round a minute it is read every four minutes, even if
 rounds do not begin exactly on time. Each reading costs a call for 100 conversations that began since the last one."""
+MIN_RECENT_SECONDS: Final = 20 * 60.0
+RECENT_SPARE_SECONDS: Final = 60.0
 CALLS_PER_ROUND: Final = 20
 """Conversations that are asked about one by one in a round."""
 UNACCOUNTED_SECONDS: Final = 24 * 3600
@@ -32,7 +34,8 @@ UNACCOUNTED_SECONDS: Final = 24 * 3600
 MIN_LEASE_SECONDS: Final = 120.0
 """A round may take so long even if rounds follow one another faster."""
 
-_WINDOW_SECONDS: Final = 1800.0  # read and noted at once, so that a long backlog is not begun again from its start
+_WINDOW_SECONDS: Final = 1800.0  # progress is saved after each, so a long backlog is not read from its start again
+MOST_FOUND: Final = 200  # of a page: ElevenLabs has 100 on one
 _MAX_PAGES: Final = 1000  # of one window: no service of ours has so many conversations in half an hour
 _AT_ONCE: Final = 5  # writes to the ledger: half of the connections that an instance has
 _LEASE: Final = "reconciler"
@@ -49,7 +52,7 @@ class Ledger(Protocol):
     async def end_lease(self, name: str, /, *, after_seconds: float) -> None:
         """Let a lease lapse earlier than it would."""
 
-    async def begin_listing(self, agent_id: str, /, *, every_seconds: float) -> Listing | None:
+    async def begin_listing(self, agent_id: str, /, *, every_seconds: float, recent_seconds: float) -> Listing | None:
         """Return which part of the agent's list to read now."""
 
     async def note_listed(self, agent_id: str, until: float, /) -> None:
@@ -61,7 +64,7 @@ class Ledger(Protocol):
     async def never_opened(self, agent_id: str, most: int, /, *, min_age_seconds: float) -> list[IssuedPass]:
         """Return passes that are too old to be opened and whose conversations are not in the list."""
 
-    async def due(self, most: int, /, *, after: float) -> list[IssuedPass]:
+    async def due(self, most: int, /, *, after: float, min_age_seconds: float) -> list[IssuedPass]:
         """Return old unsettled passes reserved after `after`, oldest first."""
 
 
@@ -78,7 +81,10 @@ class Provider(Protocol):
 
 
 class Reconciler:
-    """Settles in rounds, on one instance at a time. `base_urls`: the ElevenLabs host of each agent's id."""
+    """Settles in rounds, on one instance at a time.
+
+    `base_urls`: the ElevenLabs host of each agent's id. `conversation_seconds`: the longest that one may last.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Reconciler:
         settlements: Settlements,
         base_urls: Mapping[str, str],
         every_seconds: float,
+        conversation_seconds: int,
         clock: Clock,
     ) -> None:
         self._ledger = ledger
@@ -95,6 +102,8 @@ class Reconciler:
         self._settlements = settlements
         self._base_urls = base_urls
         self._every_seconds = every_seconds
+        # The list is read again for conversations that began so recently; older ones are asked about one by one.
+        self._recent_seconds = max(MIN_RECENT_SECONDS, conversation_seconds + LIST_SECONDS + RECENT_SPARE_SECONDS)
         self._clock = clock
         self._asked_until = 0.0
 
@@ -127,7 +136,7 @@ class Reconciler:
         for agent_id, base_url in self._base_urls.items():
             if base_url not in silent:
                 await self._unless_refused(self._read_list(agent_id, base_url, outcomes), silent, base_url)
-        due = await self._ledger.due(CALLS_PER_ROUND, after=self._asked_until)
+        due = await self._ledger.due(CALLS_PER_ROUND, after=self._asked_until, min_age_seconds=self._recent_seconds)
         # Each round goes on where the last one ended: a conversation that stays open must not keep others waiting.
         self._asked_until = due[-1].reserved_at if len(due) == CALLS_PER_ROUND else 0.0
         for issued in due:
@@ -149,7 +158,9 @@ class Reconciler:
 
     async def _read_list(self, agent_id: str, base_url: str, outcomes: Counter[str]) -> None:
         """Read the list where it may tell something new, then release what is too old to be opened and not in it."""
-        listing = await self._ledger.begin_listing(agent_id, every_seconds=LIST_SECONDS)
+        listing = await self._ledger.begin_listing(
+            agent_id, every_seconds=LIST_SECONDS, recent_seconds=self._recent_seconds
+        )
         if listing is not None:
             since = listing.since
             while since < listing.until:
@@ -185,7 +196,7 @@ class Reconciler:
             for row in page.rows
             if (account := read_row(row, source="reconciler")) is not None
         }
-        issued = await self._ledger.find(list(accounts))
+        issued = await self._ledger.find(list(accounts)[:MOST_FOUND])
         unsettled = [(each, accounts[each.conversation_id or ""]) for each in issued if _is_unsettled(each)]
         await self._record(unsettled, outcomes)
 

@@ -23,8 +23,8 @@ class Ledger(Protocol):
     async def forget(self, *, age_seconds: int) -> None:
         """Delete what is older."""
 
-    async def erase_sealed(self, *, after: float) -> float:
-        """Erase sealed credentials that are too old to be used; return where to begin the next time."""
+    async def erase_sealed(self) -> None:
+        """Erase sealed credentials that are too old to be used."""
 
 
 class Retention:
@@ -33,7 +33,6 @@ class Retention:
     def __init__(self, *, ledger: Ledger, keep_seconds: int) -> None:
         self._ledger = ledger
         self._keep_seconds = keep_seconds
-        self._erased_until = 0.0
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Delete every minute until the block ends."""
@@ -43,7 +42,7 @@ class Retention:
         """Delete what is too old by now, unless another instance has just done so."""
         try:
             if await self._ledger.lease(_LEASE, EVERY_SECONDS * 0.9):
-                self._erased_until = await self._ledger.erase_sealed(after=self._erased_until)
+                await self._ledger.erase_sealed()
                 await self._ledger.forget(age_seconds=self._keep_seconds)
         except LedgerUnavailable as refusal:
             _log.warning("retention.stopped", code=refusal.code, note=refusal.operator_note)

@@ -11,7 +11,7 @@ import structlog
 
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.model import Clock
-from voicepass.settlement import Settlements, read_settlement
+from voicepass.settlement import CONVERSATION_ID, Settlements, read_settlement
 
 MAX_AGE_SECONDS: Final = 30 * 60
 """Of a signature: the tolerance of ElevenLabs' own SDKs, as long as a late delivery may take."""
@@ -19,7 +19,6 @@ MAX_AHEAD_SECONDS: Final = 5 * 60
 """For clocks that differ. The SDKs set no bound here."""
 
 _SIGNATURE: Final = re.compile(r"t=([0-9]{1,12}),v0=([0-9a-f]{64})", re.ASCII)
-_CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 _log = structlog.get_logger("voicepass.settlement")
 
@@ -70,7 +69,7 @@ class Webhook:
             _log.info("webhook.ignored", kind=kind[:64])
             return
         conversation_id = account.get("conversation_id")
-        if not isinstance(conversation_id, str) or not _CONVERSATION_ID.fullmatch(conversation_id):
+        if not isinstance(conversation_id, str) or not CONVERSATION_ID.fullmatch(conversation_id):
             raise RequestInvalid("The event names no conversation.")
         settlement = read_settlement(conversation_id, account, source="webhook")
         if settlement is None:  # to count none would give the minutes away: the reconciler will ask

@@ -4,6 +4,7 @@ ALTER TABLE passes ADD COLUMN opened_at DOUBLE PRECISION;
 ALTER TABLE passes ADD COLUMN unopened_at DOUBLE PRECISION;
 -- The credential, sealed under the workspace's API key. NULL from when it is opened, settled or too old to be opened.
 ALTER TABLE passes ADD COLUMN sealed BYTEA;
+CREATE INDEX sealed ON passes (reserved_at) WHERE sealed IS NOT NULL;
 -- Of which agent an early settlement tells; whose user it names is not kept.
 ALTER TABLE orphans ADD COLUMN agent_id TEXT;
 -- One row for each question "what is really open?" that runs, or that freed nothing a moment ago.
