@@ -245,6 +245,7 @@ def asking(port: int, path: str, body: dict[str, str]) -> Iterator[Callable[[], 
         yield finish
 
 
+@pytest.mark.long
 def test_on_sigterm_both_ports_close_and_what_was_asked_on_either_is_answered(tmp_path: Path) -> None:
     with (
         serving(tmp_path, workers=1, drain_seconds=0) as (ports, pid),

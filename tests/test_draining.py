@@ -94,6 +94,7 @@ def test_a_server_told_to_end_says_so_serves_on_and_answers_all_that_was_asked(
     assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
 
 
+@pytest.mark.long
 def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlab
     assert events[-1].startswith("Finished server process"), "the end is in the log too"
 
 
+@pytest.mark.long
 def test_passes_are_granted_while_the_disk_of_the_log_is_full(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken
 ) -> None:

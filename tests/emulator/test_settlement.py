@@ -231,7 +231,10 @@ def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(told: Service, r
         ids.append(converse(told))
 
     lost, twice, held_back, late = ids
-    received = [receiver.next()["data"]["conversation_id"] for _ in range(4)]
+    received: list[str] = []
+    while len(received) < 4:  # what an earlier test is told may come late
+        told_of = receiver.next()["data"]["conversation_id"]
+        received += [told_of] if told_of in ids else []
     assert lost not in received
     assert received == [twice, twice, late, held_back]
 

