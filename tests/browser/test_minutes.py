@@ -9,9 +9,17 @@ from tests.browser.conftest import Demo, OpenDemo
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-_TAKE_PASSES = """async ([token, count]) => {
+# Opened as well: an unopened pass would be returned again.
+OPEN_CONVERSATIONS = """async ([token, count]) => {
   const asUser = { method: "POST", headers: { Authorization: `Bearer ${token}` } };
-  for (let taken = 0; taken < count; taken += 1) await fetch("/v1/signed-url", asUser);
+  for (let opened = 0; opened < count; opened += 1) {
+    const pass = await (await fetch("/v1/signed-url", asUser)).json();
+    const socket = new WebSocket(pass.signed_url, ["convai"]);
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const told = { type: "conversation_initiation_client_data", dynamic_variables: pass.dynamic_variables };
+    socket.send(JSON.stringify(told));
+    await new Promise((resolve) => socket.addEventListener("message", resolve, { once: true }));
+  }
 }"""
 
 
@@ -50,7 +58,7 @@ def test_while_connected_the_meter_follows_what_happens_elsewhere(demo_in_own_ti
     demo.start()
     expect_used(demo, "1:00")
 
-    demo.page.evaluate(_TAKE_PASSES, [token, 1])
+    demo.page.evaluate(OPEN_CONVERSATIONS, [token, 1])
     demo.wait(2)
 
     expect_used(demo, "2:00")
@@ -61,7 +69,7 @@ def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
     demo: Demo, open_demo: OpenDemo
 ) -> None:
     token = signed_in(demo)
-    demo.page.evaluate(_TAKE_PASSES, [token, 5])
+    demo.page.evaluate(OPEN_CONVERSATIONS, [token, 5])
 
     demo.button("Start conversation").click()
 

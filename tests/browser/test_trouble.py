@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.conftest import Demo, World
 from tests.browser.test_accessibility import _POOR_CONTRAST
-from tests.browser.test_minutes import _TAKE_PASSES, signed_in
+from tests.browser.test_minutes import OPEN_CONVERSATIONS, signed_in
 from voicepass.emulator import Fault
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
@@ -113,7 +113,7 @@ def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_wo
     world.emulator.conversation_seconds = 60
     token = signed_in(demo)
     demo.start()
-    demo.page.evaluate(_TAKE_PASSES, [token, 4])
+    demo.page.evaluate(OPEN_CONVERSATIONS, [token, 4])
     demo.say("I want to sell eggs for 2 dollars each")
     expect(demo.products).to_contain_text("eggs")  # an open conversation is not cut
 
