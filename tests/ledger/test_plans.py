@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ledger.given import START, Engine, credential, limit, plan, reservation, rows, settlement
+from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
 from voicepass.ledger import Ledger, opened, rules
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.limits import room, usage
@@ -76,6 +76,7 @@ async def filled(engine: Engine) -> AsyncIterator[Ledger]:
         yield ledger
 
 
+@ALONE_ON_POSTGRES
 async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: Engine) -> None:
     plans = {name: await plan(filled, engine, rule) for name, rule in RULES.items()}
 
@@ -89,6 +90,7 @@ async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: 
     assert {name for name, texts in plans.items() if any(map(unbounded.search, texts))} <= {"listed"}
 
 
+@ALONE_ON_POSTGRES
 async def test_usage_counts_what_is_there(filled: Ledger) -> None:
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
 
@@ -97,6 +99,7 @@ async def test_usage_counts_what_is_there(filled: Ledger) -> None:
     assert answer.used == 40
 
 
+@ALONE_ON_POSTGRES
 async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Ledger, engine: Engine) -> None:
     """PostgreSQL believes that nothing is open or young when all was settled at its last ANALYZE."""
     await rows(filled, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
@@ -114,6 +117,7 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
     assert "of_agent" not in asked
 
 
+@ALONE_ON_POSTGRES
 async def test_a_pass_within_its_limits_takes_two_statements_to_reserve_and_one_to_grant(
     filled: Ledger, engine: Engine
 ) -> None:
