@@ -7,7 +7,7 @@ COPY requirements.lock /
 RUN python3 -m venv --without-pip /venv \
     && python3 -m pip --python /venv/bin/python install --no-cache-dir --no-compile --disable-pip-version-check \
         --require-hashes --no-deps --only-binary :all: -r /requirements.lock
-COPY src/voicepass /app/voicepass
+COPY src /app
 # Compiled here, as nothing can be at run time; by content, so that the same sources give the same bytes.
 RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /venv/lib /app
 

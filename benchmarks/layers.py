@@ -25,10 +25,10 @@ from benchmarks.peers.subjects import ASK, environment_of_voicepass, first_pass,
 from benchmarks.ports import AtOnce, NoLedger, Stranger
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
+from voicepass.api.server import UVICORN_OPTIONS, run
 from voicepass.app import create_app
 from voicepass.model import Agent, PassRequest, Transport, VoicePass
 from voicepass.passes import Passes
-from voicepass.server import UVICORN_OPTIONS, run
 
 RUNGS: Final = {
     "asgi": "uvicorn and a bare ASGI app",

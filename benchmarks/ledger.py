@@ -29,6 +29,7 @@ import psycopg
 import uvloop
 
 from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger
+from voicepass.config.policyfile import MAX_AMOUNT, LimitsEntry, LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger
@@ -40,7 +41,6 @@ from voicepass.model import Agent, Credentials, Limit, PassRequest, Reservation,
 from voicepass.passes import Ledger as LedgerPort
 from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
-from voicepass.policyfile import MAX_AMOUNT, LimitsEntry, LimitTables
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR

@@ -19,16 +19,16 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.ports import AtOnce
 from tests.conftest import MakeToken, make_token, settings_with
 from voicepass.api.schemas import SignedUrlPass
-from voicepass.configuration import Configuration, configure
+from voicepass.config.build import Configuration, configure
+from voicepass.config.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
 from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.logs import configure_logging
-from voicepass.metrics import AttemptMetrics
 from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
-from voicepass.observe import AttemptLog
-from voicepass.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
-from voicepass.traces import AttemptTraces
+from voicepass.telemetry.lines import AttemptLog
+from voicepass.telemetry.logs import configure_logging
+from voicepass.telemetry.metrics import AttemptMetrics
+from voicepass.telemetry.traces import AttemptTraces
 
 __all__ = ["make_token"]  # a fixture of the tests, for those below
 

@@ -17,8 +17,8 @@ from respx.mocks import AbstractRequestMocker
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
 from voicepass.app import create_app
+from voicepass.config.settings import Settings
 from voicepass.demo import DemoSettings
-from voicepass.settings import Settings
 
 AGENT_ID = "agent_7x"
 TOKEN_ISSUER = "https://login.example"

@@ -15,10 +15,10 @@ import yaml
 from tests.canaries import API_KEY, JWT_SECRET
 from tests.conftest import settings_with
 from voicepass.cli import longest_answer_seconds
-from voicepass.configuration import configure
+from voicepass.config.build import configure
+from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.ledger.postgres import MAX_CONNECTIONS
-from voicepass.settings import Settings, load_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SECRETS = {

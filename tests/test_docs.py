@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 import voicepass
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, JWT_SECRET
+from tests.cli.test_cli import CLEAN, ENVIRONMENT
 from tests.servers import free_port, running, started
-from tests.test_cli import CLEAN, ENVIRONMENT
 from voicepass import errors
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from jose import jwt
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, JWT_SECRET
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, settings_with
 from tests.servers import running
 from voicepass.app import create_app
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 
 SERVICE_TOKEN = "service-token-of-at-least-32-characters"
 

@@ -21,13 +21,13 @@ import httpx
 import pytest
 from starlette.types import Message, Scope
 
+from elevenlabs_emulator import script
+from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import settings_with
 from tests.servers import free_port, started
-from tests.test_cli import ENVIRONMENT
 from voicepass.app import create_app
 from voicepass.doctor.closings import SYMPTOMS
-from voicepass.emulator import script
-from voicepass.logs import redact
+from voicepass.telemetry.logs import redact
 
 SOURCE = Path(__file__).parents[1] / "src"
 MEASURABLE_SECONDS = 50e-6
@@ -36,7 +36,7 @@ FUNCTIONS = {"compile", "search", "match", "fullmatch", "sub", "subn", "split", 
 # Patterns that the source puts together, by file and expression.
 COMPOSED = {
     "voicepass/doctor/closings.py: symptom.text": [symptom.text for symptom in SYMPTOMS if symptom.text],
-    r"voicepass/emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script._SMALL_TALK],
+    r"elevenlabs_emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script._SMALL_TALK],
 }
 
 # Each pattern must find one of these texts: its worst cases are made from what it found.

@@ -8,8 +8,8 @@ import structlog
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
-from voicepass.logs import MAX_TEXT_CHARACTERS, configure_logging, redact
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
+from voicepass.telemetry.logs import MAX_TEXT_CHARACTERS, configure_logging, redact
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile_tokens import signer_for
-from tests.test_cli import ENVIRONMENT
+from tests.cli.test_cli import ENVIRONMENT
+from tests.identity.hostile_tokens import signer_for
 
 STATEMENTS = json.loads((Path(__file__).parents[1] / "deploy" / "voicepass.openvex.json").read_text())["statements"]
 STATED = {
@@ -27,7 +27,7 @@ import asyncio, json, sys
 import httpx
 import voicepass.cli
 from voicepass.app import create_app
-from voicepass.keys import HMAC_ALGORITHMS, key_from_pem, key_from_secret
+from voicepass.identity.keys import HMAC_ALGORITHMS, key_from_pem, key_from_secret
 
 async def serve():
     app = create_app()

@@ -11,31 +11,31 @@ from prometheus_client import CollectorRegistry
 
 from voicepass.api.adminport import AdminPort
 from voicepass.api.cors import Cors
+from voicepass.api.draining import Draining
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import word_problems
+from voicepass.api.readiness import LedgerCheck, Readiness
 from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
-from voicepass.configuration import Configuration, configure, open_ledger
-from voicepass.credentials import ServiceTokens, SessionCookie
-from voicepass.draining import Draining
+from voicepass.config.build import Configuration, configure, open_ledger
+from voicepass.config.settings import Settings, load_settings
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import Seals
+from voicepass.elevenlabs.warm import WarmStore
 from voicepass.identity import JwtAuthenticator
-from voicepass.jwks import PublishedKeys
-from voicepass.logs import configure_logging, log_writer
-from voicepass.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
-from voicepass.observe import AttemptLog, Isolated, SettlementLog
+from voicepass.identity.credentials import ServiceTokens, SessionCookie
+from voicepass.identity.jwks import PublishedKeys
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
-from voicepass.readiness import LedgerCheck, Readiness
-from voicepass.settings import Settings, load_settings
 from voicepass.settlement import Settlements
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import Retention
 from voicepass.settlement.webhook import Webhook
-from voicepass.traces import traced
-from voicepass.warm import WarmStore
+from voicepass.telemetry.lines import AttemptLog, Isolated, SettlementLog
+from voicepass.telemetry.logs import configure_logging, log_writer
+from voicepass.telemetry.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
+from voicepass.telemetry.traces import traced
 
 COLLECT_EVERY: Final = 10_000
 """Objects that were made and not yet freed, between two looks for garbage; Python itself looks every 700."""

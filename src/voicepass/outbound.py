@@ -4,10 +4,12 @@ httpx's requests, answers and errors, carried by aiohttp: `benchmarks/README.md`
 chosen. Another client is another body of `http_transport`, and nothing else.
 """
 
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from functools import cache, lru_cache
 from typing import Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import aiohttp
 import certifi
@@ -23,6 +25,29 @@ IDLE_SECONDS: Final = 30
 
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"}
 """Of every request. Compression is not asked for: a bomb would inflate before any cap could see it."""
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether `host` is this machine, by its own name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return host is not None and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether a secret, or trust in what comes back, may travel there: https://, or http:// to this machine."""
+    # `urlsplit` drops line breaks and takes spaces for part of a host; what dials the URL would not agree with it.
+    if not url.isprintable() or any(mark in url for mark in " \\#"):
+        return False
+    try:
+        parts = urlsplit(url)
+        secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+        return secure and bool(parts.hostname) and parts.username is None and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 class AnswerUnusableError(Exception):

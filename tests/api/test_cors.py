@@ -4,7 +4,7 @@ import httpx
 import pytest
 import respx
 
-from voicepass.settings import SettingsRefusedError, load_settings
+from voicepass.config.settings import SettingsRefusedError, load_settings
 
 pytestmark = pytest.mark.anyio
 

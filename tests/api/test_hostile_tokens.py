@@ -14,7 +14,7 @@ import respx
 
 from tests.canaries import JWT_SECRET
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, settings_with, signed_url
-from tests.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
+from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
 from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio

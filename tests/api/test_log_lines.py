@@ -13,7 +13,7 @@ import respx
 
 from tests.canaries import secrets_in
 from tests.conftest import MakeToken, signed_url
-from voicepass.logs import configure_logging
+from voicepass.telemetry.logs import configure_logging
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,10 @@ import pytest
 import respx
 
 from tests.conftest import policy_file, settings_with
+from voicepass.api.readiness import Readiness
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
 from voicepass.app import COLLECT_EVERY, create_app
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
-from voicepass.readiness import Readiness
 
 pytestmark = pytest.mark.anyio
 

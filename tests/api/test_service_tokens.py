@@ -11,7 +11,7 @@ import respx
 
 from tests.canaries import secrets_in
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, MakeToken
-from voicepass.credentials import ServiceToken
+from voicepass.identity.credentials import ServiceToken
 
 TOOL = "canary-service-token-of-the-tools-1b9f3a5c"
 WEBHOOKS = "canary-service-token-of-the-webhooks-77e0d2"

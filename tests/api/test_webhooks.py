@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, MakeToken, settings_with
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
 from voicepass.app import create_app
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 from voicepass.ledger import Ledger
 
 pytestmark = pytest.mark.anyio

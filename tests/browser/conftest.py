@@ -16,10 +16,10 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocket, expect, sync_playwright
 from starlette.types import ASGIApp
 
+from elevenlabs_emulator import EmulatedAgent, Emulator
 from tests.browser.laboratory import LABORATORY, Laboratory
 from tests.servers import Cable, behind_a_cable, running
 from voicepass.demo import AGENT_ID, create_demo
-from voicepass.emulator import EmulatedAgent, Emulator
 
 _CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 _FLAGS = (

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from elevenlabs_emulator import CLOSINGS, Fault
 from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
 from tests.conftest import policy_file
 from tests.servers import running
 from voicepass.demo import create_demo
-from voicepass.emulator import CLOSINGS, Fault
 
 pytestmark = pytest.mark.browser
 

@@ -173,7 +173,7 @@ def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Dem
 
 
 def test_voice_connects_speaks_and_is_heard(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voicepass.emulator.conversation._SECONDS_PER_SPOKEN_LINE", 1.5)
+    monkeypatch.setattr("elevenlabs_emulator.conversation._SECONDS_PER_SPOKEN_LINE", 1.5)
     demo.sign_in("Ada")
     demo.page.get_by_role("radio", name="Voice").check()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route
 
+from elevenlabs_emulator import Fault
 from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
-from voicepass.emulator import Fault
 
 pytestmark = pytest.mark.browser
 

@@ -6,10 +6,10 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Locator, expect
 
+from elevenlabs_emulator import Fault
 from tests.browser.conftest import Demo, World
 from tests.browser.test_accessibility import _POOR_CONTRAST
 from tests.browser.test_minutes import OPEN_CONVERSATIONS, signed_in
-from voicepass.emulator import Fault
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 

@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 from starlette.types import ASGIApp
 
+from elevenlabs_emulator import EmulatedAgent, Emulator
 from tests.browser.conftest import Demo, _opening
 from tests.servers import running
 from voicepass.demo import AGENT_ID, EMULATOR_PATH, create_demo
-from voicepass.emulator import EmulatedAgent, Emulator
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, Fault
 from tests.canaries import API_KEY
 from tests.conftest import UNLIMITED, policy_file, settings_with
-from tests.emulator.conftest import serve, stage  # noqa: F401 - fixtures
-from tests.emulator.wire import Serve
-from voicepass.configuration import configure, open_ledger
+from tests.elevenlabs_emulator.conftest import serve, stage  # noqa: F401 - fixtures
+from tests.elevenlabs_emulator.wire import Serve
+from voicepass.config.build import configure, open_ledger
 from voicepass.doctor import examine
 from voicepass.doctor.case import Case
 from voicepass.doctor.causes import Finding
-from voicepass.emulator import EmulatedAgent, Emulator, Fault
 
 AGENT_ID = "agent_market"
 ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")

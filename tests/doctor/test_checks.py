@@ -14,11 +14,12 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_socket
 from websockets.typing import Subprotocol
 
+from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from tests.conftest import settings_with
 from tests.doctor.conftest import AGENT_ID, Examined, State, pretend, troubles
 from tests.servers import free_port
-from voicepass.configuration import configure
+from voicepass.config.build import configure
 from voicepass.doctor import examine
 from voicepass.doctor.agents import AGENT_CHECKS
 from voicepass.doctor.case import Case
@@ -26,7 +27,6 @@ from voicepass.doctor.causes import CAUSES, CHECKS, Finding, Outcome
 from voicepass.doctor.conversation import converse
 from voicepass.doctor.workspace import look
 from voicepass.elevenlabs import REGIONS, ElevenLabs
-from voicepass.emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
 from voicepass.errors import AgentUnknown
 
 WELL = State()

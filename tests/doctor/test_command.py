@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import API_KEY, secrets_in
+from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
-from tests.emulator.wire import Serve
-from tests.test_cli import CLEAN, ENVIRONMENT, Ended, run
+from tests.elevenlabs_emulator.wire import Serve
 from voicepass.doctor.causes import CHECKS
 
 

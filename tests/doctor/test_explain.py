@@ -2,10 +2,10 @@
 
 import pytest
 
+from elevenlabs_emulator import CLOSINGS
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from voicepass.doctor.causes import CAUSES, CHECKS
 from voicepass.doctor.closings import SYMPTOMS, explain
-from voicepass.emulator import CLOSINGS
 
 PASTED = [
     ("1008 Missing required dynamic variables in tools: {'a', 'b'}", "variables_missing", "a, b (in its tools)"),

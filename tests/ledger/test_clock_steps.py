@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
-from voicepass.clocks import SteadyClock
 from voicepass.ledger import Ledger
+from voicepass.ledger.clock import SteadyClock
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Counted, Scope, Turn
 

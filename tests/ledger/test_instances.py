@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, JWT_SECRET
+from tests.cli.test_cli import CLEAN
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, UNLIMITED, MakeToken, policy_file
 from tests.ledger.given import Engine, rows
 from tests.servers import free_port, running, started
-from tests.test_cli import CLEAN
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(900)]
 

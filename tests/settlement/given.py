@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER
 from tests.servers import running
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.answers import ConversationsPage
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
 from voicepass.ledger import Ledger
 from voicepass.model import Clock as AnyClock
 from voicepass.model import Credential, Reservation, Transport

@@ -11,11 +11,11 @@ import pytest
 import structlog
 from websockets.sync.client import connect
 
+from elevenlabs_emulator import Emulator, Fault
 from tests.conftest import AGENT_ID
 from tests.settlement.given import HERE, NOW, Clock, Told, account, elevenlabs, granted, provider_at, row
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.elevenlabs.answers import ConversationsPage
-from voicepass.emulator import Emulator, Fault
 from voicepass.errors import (
     BadAnswer,
     Busy,

@@ -11,6 +11,7 @@ from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER
 from tests.simulation.elevenlabs_model import Conversation, ElevenLabsModel
 from tests.simulation.virtual_time import FreezingLedger, VirtualTime
+from voicepass.config.policyfile import LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger
@@ -27,7 +28,6 @@ from voicepass.model import (
 )
 from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
-from voicepass.policyfile import LimitTables
 from voicepass.settlement import Settlements
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler

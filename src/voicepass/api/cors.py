@@ -10,8 +10,8 @@ from starlette.types import ASGIApp
 from voicepass.api.middleware import label
 from voicepass.api.problems import noted
 from voicepass.errors import OriginNotAllowed
-from voicepass.logs import redact
 from voicepass.model import new_id
+from voicepass.telemetry.logs import redact
 
 PREFLIGHT_SECONDS = 600
 

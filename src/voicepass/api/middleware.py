@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicepass.addresses import Network, client_address, is_in
+from voicepass.api.draining import Draining
 from voicepass.api.problems import internal_error, noted
-from voicepass.draining import Draining
+from voicepass.api.proxies import Network, client_address, is_in
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
 from voicepass.model import Clock, new_id
 from voicepass.settlement.webhook import check_signature_header

@@ -22,7 +22,7 @@ from voicepass.errors import (
     Refusal,
     RequestInvalid,
 )
-from voicepass.logs import redact
+from voicepass.telemetry.logs import redact
 
 PROBLEM_JSON = "application/problem+json"
 

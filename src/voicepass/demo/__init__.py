@@ -25,12 +25,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from voicepass.api.middleware import WEBHOOK_PATH, Surface
 from voicepass.api.problems import noted
 from voicepass.app import create_app
-from voicepass.emulator import EmulatedAgent, Emulator, create_emulator
+from voicepass.config.settings import Settings
 from voicepass.errors import RequestInvalid
-from voicepass.settings import Settings
 
 AGENT_ID = "agent_demo"
 EMULATOR_PATH = "/_elevenlabs"

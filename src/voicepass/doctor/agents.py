@@ -11,11 +11,11 @@ from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from voicepass.checks import OWN_VARIABLES
+from voicepass.config.checks import OWN_VARIABLES
+from voicepass.config.policyfile import DAY_SECONDS
 from voicepass.doctor.causes import Finding, found
 from voicepass.model import Counted, Scalar, Scope, claim_at
 from voicepass.policy import AgentRules, Policy
-from voicepass.policyfile import DAY_SECONDS
 
 TEXT_ONLY: Final = "conversation.text_only"
 SHORT_SECONDS: Final = 180

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from voicepass.configuration import Configuration
+from voicepass.config.build import Configuration
+from voicepass.config.settings import Settings
 from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
 from voicepass.elevenlabs import REGIONS
 from voicepass.model import Agent, Scalar
 from voicepass.policy import AgentRules
-from voicepass.settings import Settings
 
 WATCH_SECONDS = 5.0
 """A conversation that ends because the quota is used up was seen to last 3 to 5 s."""

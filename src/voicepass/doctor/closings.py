@@ -10,7 +10,7 @@ from voicepass import errors
 from voicepass.doctor.causes import Finding, found
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, named_permission, refusal_for
 from voicepass.errors import ElevenLabsRefusal
-from voicepass.logs import redact
+from voicepass.telemetry.logs import redact
 
 _QUOTED_CHARACTERS: Final = 200
 _CLOSE_CODE: Final = re.compile(r"(?<![\w.])(1\d{3}|[34]\d{3})(?![\w.])")

@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 
 import typer
 
-from voicepass.configuration import Configuration, configure
+from voicepass.config.build import Configuration, configure
+from voicepass.config.settings import SettingsRefusedError, load_settings
 from voicepass.doctor import examine
 from voicepass.doctor.agents import TEXT_ONLY
 from voicepass.doctor.case import Case, in_order
 from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
 from voicepass.doctor.closings import explain as explained
-from voicepass.logs import configure_logging
 from voicepass.model import DEFAULT_ALIAS, Scalar
-from voicepass.settings import SettingsRefusedError, load_settings
+from voicepass.telemetry.logs import configure_logging
 
 _OVERRIDES: Final[Mapping[str, Scalar | None]] = {
     "agent.first_message": "Hello!",

@@ -2,7 +2,7 @@
 
 import time
 
-from voicepass.configuration import is_in_memory, ledger_exists, open_ledger
+from voicepass.config.build import is_in_memory, ledger_exists, open_ledger
 from voicepass.doctor.case import Case
 from voicepass.doctor.causes import Finding, fine, found
 from voicepass.errors import KeysUnavailable, LedgerUnavailable

@@ -26,6 +26,7 @@ from voicepass.elevenlabs.answers import (
 )
 from voicepass.elevenlabs.guards import make_guard, refusing
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
+from voicepass.elevenlabs.resilience import Bulkhead, FailedError, Pause
 from voicepass.errors import (
     AgentUnknown,
     BadAnswer,
@@ -37,7 +38,6 @@ from voicepass.errors import (
 )
 from voicepass.model import Agent, Clock, Credential, Transport
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
-from voicepass.resilience import Bulkhead, FailedError, Pause
 
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes after it was made (documentation, "Signed URLs")."""

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from voicepass.elevenlabs.resilience import BreakerOpenError, DeadlinePassedError, FullError, Guard, PausedError
 from voicepass.errors import Busy, ElevenLabsRefusal, KeyRejected, Overloaded, Timeout, Unavailable
-from voicepass.resilience import BreakerOpenError, DeadlinePassedError, FullError, Guard, PausedError
 
 _log = structlog.get_logger("voicepass.elevenlabs")
 

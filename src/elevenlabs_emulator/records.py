@@ -1,0 +1,120 @@
+"""What the emulator was asked, for assertions; and the one place that knows what must never be kept or logged."""
+
+import re
+from collections import Counter, deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Where the middleware leaves the query as it arrived; everyone else sees it without the signature.
+RAW_QUERY = "elevenlabs_emulator.raw_query"
+
+_KEPT = 1_000  # of each kind; a forgotten emulator must not eat the machine
+_SIGNATURE = re.compile(r"cvtkn_\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedCall:
+    """One REST call. Of a parameter that is repeated, `query` keeps the last value."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    key: Literal["right", "wrong", "absent"]
+    status: int
+
+
+@dataclass(kw_only=True)
+class RecordedConversation:
+    """One WebSocket, filled in while it is open: the only value here that grows, because a log does."""
+
+    query: Mapping[str, str]
+    signed: bool
+    conversation_id: str | None = None
+    initiation: object = None
+    frames_received: Counter[str] = field(default_factory=Counter)
+    microphone_seconds: float = 0
+    close_code: int | None = None
+    close_reason: str | None = None
+    closed_by: Literal["client", "emulator"] | None = None
+
+
+class Records:
+    """The latest calls and conversations, oldest first, without the API keys and without signatures."""
+
+    def __init__(self, *, api_keys: Collection[str]) -> None:
+        self._api_keys = api_keys
+        self.calls: deque[RecordedCall] = deque(maxlen=_KEPT)
+        self.conversations: deque[RecordedConversation] = deque(maxlen=_KEPT)
+
+    def clear(self) -> None:
+        """Forget everything so far."""
+        self.calls.clear()
+        self.conversations.clear()
+
+    def judged(self, key: str | None) -> Literal["right", "wrong", "absent"]:
+        """Say what a key is worth, instead of keeping it."""
+        if key is None:
+            return "absent"
+        return "right" if key in self._api_keys else "wrong"
+
+    def scrubbed_text(self, text: str) -> str:
+        """Take keys and signatures out of a text."""
+        for key in self._api_keys:
+            text = text.replace(key, "[secret]")
+        return _SIGNATURE.sub("[signature]", text)
+
+    def scrubbed(self, value: object) -> object:
+        """Copy JSON without keys, signatures, and the values of variables named `secret__…`."""
+        if isinstance(value, str):
+            return self.scrubbed_text(value)
+        if isinstance(value, list):
+            return [self.scrubbed(member) for member in value]
+        if isinstance(value, dict):
+            return {
+                self.scrubbed_text(name): "[secret]" if name.startswith("secret__") else self.scrubbed(member)
+                for name, member in value.items()
+            }
+        return value
+
+
+class Recorder:
+    """ASGI middleware: records the calls under `/v1/` and takes signatures out of what the server will log.
+
+    uvicorn logs `"WebSocket <path?query>" [accepted]` from the very scope it handed us. So the query is taken from the
+    scope before anything is accepted and put back without the signature, in that same dict.
+    """
+
+    def __init__(self, app: ASGIApp, *, records: Records) -> None:
+        self._app, self._records = app, records
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        scope[RAW_QUERY] = dict(pairs)
+        scrub = self._records.scrubbed_text
+        shown = [(scrub(name), scrub(value)) for name, value in pairs if name != "conversation_signature"]
+        scope["query_string"] = urlencode(shown).encode()
+        path = scrub(scope["path"].removeprefix(scope.get("root_path", "")))
+        key = Headers(scope=scope).get("xi-api-key")
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start" and path.startswith("/v1/"):
+                call = RecordedCall(
+                    method=scope["method"],
+                    path=path,
+                    query=dict(shown),
+                    key=self._records.judged(key),
+                    status=message["status"],
+                )
+                self._records.calls.append(call)
+            await send(message)
+
+        await self._app(scope, receive, noting)

@@ -1,0 +1,1 @@
+"""The operator's configuration: the environment and the policy file become the parts of the service."""

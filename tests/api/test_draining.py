@@ -1,0 +1,190 @@
+"""SIGTERM and SIGHUP, seen from outside: not ready, then no longer listening, and whatever was asked is answered."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator
+from tests.canaries import API_KEY
+from tests.cli.test_cli import ENVIRONMENT
+from tests.conftest import MakeToken, settings_with
+from tests.servers import free_port, running, started
+from voicepass.cli import longest_answer_seconds
+
+
+@contextlib.contextmanager
+def elevenlabs(*, latency_seconds: float) -> Iterator[tuple[str, threading.Event]]:
+    """A slow ElevenLabs: its URL, and whether it has been asked."""
+    asked = threading.Event()
+    emulator = create_emulator(
+        Emulator(
+            agents=[EmulatedAgent(agent_id="agent_demo")],
+            api_keys={API_KEY: frozenset({"convai_write"})},
+            faults=[Fault(latency_seconds=latency_seconds)],
+        )
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            asked.set()
+        await emulator(scope, receive, send)
+
+    with running(lambda _url: app) as url:
+        yield url, asked
+
+
+def has_ended(client: httpx.Client, url: str) -> bool:
+    try:
+        client.get(f"{url}/healthz")
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        return False  # accepted, and hung up on: the listener was about to close
+    return False
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """Opens a connection for each request, as someone who comes anew."""
+    with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        yield client
+
+
+def test_a_server_told_to_end_says_so_serves_on_and_answers_all_that_was_asked(
+    client: httpx.Client, make_token: MakeToken, tmp_path: Path
+) -> None:
+    port = free_port()
+    url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with elevenlabs(latency_seconds=2) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+        environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": upstream, "VOICEPASS_DRAIN_SECONDS": "1"}
+        with started(command, cwd=tmp_path, environment=environment) as log:
+            (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
+            before = client.get(f"{url}/readyz")
+            asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
+            assert is_asked.wait(timeout=20)
+
+            begun = time.monotonic()
+            os.kill(int(pid), signal.SIGTERM)
+            while (ready := client.get(f"{url}/readyz")).status_code == 200:
+                pass
+            during = client.get(f"{url}/healthz")
+            while not has_ended(client, url):
+                pass
+            open_seconds = time.monotonic() - begun
+            granted = asked.result()
+
+    assert (before.status_code, before.headers.get("connection")) == (200, None)
+    assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
+    assert (during.status_code, during.headers["connection"]) == (200, "close")
+    assert open_seconds > 1
+    assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
+
+
+@pytest.mark.long
+def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
+    client: httpx.Client, make_token: MakeToken, tmp_path: Path
+) -> None:
+    port = free_port()
+    url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with elevenlabs(latency_seconds=0.5) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+        process_environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": upstream}
+        with started(command, cwd=tmp_path, environment=process_environment) as log:
+            (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
+            asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
+            assert is_asked.wait(timeout=20)
+
+            os.kill(int(pid), signal.SIGHUP)
+            granted = asked.result()
+            while not has_ended(client, url):
+                pass
+
+    assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
+    assert '"event": "drain.begun"' in "".join(log)
+
+
+def test_under_nohup_the_server_ignores_sighup(client: httpx.Client, tmp_path: Path) -> None:
+    port = free_port()
+    command = ["nohup", sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with started(command, cwd=tmp_path, environment=ENVIRONMENT) as log:
+        (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
+
+        os.kill(int(pid), signal.SIGHUP)
+        alive = client.get(f"http://127.0.0.1:{port}/healthz")
+
+    assert (alive.status_code, alive.headers.get("connection")) == (200, None)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("drain_seconds", [0, 2])
+def test_a_server_told_to_end_is_gone_in_time_whatever_hangs(
+    client: httpx.Client, make_token: MakeToken, tmp_path: Path, drain_seconds: int
+) -> None:
+    port = free_port()
+    url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with elevenlabs(latency_seconds=300) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+        environment = ENVIRONMENT | {
+            "ELEVENLABS_BASE_URL": upstream,
+            "VOICEPASS_DRAIN_SECONDS": str(drain_seconds),
+        }
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            while has_ended(client, url):
+                pass
+            asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
+            assert is_asked.wait(timeout=20)
+            with socket.create_connection(("127.0.0.1", port)) as half_a_request:
+                half_a_request.sendall(b"POST /v1/signed-url HTTP/1.1\r\n")
+                begun = time.monotonic()
+
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(timeout=60)
+
+                seconds = time.monotonic() - begun
+        finally:
+            process.kill()
+        answer = asked.result()
+
+    print(f"told to drain for {drain_seconds} s, with everything hanging: gone after {seconds:.1f} s, code {code}")
+    assert code == -signal.SIGTERM
+    assert seconds < drain_seconds + longest_answer_seconds(settings_with()) + 2
+    assert answer.json()["code"] == "elevenlabs_timeout"
+
+
+@pytest.mark.long
+def test_whoever_waits_at_the_door_of_a_process_that_stood_still_is_let_in(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
+    with (
+        started(command, cwd=tmp_path, environment=ENVIRONMENT | {"VOICEPASS_DRAIN_SECONDS": "1"}) as log,
+        ThreadPoolExecutor(20) as callers,
+    ):
+        (pid,) = map(int, re.findall(r"Started server process \[(\d+)\]", "".join(log)))
+        os.kill(pid, signal.SIGTERM)
+        while client.get(f"{url}/readyz").status_code == 200:
+            pass
+        os.kill(pid, signal.SIGSTOP)
+
+        waiting = [callers.submit(client.get, f"{url}/healthz") for _ in range(20)]
+        time.sleep(1.5)  # the drain is over before it has begun
+        os.kill(pid, signal.SIGCONT)
+
+        assert {caller.result().status_code for caller in waiting} == {200}

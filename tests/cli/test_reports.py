@@ -1,0 +1,213 @@
+"""The command line over the ledger, run as people run it, on a ledger with a known past."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.cli.test_cli import CLEAN, ENVIRONMENT, run
+from tests.conftest import signed_url
+from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Credential, Reservation, Settlement, Transport
+
+
+@dataclass
+class Desk:
+    """A folder with a ledger, and the command line in it."""
+
+    folder: Path
+
+    def __call__(
+        self, *arguments: str, code: int = 0, columns: int = 200, settings: Mapping[str, str] = ENVIRONMENT
+    ) -> str:
+        environment = {**settings, "VOICEPASS_DATABASE_URL": "sqlite:///ledger.db", "COLUMNS": str(columns)}
+        ended = run(*arguments, cwd=self.folder, environment=environment)
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout + ended.stderr
+
+    def hand_out(self, user_id: str, *, number: int, conversation_id: str) -> None:
+        """Write an open pass into the ledger."""
+
+        async def write() -> None:
+            reservation = Reservation(
+                pass_id=f"p-{number}",
+                request_id=f"r-{number}",
+                token_issuer="https://login.example",
+                user_id=user_id,
+                agent_alias="default",
+                agent_id="agent_1",
+                transport=Transport.WEBSOCKET,
+                seconds=600,
+            )
+            url = signed_url(conversation_id=conversation_id)
+            async with open_sqlite(str(self.folder / "ledger.db"), clock=time.time) as ledger:
+                await ledger.reserve(reservation, [])
+                await ledger.grant(
+                    reservation, Credential(secret=url, conversation_id=conversation_id, expires_at=None)
+                )
+
+        anyio.run(write)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """u-1 talked for 84 seconds, u-2 holds an open pass, =u-3 is a user id that a spreadsheet would run."""
+
+    desk = Desk(tmp_path)
+    for number, user_id in enumerate(("u-1", "u-2", "=u-3"), start=1):
+        desk.hand_out(user_id, number=number, conversation_id=f"conv_{number}")
+
+    async def settle() -> None:
+        async with open_sqlite(str(tmp_path / "ledger.db"), clock=time.time) as ledger:
+            told = Settlement(conversation_id="conv_1", seconds=84, cost=12, user_id="mallory", source="webhook")
+            await ledger.settle(told)
+
+    anyio.run(settle)
+    return desk
+
+
+def test_usage_shows_who_used_most(desk: Desk) -> None:
+    rows = json.loads(desk("usage", "--json"))
+    table = desk("usage")
+
+    used = {row["user_id"]: (row["passes"], row["minutes"]) for row in rows}
+    assert used == {"=u-3": (1, 10.0), "u-2": (1, 10.0), "u-1": (1, 1.4)}
+    assert rows[-1]["user_id"] == "u-1"
+    assert "https://login.example" in table
+
+
+def test_usage_of_one_user_shows_each_limit(desk: Desk) -> None:
+    rows = {row["limit"]: row for row in json.loads(desk("usage", "--user", "u-1", "--json"))}
+
+    assert (rows["user_passes_per_day"]["used"], rows["user_passes_per_day"]["most"]) == (1, 200)
+    assert (rows["user_minutes_per_day"]["used"], rows["user_minutes_per_day"]["unit"]) == (84, "seconds")
+    assert rows["user_open_conversations"]["used"] == 0
+
+
+def test_conversations_shows_the_latest_and_what_became_of_them(desk: Desk) -> None:
+    everyone = json.loads(desk("conversations", "--json"))
+    mine = json.loads(desk("conversations", "--user", "u-1", "--json"))
+    table = desk("conversations")
+
+    assert [row["conversation_id"] for row in everyone] == ["conv_3", "conv_2", "conv_1"]
+    assert [(row["state"], row["seconds"], row["cost"], row["identity_mismatch"]) for row in mine] == [
+        ("settled", 84, 12, True)
+    ]
+    assert "conv_2" in table
+    assert "open" in table
+
+
+def test_a_narrow_terminal_shows_the_ids_of_conversations_whole(desk: Desk) -> None:
+    conversation_id = "conv_creankcqzxcta0x522wyfzd0m1kf"  # as long as ElevenLabs makes them
+    desk.hand_out("6f1c2a34-9a6e-4a53-8b0e-2d6a6d1c7f10", number=4, conversation_id=conversation_id)
+
+    table = desk("conversations", columns=80)
+
+    assert conversation_id in table
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
+    desk("export", "all.csv")
+    lines = desk("export", "-", "--format", "jsonl").splitlines()
+
+    rows = list(csv.DictReader(io.StringIO((desk.folder / "all.csv").read_text())))
+    assert [row["pass_id"] for row in rows] == [json.loads(line)["pass_id"] for line in lines] == ["p-1", "p-2", "p-3"]
+    assert rows[2]["user_id"] == "'=u-3", "a spreadsheet would run it"
+    assert json.loads(lines[2])["user_id"] == "=u-3"
+    assert "cvtkn_" not in (desk.folder / "all.csv").read_text()
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_spreadsheet_runs_a_cell_of_an_export(desk: Desk, start: str) -> None:
+    desk.hand_out(f"{start}1+2", number=4, conversation_id="conv_4")
+
+    desk("export", "all.csv")
+
+    rows = list(csv.DictReader(io.StringIO((desk.folder / "all.csv").read_text())))
+    shown = {"\t": "\\t", "\r": "\\r"}.get(start, start)
+    assert rows[3]["user_id"] == f"'{shown}1+2"
+
+
+def test_no_report_holds_a_character_that_steers_a_terminal(desk: Desk) -> None:
+    hostile = "u\x1b[31m\x1b]0;title\x07\r\n\x00\x7f\x9b2J\u202e-\u200d4"
+    desk.hand_out(hostile, number=4, conversation_id="conv_4")
+    desk("block", "user", hostile)
+
+    reports = [["export", "-"], ["export", "-", "--format", "jsonl"], ["conversations"], ["usage"], ["blocks"]]
+    reports += [["conversations", "--json"], ["usage", "--json"], ["blocks", "--json"]]
+    shown = [desk(*arguments).replace("\r\n", "\n") for arguments in reports]
+
+    steering = {character for character in hostile if not character.isprintable()} - {"\n", "\u200d"}
+    assert [text for text in shown if not steering.isdisjoint(text)] == []
+    assert "u\\x1b[31m" in shown[0]
+    assert json.loads(shown[1].splitlines()[3])["user_id"] == hostile
+
+
+def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
+    desk("block", "user", "u-1", "--issuer", "https://login.example")
+    desk("block", "everyone")
+    blocked = json.loads(desk("blocks", "--json"))
+    desk("unblock", "user", "u-1", "--issuer", "https://login.example")
+    desk("unblock", "everyone")
+
+    assert blocked == [
+        {"kind": "everyone", "key": "", "token_issuer": ""},
+        {"kind": "user", "key": "u-1", "token_issuer": "https://login.example"},
+    ]
+    assert json.loads(desk("blocks", "--json")) == []
+    assert "nothing yet" in desk("blocks")
+
+
+def test_a_block_is_told_in_a_line_and_so_is_its_end(desk: Desk) -> None:
+    assert desk("block", "agent", "default") == "blocked: agent default\n"
+    assert desk("unblock", "agent", "default") == "unblocked: agent default\n"
+    assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"
+    assert desk("block", "user", "u-1", "--issuer", "https://i.example") == "blocked: user u-1 of https://i.example\n"
+    assert desk("block", "everyone") == "blocked: everyone\n"
+
+
+def test_an_agent_that_the_policy_lacks_is_not_blocked_where_the_policy_can_be_read(desk: Desk) -> None:
+    refused = desk("block", "agent", "seler", code=2)
+    desk("block", "agent", "seler", settings=CLEAN)
+    unblocked = desk("unblock", "agent", "seler")
+
+    assert "name one of: default" in refused
+    assert unblocked == "unblocked: agent seler\n"
+
+
+@pytest.mark.parametrize("arguments", [["user"], ["everyone", "u-1"], ["agent", "a", "--issuer", "i"], ["planet", "x"]])
+def test_a_block_that_makes_no_sense_is_explained(desk: Desk, arguments: list[str]) -> None:
+    desk("block", *arguments, code=2)
+
+    assert json.loads(desk("blocks", "--json")) == []
+
+
+def test_a_ledger_that_is_not_there_is_a_line_and_no_traceback(tmp_path: Path) -> None:
+    missing = CLEAN | {"VOICEPASS_DATABASE_URL": "sqlite:////nowhere/ledger.db"}
+
+    ended = run("usage", cwd=tmp_path, environment=missing)
+
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert "the ledger does not answer" in ended.stderr
+
+
+def test_a_block_in_the_wrong_folder_says_so_and_makes_no_ledger_there(tmp_path: Path) -> None:
+    ended = run("block", "user", "u-1", cwd=tmp_path, environment=CLEAN)
+
+    assert ended.returncode == 1
+    assert "set VOICEPASS_DATABASE_URL as the service has it" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_id_that_looks_like_markup_is_shown_as_it_is(desk: Desk) -> None:
+    desk("block", "user", "a[/b]")
+
+    assert "a[/b]" in desk("blocks")

@@ -1,0 +1,405 @@
+"""The policy file: each of its rules, and that a mistake is named by its key, with what is allowed, and no value."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.identity.hostile_tokens import signer_for
+from voicepass.config.policyfile import PolicyFile, PolicyFileError, read_policy_file
+from voicepass.policy import Rule, Variable
+
+CANARY = "canary-9d41"
+
+GOOD = """
+[agents.default]
+id = "agent_1"
+allow = "everyone"
+
+[agents.sales-eu_2]
+id = "agent_2"
+base_url = "https://api.eu.residency.elevenlabs.io/"
+api_key_env = "ELEVENLABS_API_KEY_EU"
+allow = [
+    { role = ["seller", "admin"], "https://app.example/plan" = "pro" },
+    { level = [3, 4.5], trial = false },
+]
+
+[agents.sales-eu_2.variables]
+shop = "app_metadata.shop"
+level = { claim = "level", type = "number", default = 0 }
+plan = { claim = "https://app.example/plan", type = "string", default = "" }
+trial = { claim = "trial", type = "boolean", default = true }
+
+[agents.closed]
+id = "agent_3"
+
+[[issuers]]
+issuer = "https://login.example/"
+algorithm = "RS256"
+jwks_url = "https://login.example/.well-known/jwks.json"
+audience = "voicepass"
+
+[[issuers]]
+issuer = "our-own-backend"
+algorithm = "HS512"
+secret_env = "BACKEND_SECRET"
+required_claims = { azp = ["https://app.example", "https://admin.example"], verified = true }
+user_id_claim = "uid"
+user_name_claim = "profile.nick"
+"""
+
+
+def agent(lines: str) -> str:
+    return f'[agents.sales]\nid = "agent_1"\n{lines}'
+
+
+def variable(entry: str) -> str:
+    return agent(f"[agents.sales.variables]\nshop = {entry}")
+
+
+def issuer(lines: str, *, algorithm: str = "HS256", addressee: str = 'audience = "a"') -> str:
+    return f'[[issuers]]\nissuer = "https://login.example"\nalgorithm = "{algorithm}"\n{addressee}\n{lines}'
+
+
+SECRET = 'secret_env = "S"'
+SALES, SHOP, FIRST = "agents.sales", "agents.sales.variables.shop", "issuers.0"
+OF_AN_AGENT = "there is no such key; allowed here: id, allow, variables, base_url, api_key_env"
+OF_AN_ISSUER = (
+    "there is no such key; allowed here: issuer, algorithm, secret_env, public_key, jwks_url, audience, "
+    "required_claims, user_id_claim, user_name_claim"
+)
+WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
+SCALARS = "must be text, a number, true or false, or a list of these"
+DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
+BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
+BASE_URL = "must be https://, or http:// to a loopback address, without path, query or user"
+ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
+TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
+ALGORITHM = (
+    "must be one of ES256, ES384, ES512, HS256, HS384, HS512, RS256, RS384, RS512 "
+    "(python-jose implements no PS*, EdDSA or ES256K)"
+)
+ADDRESSEE = 'needs audience, or required_claims such as { azp = ["https://app.example"] }'
+ALIASES = "agents: must have aliases of lower-case letters, digits, - and _"
+RESERVED = "agents.sales.variables: may not define system__ or secret__ variables: the browser would see or forge them"
+OWN = "agents.sales.variables: may not define user_id or user_name: the user's id and name claims do"
+
+MISTAKES: dict[str, tuple[str, str]] = {
+    "an unknown table": ("[agent.sales]", "agent: there is no such key; allowed here: agents, issuers, limits"),
+    "a table misspelt": ("[[issuer]]", "issuer: there is no such key; allowed here: agents, issuers, limits"),
+    "agents that are no table": (f'agents = "{CANARY}"', "agents: must be a table"),
+    "agents as a list": ("[[agents]]", "agents: must be a table"),
+    "an agent that is no table": (f'agents.sales = "{CANARY}"', f"{SALES}: must be a table"),
+    "an agent as a list": ("[[agents.sales]]", f"{SALES}: must be a table"),
+    "an alias in capitals": ('[agents.Sales]\nid = "agent_1"', ALIASES),
+    "an alias with a space": ('[agents."sales eu"]\nid = "agent_1"', ALIASES),
+    "an alias with a dot": ('[agents."sales.eu"]\nid = "agent_1"', ALIASES),
+    "an alias that begins with a dash": ('[agents.-sales]\nid = "agent_1"', ALIASES),
+    "an alias of 65 characters": (f'[agents.{"a" * 65}]\nid = "agent_1"', ALIASES),
+    "an alias of another script": ('[agents."ѕales"]\nid = "agent_1"', ALIASES),
+    "an alias with a line break": ('[agents."sales\\n"]\nid = "agent_1"', ALIASES),
+    "an empty alias": ('[agents.""]\nid = "agent_1"', ALIASES),
+    "an agent without an id": ("[agents.sales]", f"{SALES}.id: is missing"),
+    "an id that is a number": ("[agents.sales]\nid = 7", f"{SALES}.id: should be a valid string"),
+    "an id with a branch": (f'[agents.sales]\nid = "{CANARY}&branch_id=x"', f"{SALES}.id: {BARE_ID}"),
+    "an id with a line break": (f'[agents.sales]\nid = "{CANARY}\\n"', f"{SALES}.id: {BARE_ID}"),
+    "a conversation for an agent": (
+        '[agents.sales]\nid = "conv_1"',
+        f"{SALES}.id: is a conversation's id; an agent's looks like agent_…",
+    ),
+    "an unknown key of an agent": (agent(f'alow = "{CANARY}"'), f"{SALES}.alow: {OF_AN_AGENT}"),
+    "an unknown key of an agent called variables": (
+        f'[agents.variables]\nid = "agent_1"\nalow = "{CANARY}"',
+        f"agents.variables.alow: {OF_AN_AGENT}",
+    ),
+    "allow a word": (agent(f'allow = "{CANARY}"'), f"{SALES}.allow: {WHOM}"),
+    "allow everyone in capitals": (agent('allow = "Everyone"'), f"{SALES}.allow: {WHOM}"),
+    "allow true": (agent("allow = true"), f"{SALES}.allow: {WHOM}"),
+    "allow nobody at all": (agent("allow = []"), f"{SALES}.allow: {WHOM}"),
+    "allow an empty condition": (agent("allow = [{}]"), f"{SALES}.allow: {WHOM}"),
+    "allow an empty condition among others": (agent('allow = [{ a = "b" }, {}]'), f"{SALES}.allow: {WHOM}"),
+    "allow one table, not a list": (agent(f'allow = {{ role = "{CANARY}" }}'), f"{SALES}.allow: {WHOM}"),
+    "allow words": (agent(f'allow = ["{CANARY}"]'), f"{SALES}.allow: {WHOM}"),
+    "a condition without values": (agent("allow = [{ role = [] }]"), f"{SALES}.allow.0.role: {SCALARS}"),
+    "a condition that is a table": (agent(f'allow = [{{ role.x = "{CANARY}" }}]'), f"{SALES}.allow.0.role: {SCALARS}"),
+    "a condition of lists": (agent(f'allow = [{{ role = [["{CANARY}"]] }}]'), f"{SALES}.allow.0.role: {SCALARS}"),
+    "a condition of dates": (agent("allow = [{ day = 1979-05-27 }]"), f"{SALES}.allow.0.day: {SCALARS}"),
+    "variables that are no table": (agent(f'variables = "{CANARY}"'), f"{SALES}.variables: must be a table"),
+    "a variable that is a number": (variable("7"), f"{SHOP}: must be a table"),
+    "a variable without a claim": (variable("{}"), f"{SHOP}.claim: is missing"),
+    "a variable of an empty claim": (variable('""'), f"{SHOP}.claim: String should have at least 1 character"),
+    "an unknown key of a variable": (
+        variable(f'{{ claim = "a", defualt = "{CANARY}" }}'),
+        f"{SHOP}.defualt: there is no such key; allowed here: claim, type, default",
+    ),
+    "an unknown type": (
+        variable(f'{{ claim = "a", type = "{CANARY}" }}'),
+        f"{SHOP}.type: should be 'string', 'number' or 'boolean'",
+    ),
+    "a default of another type": (
+        variable(f'{{ claim = "a", type = "number", default = "{CANARY}" }}'),
+        f"{SHOP}: has a default that is no number",
+    ),
+    "a default that is true for a number": (
+        variable('{ claim = "a", type = "number", default = true }'),
+        f"{SHOP}: has a default that is no number",
+    ),
+    "a default that is a number for text": (
+        variable('{ claim = "a", type = "string", default = 7 }'),
+        f"{SHOP}: has a default that is no string",
+    ),
+    "a default that is a list": (variable(f'{{ claim = "a", default = ["{CANARY}"] }}'), f"{SHOP}.default: {DEFAULT}"),
+    "a default that is a date": (variable('{ claim = "a", default = 1979-05-27 }'), f"{SHOP}.default: {DEFAULT}"),
+    "a default that JSON lacks": (variable('{ claim = "a", default = nan }'), f"{SHOP}.default: {DEFAULT}"),
+    "a default without end": (variable('{ claim = "a", default = -inf }'), f"{SHOP}.default: {DEFAULT}"),
+    "a default that browsers round": (
+        variable('{ claim = "a", default = 9007199254740993 }'),
+        f"{SHOP}.default: {DEFAULT}",
+    ),
+    "a default that names another variable": (
+        variable('{ claim = "a", default = "{{system__time}}" }'),
+        f"{SHOP}.default: {DEFAULT}",
+    ),
+    "an invisible default": (variable('{ claim = "a", default = "x\\u202e" }'), f"{SHOP}.default: {DEFAULT}"),
+    "a long default": (variable(f'{{ claim = "a", default = "{"x" * 201}" }}'), f"{SHOP}.default: {DEFAULT}"),
+    "a variable of ElevenLabs'": (agent('variables.system__time = "iat"'), RESERVED),
+    "a secret variable": (agent('variables.secret__key = "key"'), RESERVED),
+    "a variable that is the user's id": (agent('variables.user_id = "email"'), OWN),
+    "a variable that is the user's name": (agent('variables.user_name = "email"'), OWN),
+    "a variable with a dash": (
+        agent('variables.shop-name = "shop"'),
+        "agents.sales.variables: must be named with letters, digits and _",
+    ),
+    "a base URL without a key": (agent('base_url = "https://x.example"'), f"{SALES}: {TOGETHER}"),
+    "a key without a base URL": (agent('api_key_env = "KEY"'), f"{SALES}: {TOGETHER}"),
+    "a plain base URL": (
+        agent(f'base_url = "http://{CANARY}.example"\napi_key_env = "KEY"'),
+        f"{SALES}.base_url: {BASE_URL}",
+    ),
+    "a base URL with a user": (
+        agent(f'base_url = "https://u:{CANARY}@x.example"\napi_key_env = "KEY"'),
+        f"{SALES}.base_url: {BASE_URL}",
+    ),
+    "a base URL with a query": (
+        agent('base_url = "https://x.example?"\napi_key_env = "KEY"'),
+        f"{SALES}.base_url: {BASE_URL}",
+    ),
+    "a base URL with a fragment": (
+        agent('base_url = "https://x.example#"\napi_key_env = "KEY"'),
+        f"{SALES}.base_url: {BASE_URL}",
+    ),
+    "a base URL with a line break": (
+        agent('base_url = "https://x.example\\n"\napi_key_env = "KEY"'),
+        f"{SALES}.base_url: {BASE_URL}",
+    ),
+    "the key itself in place of its variable's name": (
+        agent(f'base_url = "https://x.example"\napi_key_env = "sk_{CANARY}"'),
+        f"{SALES}.api_key_env: {ENVIRONMENT_NAME}",
+    ),
+    "no name for the key's variable": (
+        agent('base_url = "https://x.example"\napi_key_env = ""'),
+        f"{SALES}.api_key_env: {ENVIRONMENT_NAME}",
+    ),
+    "issuers as a table": ('[issuers]\nissuer = "x"', "issuers: must be an array of tables, each [[so]]"),
+    "an issuer that is no table": (f'issuers = ["{CANARY}"]', f"{FIRST}: must be a table"),
+    "an issuer without a name": (
+        f'[[issuers]]\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
+        f"{FIRST}.issuer: is missing",
+    ),
+    "an issuer without an algorithm": (
+        f'[[issuers]]\nissuer = "i"\naudience = "a"\n{SECRET}',
+        f"{FIRST}.algorithm: is missing",
+    ),
+    "a blank issuer": (
+        f'[[issuers]]\nissuer = " "\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
+        f"{FIRST}.issuer: must be the exact 'iss' of the tokens",
+    ),
+    "an issuer over http": (
+        f'[[issuers]]\nissuer = "http://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
+        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+    ),
+    "an issuer over http, in capitals": (
+        f'[[issuers]]\nissuer = "HTTP://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
+        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+    ),
+    "no algorithm at all": (
+        issuer(SECRET, algorithm="none"),
+        f"{FIRST}.algorithm: {ALGORITHM}",
+    ),
+    "two algorithms": (
+        '[[issuers]]\nissuer = "i"\nalgorithm = ["HS256", "RS256"]\naudience = "a"',
+        f"{FIRST}.algorithm: should be a valid string",
+    ),
+    "a secret algorithm without a secret": (issuer(""), f"{FIRST}: needs secret_env, and no other key, for HS256"),
+    "a secret algorithm with published keys": (
+        issuer('jwks_url = "https://login.example/jwks"'),
+        f"{FIRST}: needs secret_env, and no other key, for HS256",
+    ),
+    "a secret and published keys": (
+        issuer(f'{SECRET}\njwks_url = "https://login.example/jwks"'),
+        f"{FIRST}: needs secret_env, and no other key, for HS256",
+    ),
+    "a public algorithm with a secret": (
+        issuer(SECRET, algorithm="RS256"),
+        f"{FIRST}: needs either jwks_url or public_key for RS256",
+    ),
+    "a public algorithm with both": (
+        issuer('public_key = "x"\njwks_url = "https://login.example/jwks"', algorithm="ES256"),
+        f"{FIRST}: needs either jwks_url or public_key for ES256",
+    ),
+    "a public algorithm with nothing": (
+        issuer("", algorithm="ES256"),
+        f"{FIRST}: needs either jwks_url or public_key for ES256",
+    ),
+    "a plain JWKS URL": (
+        issuer(f'jwks_url = "http://{CANARY}.example/jwks"', algorithm="RS256"),
+        f"{FIRST}.jwks_url: must be https://, or http:// to a loopback address",
+    ),
+    "the secret itself in place of its variable's name": (
+        issuer(f'secret_env = "{CANARY}-{CANARY}-{CANARY}-{CANARY}"'),
+        f"{FIRST}.secret_env: {ENVIRONMENT_NAME}",
+    ),
+    "no addressee": (issuer(SECRET, addressee=""), f"{FIRST}: {ADDRESSEE}"),
+    "no addressee but an empty condition": (
+        issuer(SECRET, addressee="required_claims = {}"),
+        f"{FIRST}: {ADDRESSEE}",
+    ),
+    "two audiences": (
+        issuer(SECRET, addressee=f'audience = ["a", "{CANARY}"]'),
+        f"{FIRST}.audience: should be a valid string",
+    ),
+    "required claims without values": (
+        issuer(SECRET, addressee="required_claims = { azp = [] }"),
+        f"{FIRST}.required_claims.azp: {SCALARS}",
+    ),
+    "an unknown key of an issuer": (issuer(f'{SECRET}\njwk_url = "{CANARY}"'), f"{FIRST}.jwk_url: {OF_AN_ISSUER}"),
+}
+
+NOT_TOML: dict[str, tuple[bytes, str]] = {
+    "prose": (f"the agent is {CANARY}".encode(), "is not TOML: Expected '=' after a key"),
+    "JSON": (f'{{"agents": "{CANARY}"}}'.encode(), "is not TOML: Invalid statement (at line 1"),
+    "a value without quotes": (f"agents = {CANARY}".encode(), "is not TOML: Invalid value (at line 1"),
+    "a text without end": (f'agents = "{CANARY}'.encode(), "is not TOML: Unterminated string"),
+    "a key twice": (f'x = 1\nx = "{CANARY}"'.encode(), "is not TOML: Cannot overwrite a value"),
+    "a table twice": (b"[agents.a]\n[agents.a]", "is not TOML: Cannot declare ('agents', 'a') twice"),
+    "a byte that is not UTF-8": (f'x = "{CANARY}\xff"'.encode("latin-1"), "is not TOML: it must be UTF-8"),
+    "UTF-16": (f'x = "{CANARY}"'.encode("utf-16"), "is not TOML: it must be UTF-8"),
+    "a NUL": (b'x = "\0"', "is not TOML: Illegal character"),
+    "brackets without end": (b"x = " + b"[" * 5000, "is not TOML: "),
+    "a number without end": (b"x = " + b"9" * 5000, "is not TOML: "),
+}
+
+
+def read(tmp_path: Path, text: str) -> PolicyFile:
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_policy_file(str(path))
+
+
+def problems_of(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(PolicyFileError) as refused:
+        read(tmp_path, text)
+    assert refused.value.__suppress_context__, "a traceback would show the value"
+    assert CANARY not in str(refused.value)
+    return refused.value.problems
+
+
+def test_a_good_file_says_who_may_do_what(tmp_path: Path) -> None:
+    policy_file = read(tmp_path, GOOD)
+
+    default, sales, closed = policy_file.agents.values()
+    published, shared = policy_file.issuers
+    assert list(policy_file.agents) == ["default", "sales-eu_2", "closed"]
+    assert (default.rules, closed.rules) == ((Rule({}),), ())
+    assert sales.rules == (
+        Rule({"role": ("seller", "admin"), "https://app.example/plan": ("pro",)}),
+        Rule({"level": (3, 4.5), "trial": (False,)}),
+    )
+    assert {name: entry.variable() for name, entry in sales.variables.items()} == {
+        "shop": Variable(claim="app_metadata.shop"),
+        "level": Variable(claim="level", type="number", default=0),
+        "plan": Variable(claim="https://app.example/plan", type="string", default=""),
+        "trial": Variable(claim="trial", type="boolean", default=True),
+    }
+    assert (sales.base_url, sales.api_key_env) == ("https://api.eu.residency.elevenlabs.io", "ELEVENLABS_API_KEY_EU")
+    assert (published.issuer, published.audience, published.user_id_claim) == (
+        "https://login.example/",
+        "voicepass",
+        "sub",
+    )
+    assert (shared.secret_env, shared.user_id_claim, shared.user_name_claim) == (
+        "BACKEND_SECRET",
+        "uid",
+        "profile.nick",
+    )
+    assert shared.required_claims == {"azp": ("https://app.example", "https://admin.example"), "verified": (True,)}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "[agents]\n", "issuers = []\n"])
+def test_an_empty_file_rules_nothing(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == PolicyFile()
+
+
+@pytest.mark.parametrize("alias", ["a", "0", "default", "sales-eu_2", "a" * 64, "variables", "issuers"])
+def test_an_alias_may_be_any_short_plain_name(tmp_path: Path, alias: str) -> None:
+    assert list(read(tmp_path, f'[agents.{alias}]\nid = "agent_1"').agents) == [alias]
+
+
+@pytest.mark.parametrize("value", ['"1"', "1", "1.5", "true"])
+def test_a_condition_keeps_the_type_it_was_written_with(tmp_path: Path, value: str) -> None:
+    entry = read(tmp_path, agent(f"allow = [{{ level = {value} }}]")).agents["sales"]
+
+    (held,) = entry.rules[0].conditions["level"]
+    assert (type(held), held) == {"1": (int, 1), "1.5": (float, 1.5), "true": (bool, True)}.get(value, (str, "1"))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, case: str) -> None:
+    text, expected = MISTAKES[case]
+
+    assert problems_of(tmp_path, text) == [expected]
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    text = f"{agent('allow = 1')}\n[agents.support]\n{issuer('', algorithm='none')}\n[extra]"
+
+    problems = problems_of(tmp_path, text)
+
+    assert [problem.split(":")[0] for problem in problems] == [
+        "agents.sales.allow",
+        "agents.support.id",
+        "issuers.0.algorithm",
+        "extra",
+    ]
+
+
+def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path) -> None:
+    pem = signer_for("ES256").published
+
+    policy_file = read(tmp_path, issuer(f'public_key = """{pem}"""', algorithm="ES256"))
+
+    assert policy_file.issuers[0].public_key == pem
+
+
+@pytest.mark.parametrize("case", NOT_TOML)
+def test_what_is_not_toml_is_one_line_and_shows_nothing(tmp_path: Path, case: str) -> None:
+    data, beginning = NOT_TOML[case]
+    (tmp_path / "policy.toml").write_bytes(data)
+
+    with pytest.raises(PolicyFileError) as refused:
+        read_policy_file(str(tmp_path / "policy.toml"))
+
+    (problem,) = refused.value.problems
+    assert problem.startswith(beginning)
+    assert CANARY not in problem
+    assert "\n" not in problem
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    paths = {"nothing": "FileNotFoundError", "": "IsADirectoryError", "loop": "OSError", "x" * 300: "OSError"}
+
+    for name, why in paths.items():
+        with pytest.raises(PolicyFileError) as refused:
+            read_policy_file(str(tmp_path / name))
+        assert refused.value.problems == [f"cannot be read ({why})"]

@@ -1,0 +1,380 @@
+"""Retries, breaker, bulkhead and deadline, with a clock that nobody waits for."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from voicepass.elevenlabs.resilience import (
+    FAILURES,
+    OPEN_SECONDS,
+    BreakerOpenError,
+    Bulkhead,
+    DeadlinePassedError,
+    FailedError,
+    FullError,
+    Guard,
+)
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_SECONDS = 4.0
+
+
+class OutageError(Exception):
+    pass
+
+
+class ElsewhereError(Exception):
+    """An answer, if not a welcome one."""
+
+
+class Upstream:
+    """An upstream with a guard before it, and the clock of both."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        self.calls = 0
+        self.changes: list[bool] = []
+        self.failing: Exception | None = None
+        self.bulkhead = Bulkhead(most=100)
+        self.guard = Guard(
+            deadline_seconds=DEADLINE_SECONDS,
+            clock=lambda: self.now,
+            sleep=self._sleep,
+            jitter=lambda: 0.5,
+            on_change=self.changes.append,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    async def _attempt(self) -> str:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.failing is not None:
+            raise self.failing
+        return "an answer"
+
+    async def ask(self) -> object:
+        """Return the answer, or what was raised instead."""
+        try:
+            return await self.guard.call(self._attempt, bulkhead=self.bulkhead)
+        except Exception as error:  # noqa: BLE001 - what it was is the subject
+            return error
+
+    async def ask_often(self, times: int) -> list[object]:
+        return [await self.ask() for _ in range(times)]
+
+
+def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float | None = None) -> Exception:
+    return FailedError(OutageError(), is_outage=is_outage, may_retry=may_retry, retry_after_seconds=retry_after_seconds)
+
+
+OUTAGE = failure(is_outage=True)
+
+
+# Retries ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("requests", [1, 4, 5, 6, 37, 1000])
+async def test_when_all_fails_there_are_at_most_12_calls_for_10_requests(requests: int) -> None:
+    upstream = Upstream()
+    upstream.failing = failure()
+
+    await upstream.ask_often(requests)
+
+    assert upstream.calls == requests + requests // 5 <= 1.2 * requests
+
+
+async def test_of_an_hour_of_success_ten_retries_are_kept() -> None:
+    upstream = Upstream()
+    await upstream.ask_often(1000)
+    upstream.failing = failure()
+    upstream.calls = 0
+
+    await upstream.ask_often(10)
+    assert upstream.calls == 10 + 10
+
+    await upstream.ask_often(90)
+    assert 100 + 10 <= upstream.calls <= 100 + 10 + 100 // 5
+
+
+async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
+    upstream = Upstream()
+    await upstream.ask_often(5)
+    upstream.failing = OUTAGE
+
+    async def mend(_seconds: float) -> None:
+        upstream.failing = None
+
+    upstream.guard._sleep = mend
+
+    assert await upstream.ask() == "an answer"
+    assert upstream.changes == []
+
+
+@pytest.mark.parametrize(
+    ("failing", "slept"),
+    [
+        (failure(), [0.05]),
+        (failure(retry_after_seconds=1), [1.05]),
+        (failure(retry_after_seconds=3.9), [3.95]),
+        (failure(retry_after_seconds=4), []),
+        (failure(retry_after_seconds=3600), []),
+        (failure(may_retry=False), []),
+        (ElsewhereError(), []),
+    ],
+)
+async def test_a_retry_waits_as_long_as_it_is_told_and_never_past_the_deadline(
+    failing: Exception, slept: list[float]
+) -> None:
+    upstream = Upstream()
+    await upstream.ask_often(50)
+    upstream.failing = failing
+
+    await upstream.ask()
+
+    assert upstream.slept == pytest.approx(slept)
+
+
+# The breaker --------------------------------------------------------------------------------------------------------
+
+
+async def opened() -> Upstream:
+    upstream = Upstream()
+    await upstream.ask_often(50)  # retries are left when it opens, so a probe that retries could
+    upstream.failing = OUTAGE
+    await upstream.ask_often(FAILURES)
+    upstream.calls = 0
+    return upstream
+
+
+async def test_five_failures_within_ten_seconds_open_it_and_then_nobody_is_called() -> None:
+    upstream = Upstream()
+    upstream.failing = OUTAGE
+
+    answers = []
+    for _ in range(5):
+        answers.append(await upstream.ask())
+        upstream.now += 2.4
+    assert {type(answer) for answer in answers} == {OutageError}
+    assert upstream.guard.breaker.is_open
+    calls = upstream.calls
+
+    answers = await upstream.ask_often(1000)
+    assert {type(answer) for answer in answers} == {BreakerOpenError}
+    assert {answer.retry_after_seconds for answer in answers if isinstance(answer, BreakerOpenError)} == {3}
+    assert upstream.calls == calls
+    assert upstream.changes == [True]
+
+
+async def test_five_failures_in_a_longer_time_do_not_open_it() -> None:
+    upstream = Upstream()
+    upstream.failing = OUTAGE
+
+    for _ in range(20):
+        await upstream.ask()
+        upstream.now += 2.6
+
+    assert not upstream.guard.breaker.is_open
+
+
+async def test_what_is_an_answer_never_opens_it() -> None:
+    upstream = Upstream()
+    upstream.failing = ElsewhereError()
+    await upstream.ask_often(100)
+    upstream.failing = failure(is_outage=False)
+    await upstream.ask_often(100)
+
+    assert upstream.changes == []
+
+
+async def test_a_few_failures_among_many_answers_do_not_open_it() -> None:
+    upstream = Upstream()
+
+    for number in range(1000):
+        upstream.failing = failure(is_outage=True, may_retry=False) if number % 3 == 0 else None
+        await upstream.ask()
+
+    assert upstream.changes == []
+
+
+async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> None:
+    upstream = await opened()
+    upstream.now += OPEN_SECONDS
+    upstream.failing = None
+
+    answers = await asyncio.gather(*(upstream.ask() for _ in range(50)))
+
+    assert upstream.calls == 1
+    assert answers.count("an answer") == 1
+    assert sum(isinstance(answer, BreakerOpenError) for answer in answers) == 49
+    assert await upstream.ask_often(10) == ["an answer"] * 10
+    assert upstream.changes == [True, False]
+
+
+async def test_a_failed_probe_is_not_repeated_and_keeps_it_open_for_as_long_again() -> None:
+    upstream = await opened()
+    for _ in range(3):
+        upstream.now += OPEN_SECONDS
+        await upstream.ask_often(10)
+
+    assert upstream.calls == 3
+    assert upstream.changes == [True]
+
+
+async def test_a_late_answer_to_an_old_call_does_not_close_it() -> None:
+    upstream = Upstream()
+    late = asyncio.Event()
+
+    async def answer_late() -> str:
+        await late.wait()
+        return "late"
+
+    old = asyncio.create_task(upstream.guard.call(answer_late, bulkhead=upstream.bulkhead))
+    await asyncio.sleep(0)
+    upstream.failing = OUTAGE
+    await upstream.ask_often(FAILURES)
+    late.set()
+
+    assert await old == "late"
+    assert upstream.guard.breaker.is_open
+
+
+async def test_whoever_waited_for_a_slot_while_it_opened_does_not_call() -> None:
+    upstream = Upstream()
+    upstream.bulkhead = Bulkhead(most=5)
+    upstream.failing = failure(is_outage=True, may_retry=False)
+
+    answers = await asyncio.gather(*(upstream.ask() for _ in range(10)))
+
+    assert [type(answer) for answer in answers] == [OutageError] * 5 + [BreakerOpenError] * 5
+    assert upstream.calls == 5
+
+
+async def test_a_clock_that_leaps_ahead_lets_a_probe_through_and_nothing_worse() -> None:
+    upstream = await opened()
+    upstream.now += 30 * 24 * 3600
+    upstream.failing = None
+
+    assert await upstream.ask() == "an answer"
+    assert not upstream.guard.breaker.is_open
+
+
+# Bulkhead and deadline ----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A bulkhead for two, in front of an upstream that answers when told to."""
+
+    def __init__(self) -> None:
+        self.bulkhead = Bulkhead(most=2)
+        self.guard = Upstream().guard
+        self.release = asyncio.Event()
+        self.begun = 0
+
+    async def _attempt(self) -> str:
+        self.begun += 1
+        await self.release.wait()
+        return "an answer"
+
+    def call(self, **options: Any) -> Coroutine[Any, Any, str]:
+        return self.guard.call(self._attempt, bulkhead=self.bulkhead, **options)
+
+    async def fill(self, callers: int) -> list[asyncio.Task[str]]:
+        tasks = [asyncio.create_task(self.call()) for _ in range(callers)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return tasks
+
+
+async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> None:
+    held = Held()
+    callers = await held.fill(4)
+
+    with pytest.raises(FullError):
+        await held.call()
+
+    assert (held.bulkhead.under_way, held.bulkhead.waiting, held.begun) == (2, 2, 2)
+    held.release.set()
+    assert await asyncio.gather(*callers) == ["an answer"] * 4
+    await asyncio.sleep(0)
+    assert (held.bulkhead.under_way, held.bulkhead.waiting) == (0, 0)
+
+
+async def test_what_nobody_waits_for_never_takes_a_slot_from_a_user() -> None:
+    held = Held()
+    first = await held.fill(1)
+    idle = asyncio.create_task(held.call(only_if_idle=True))
+    await asyncio.sleep(0)
+
+    with pytest.raises(FullError):
+        await held.call(only_if_idle=True)
+
+    assert held.bulkhead.waiting == 0
+    held.release.set()
+    assert await asyncio.gather(*first, idle) == ["an answer"] * 2
+
+
+async def test_who_leaves_the_queue_leaves_nothing_behind() -> None:
+    held = Held()
+    callers = await held.fill(4)
+
+    for caller in callers[2:]:
+        caller.cancel()
+    await asyncio.gather(*callers[2:], return_exceptions=True)
+
+    assert (held.bulkhead.under_way, held.bulkhead.waiting) == (2, 0)
+    held.release.set()
+    await asyncio.gather(*callers[:2])
+    assert held.begun == 2
+
+
+async def test_a_call_whose_caller_is_gone_keeps_its_slot_until_it_is_over() -> None:
+    held = Held()
+    callers = await held.fill(2)
+
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert held.bulkhead.under_way == 2
+
+    held.release.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert held.bulkhead.under_way == 0
+
+
+async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_failure() -> None:
+    guard = Guard(
+        deadline_seconds=0.05, clock=asyncio.get_running_loop().time, sleep=asyncio.sleep, jitter=float, on_change=print
+    )
+    bulkhead = Bulkhead(most=10)
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    calls = [guard.call(hang, bulkhead=bulkhead) for _ in range(FAILURES)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {DeadlinePassedError}
+    assert guard.breaker.is_open
+    assert bulkhead.under_way == 0
+
+
+async def test_closing_waits_for_what_is_under_way() -> None:
+    held = Held()
+    callers = await held.fill(2)
+    callers[0].cancel()
+
+    closing = asyncio.create_task(held.guard.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
+
+    held.release.set()
+    await closing
+    assert held.bulkhead.under_way == 0

@@ -1,0 +1,95 @@
+"""The REST calls: signing, tokens, and their refusals."""
+
+import re
+
+import httpx
+import pytest
+from jose import jwt
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
+from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
+from tests.servers import running
+
+
+@pytest.mark.parametrize("path", [SIGN, SIGN.replace("-", "_")])
+def test_both_spellings_of_the_path_mint_a_url_that_leads_back_here(service: Service, path: str) -> None:
+    url = service.ask(path).json()["signed_url"]
+
+    assert url.startswith(service.url.replace("http", "ws", 1) + "/v1/convai/conversation?")
+    assert parameters(url).keys() == {"agent_id", "conversation_signature"}
+    assert re.fullmatch(r"cvtkn_[0-9a-z]{28}", parameters(url)["conversation_signature"])
+
+
+def test_the_conversation_id_stands_in_the_url_and_not_in_the_answer(service: Service) -> None:
+    answer = service.ask(include_conversation_id="true").json()
+
+    assert answer.keys() == {"signed_url"}
+    assert re.fullmatch(r"conv_[a-zA-Z0-9]+", parameters(answer["signed_url"])["conversation_id"])
+
+
+@pytest.mark.parametrize("path", [SIGN, TOKEN])
+def test_a_missing_or_wrong_key_is_refused(service: Service, path: str) -> None:
+    wrong = service.ask(path, key="sk_wrong")
+    missing = service.http.get(path, params={"agent_id": AGENT.agent_id})
+
+    for answer in (wrong, missing):
+        assert answer.status_code == 401
+        assert answer.json() == {"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}
+
+
+def test_a_key_without_the_permission_is_refused_with_401_and_the_permissions_name(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], api_keys={"sk_reader": frozenset({"convai_read"})}))
+
+    answer = service.ask(key="sk_reader")
+
+    assert answer.status_code == 401
+    assert answer.json()["detail"]["status"] == "missing_permissions"
+    assert "missing the permission convai_write" in answer.json()["detail"]["message"]
+
+
+@pytest.mark.parametrize("path", [SIGN, TOKEN])
+def test_an_unknown_agent_is_not_found(service: Service, path: str) -> None:
+    answer = service.ask(path, agent_id="agent_x")
+
+    assert answer.status_code == 404
+    assert answer.json()["detail"]["message"] == "Document with id agent_x not found."
+
+
+def test_the_token_is_shaped_like_livekits_and_names_the_conversation(service: Service) -> None:
+    answer = service.ask(TOKEN, participant_name="ada").json()
+
+    claims = jwt.get_unverified_claims(answer["token"])
+    assert claims["sub"] == "ada"
+    assert claims["exp"] > claims["nbf"]
+    assert re.findall(r"conv_[a-zA-Z0-9]+", claims["video"]["room"]) == [answer["conversation_id"]]
+
+
+def test_a_public_agent_gives_its_token_without_a_key_but_no_signed_url(serve: Serve) -> None:
+    service = serve(Emulator(agents=[EmulatedAgent(agent_id="agent_public", requires_auth=False)]))
+
+    token = service.http.get(TOKEN, params={"agent_id": "agent_public"})
+    signed_url = service.http.get(SIGN, params={"agent_id": "agent_public"})
+
+    assert (token.status_code, signed_url.status_code) == (200, 401)
+
+
+def test_mounted_under_a_prefix_the_signed_url_bears_the_prefix_and_works() -> None:
+    emulator = Emulator(agents=[AGENT])
+    app = Starlette(routes=[Mount("/_elevenlabs", app=create_emulator(emulator))])
+
+    with running(lambda _url: app) as url, httpx.Client(base_url=f"{url}/_elevenlabs", trust_env=False) as http:
+        signed_url = Service(emulator=emulator, url=url, http=http).mint()
+        with talking(signed_url) as talk:
+            greeting = talk.says()
+
+    assert signed_url.startswith(url.replace("http", "ws", 1) + "/_elevenlabs/v1/convai/conversation?")
+    assert greeting == "Hello Ada! What would you like to sell today?"
+    assert emulator.records.calls[0].path == SIGN
+
+
+def test_an_explicit_base_wins_over_the_callers_address(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], public_ws_base="wss://shop.example/_elevenlabs/"))
+
+    assert service.mint().startswith("wss://shop.example/_elevenlabs/v1/convai/conversation?")

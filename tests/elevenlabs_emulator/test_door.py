@@ -1,0 +1,190 @@
+"""Who gets in, who does not, and what the refused are told."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, Fault
+from tests.elevenlabs_emulator.wire import (
+    AGENT,
+    JS_TEXT_INITIATION,
+    JS_VOICE_INITIATION,
+    Frame,
+    Serve,
+    Service,
+    talking,
+)
+
+UNAUTHORIZED = (3000, "Could not authorize the conversation.")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda url: url.partition("&conversation_signature")[0],
+        lambda url: url + "x",
+        lambda url: url.replace(AGENT.agent_id, "agent_second"),
+        lambda url: url + "&conversation_id=conv_another",
+    ],
+    ids=["absent", "forged", "another agent's", "another conversation's"],
+)
+def test_a_signature_that_does_not_fit_is_refused_before_the_metadata(
+    serve: Serve, spoilt: Callable[[str], str]
+) -> None:
+    service = serve(Emulator(agents=[AGENT, EmulatedAgent(agent_id="agent_second")]))
+
+    with talking(spoilt(service.mint()), None, subprotocol="convai") as talk:
+        refusal = talk.closed()
+
+    assert refusal == UNAUTHORIZED
+    assert talk.frames == []
+    assert service.emulator.records.conversations[0].closed_by == "emulator"
+
+
+def test_only_a_url_with_a_conversation_id_opens_a_single_conversation(service: Service) -> None:
+    bound, unbound = service.mint(include_conversation_id="true"), service.mint()
+
+    with talking(bound) as first:
+        assert first.says().startswith("Hello Ada!")
+        with talking(bound) as second:
+            assert second.closed() == UNAUTHORIZED
+    with talking(unbound) as first, talking(unbound) as second:
+        assert first.says() == second.says()
+
+
+def test_a_url_is_good_for_fifteen_minutes_and_not_a_second_longer(serve: Serve) -> None:
+    time = [1_000.0]
+    service = serve(Emulator(agents=[AGENT], clock=lambda: time[0]))
+    url = service.mint()
+
+    time[0] += 899
+    with talking(url) as in_time:
+        in_time.says()
+        time[0] += 1
+        with talking(url) as too_late:
+            assert too_late.closed() == UNAUTHORIZED
+        in_time.send("user_message", text="hello")
+        assert in_time.says().startswith("Hello!")
+
+
+def test_a_public_agent_is_open_to_its_bare_id_but_not_to_a_forged_signature(serve: Serve) -> None:
+    service = serve(Emulator(agents=[EmulatedAgent(agent_id="agent_public", requires_auth=False)]))
+    url = service.public_url("agent_public")
+
+    with talking(url) as bare, talking(f"{url}&conversation_signature=cvtkn_forged") as forged:
+        assert bare.says().startswith("Hello Ada!")
+        assert forged.closed() == UNAUTHORIZED
+
+
+def test_an_unknown_agent_does_not_exist(service: Service) -> None:
+    with talking(service.public_url("agent_x"), None) as talk:
+        assert talk.closed() == (3000, "The AI agent you are trying to reach does not exist")
+
+
+def test_an_allowlist_admits_its_hosts_and_clients_without_an_origin(serve: Serve) -> None:
+    agent = EmulatedAgent(agent_id="agent_x", requires_auth=False, allowed_hosts=frozenset({"shop.example:8080"}))
+    url = serve(Emulator(agents=[agent])).public_url("agent_x")
+
+    for origin in ("http://shop.example:8080", None):
+        with talking(url, origin=origin) as welcome:
+            assert welcome.says().startswith("Hello Ada!")
+    for origin, host in {"http://shop.example": "shop.example", "null": ""}.items():
+        with talking(url, origin=origin) as foreign:
+            assert foreign.closed() == (3000, f"Host {host} is not allowed to connect to this agent")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "hello",
+        "[]",
+        "[" * 100_000,
+        b"\x00\x01",
+        json.dumps({"type": "user_message", "text": "hi"}),
+        json.dumps(JS_TEXT_INITIATION | {"user_id": "\ud800"}),
+        json.dumps(JS_TEXT_INITIATION | {"dynamic_variables": ["Ada"]}),
+        json.dumps(JS_TEXT_INITIATION | {"dynamic_variables": {"user_name": {"first": "Ada"}}}),
+        json.dumps(JS_TEXT_INITIATION | {"conversation_config_override": "text"}),
+    ],
+)
+def test_a_hostile_first_frame_closes_before_the_metadata(service: Service, first: str | bytes) -> None:
+    with talking(service.mint(), None) as talk:
+        talk.socket.send(first)
+        refusal = talk.closed()
+
+    assert refusal == (1008, "Invalid message received")
+    assert talk.frames == []
+
+
+def test_who_says_nothing_first_is_closed_in_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elevenlabs_emulator.conversation._FIRST_FRAME_SECONDS", 0.01)
+
+    with talking(service.mint(), None) as talk:
+        assert talk.closed() == (1002, "No conversation initiation data received in time")
+
+
+def _refused_at_the_start(service: Service, initiation: Frame) -> tuple[int, str, str]:
+    with talking(service.mint(), initiation) as talk:
+        code, reason = talk.closed()
+    assert talk.kinds == ["conversation_initiation_metadata", "error"]
+    event = talk.frames[1]["error_event"]
+    assert (event["code"], event["reason"]) == (code, reason)
+    return code, reason, event["error_type"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({}, "first message: {'shop', 'user_name'}"),
+        ({"shop": "x"}, "first message: {'user_name'}"),
+        ({"shop": "x", "user_name": "Ada"}, "tools: {'order_id'}"),
+    ],
+)
+def test_missing_variables_close_after_the_metadata(serve: Serve, variables: Frame, missing: str) -> None:
+    first_message, tools = "{{ user_name }} at {{shop}}", frozenset({"order_id", "user_name"})
+    agent = EmulatedAgent(agent_id=AGENT.agent_id, first_message=first_message, tool_variables=tools)
+    service = serve(Emulator(agents=[agent]))
+
+    refusal = _refused_at_the_start(service, JS_TEXT_INITIATION | {"dynamic_variables": variables})
+
+    assert refusal == (1008, f"Missing required dynamic variables in {missing}", "missing_dynamic_variable")
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ({"agent": {"first_message": "Hi"}}, "first_message"),
+        ({"agent": {"prompt": {"ä" * 200: "Obey"}}}, "ä" * 200),  # cut to what a close frame carries
+        ({"conversation": {"text_only": True}, "agent": {"language": "de"}}, "language"),
+    ],
+)
+def test_a_forbidden_override_closes_after_the_metadata(service: Service, override: Frame, field: str) -> None:
+    refusal = _refused_at_the_start(service, JS_TEXT_INITIATION | {"conversation_config_override": override})
+
+    reason = f"Override for field '{field}' is not allowed by config."
+    assert refusal == (1008, reason.encode()[:123].decode(errors="ignore"), "override_error")
+
+
+def test_text_only_needs_its_permission_and_empty_overrides_need_none(serve: Serve) -> None:
+    service = serve(Emulator(agents=[EmulatedAgent(agent_id=AGENT.agent_id, allowed_overrides=frozenset())]))
+
+    _, reason, _ = _refused_at_the_start(service, JS_TEXT_INITIATION)
+    with talking(service.mint(), JS_VOICE_INITIATION) as talk:
+        greeting = talk.says()
+
+    assert reason == "Override for field 'text_only' is not allowed by config."
+    assert greeting.startswith("Hello Ada!")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in CLOSINGS.items() if "{" not in row.reason))
+def test_every_row_of_the_table_that_needs_no_facts_can_be_forced(service: Service, name: str) -> None:
+    row = CLOSINGS[name]
+    service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
+
+    with talking(service.mint()) as forced:
+        assert forced.closed() == (row.code, row.reason)
+    with talking(service.mint()) as after:
+        assert after.says().startswith("Hello Ada!")
+
+    assert forced.kinds == ([] if row.moment == "door" else ["conversation_initiation_metadata", "error"])

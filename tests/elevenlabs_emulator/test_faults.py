@@ -1,0 +1,129 @@
+"""Trouble on demand, by constructor and by the control routes."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from elevenlabs_emulator import Emulator, Fault
+from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
+
+
+def _put(service: Service, **fault: object) -> None:
+    assert service.http.put("/_emulator/faults", json=fault).status_code == 204
+
+
+def test_a_fault_lasts_for_its_calls_or_until_cleared(service: Service) -> None:
+    _put(service, status=503, times=2)
+    counted = [service.ask().status_code for _ in range(3)]
+    _put(service, status=500)
+    uncounted = [service.ask().status_code for _ in range(3)]
+    service.http.delete("/_emulator/faults")
+
+    assert (counted, uncounted) == ([503, 503, 200], [500, 500, 500])
+    assert service.ask().status_code == 200
+
+
+def test_each_target_has_its_own_fault(service: Service) -> None:
+    _put(service, target="token", status=429, retry_after_seconds=7)
+
+    token = service.ask(TOKEN)
+
+    assert (token.status_code, token.headers["retry-after"]) == (429, "7")
+    assert service.ask().status_code == 200
+
+
+def test_the_envelopes_are_the_old_and_the_new(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], faults=[Fault(status=429, code="system_busy")]))
+    legacy = service.ask().json()["detail"]
+    _put(service, status=429, envelope="new")
+    new = service.ask().json()["detail"]
+
+    assert legacy == {"status": "system_busy", "message": "The emulator was told to fail."}
+    assert new.keys() == {"type", "code", "message", "status", "request_id"}
+    assert (new["type"], new["code"], new["status"]) == ("rate_limit_error", "rate_limit_exceeded", new["code"])
+
+
+def test_broken_bodies_are_broken_in_the_way_they_are_named(service: Service) -> None:
+    def broken(body: str) -> httpx.Response:
+        _put(service, body=body)
+        answer = service.ask(include_conversation_id="true")
+        assert answer.status_code == 200
+        return answer
+
+    def spoilt(body: str) -> Any:
+        return broken(body).json()["signed_url"]
+
+    assert broken("html200").headers["content-type"].startswith("text/html")
+    for body in ("not_json", "truncated"):
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            broken(body).json()
+    assert broken("no_credential").json() == {}
+    assert isinstance(spoilt("wrong_type"), list)
+    assert len(broken("oversized").content) > 10 * 1024 * 1024
+    assert spoilt("foreign_host").startswith("wss://api.elevenlabs.io.attacker.invalid/v1/")
+    assert spoilt("http_scheme").startswith("http://127.0.0.1")
+    assert parameters(spoilt("other_agent"))["agent_id"] == "agent_other"
+    assert "conversation_id" not in parameters(spoilt("missing_conversation_id"))
+
+
+def test_who_follows_a_redirect_is_seen_doing_it(service: Service) -> None:
+    _put(service, body="redirect", times=1)
+
+    redirect = service.ask()
+    service.http.send(redirect.next_request or redirect.request)
+
+    assert [(call.path, call.status, call.key) for call in service.emulator.records.calls] == [
+        (SIGN, 307, "right"),
+        (SIGN, 200, "right"),
+    ]
+
+
+@pytest.mark.parametrize("fault", [{"body": "slow_trickle"}, {"latency_seconds": 1}])
+def test_a_slow_answer_outlasts_the_callers_patience(service: Service, fault: dict[str, object]) -> None:
+    _put(service, **fault)
+    service.http.timeout = httpx.Timeout(0.1)
+
+    with pytest.raises(httpx.ReadTimeout):
+        service.ask()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"body": "nonsense"},
+        {"status": 200},
+        {"status": 500, "body": "html200"},
+        {"times": 0},
+        {"surprise": True},
+        {"closing": "internal_error"},
+        {"target": "conversation", "closing": "nonsense"},
+        {"target": "conversation", "closing": "override_not_allowed"},
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(service: Service, fault: dict[str, object]) -> None:
+    assert service.http.put("/_emulator/faults", json=fault).status_code == 422
+
+
+def test_an_agent_can_be_put_over_the_wire(service: Service) -> None:
+    agent = {"agent_id": "agent_new", "requires_auth": False, "first_message": "Welcome!"}
+
+    put = service.http.put("/_emulator/agents", json=agent)
+    with talking(service.public_url("agent_new")) as talk:
+        greeting = talk.says()
+    misspelt = service.http.put("/_emulator/agents", json=agent | {"requires_atuh": True})
+
+    assert (put.status_code, misspelt.status_code) == (204, 422)
+    assert greeting == "Welcome!"
+
+
+def test_the_clock_can_be_advanced_past_a_urls_end_but_never_back(service: Service) -> None:
+    url = service.mint()
+
+    advanced = service.http.post("/_emulator/clock", json={"advance_seconds": 901})
+    back = service.http.post("/_emulator/clock", json={"advance_seconds": -901})
+    with talking(url) as talk:
+        refusal = talk.closed()
+
+    assert (advanced.status_code, back.status_code) == (200, 422)
+    assert refusal == (3000, "Could not authorize the conversation.")

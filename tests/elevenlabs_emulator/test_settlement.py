@@ -1,0 +1,260 @@
+"""What the emulator tells of a conversation: to whoever may ask, and by webhooks that the vendor's SDK accepts."""
+
+import json
+import queue
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import elevenlabs
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from elevenlabs_emulator import Emulator
+from tests.elevenlabs_emulator.wire import AGENT, JS_TEXT_INITIATION, KEY, TOKEN, Serve, Service, parameters, talking
+from tests.servers import free_port, running
+
+Delivery = tuple[bytes, str]
+SECRET = "wsec_of_the_test"
+
+
+class Receiver:
+    """Whoever the webhooks are for: keeps each delivery, with its signature."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.deliveries: queue.Queue[Delivery] = queue.Queue()
+
+    def next(self) -> dict[str, Any]:
+        body, signature = self.deliveries.get(timeout=5)
+        sdk = elevenlabs.ElevenLabs(api_key=KEY)
+        event: dict[str, Any] = sdk.webhooks.construct_event(body.decode(), signature, SECRET)
+        return event
+
+    async def receive(self, request: Request) -> Response:
+        self.deliveries.put((await request.body(), request.headers["elevenlabs-signature"]))
+        return Response()
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Receiver]:
+    receiver = Receiver()
+    with running(lambda _url: Starlette(routes=[Route("/hook", receiver.receive, methods=["POST"])])) as url:
+        receiver.url = f"{url}/hook"
+        yield receiver
+
+
+@pytest.fixture
+def receiver(listener: Receiver) -> Receiver:
+    listener.deliveries = queue.Queue()
+    return listener
+
+
+@pytest.fixture
+def told(serve: Serve, receiver: Receiver) -> Service:
+    now = time.time()  # it stands still but for what a test advances; the SDK takes no old signature
+    return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, clock=lambda: now))
+
+
+def converse(service: Service, *, seconds: float = 0) -> str:
+    url = service.mint(include_conversation_id="true")
+    with talking(url) as talk:
+        talk.says()
+        service.advance(seconds)
+    conversation_id = parameters(url)["conversation_id"]
+    service.await_end(conversation_id)
+    return conversation_id
+
+
+def asked(service: Service, conversation_id: str, *, key: str = KEY) -> tuple[int, dict[str, Any]]:
+    answer = service.http.get(f"/v1/convai/conversations/{conversation_id}", headers={"xi-api-key": key})
+    return answer.status_code, answer.json()
+
+
+def test_a_webhook_tells_of_a_conversation_once_it_is_over(told: Service, receiver: Receiver) -> None:
+    conversation_id = converse(told, seconds=42)
+
+    event = receiver.next()
+
+    assert event["type"] == "post_call_transcription"
+    account = event["data"]
+    assert (account["conversation_id"], account["user_id"]) == (conversation_id, JS_TEXT_INITIATION["user_id"])
+    assert (account["status"], account["metadata"]["call_duration_secs"]) == ("done", 42)
+    assert account["metadata"]["cost"] == 420
+    assert (200, account) == asked(told, conversation_id)
+    assert receiver.deliveries.empty()
+
+
+def test_a_conversation_is_unknown_until_it_is_opened_and_then_goes_from_state_to_state(
+    told: Service, receiver: Receiver
+) -> None:
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+
+    before = asked(told, conversation_id)
+    with talking(url, None) as talk:
+        opened = asked(told, conversation_id)
+        talk.socket.send(json.dumps(JS_TEXT_INITIATION))
+        talk.says()
+        amid = asked(told, conversation_id)
+    receiver.next()
+    after = asked(told, conversation_id)
+
+    assert before == (
+        404,
+        {"detail": {"status": "document_not_found", "message": f"Document with id {conversation_id} not found."}},
+    )
+    assert [account["status"] for _, account in (opened, amid, after)] == ["initiated", "in-progress", "done"]
+
+
+def test_only_a_key_that_may_read_is_told(serve: Serve) -> None:
+    keys = {"sk_writer": frozenset({"convai_write"}), KEY: frozenset({"convai_read"})}
+    service = serve(Emulator(agents=[AGENT], api_keys=keys))
+
+    answers = [asked(service, "conv_1", key=key) for key in (KEY, "sk_writer", "sk_wrong")]
+
+    assert [(status, body["detail"]["status"]) for status, body in answers] == [
+        (404, "document_not_found"),
+        (401, "missing_permissions"),
+        (401, "invalid_api_key"),
+    ]
+    assert "convai_read" in answers[1][1]["detail"]["message"]
+
+
+@pytest.mark.parametrize(("closing", "status"), [("quota_exceeded", "done"), ("internal_error", "failed")])
+def test_a_conversation_that_was_cut_off_bears_its_error(
+    told: Service, receiver: Receiver, closing: str, status: str
+) -> None:
+    told.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
+    with talking(told.mint()) as talk:
+        code, reason = talk.closed()
+
+    account = receiver.next()["data"]
+
+    assert account["status"] == status
+    assert account["metadata"]["error"] == {"code": code, "reason": reason}
+
+
+def test_a_duration_may_be_fixed(serve: Serve, receiver: Receiver) -> None:
+    service = serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, conversation_seconds=90))
+    converse(service)
+
+    assert receiver.next()["data"]["metadata"]["call_duration_secs"] == 90
+
+
+def put_conversations(service: Service, **settings: object) -> None:
+    assert service.http.put("/_emulator/conversations", json=settings).status_code == 204
+
+
+def test_a_conversation_is_processing_for_a_while_and_its_duration_is_known_then(
+    told: Service, receiver: Receiver
+) -> None:
+    put_conversations(told, processing_seconds=30)
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+    with talking(url) as talk:
+        talk.says()
+        told.advance(42)
+        open_still = asked(told, conversation_id)[1]
+    told.await_end(conversation_id)
+
+    told.advance(29)
+    processing = asked(told, conversation_id)[1]
+    was_early = not receiver.deliveries.empty()
+    told.advance(1)
+    webhook = receiver.next()["data"]
+    done = asked(told, conversation_id)[1]
+
+    accounts = (open_still, processing, webhook, done)
+    assert [account["status"] for account in accounts] == ["in-progress", "processing", "done", "done"]
+    assert [account["metadata"]["call_duration_secs"] for account in accounts] == [0, 42, 42, 42]
+    assert open_still["metadata"]["termination_reason"] is None
+    assert processing["metadata"]["termination_reason"] == "Client disconnected: 1000"
+    assert not was_early
+
+
+def test_a_conversation_that_fails_is_processing_first(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], processing_seconds=30))
+    service.http.put("/_emulator/faults", json={"target": "conversation", "closing": "internal_error"})
+    url = service.mint(include_conversation_id="true")
+    with talking(url) as talk:
+        _, reason = talk.closed()
+    conversation_id = parameters(url)["conversation_id"]
+    service.await_end(conversation_id)
+
+    processing = asked(service, conversation_id)[1]
+    service.advance(30)
+    failed = asked(service, conversation_id)[1]
+
+    assert (processing["status"], failed["status"]) == ("processing", "failed")
+    assert failed["metadata"]["termination_reason"] == reason
+
+
+@pytest.mark.parametrize("settings", [{"processing_seconds": -1}, {"unopened": "lost"}, {"procesing_seconds": 1}])
+def test_a_setting_of_conversations_that_makes_no_sense_is_refused(told: Service, settings: dict[str, object]) -> None:
+    assert told.http.put("/_emulator/conversations", json=settings).status_code == 422
+
+
+def test_an_unopened_conversation_is_initiated_where_the_setting_says_so(told: Service) -> None:
+    put_conversations(told, unopened="initiated")
+    url = told.mint(include_conversation_id="true")
+    conversation_id = parameters(url)["conversation_id"]
+    token_id = told.ask(TOKEN).json()["conversation_id"]
+
+    (status, unopened), (token_status, unopened_token) = asked(told, conversation_id), asked(told, token_id)
+    with talking(url) as talk:
+        talk.says()
+        opened = asked(told, conversation_id)[1]
+
+    assert (status, token_status) == (200, 200)
+    assert [account["status"] for account in (unopened, unopened_token, opened)] == [
+        "initiated",
+        "initiated",
+        "in-progress",
+    ]
+    assert unopened["metadata"]["call_duration_secs"] == 0
+    assert unopened_token["metadata"]["authorization_method"] == "livekit_token"
+
+
+def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(told: Service, receiver: Receiver) -> None:
+    ids = []
+    for fault in (
+        {"delivery": "lost"},
+        {"delivery": "twice"},
+        {"delivery": "held_back"},
+        {"latency_seconds": 0.01},
+    ):
+        told.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
+        ids.append(converse(told))
+
+    lost, twice, held_back, late = ids
+    received: list[str] = []
+    while len(received) < 4:  # what an earlier test is told may come late
+        told_of = receiver.next()["data"]["conversation_id"]
+        received += [told_of] if told_of in ids else []
+    assert lost not in received
+    assert received == [twice, twice, late, held_back]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"target": "signed_url", "delivery": "lost"},
+        {"target": "webhook", "delivery": "eaten"},
+        {"target": "webhook", "status": 500},
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(told: Service, fault: dict[str, object]) -> None:
+    assert told.http.put("/_emulator/faults", json=fault).status_code == 422
+
+
+def test_a_receiver_that_is_not_there_hurts_nobody(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], webhook_url=f"http://127.0.0.1:{free_port()}/hook"))
+
+    converse(service)
+    conversation_id = converse(service)
+
+    assert asked(service, conversation_id)[0] == 200

@@ -1,0 +1,478 @@
+"""From a header to a user: what is accepted, and the hundreds of things that are not."""
+
+import dataclasses
+import random
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.identity.hostile_tokens import (
+    MAX_CHARACTERS,
+    Hostile,
+    Mint,
+    hostile_tokens,
+    signer_for,
+    token_of_length,
+    token_with_a_deep_claim,
+    valid_tokens,
+)
+from voicepass.errors import CredentialsConflict, HeadersTooLarge, Refusal, TokenExpired, TokenInvalid, TokenMissing
+from voicepass.identity import FixedKey, JwtAuthenticator, TrustedIssuer, check_header, check_signature, parse
+from voicepass.identity.credentials import SessionCookie
+from voicepass.identity.keys import ALGORITHMS, HMAC_ALGORITHMS, VerificationKey, key_from_pem, key_from_secret
+from voicepass.model import Credentials, User
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_800_000_000.25
+ISSUER = "https://login.example"
+AUDIENCE = "voicepass"
+MUTATIONS = 20_000
+
+each_kind = pytest.mark.parametrize("algorithm", ["HS256", "RS256", "ES256"])
+each_algorithm = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+
+
+def mint_for(algorithm: str = "HS256", **changes: Any) -> Mint:
+    mint = Mint(signer=signer_for(algorithm), token_issuer=ISSUER, audience=AUDIENCE, now=NOW, kid="key-1")
+    return dataclasses.replace(mint, **changes)
+
+
+def key_for(mint: Mint) -> VerificationKey:
+    algorithm = mint.signer.algorithm
+    build = key_from_secret if algorithm in HMAC_ALGORITHMS else key_from_pem
+    return build(mint.signer.published, algorithm, kid=mint.kid)
+
+
+def verify(token: str, key: VerificationKey) -> None:
+    """Form, header and signature, as `user_of` checks them."""
+    parsed = parse(token)
+    check_signature(parsed, check_header(parsed.header, key.algorithm), key)
+
+
+def trust(mint: Mint, **settings: Any) -> TrustedIssuer:
+    return TrustedIssuer(
+        token_issuer=mint.token_issuer,
+        algorithm=mint.signer.algorithm,
+        audience=mint.audience,
+        keys=FixedKey(key_for(mint)),
+        leeway_seconds=mint.leeway_seconds,
+        **settings,
+    )
+
+
+def authenticator_for(mint: Mint, *, now: float | None = None, **settings: Any) -> JwtAuthenticator:
+    return JwtAuthenticator(trusted=[trust(mint, **settings)], clock=lambda: mint.now if now is None else now)
+
+
+async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str]) -> User | type[Refusal]:
+    """Any exception but a refusal escapes, and fails the test."""
+    try:
+        return await authenticator.authenticate(Credentials(authorization=tuple(authorization)))
+    except Refusal as refusal:
+        return type(refusal)
+
+
+# The corpus ---------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize(("leeway_seconds", "kid"), [(0, "key-1"), (60, "key-1"), (60, None)])
+async def test_every_hostile_token_is_refused_for_what_it_is(
+    algorithm: str, leeway_seconds: int, kid: str | None
+) -> None:
+    mint = mint_for(algorithm, leeway_seconds=leeway_seconds, kid=kid)
+    authenticator = authenticator_for(mint)
+    corpus = hostile_tokens(mint)
+
+    outcomes = {hostile: await outcome(authenticator, [f"Bearer {hostile.token}"]) for hostile in corpus}
+
+    assert {hostile.name: seen for hostile, seen in outcomes.items() if seen is not hostile.expected} == {}
+    assert len(outcomes) >= 750
+
+
+@each_kind
+async def test_every_valid_token_is_accepted(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+    authenticator = authenticator_for(mint)
+    good = valid_tokens(mint)
+
+    outcomes = {name: await outcome(authenticator, [f"Bearer {token}"]) for name, token in good.items()}
+
+    assert {name: seen for name, seen in outcomes.items() if not isinstance(seen, User) or seen.id != "u-1"} == {}
+    assert len(outcomes) >= 30
+
+
+@each_kind
+def test_the_corpus_says_nothing_twice(algorithm: str) -> None:
+    corpus = hostile_tokens(mint_for(algorithm))
+
+    names, tokens = {hostile.name for hostile in corpus}, {hostile.token for hostile in corpus}
+    assert len(names) == len(corpus)
+    assert len(tokens) == len(corpus)
+
+
+@each_kind
+async def test_a_key_without_a_name_answers_to_any_kid(algorithm: str) -> None:
+    mint = mint_for(algorithm, kid=None)
+    authenticator = authenticator_for(mint)
+
+    user = await authenticator.user_of(mint.token(header=mint.header(kid="whatever")))
+
+    assert user.id == "u-1"
+
+
+@each_kind
+async def test_a_claim_nested_beyond_reason_gets_a_verdict(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+
+    seen = await outcome(authenticator_for(mint), [f"Bearer {token_with_a_deep_claim(mint)}"])
+
+    assert seen is TokenInvalid or isinstance(seen, User)
+
+
+# Algorithms ---------------------------------------------------------------------------------------------------------
+
+
+@each_algorithm
+async def test_every_algorithm_can_be_configured(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+
+    user = await authenticator_for(mint).user_of(mint.token(claims=mint.claims(name="Ada")))
+
+    assert user == User(issuer=ISSUER, id="u-1", name="Ada", claims=mint.claims(name="Ada"))
+
+
+@each_algorithm
+async def test_a_service_takes_tokens_of_its_one_algorithm_only(algorithm: str) -> None:
+    authenticator = authenticator_for(mint_for(algorithm))
+    others = [mint_for(other) for other in sorted(ALGORITHMS - {algorithm})]
+
+    outcomes = [await outcome(authenticator, [f"Bearer {other.token()}"]) for other in others]
+
+    assert outcomes == [TokenInvalid] * 8
+
+
+@each_algorithm
+async def test_a_token_of_another_key_is_refused(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+    stranger = mint_for(algorithm, signer=signer_for(algorithm, owner="attacker"))
+
+    seen = await outcome(authenticator_for(mint), [f"Bearer {stranger.token()}"])
+
+    assert seen is TokenInvalid
+
+
+@each_kind
+def test_no_other_spelling_of_a_token_verifies(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+    key, token = key_for(mint), mint.token(claims=mint.claims(jti="~~~???>>>"))
+    chance = random.Random(algorithm)  # noqa: S311 - a seed, so that a failure can be had again
+
+    accepted = {mutant for mutant in mutants(token, MUTATIONS, chance) if verifies(mutant, key)}
+
+    assert accepted == set()
+    assert verifies(token, key)
+
+
+def mutants(token: str, count: int, chance: random.Random) -> list[str]:
+    """Change, insert or delete one byte of `token`: mostly by one that a token may hold, at times by any."""
+    alphabet = string.ascii_letters + string.digits + "-_.=+/"
+    made: list[str] = []
+    while len(made) < count:
+        place = chance.randrange(len(token) + 1)
+        byte = chance.choice(alphabet) if chance.random() < 0.8 else chr(chance.randrange(256))
+        rest, change = token[place:], chance.randrange(3)
+        mutant = token[:place] + ((byte + rest[1:]), byte + rest, rest[1:])[change]
+        if mutant != token:
+            made.append(mutant)
+    return made
+
+
+def verifies(token: str, key: VerificationKey) -> bool:
+    try:
+        verify(token, key)
+    except TokenInvalid:
+        return False
+    return True
+
+
+# The Authorization header -------------------------------------------------------------------------------------------
+
+TOKEN = mint_for().token()
+HEADER_SHAPES: dict[str, tuple[list[str], type[Refusal] | None]] = {
+    "plain": ([f"Bearer {TOKEN}"], None),
+    "small letters": ([f"bearer {TOKEN}"], None),
+    "capitals": ([f"BEARER {TOKEN}"], None),
+    "mixed letters": ([f"bEaReR {TOKEN}"], None),
+    "two spaces": ([f"Bearer  {TOKEN}"], None),
+    "spaces at the end": ([f"Bearer {TOKEN}  "], None),
+    "none": ([], TokenMissing),
+    "empty": ([""], TokenMissing),
+    "only spaces": (["   "], TokenMissing),
+    "only the scheme": (["Bearer"], TokenMissing),
+    "the scheme and spaces": (["Bearer    "], TokenMissing),
+    "no scheme": ([TOKEN], TokenMissing),
+    "another scheme": ([f"Basic {TOKEN}"], TokenMissing),
+    "a scheme called JWT": ([f"JWT {TOKEN}"], TokenMissing),
+    "a longer scheme": ([f"Bearers {TOKEN}"], TokenMissing),
+    "a colon": ([f"Bearer: {TOKEN}"], TokenMissing),
+    "an equals sign": ([f"Bearer={TOKEN}"], TokenMissing),
+    "a cyrillic scheme": ([f"\u0412earer {TOKEN}"], TokenMissing),
+    "a space before": ([f" Bearer {TOKEN}"], TokenMissing),
+    "a tab for a space": ([f"Bearer\t{TOKEN}"], TokenMissing),
+    "a no-break space for a space": ([f"Bearer\u00a0{TOKEN}"], TokenMissing),
+    "a tab after the space": ([f"Bearer \t{TOKEN}"], TokenInvalid),
+    "a tab at the end": ([f"Bearer {TOKEN}\t"], TokenInvalid),
+    "the scheme twice": ([f"Bearer Bearer {TOKEN}"], TokenInvalid),
+    "a parameter": ([f"Bearer token={TOKEN}"], TokenInvalid),
+    "quotes": ([f'Bearer "{TOKEN}"'], TokenInvalid),
+    "a comma after": ([f"Bearer {TOKEN},"], TokenInvalid),
+    "a comma list of two": ([f"Bearer {TOKEN}, Bearer {TOKEN}"], TokenInvalid),
+    "a comma list, another scheme first": ([f"Basic dTpw, Bearer {TOKEN}"], TokenMissing),
+    "two tokens": ([f"Bearer {TOKEN} {TOKEN}"], TokenInvalid),
+    "two headers": ([f"Bearer {TOKEN}", f"Bearer {TOKEN}"], TokenInvalid),
+    "two headers, one empty": (["", f"Bearer {TOKEN}"], TokenInvalid),
+    "two headers, another scheme": ([f"Bearer {TOKEN}", "Basic dTpw"], TokenInvalid),
+    "8,192 characters of rubbish": ([f"Bearer {'.' * MAX_CHARACTERS}"], TokenInvalid),
+    "8,193 characters of rubbish": ([f"Bearer {'.' * (MAX_CHARACTERS + 1)}"], HeadersTooLarge),
+}
+
+
+@pytest.mark.parametrize("shape", HEADER_SHAPES)
+async def test_one_bearer_token_in_one_header_is_the_only_way_in(shape: str) -> None:
+    authorization, expected = HEADER_SHAPES[shape]
+
+    seen = await outcome(authenticator_for(mint_for()), authorization)
+
+    assert (None if isinstance(seen, User) else seen) is expected
+
+
+async def test_one_user_id_of_two_issuers_in_header_and_cookie_is_a_conflict() -> None:
+    mints = [mint_for(), mint_for(token_issuer="https://other.example")]
+    authenticator = JwtAuthenticator(
+        trusted=[trust(mint) for mint in mints], clock=lambda: NOW, session=SessionCookie("session", ())
+    )
+    header, cookie = (mint.token() for mint in mints)
+
+    def sent(cookie: str) -> Credentials:
+        return Credentials(authorization=(f"Bearer {header}",), cookies=(f"session={cookie}",), is_post=True)
+
+    assert (await authenticator.authenticate(sent(header))).id == (await authenticator.user_of(cookie)).id
+    with pytest.raises(CredentialsConflict):
+        await authenticator.authenticate(sent(cookie))
+
+
+async def test_a_token_of_8192_characters_is_read_and_one_more_is_too_many() -> None:
+    mint = mint_for()
+    authenticator = authenticator_for(mint)
+
+    longest = await outcome(authenticator, [f"Bearer {token_of_length(mint, 8192)}"])
+    too_long = await outcome(authenticator, [f"Bearer {token_of_length(mint, 8193)}"])
+
+    assert isinstance(longest, User)
+    assert too_long is HeadersTooLarge
+
+
+def test_the_verifier_bounds_the_length_by_itself() -> None:
+    mint = mint_for()
+
+    with pytest.raises(TokenInvalid):
+        verify(token_of_length(mint, 8193), key_for(mint))
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leeway_seconds", [0, 1, 60, 300])
+async def test_exp_is_the_first_instant_at_which_a_token_is_refused(leeway_seconds: int) -> None:
+    mint = mint_for(leeway_seconds=leeway_seconds)
+    token = mint.token(claims=mint.claims(exp=1_800_000_600))
+    end = 1_800_000_600 + leeway_seconds
+
+    outcomes = [
+        await outcome(authenticator_for(mint, now=now), [f"Bearer {token}"])
+        for now in (end - 0.001, end, end + 0.001, end + 1e9)
+    ]
+
+    assert isinstance(outcomes[0], User)
+    assert outcomes[1:] == [TokenExpired] * 3
+
+
+@pytest.mark.parametrize("leeway_seconds", [0, 60])
+async def test_a_token_that_is_older_than_the_operator_allows_is_expired_whatever_its_exp(leeway_seconds: int) -> None:
+    mint = mint_for(leeway_seconds=leeway_seconds)
+    token = mint.token(claims=mint.claims(exp=1_900_000_000, iat=1_800_000_000))
+    end = 1_800_000_000 + 300 + leeway_seconds
+
+    outcomes = [
+        await outcome(authenticator_for(mint, now=now, max_age_seconds=300), [f"Bearer {token}"])
+        for now in (1_800_000_000, end - 0.001, end, end + 1e6)
+    ]
+    without_limit = await outcome(authenticator_for(mint, now=end + 1e6), [f"Bearer {token}"])
+
+    assert [isinstance(seen, User) for seen in outcomes] == [True, True, False, False]
+    assert outcomes[2:] == [TokenExpired] * 2
+    assert isinstance(without_limit, User)
+
+
+@pytest.mark.parametrize("iat", [None, "1800000000", True])
+async def test_where_the_age_is_limited_a_token_without_an_instant_of_issue_is_refused(iat: object) -> None:
+    mint = mint_for()
+    claims = {name: value for name, value in mint.claims().items() if name != "iat"}
+    token = mint.token(claims=claims if iat is None else claims | {"iat": iat})
+
+    limited = await outcome(authenticator_for(mint, max_age_seconds=300), [f"Bearer {token}"])
+
+    assert limited is TokenInvalid
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+@pytest.mark.parametrize("leeway_seconds", [0, 1, 60, 300])
+async def test_nbf_and_iat_are_the_first_instant_at_which_a_token_is_accepted(leeway_seconds: int, claim: str) -> None:
+    mint = mint_for(leeway_seconds=leeway_seconds)
+    token = mint.token(claims=mint.claims(exp=1_900_000_000) | {claim: 1_800_000_600})
+    begin = 1_800_000_600 - leeway_seconds
+
+    outcomes = [
+        await outcome(authenticator_for(mint, now=now), [f"Bearer {token}"])
+        for now in (begin - 1e9, begin - 0.001, begin, begin + 0.001)
+    ]
+
+    assert outcomes[:2] == [TokenInvalid] * 2
+    assert all(isinstance(seen, User) for seen in outcomes[2:])
+
+
+async def test_the_clock_is_read_for_each_token() -> None:
+    mint, times = mint_for(), iter([NOW, NOW + 1e6, NOW])
+    trusted = list(authenticator_for(mint)._trusted.values())
+    authenticator = JwtAuthenticator(trusted=trusted, clock=lambda: next(times))
+
+    outcomes = [await outcome(authenticator, [f"Bearer {mint.token()}"]) for _ in range(3)]
+
+    assert [seen is TokenExpired for seen in outcomes] == [False, True, False]
+
+
+async def test_an_expired_token_with_a_bad_signature_is_invalid_not_expired() -> None:
+    mint = mint_for()
+    forged = mint_for(signer=signer_for("HS256", owner="attacker"))
+
+    seen = await outcome(authenticator_for(mint), [f"Bearer {forged.token(claims=forged.claims(exp=1))}"])
+
+    assert seen is TokenInvalid
+
+
+# The user -----------------------------------------------------------------------------------------------------------
+
+USER_IDS: dict[str, tuple[str, dict[str, object], str]] = {
+    "sub": ("sub", {}, "u-1"),
+    "sub of one character": ("sub", {"sub": "u"}, "u"),
+    "sub of 200 characters": ("sub", {"sub": "u" * 200}, "u" * 200),
+    "sub with the signs of identity providers": ("sub", {"sub": "auth0|5f7c8e@clients"}, "auth0|5f7c8e@clients"),
+    "sub beyond ASCII": ("sub", {"sub": "Ağça 🎙"}, "Ağça 🎙"),
+    "sub in another case": ("sub", {"sub": "U-1"}, "U-1"),
+    "another claim": ("uid", {"uid": "ada"}, "ada"),
+    "a nested claim": ("app_metadata.user.id", {"app_metadata": {"user": {"id": "ada"}}}, "ada"),
+    "a namespaced claim": ("https://example.com/user_id", {"https://example.com/user_id": "ada"}, "ada"),
+    "a claim with dots and a nested one": ("a.b", {"a.b": "exact", "a": {"b": "nested"}}, "exact"),
+    "a number": ("uid", {"uid": 42}, "42"),
+    "zero": ("uid", {"uid": 0}, "0"),
+    "a number of 20 digits": ("uid", {"uid": 10**19}, "1" + "0" * 19),
+}
+
+
+@pytest.mark.parametrize("name", USER_IDS)
+async def test_the_user_id_comes_from_the_configured_claim_exactly(name: str) -> None:
+    claim, claims, expected = USER_IDS[name]
+    mint = mint_for()
+
+    user = await authenticator_for(mint, user_id_claim=claim).user_of(mint.token(claims=mint.claims(**claims)))
+
+    assert user.id == expected
+    assert user.issuer == ISSUER
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", True, False, 1.0, [], ["ada"], {}, {"id": "ada"}, "u" * 256, "\ud800", "ada\udcff"], ids=repr
+)
+@pytest.mark.parametrize("claim", ["uid", "app_metadata.id", "https://example.com/id"])
+async def test_a_user_id_that_is_no_id_is_refused(claim: str, value: object) -> None:
+    mint = mint_for()
+    nested: dict[str, object] = {"app_metadata": {"id": value}} if claim == "app_metadata.id" else {claim: value}
+
+    seen = await outcome(
+        authenticator_for(mint, user_id_claim=claim), [f"Bearer {mint.token(claims=mint.claims(**nested))}"]
+    )
+
+    assert seen is TokenInvalid
+
+
+@pytest.mark.parametrize("claim", ["uid", "a.b", "sub.id", "app_metadata.id.more", "app_metadata.", ".", ""])
+async def test_a_user_id_claim_that_is_not_there_is_refused_and_never_replaced_by_sub(claim: str) -> None:
+    mint = mint_for()
+    token = mint.token(claims=mint.claims(app_metadata={"id": "ada"}))
+
+    seen = await outcome(authenticator_for(mint, user_id_claim=claim), [f"Bearer {token}"])
+
+    assert seen is TokenInvalid
+
+
+@pytest.mark.parametrize("sub", [None, "", 7, ["u-1"]])
+async def test_sub_must_be_there_whatever_claim_names_the_user(sub: object) -> None:
+    mint = mint_for()
+    token = mint.token(claims=mint.claims(sub=sub, uid="ada"))
+
+    seen = await outcome(authenticator_for(mint, user_id_claim="uid"), [f"Bearer {token}"])
+
+    assert seen is TokenInvalid
+
+
+# What is said -------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_failed(algorithm: str) -> None:
+    mint = mint_for(algorithm)
+    authenticator = authenticator_for(mint)
+    refusals = [await refusal_of(authenticator, hostile) for hostile in hostile_tokens(mint)]
+
+    said = {(type(refusal).__name__, refusal.detail) for _, refusal in refusals}
+    repeating = [
+        hostile.name
+        for hostile, refusal in refusals
+        if any(part in refusal.operator_note for part in hostile.token.split(".") if len(part) > 8)
+    ]
+    silent = [
+        hostile.name for hostile, refusal in refusals if type(refusal) is TokenInvalid and not refusal.operator_note
+    ]
+
+    assert said == {(kind.__name__, kind.detail) for kind in (TokenInvalid, TokenExpired, HeadersTooLarge)}
+    assert repeating == []
+    assert silent == []
+
+
+async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:
+    with pytest.raises(Refusal) as caught:
+        await authenticator.authenticate(Credentials(authorization=(f"Bearer {hostile.token}",)))
+    return hostile, caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"aud": "other"}, "token refused: aud does not name the configured audience"),
+        ({"iss": "other"}, "token refused: iss is no configured issuer"),
+        ({"exp": "soon"}, "token refused: exp is not a number"),
+        ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
+        ({"sub": 7}, "token refused: sub is missing or not text"),
+    ],
+)
+async def test_the_operator_learns_which_check_failed(changes: dict[str, object], note: str) -> None:
+    mint = mint_for()
+
+    with pytest.raises(TokenInvalid) as caught:
+        await authenticator_for(mint).user_of(mint.token(claims=mint.claims(**changes)))
+
+    assert caught.value.operator_note == note

@@ -1,0 +1,438 @@
+"""What is refused as a key, in words that never repeat it."""
+
+import base64
+import datetime as dt
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509 import Certificate, CertificateBuilder, Name, NameAttribute, random_serial_number
+from cryptography.x509.oid import NameOID
+
+from tests.identity.hostile_tokens import SECRET, base64url, ec_key_of, rsa_key_of, signer_for
+from voicepass.identity.keys import (
+    ALGORITHMS,
+    HMAC_ALGORITHMS,
+    KeyUnusableError,
+    VerificationKey,
+    base64url_decode,
+    base64url_encode,
+    key_from_jwk,
+    key_from_pem,
+    key_from_secret,
+)
+
+ODD_SECRETS = {
+    "32 bytes": "0123456789abcdef0123456789abcdef",
+    "a JSON list": json.dumps(["a", "b", "c", "d", "e", "f", "g"]),
+    "a JSON string": json.dumps("a secret that somebody put in quotes"),
+    "a JSON object": json.dumps({"secret": "a secret inside of an object"}),
+    "a JSON number": "1" * 40,
+    "a JSON number beyond Python's limit": "1" * 5000,
+    "JSON too deep to parse": "[" * 5000,
+    "a JSON word": "true".ljust(40),
+    "ssh-rsa in the middle": "a secret that speaks of ssh-rsa and more",
+    "ssh-rsa at its end": "a secret that speaks at last of ssh-rsa",
+    "dashes": "-----a secret between five dashes-----",
+    "kty without quotes": "a secret that happens to say kty, no more",
+    "16 two-byte characters": "ßßßßßßßßßßßßßßßß",
+    "bytes that are not UTF-8": b"\xff\xfe\x80".decode("utf-8", "surrogateescape") * 12,
+    "a NUL": "a secret with a NUL \0 in the midst of it",
+    "spaces around": "  a secret with spaces at either end  ",
+    "base64": base64.b64encode(bytes(range(48))).decode(),
+    "base64 that begins like DER": "MIIB" + "A" * 60,
+    "hexadecimal": bytes(range(48)).hex(),
+    "4 kB": "a" * 4096,
+}
+
+
+@pytest.mark.parametrize("algorithm", sorted(HMAC_ALGORITHMS))
+@pytest.mark.parametrize("name", ODD_SECRETS)
+def test_a_secret_may_look_like_anything_and_is_used_byte_for_byte(name: str, algorithm: str) -> None:
+    signer = signer_for(algorithm, secret=ODD_SECRETS[name])
+
+    key = key_from_secret(ODD_SECRETS[name], algorithm)
+
+    assert key.verifies(b"signing input", signer.sign(b"signing input"))
+    assert not key.verifies(b"another input", signer.sign(b"signing input"))
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -> None:
+    provider, attacker = signer_for(algorithm), signer_for(algorithm, owner="attacker")
+
+    key = key_of(provider.published, algorithm)
+
+    assert key.algorithm == algorithm
+    assert key.verifies(b"signing input", provider.sign(b"signing input"))
+    assert not key.verifies(b"another input", provider.sign(b"signing input"))
+    assert not key.verifies(b"signing input", attacker.sign(b"signing input"))
+    assert not key.verifies(b"signing input", b"")
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_a_jwk_is_the_same_key_as_the_text(algorithm: str) -> None:
+    signer = signer_for(algorithm)
+
+    key = key_from_jwk(jwk_of(algorithm, kid="key-1", use="sig", alg=algorithm, key_ops=["verify"]), algorithm)
+
+    assert (key.kid, key.algorithm) == ("key-1", algorithm)
+    assert key.verifies(b"signing input", signer.sign(b"signing input"))
+
+
+def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None:
+    signer = signer_for("RS256")
+
+    key = key_from_pem(rsa_pem(exponent=65537), "RS256")
+
+    assert key.verifies(b"signing input", signer.sign(b"signing input"))
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "ES384", "ES512"])
+def test_a_certificate_serves_as_its_public_key(algorithm: str) -> None:
+    signer = signer_for(algorithm)
+
+    key = key_from_pem(certificate_of(algorithm).public_bytes(Encoding.PEM).decode(), algorithm)
+
+    assert key.verifies(b"signing input", signer.sign(b"signing input"))
+
+
+def unusable_secrets() -> dict[str, tuple[str, str]]:
+    pem = signer_for("RS256").published
+    der = der_of(pem)
+    pkcs1 = rsa_key_of("provider").public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    ssh = rsa_key_of("provider").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    ec_ssh = ec_key_of("provider", "ES256").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    certificate = certificate_of("RS256").public_bytes(Encoding.DER)
+    jwk = jwk_of("RS256", kid="key-1")
+    short, blank, public = "at least 32 bytes", "blank", "public key"
+    return {
+        "empty": ("", short),
+        "one byte": ("a", short),
+        "31 bytes": ("a" * 31, short),
+        "15 two-byte characters": ("ß" * 15, short),
+        "31 spaces": (" " * 31, short),
+        "spaces": (" " * 48, blank),
+        "line feeds": ("\n" * 48, blank),
+        "blanks of all kinds": ("\t \r\n\u00a0\u2003" * 12, blank),
+        "a PEM": (pem, public),
+        "a PEM with text before it": (f"our key:\n{pem}", public),
+        "a PEM with \\n": (pem.replace("\n", "\\n"), public),
+        "a PEM in spaces": (f"  {pem}  ", public),
+        "a PEM of an EC key": (signer_for("ES256").published, public),
+        "a PEM certificate": (certificate_of("RS256").public_bytes(Encoding.PEM).decode(), public),
+        "a PEM private key": (private_pem(rsa_key_of("provider")), public),
+        "an SSH key": (ssh, public),
+        "an SSH key after a space": (" " + ssh, public),
+        "an EC SSH key": (ec_ssh, public),
+        "DER in base64": (base64.b64encode(der).decode(), public),
+        "DER in base64, in lines": (base64.encodebytes(der).decode(), public),
+        "DER in base64url": (base64url(der), public),
+        "DER of an EC key": (base64.b64encode(der_of(signer_for("ES256").published)).decode(), public),
+        "DER in PKCS #1": (base64.b64encode(pkcs1).decode(), public),
+        "DER of a certificate, as in x5c": (base64.b64encode(certificate).decode(), public),
+        "a JWK": (json.dumps(jwk), public),
+        "a JWK, indented": (json.dumps(jwk, indent=2), public),
+        "an EC JWK": (json.dumps(jwk_of("ES256")), public),
+        "a JWK that is a secret": (json.dumps({"kty": "oct", "k": base64url(SECRET.encode())}), public),
+        "a JWKS": (json.dumps({"keys": [jwk]}), public),
+        "a list of JWKs": (json.dumps([jwk]), public),
+    }
+
+
+def test_a_short_blank_or_mistaken_secret_is_refused() -> None:
+    secrets = unusable_secrets()
+
+    answers = {name: refusal(lambda s=secret: key_from_secret(s, "HS256")) for name, (secret, _) in secrets.items()}
+
+    assert {name: answers[name] for name, (_, reason) in secrets.items() if reason not in answers[name]} == {}
+    assert [name for name, (secret, _) in secrets.items() if gives_away(secret, answers[name])] == []
+
+
+@pytest.mark.parametrize("algorithm", [*sorted(ALGORITHMS - HMAC_ALGORITHMS), "none", "hs256", "HS1", "PS256", ""])
+def test_a_secret_serves_no_algorithm_but_hs(algorithm: str) -> None:
+    answer = refusal(lambda: key_from_secret(SECRET, algorithm))
+
+    assert "a secret is for HS256, HS384 or HS512" in answer
+    assert SECRET not in answer
+
+
+def unusable_pems() -> dict[str, tuple[str, str, str]]:
+    pem, ec_pem = signer_for("RS256").published, signer_for("ES256").published
+    private = rsa_key_of("provider")
+    ssh = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    ed25519_pem = spki(ed25519.Ed25519PrivateKey.generate().public_key())
+    no_pem, private_half = "is not a PEM public key or certificate", "is a private key"
+    return {
+        "empty": ("", "RS256", no_pem),
+        "words": ("the public key", "RS256", no_pem),
+        "a lone surrogate": ("\ud800", "RS256", no_pem),
+        "a PEM without its marks": (base64.b64encode(der_of(pem)).decode(), "RS256", no_pem),
+        "a PEM cut short": (pem[: len(pem) // 2], "RS256", no_pem),
+        "a PEM of rubbish": ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "RS256", no_pem),
+        "a certificate of rubbish": ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "RS256", no_pem),
+        "an SSH key": (ssh, "RS256", no_pem),
+        "a JWK": (json.dumps(jwk_of("RS256")), "RS256", no_pem),
+        "a secret": (SECRET, "RS256", no_pem),
+        "a private key": (private_pem(private), "RS256", private_half),
+        "a private key of old": (private_pem(private, PrivateFormat.TraditionalOpenSSL), "RS256", private_half),
+        "a private key of OpenSSH": (private_pem(private, PrivateFormat.OpenSSH), "RS256", private_half),
+        "an encrypted private key": (encrypted.decode(), "RS256", private_half),
+        "a private EC key": (private_pem(ec_key_of("provider", "ES256")), "ES256", private_half),
+        "both halves": (pem + private_pem(private), "RS256", private_half),
+        "RSA of 1,024 bits": (weak_rsa_pem(), "RS256", "must have 2048 to 8192 bits; this one has 1024"),
+        "RSA, exponent 0": (rsa_pem(exponent=0), "RS256", no_pem),
+        "RSA, exponent 1": (rsa_pem(exponent=1), "RS256", no_pem),
+        "RSA, exponent 2": (rsa_pem(exponent=2), "RS256", no_pem),
+        "RSA, exponent 65536": (rsa_pem(exponent=65536), "RS256", no_pem),
+        "RSA for ES256": (pem, "ES256", "is not a key on curve P-256"),
+        "EC for RS256": (ec_pem, "RS256", "is not an RSA key, which RS256 needs"),
+        "P-256 for ES384": (ec_pem, "ES384", "is not a key on curve P-384"),
+        "P-256 for ES512": (ec_pem, "ES512", "is not a key on curve P-521"),
+        "P-384 for ES256": (signer_for("ES384").published, "ES256", "is not a key on curve P-256"),
+        "secp256k1 for ES256": (spki(ec.generate_private_key(ec.SECP256K1()).public_key()), "ES256", "curve P-256"),
+        "Ed25519 for ES256": (ed25519_pem, "ES256", "is not a key on curve P-256"),
+        "Ed25519 for RS256": (ed25519_pem, "RS256", "is not an RSA key"),
+        "a certificate of another kind": (
+            certificate_of("RS256").public_bytes(Encoding.PEM).decode(),
+            "ES256",
+            "is not a key on curve P-256",
+        ),
+        "a public key for HS256": (pem, "HS256", "cannot serve HS256"),
+        "a public key for PS256": (pem, "PS256", "cannot serve PS256"),
+        "a public key for none": (pem, "none", "cannot serve none"),
+    }
+
+
+def test_a_pem_that_is_no_public_key_for_the_algorithm_is_refused() -> None:
+    pems = unusable_pems()
+
+    answers = {name: refusal(lambda p=pem, a=alg: key_from_pem(p, a)) for name, (pem, alg, _) in pems.items()}
+
+    assert {name: answers[name] for name, (_, _, reason) in pems.items() if reason not in answers[name]} == {}
+    assert [name for name, (pem, _, _) in pems.items() if gives_away(pem, answers[name])] == []
+
+
+def unusable_jwks() -> dict[str, tuple[object, str, str]]:
+    rsa_jwk, ec_jwk, oct_jwk = jwk_of("RS256"), jwk_of("ES256"), jwk_of("HS256")
+    numbers = rsa_key_of("provider").private_numbers()
+    d = base64url(numbers.d.to_bytes(256))
+    ec_d = base64url(ec_key_of("provider", "ES256").private_numbers().private_value.to_bytes(32))
+    modulus = numbers.public_numbers.n
+    y = int.from_bytes(base64url_decode(ec_jwk["y"]))
+    other_y = base64url((y ^ 1).to_bytes(32))
+    okp = {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(32))}
+    not_meant, another, malformed = "is not meant for verifying", "is meant for another algorithm", "is malformed"
+    return {
+        "null": (None, "RS256", "is not a JSON object"),
+        "a list": ([rsa_jwk], "RS256", "is not a JSON object"),
+        "text": (json.dumps(rsa_jwk), "RS256", "is not a JSON object"),
+        "an empty object": ({}, "RS256", "is no RSA key with a member 'n'"),
+        "a key set": ({"keys": [rsa_jwk]}, "RS256", "is no RSA key with"),
+        "use: enc": (rsa_jwk | {"use": "enc"}, "RS256", not_meant),
+        "use: null": (rsa_jwk | {"use": None}, "RS256", not_meant),
+        "use: a list": (rsa_jwk | {"use": ["sig"]}, "RS256", not_meant),
+        "key_ops: only sign": (oct_jwk | {"key_ops": ["sign"]}, "HS256", not_meant),
+        "key_ops: encrypt": (rsa_jwk | {"key_ops": ["encrypt", "wrapKey"]}, "RS256", not_meant),
+        "key_ops: empty": (rsa_jwk | {"key_ops": []}, "RS256", not_meant),
+        "key_ops: text": (rsa_jwk | {"key_ops": "verify"}, "RS256", not_meant),
+        "key_ops: an object": (rsa_jwk | {"key_ops": {"verify": True}}, "RS256", not_meant),
+        "alg: RS384": (rsa_jwk | {"alg": "RS384"}, "RS256", another),
+        "alg: RSA-OAEP": (rsa_jwk | {"alg": "RSA-OAEP"}, "RS256", another),
+        "alg: null": (rsa_jwk | {"alg": None}, "RS256", another),
+        "alg: a list": (rsa_jwk | {"alg": ["RS256"]}, "RS256", another),
+        "alg: in small letters": (rsa_jwk | {"alg": "rs256"}, "RS256", another),
+        "kid: a number": (rsa_jwk | {"kid": 1}, "RS256", "has a kid that is not text"),
+        "kid: a list": (rsa_jwk | {"kid": ["key-1"]}, "RS256", "has a kid that is not text"),
+        "kid: false": (rsa_jwk | {"kid": False}, "RS256", "has a kid that is not text"),
+        "a secret of 31 bytes": (oct_jwk | {"k": base64url(b"k" * 31)}, "HS256", "must be at least 32 bytes"),
+        "a secret that is empty": (oct_jwk | {"k": ""}, "HS256", "is no oct key with a member 'k'"),
+        "a secret that is a number": (oct_jwk | {"k": 7}, "HS256", "is no oct key with a member 'k'"),
+        "a secret that is missing": ({"kty": "oct"}, "HS256", "is no oct key with a member 'k'"),
+        "a secret with padding": (oct_jwk | {"k": base64url(b"k" * 40) + "=="}, "HS256", "malformed member 'k'"),
+        "a secret not in base64url": (oct_jwk | {"k": "?" * 48}, "HS256", "malformed member 'k'"),
+        "a secret for RS256": (oct_jwk, "RS256", "is no RSA key with"),
+        "a secret for ES256": (oct_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
+        "RSA for HS256": (rsa_jwk, "HS256", "is no oct key with"),
+        "RSA for HS256, with a k": (rsa_jwk | {"k": rsa_jwk["n"]}, "HS256", "is no oct key with"),
+        "RSA for ES256": (rsa_jwk, "ES256", "is not a key for ES256"),
+        "RSA for ES256, with a crv": (rsa_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
+        "RSA for PS256": (rsa_jwk, "PS256", "is not a key for PS256"),
+        "RSA for none": (rsa_jwk, "none", "is not a key for none"),
+        "EC for RS256": (ec_jwk, "RS256", "is no RSA key with"),
+        "EC, P-256 for ES384": (ec_jwk, "ES384", "is not a key for ES384"),
+        "EC, P-256 called P-384": (ec_jwk | {"crv": "P-384"}, "ES384", malformed),
+        "EC, an unknown curve": (ec_jwk | {"crv": "secp256k1"}, "ES256", "is not a key for ES256"),
+        "EC, a curve in a list": (ec_jwk | {"crv": ["P-256"]}, "ES256", "is not a key for ES256"),
+        "EC, no curve": ({k: v for k, v in ec_jwk.items() if k != "crv"}, "ES256", "is not a key for ES256"),
+        "EC, no y": ({k: v for k, v in ec_jwk.items() if k != "y"}, "ES256", "with a member 'y'"),
+        "EC, a point off the curve": (ec_jwk | {"y": other_y}, "ES256", malformed),
+        "EC, the origin": (ec_jwk | {"x": "AA", "y": "AA"}, "ES256", malformed),
+        "EC, beyond the field": (ec_jwk | {"x": base64url(b"\xff" * 32)}, "ES256", malformed),
+        "EC, far beyond the field": (ec_jwk | {"x": base64url(b"\xff" * 3000)}, "ES256", malformed),
+        "EC, x a number": (ec_jwk | {"x": y}, "ES256", "with a member 'x'"),
+        "EC, x with a space": (ec_jwk | {"x": ec_jwk["x"] + " "}, "ES256", "malformed member 'x'"),
+        "OKP for ES256": (okp, "ES256", "is not a key for ES256"),
+        "OKP for EdDSA": (okp, "EdDSA", "is not a key for EdDSA"),
+        "a published private RSA key": (rsa_jwk | {"d": d}, "RS256", "is a private key, published"),
+        "a published private EC key": (ec_jwk | {"d": ec_d}, "ES256", "is a private key, published"),
+        "a private key, its d null": (rsa_jwk | {"d": None}, "RS256", "is a private key, published"),
+        "RSA of 1,024 bits": (rsa_jwk | {"n": base64url(b"\xff" * 128)}, "RS256", "2048 to 8192 bits"),
+        "RSA of 2,047 bits": (rsa_jwk | {"n": base64url((modulus >> 1 | 1).to_bytes(256))}, "RS256", "one has 2047"),
+        "RSA of 16,384 bits": (rsa_jwk | {"n": base64url(b"\xff" * 2048)}, "RS256", "2048 to 8192 bits"),
+        "RSA, exponent 0": (rsa_jwk | {"e": "AA"}, "RS256", malformed),
+        "RSA, exponent 1": (rsa_jwk | {"e": "AQ"}, "RS256", malformed),
+        "RSA, exponent 2": (rsa_jwk | {"e": "Ag"}, "RS256", malformed),
+        "RSA, exponent 65536": (rsa_jwk | {"e": "AQAA"}, "RS256", malformed),
+        "RSA, the exponent the modulus": (rsa_jwk | {"e": rsa_jwk["n"]}, "RS256", malformed),
+        "RSA, no exponent": ({k: v for k, v in rsa_jwk.items() if k != "e"}, "RS256", "with a member 'e'"),
+        "RSA, the exponent a number": (rsa_jwk | {"e": 65537}, "RS256", "with a member 'e'"),
+        "RSA, modulus zero": (rsa_jwk | {"n": "AA"}, "RS256", malformed),
+        "RSA, modulus with padding": (rsa_jwk | {"n": rsa_jwk["n"] + "=="}, "RS256", "malformed member 'n'"),
+        "RSA, modulus in the other alphabet": (rsa_jwk | {"n": "+" + rsa_jwk["n"][1:]}, "RS256", "member 'n'"),
+        "RSA, modulus with spare bits": (rsa_jwk | {"n": rsa_jwk["n"][:-1] + "B"}, "RS256", "malformed member 'n'"),
+    }
+
+
+def test_a_jwk_that_is_no_key_for_the_algorithm_is_refused() -> None:
+    jwks = unusable_jwks()
+
+    answers = {name: refusal(lambda j=jwk, a=alg: key_from_jwk(j, a)) for name, (jwk, alg, _) in jwks.items()}
+
+    assert {name: answers[name] for name, (_, _, reason) in jwks.items() if reason not in answers[name]} == {}
+    assert [name for name, (jwk, _, _) in jwks.items() if gives_away(json.dumps(jwk), answers[name])] == []
+
+
+def test_a_key_shows_nothing_of_itself_in_a_log_line() -> None:
+    key = key_from_secret(SECRET, "HS256", kid="key-1")
+
+    shown = f"{key} {key!r}"
+
+    assert "key-1" in shown
+    assert not gives_away(SECRET, shown)
+
+
+def test_the_pure_python_ecdsa_is_never_imported() -> None:
+    program = "import sys, voicepass.identity.keys; print('jose' in sys.modules, 'ecdsa' in sys.modules)"
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert result.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("data", [b"", b"f", b"fo", b"foo", bytes(range(256)), b"\xfb\xff\xbf"])
+def test_base64url_goes_there_and_back(data: bytes) -> None:
+    text = base64url_encode(data)
+
+    assert base64url_decode(text) == data
+    assert not set(text) & set("+/=")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A", "AAAAA", "AA==", "AAA=", "=", "Zh", "Zm9", "+A", "/A", "A A", "AA\n", "AA\0", "ÄÄ", "\uff21A", "\ud800"],
+)
+def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
+    with pytest.raises(ValueError, match="base64"):
+        base64url_decode(text)
+
+
+# Keys and answers ---------------------------------------------------------------------------------------------------
+
+
+def refusal(build: Any) -> str:
+    """Return the words with which a key is refused; any other exception escapes, and fails the test."""
+    try:
+        build()
+    except KeyUnusableError as error:
+        return str(error)
+    return "accepted"
+
+
+def gives_away(key: str, message: str) -> bool:
+    """Whether any 12 characters of `key` stand in `message`."""
+    return any(key[start : start + 12] in message for start in range(len(key) - 11))
+
+
+def key_of(published: str, algorithm: str) -> VerificationKey:
+    return (key_from_secret if algorithm in HMAC_ALGORITHMS else key_from_pem)(published, algorithm)
+
+
+def jwk_of(algorithm: str, **members: object) -> dict[str, Any]:
+    """Return the provider's JWK for `algorithm`."""
+    jwk: Mapping[str, object]
+    if algorithm in HMAC_ALGORITHMS:
+        jwk = {"kty": "oct", "k": base64url(SECRET.encode())}
+    elif algorithm.startswith("RS"):
+        jwk = {"kty": "RSA", "n": base64url(rsa_key_of("provider").public_key().public_numbers().n.to_bytes(256))}
+        jwk = {**jwk, "e": "AQAB"}
+    else:
+        key = ec_key_of("provider", algorithm)
+        numbers, length = key.public_key().public_numbers(), (key.curve.key_size + 7) // 8
+        x, y = (base64url(number.to_bytes(length)) for number in (numbers.x, numbers.y))
+        jwk = {"kty": "EC", "crv": f"P-{key.curve.key_size}", "x": x, "y": y}
+    return {**jwk, **members}
+
+
+@cache
+def certificate_of(algorithm: str) -> Certificate:
+    key = rsa_key_of("provider") if algorithm.startswith("RS") else ec_key_of("provider", algorithm)
+    name = Name([NameAttribute(NameOID.COMMON_NAME, "login.example")])
+    today = dt.datetime.now(tz=dt.UTC)
+    return (
+        CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(random_serial_number())
+        .not_valid_before(today)
+        .not_valid_after(today + dt.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+
+
+@cache
+def weak_rsa_pem() -> str:
+    return spki(rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key())  # noqa: S505
+
+
+def rsa_pem(*, exponent: int) -> str:
+    """Return the provider's key with another exponent, put together by hand: no library writes such a key."""
+    modulus = rsa_key_of("provider").public_key().public_numbers().n
+    numbers = der_item(0x30, *(der_item(0x02, n.to_bytes(n.bit_length() // 8 + 1)) for n in (modulus, exponent)))
+    rsa_encryption = der_item(0x30, bytes.fromhex("06092a864886f70d0101010500"))
+    der = der_item(0x30, rsa_encryption, der_item(0x03, b"\0", numbers))
+    return f"-----BEGIN PUBLIC KEY-----\n{base64.encodebytes(der).decode()}-----END PUBLIC KEY-----\n"
+
+
+def der_item(tag: int, *contents: bytes) -> bytes:
+    content = b"".join(contents)
+    length = len(content)
+    sized = bytes([length]) if length < 0x80 else b"\x82" + length.to_bytes(2)
+    return bytes([tag]) + sized + content
+
+
+def spki(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> str:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def private_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, style: PrivateFormat = PrivateFormat.PKCS8) -> str:
+    return key.private_bytes(Encoding.PEM, style, NoEncryption()).decode()
+
+
+def der_of(pem: str) -> bytes:
+    return base64.b64decode("".join(pem.splitlines()[1:-1]))

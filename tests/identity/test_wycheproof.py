@@ -1,0 +1,68 @@
+"""Wycheproof's vectors of tokens and keys, against the verifier; vectors/README.md says what was changed in them."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voicepass.errors import TokenInvalid
+from voicepass.identity import check_header, check_signature, parse
+from voicepass.identity.keys import CURVES, RSA_ALGORITHMS, KeyUnusableError, base64url_decode, key_from_jwk
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "wycheproof_voicepass.json").read_text())["vectors"]
+CONFIGURED = {"HS256"} | RSA_ALGORITHMS | CURVES.keys()
+
+
+def test_the_verifier_agrees_with_every_wycheproof_vector() -> None:
+    outcomes = {(vector["file"], vector["tcId"]): outcome_of(vector["jwk"], vector["token"]) for vector in VECTORS}
+
+    surprises = [
+        f"{vector['file']} {vector['tcId']} ({vector['comment']}): {outcomes[vector['file'], vector['tcId']]}"
+        for vector in VECTORS
+        if vector["verifier"] not in {"either", outcomes[vector["file"], vector["tcId"]]}
+    ]
+    assert surprises == []
+    assert len(outcomes) == 426
+
+
+def test_no_wycheproof_vector_is_missing() -> None:
+    counts = Counter(vector["verifier"] for vector in VECTORS)
+
+    assert counts == {"accept": 28, "refuse": 396, "either": 2}
+
+
+def outcome_of(jwk: Mapping[str, Any], token: str) -> str:
+    """Any exception but the verifier's own escapes, and fails the test."""
+    try:
+        header = header_of(token)
+        key = chosen(jwk, header.get("kid"))
+        algorithm = key.get("alg", header.get("alg"))
+        if algorithm not in CONFIGURED:
+            return "refuse"
+        parsed = parse(token)
+        check_signature(parsed, check_header(parsed.header, algorithm), key_from_jwk(key, algorithm))
+    except (TokenInvalid, KeyUnusableError):
+        return "refuse"
+    return "accept"
+
+
+def header_of(token: str) -> Mapping[str, Any]:
+    try:
+        header = json.loads(base64url_decode(token.partition(".")[0]))
+    except ValueError:
+        return {}  # the verifier will have its say
+    return header if isinstance(header, dict) else {}
+
+
+def chosen(jwk: Mapping[str, Any], kid: object) -> Mapping[str, Any]:
+    """Return the key called `kid` of a key set, or the only one; a set that cannot be trusted is refused whole."""
+    if "keys" not in jwk:
+        return jwk
+    keys: list[Mapping[str, Any]] = jwk["keys"]
+    if len({key.get("kid") for key in keys}) < len(keys) or len({key.get("kty") == "oct" for key in keys}) > 1:
+        raise KeyUnusableError("holds a kid twice, or mixes secrets with public keys")
+    named = [key for key in keys if key.get("kid") == kid]
+    if len(named) != 1:
+        raise KeyUnusableError("does not hold the key")
+    return named[0]

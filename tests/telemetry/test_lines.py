@@ -1,0 +1,137 @@
+"""What is written of an attempt: one line, parseable, with the cause for the operator and no secret for anyone."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tests.canaries import secrets_in
+from tests.conftest import signed_url
+from voicepass import errors
+from voicepass.model import Agent, Attempt, Transport, User
+from voicepass.telemetry.lines import AttemptLog, Isolated
+from voicepass.telemetry.logs import LogFormat, configure_logging
+
+HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    yield
+    configure_logging(log_format="json", level="debug")
+
+
+def attempt(**changes: object) -> Attempt:
+    values: dict[str, object] = {
+        "request_id": "r-1",
+        "transport": Transport.WEBSOCKET,
+        "alias": "default",
+        "user": User(issuer="i", id="u-1", name=None, claims={}),
+        "agent": Agent(alias="default", agent_id="agent_1", base_url="https://x"),
+        "conversation_id": "conv_1",
+        "credential_sha256": "0" * 64,
+        "outcome": "granted",
+    }
+    return Attempt(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="info")
+
+    AttemptLog()(attempt(duration_seconds=0.0123))
+
+    (line,) = capsys.readouterr().err.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["level"], event["logger"]) == ("pass.granted", "info", "voicepass.passes")
+    assert (event["token_issuer"], event["user_id"]) == ("i", "u-1")
+    assert (event["conversation_id"], event["duration_ms"]) == ("conv_1", 12.3)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
+    configure_logging(log_format=log_format, level="info")
+
+    AttemptLog()(attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
+
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 1
+    assert "\x1b[31m" not in written
+
+
+@pytest.mark.parametrize(
+    ("refusal", "level"),
+    [
+        (errors.TokenExpired, "info"),
+        (errors.AgentNotAllowed, "info"),
+        (errors.RateLimited, "info"),
+        (errors.KeysUnavailable, "error"),
+        (errors.KeyRejected, "error"),
+        (errors.LedgerUnavailable, "error"),
+        (errors.InternalError, "error"),
+    ],
+)
+def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_mend(
+    capsys: pytest.CaptureFixture[str], refusal: type[errors.Refusal], level: str
+) -> None:
+    configure_logging(log_format="json", level="info")
+
+    failed = attempt(
+        outcome=refusal.code,
+        is_operators_fault=refusal.is_operators_fault,
+        operator_note="give the key convai_write",
+        cause=ValueError(signed_url()),
+    )
+    AttemptLog()(failed)
+
+    written = capsys.readouterr().err
+    event = json.loads(written)
+    assert (event["event"], event["code"], event["level"]) == ("pass.refused", refusal.code, level)
+    assert (event["note"], event["cause"]) == ("give the key convai_write", "ValueError")
+    assert secrets_in(written) == []
+
+
+def test_an_unknown_alias_is_the_callers_text_and_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="info")
+
+    AttemptLog()(attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
+
+    assert "xxxx" not in capsys.readouterr().err
+
+
+def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(log_format="json", level="debug")
+
+    logging.getLogger("some.library").warning("dialling wss://x/?conversation_signature=zzz9&a=b")
+    logging.getLogger("httpcore").debug("send_request_headers xi-api-key")
+    logging.getLogger("uvicorn.error").debug("< GET %s", signed_url())
+    structlog.get_logger("voicepass.x").info("thing.happened", text="token=zzz9")
+
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 2
+    assert "zzz9" not in written
+    assert secrets_in(written) == []
+
+
+class Broken:
+    """An observer with a mistake."""
+
+    def __call__(self, _attempt: Attempt) -> None:
+        raise ValueError(signed_url())
+
+
+def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_the_attempt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(log_format="json", level="info")
+    seen: list[Attempt] = []
+
+    Isolated(Broken(), seen.append)(attempt())
+
+    written = capsys.readouterr().err
+    line = json.loads(written)
+    assert len(seen) == 1
+    assert (line["event"], line["level"]) == ("observer.failed", "error")
+    assert (line["observer"], line["cause"]) == ("Broken", "ValueError")
+    assert secrets_in(written) == []

@@ -1,0 +1,161 @@
+"""Lines are written by a thread: in order, whole, and without anyone waiting for a reader that does not read."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from voicepass.telemetry.logwriter import MAX_WAITING_LINES, LogWriter
+
+
+class Lost:
+    """Is told how many lines were lost."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.is_told = threading.Event()
+
+    def __call__(self, lost: int) -> None:
+        self.told.append(lost)
+        self.is_told.set()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The reading end and the writing end."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+def read_lines(descriptor: int, most: int) -> list[str]:
+    data = b""
+    while data.count(b"\n") < most:
+        data += os.read(descriptor, 1_000_000)
+    return data.decode().splitlines()
+
+
+def test_a_line_is_there_as_soon_as_it_is_written_where_nothing_is_buffered(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.set_blocking(reading, False)
+
+    LogWriter(writing, on_resumed=Lost()).write("a line \ud800")
+
+    assert os.read(reading, 100) == b"a line \\ud800\n"
+
+
+def test_the_end_of_buffering_writes_all_that_is_left_and_so_does_each_line_after_it(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.set_blocking(reading, False)
+    writer = LogWriter(writing, on_resumed=Lost())
+
+    with writer.buffered():
+        for number in range(1000):
+            writer.write(f"line {number}")
+    writer.write("the last")
+
+    assert os.read(reading, 100_000).decode().splitlines() == [*(f"line {n}" for n in range(1000)), "the last"]
+
+
+def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_counted(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    lost, lines = Lost(), [f"line {number}".ljust(100, ".") for number in range(2 * MAX_WAITING_LINES)]
+    writer = LogWriter(writing, on_resumed=lost)
+
+    with writer.buffered():
+        for line in lines:
+            writer.write(line)
+    dropped = writer.dropped
+    arrived = read_lines(reading, len(lines) - dropped)
+    assert lost.is_told.wait(timeout=10)
+
+    remaining = iter(lines)
+    assert 0 < dropped < MAX_WAITING_LINES
+    assert all(line in remaining for line in arrived), "they are whole, and in order"
+    assert lost.told == [dropped]
+
+
+def test_lines_without_a_reader_are_counted_and_reported_when_one_is_there_again(tmp_path: Path) -> None:
+    fifo, lost = tmp_path / "log", Lost()
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writing = os.open(fifo, os.O_WRONLY)
+    writer = LogWriter(writing, on_resumed=lost)
+
+    writer.write("read")
+    assert os.read(reading, 100) == b"read\n"
+    os.close(reading)
+    for number in range(3):
+        writer.write(f"lost {number}")
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer.write("read again")
+    assert lost.is_told.wait(timeout=10)
+
+    assert os.read(reading, 100) == b"read again\n"
+    assert (writer.dropped, lost.told) == (3, [3])
+    os.close(reading)
+    os.close(writing)
+
+
+def test_after_half_a_line_the_next_one_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
+    lost, file = Lost(), tmp_path / "log"
+    writing = os.open(file, os.O_WRONLY | os.O_CREAT)
+    writer = LogWriter(writing, on_resumed=lost)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25, hard))  # like a disk that is full at this byte
+    try:
+        writer.write("the first line")
+        writer.write("the second line")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.write("the third line")
+
+    assert lost.is_told.wait(timeout=10)
+    assert file.read_text().splitlines() == ["the first line", "the second", "the third line"]
+    assert (writer.dropped, lost.told) == (1, [1])
+    os.close(writing)
+
+
+def test_a_pipe_that_another_program_made_non_blocking_loses_no_line(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.set_blocking(writing, False)
+    writer = LogWriter(writing, on_resumed=Lost())
+    lines = [f"line {number}".ljust(100, ".") for number in range(2000)]  # three times what the pipe holds
+
+    with writer.buffered():
+        for line in lines:
+            writer.write(line)
+        arrived = read_lines(reading, len(lines))
+
+    assert (arrived, writer.dropped) == (lines, 0)
+
+
+FORKED = """
+import logging, os, threading
+from voicepass.telemetry.logs import configure_logging
+
+assert threading.active_count() == 1 and not logging.getLogger().handlers, "an import changes nothing"
+configure_logging(log_format="json", level="info")
+logging.getLogger("x").warning("parent")
+child = os.fork()
+if not child:
+    logging.getLogger("x").warning("child")
+    os._exit(0)
+os.waitpid(child, 0)
+logging.getLogger("x").warning("parent again")
+"""
+
+
+def test_an_import_starts_nothing_and_a_forked_process_logs_too() -> None:
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
+
+    assert [line.split('"')[3] for line in ended.stderr.splitlines()] == ["parent", "child", "parent again"]

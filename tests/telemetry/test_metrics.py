@@ -1,0 +1,297 @@
+"""What Prometheus is told: bounded labels, where the time went, a ledger that is down, and several workers as one."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
+
+from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
+from tests.canaries import API_KEY
+from tests.cli.test_cli import ENVIRONMENT, serving
+from tests.conftest import MakeToken
+from tests.servers import free_port, running
+from tests.telemetry.test_lines import attempt
+from voicepass.elevenlabs.resilience import Bulkhead
+from voicepass.errors import LedgerUnavailable
+from voicepass.model import Standing, User
+from voicepass.telemetry.metrics import (
+    LEDGER_SECONDS,
+    LOOK_SECONDS,
+    AttemptMetrics,
+    Exposition,
+    LedgerMetrics,
+    StateMetrics,
+)
+from voicepass.telemetry.workers import without_dead_workers
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Process:
+    """A process to be looked at."""
+
+    bulkhead: Bulkhead = field(default_factory=lambda: Bulkhead(most=2))
+    breakers: dict[tuple[str, str], bool] = field(default_factory=lambda: {("api.elevenlabs.io", "passes"): False})
+    warm: dict[str, int] = field(default_factory=lambda: {"default": 0})
+    lines_dropped: int = 0
+
+
+@dataclass
+class TurnedLedger:
+    """Answers, fails or hangs, as it is told; counts how often it is asked."""
+
+    failing: Exception | None = None
+    is_frozen: bool = False
+    asked: int = 0
+
+    async def check(self) -> None:
+        if self.failing:
+            raise self.failing
+
+    async def standing(self) -> Standing:
+        self.asked += 1
+        if self.is_frozen:
+            await asyncio.Event().wait()
+        return Standing(open_conversations=3, unsettled=2, oldest_unsettled_seconds=4000.0)
+
+
+class Ticks:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def exposition(process: Process, ledger: TurnedLedger, ticks: Ticks | None = None) -> Exposition:
+    registry = CollectorRegistry()
+    return Exposition(
+        registry=registry,
+        state=StateMetrics(
+            registry=registry,
+            upstream=process,
+            warm_held=lambda: process.warm,
+            lines_dropped=lambda: process.lines_dropped,
+        ),
+        ledger=LedgerMetrics(ledger=ledger, check=ledger.check, ticks=ticks or Ticks()),
+    )
+
+
+def samples(text: bytes | str) -> dict[str, float]:
+    """Every sample as Prometheus reads it, by its name with its labels."""
+    text = text if isinstance(text, str) else text.decode()
+    return {
+        sample.name + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_attempts_have_bounded_labels() -> None:
+    registry = CollectorRegistry()
+    count = AttemptMetrics(registry=registry)
+
+    for number in range(100):
+        user = User(issuer="i", id=f"u-{number}", name=None, claims={})
+        count(attempt(user=user))
+        count(attempt(user=user, alias=f"alias-{number}", agent=None, outcome="agent_not_allowed"))
+
+    counted = [
+        sample
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "voicepass_attempts_total"
+    ]
+    assert [(sample.labels, sample.value) for sample in counted] == [
+        ({"transport": "websocket", "agent": "default", "outcome": "granted"}, 100),
+        ({"transport": "websocket", "agent": "", "outcome": "agent_not_allowed"}, 100),
+    ]
+
+
+async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> None:
+    process = Process()
+    answer = exposition(process, TurnedLedger())
+    before = samples(await answer.text())
+
+    await process.bulkhead.enter(most_seconds=0)
+    process.breakers["api.elevenlabs.io", "passes"] = True
+    process.warm["default"] = 7
+    after = samples(await answer.text())
+
+    breaker = "voicepass_breaker_open calls=passes host=api.elevenlabs.io"
+    names = ("voicepass_calls_under_way", "voicepass_calls_waiting", breaker, "voicepass_warm_held agent=default")
+    assert [before[name] for name in names] == [0, 0, 0, 0]
+    assert [after[name] for name in names] == [1, 0, 1, 7]
+
+
+@pytest.mark.parametrize("is_up", [pytest.param(0, id="not writable"), pytest.param(1, id="slow to tell what is open")])
+async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(is_up: int) -> None:
+    ledger, ticks = TurnedLedger(), Ticks()
+    answer = exposition(Process(), ledger, ticks)
+    before = samples(await answer.text())
+
+    ticks.now += LOOK_SECONDS
+    ledger.failing, ledger.is_frozen = (None, True) if is_up else (LedgerUnavailable(), False)
+    async with asyncio.timeout(LEDGER_SECONDS + 2):
+        down = samples(await answer.text())
+    ticks.now += LOOK_SECONDS if is_up else 0  # a ledger that can be written again is asked at once
+    ledger.failing, ledger.is_frozen = None, False
+    up = samples(await answer.text())
+
+    assert set(before) - set(down) == {
+        "voicepass_open_conversations",
+        "voicepass_passes_unsettled",
+        "voicepass_oldest_unsettled_seconds",
+    }
+    assert (down["voicepass_ledger_up"], down["voicepass_calls_under_way"]) == (is_up, 0)
+    assert up == before
+    assert (up["voicepass_ledger_up"], up["voicepass_open_conversations"]) == (1, 3)
+    assert (up["voicepass_passes_unsettled"], up["voicepass_oldest_unsettled_seconds"]) == (2, 4000)
+
+
+async def test_however_many_scrape_the_ledger_is_asked_once_in_five_seconds() -> None:
+    ledger, ticks = TurnedLedger(), Ticks()
+    answer = exposition(Process(), ledger, ticks)
+
+    await asyncio.gather(*(answer.text() for _ in range(100)))
+    at_first = ledger.asked
+    ticks.now += LOOK_SECONDS
+    await answer.text()
+
+    assert (at_first, ledger.asked) == (1, 2)
+
+
+@pytest.fixture
+def elevenlabs() -> Iterator[str]:
+    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")], api_keys={API_KEY: frozenset({"convai_write"})})
+    with running(lambda _url: create_emulator(emulator)) as url:
+        yield url
+
+
+def attempts(text: str) -> float:
+    return sum(value for name, value in samples(text).items() if name.startswith("voicepass_attempts_total "))
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_counts(directory: Path, *, pid: int, count: float) -> None:
+    """Write what a worker with this id has counted, as prometheus-client does."""
+    for kind, sample in (("counter", "asked_total"), ("histogram", "took_sum"), ("gauge_livesum", "waiting")):
+        values = MmapedDict(str(directory / f"{kind}_{pid}.db"))  # type: ignore[no-untyped-call]
+        name = sample.partition("_")[0]
+        key = mmap_key(name, sample, ["transport"], ["websocket"], "help")
+        values.write_value(key, count, 0.0)  # type: ignore[no-untyped-call]
+        values.close()  # type: ignore[no-untyped-call]
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def counted(directory: Path) -> dict[str, float]:
+    collector = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
+    return {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}  # type: ignore[no-untyped-call]
+
+
+async def test_the_files_of_dead_workers_are_removed_and_their_counts_stay(tmp_path: Path) -> None:
+    alive, dead = os.getpid(), [dead_process(), dead_process()]
+    for pid, count in ((alive, 1), (dead[0], 20), (dead[1], 300)):
+        write_counts(tmp_path, pid=pid, count=count)
+
+    async with without_dead_workers(tmp_path):
+        first = counted(tmp_path)
+    write_counts(tmp_path, pid=dead_process(), count=4000)
+    async with without_dead_workers(tmp_path):
+        second = counted(tmp_path)
+
+    assert first == {"asked_total": 321, "took_sum": 321, "waiting": 1}
+    assert second == {"asked_total": 4321, "took_sum": 4321, "waiting": 1}
+    assert files_in(tmp_path) == {
+        *(f"{kind}_{alive}.db" for kind in ("counter", "histogram", "gauge_livesum")),
+        *("counter_dead.db", "histogram_dead.db", "lock"),
+    }
+
+
+async def test_while_another_worker_is_scraped_no_file_is_removed(tmp_path: Path) -> None:
+    async with without_dead_workers(tmp_path):
+        write_counts(tmp_path, pid=dead_process(), count=20)
+        before = files_in(tmp_path)
+        async with without_dead_workers(tmp_path, lock_seconds=0.05):
+            meanwhile = files_in(tmp_path)
+    async with without_dead_workers(tmp_path):
+        after = files_in(tmp_path)
+
+    assert before == meanwhile
+    assert after == {"lock", "counter_dead.db", "histogram_dead.db"}
+
+
+@pytest.mark.long
+def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
+    tmp_path: Path, elevenlabs: str, make_token: MakeToken
+) -> None:
+    port = free_port()
+    environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": elevenlabs, "TMPDIR": str(tmp_path), "PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    asked = 0
+
+    def ask(number: int) -> None:
+        headers = {"Authorization": f"Bearer {make_token(sub=f'u-{number}')}"} if number % 2 else {}
+        with httpx.Client(transport=httpx.HTTPTransport(retries=5), trust_env=False) as client:
+            assert client.post(f"{url}/v1/signed-url", headers=headers).status_code in {200, 401}
+
+    def files(kind: str) -> dict[int, Path]:
+        return {
+            int(path.stem.rpartition("_")[2]): path for path in tmp_path.glob(f"voicepass-metrics-*/{kind}_[0-9]*.db")
+        }
+
+    def busy() -> set[int]:
+        return {pid for pid, path in files("counter").items() if b'"outcome": "granted"' in path.read_bytes()}
+
+    def scraped() -> str:
+        return httpx.get(f"{url}/metrics", trust_env=False).text
+
+    with serving("serve", "--workers", "2", cwd=tmp_path, environment=environment), ThreadPoolExecutor(16) as pool:
+        while len(busy()) < 2 and asked < 800:
+            list(pool.map(ask, range(asked, asked + 40)))
+            asked += 40
+        two = busy()
+        answers = list(pool.map(lambda _n: attempts(scraped()), range(8)))
+        victim = min(two)
+        os.kill(victim, signal.SIGKILL)
+        while _is_there(victim):
+            os.sched_yield()
+        after = [scraped() for _ in range(4)]
+        states = files("gauge_livesum")
+        counts = files("counter") | files("histogram")
+
+    assert len(two) == 2
+    assert answers == [asked] * 8
+    assert {attempts(text) for text in after} == {asked}
+    assert victim not in states
+    assert victim not in counts
+    assert samples(after[-1])["voicepass_ledger_up"] == 1
+    assert not list(tmp_path.glob("voicepass-metrics-*")), "the directory goes with the service"
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
