@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from tests.canaries import API_KEY, secrets_in
-from tests.conftest import UNLIMITED, MakeToken, policy_file, settings_with
+from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, settings_with
 from tests.faults import FAULTS, UNAVAILABLE, asked, good, http, legacy
 from tests.servers import listening, running
 from voicepass.app import create_app
@@ -29,11 +29,7 @@ PASS = "/v1/signed-url"
 @asynccontextmanager
 async def in_front_of(base_url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The service, in this loop."""
-    app = create_app(settings_with(elevenlabs_base_url=base_url, **settings))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(elevenlabs_base_url=base_url, **settings) as client:
         yield client
 
 

@@ -13,9 +13,8 @@ import pytest
 import respx
 
 from tests.canaries import JWT_SECRET
-from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, settings_with, signed_url
+from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
 from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
-from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -39,11 +38,7 @@ async def service(algorithm: str, upstream: respx.MockRouter, tmp_path: Path) ->
         200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
     )
     overrides: dict[str, Any] = {**SERVICES[algorithm], "voicepass_database_url": f"sqlite:///{tmp_path}/ledger.db"}
-    app = create_app(settings_with(**overrides))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**overrides) as client:
         yield client
 
 

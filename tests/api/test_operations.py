@@ -9,10 +9,10 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import policy_file, settings_with
+from tests.conftest import policy_file, serving
 from voicepass.api.readiness import Readiness
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
-from voicepass.app import COLLECT_EVERY, create_app
+from voicepass.app import COLLECT_EVERY
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
 
 pytestmark = pytest.mark.anyio
@@ -36,8 +36,7 @@ async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncCli
 
 async def test_while_the_service_runs_garbage_is_looked_for_seldom_and_afterwards_as_before() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
-    app = create_app(settings_with())
-    async with app.router.lifespan_context(app):
+    async with serving():
         every, frozen = gc.get_threshold()[0], gc.get_freeze_count()
 
     assert every == COLLECT_EVERY
@@ -60,11 +59,7 @@ audience = "voicepass"
 
 
 async def readiness(**settings: object) -> httpx.Response:
-    app = create_app(settings_with(**settings))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**settings) as client:
         return await client.get("/readyz")
 
 

@@ -2,11 +2,10 @@
 
 from ipaddress import ip_network
 
-import httpx
 import pytest
 import respx
 
-from tests.conftest import settings_with
+from tests.conftest import serving_app, settings_with
 from voicepass.api.proxies import client_address
 from voicepass.app import create_app
 from voicepass.outbound import is_safe_url
@@ -156,13 +155,8 @@ async def test_the_log_names_the_address_that_the_request_came_from(
     upstream: respx.MockRouter, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     trusted, peer, headers, client = ARRIVALS[case]
-    app = create_app(settings_with(voicepass_trusted_proxies=trusted))
-    transport = httpx.ASGITransport(app, client=(peer, 4711))
 
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as api,
-    ):
+    async with serving_app(create_app(settings_with(voicepass_trusted_proxies=trusted)), peer=peer) as api:
         await api.post("/v1/signed-url", headers=headers)
 
     assert f'"client": "{client}"' in capsys.readouterr().err

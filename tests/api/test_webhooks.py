@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, MakeToken, settings_with
+from tests.conftest import AGENT_ID, MakeToken, serving, settings_with
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
@@ -170,12 +170,8 @@ async def test_a_ledger_that_is_out_asks_for_another_delivery(
     tmp_path: Path, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     path = tmp_path / "ledger.db"
-    app = create_app(settings_with(**SETTINGS, voicepass_database_url=f"sqlite:///{path}"))
     del upstream
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as api,
-    ):
+    async with serving(**SETTINGS, voicepass_database_url=f"sqlite:///{path}") as api:
         await api.post("/v1/signed-url", headers=bearer)
         with contextlib.closing(sqlite3.connect(path)) as blocker:
             blocker.execute("BEGIN IMMEDIATE")
@@ -371,8 +367,7 @@ async def test_what_runs_beside_the_service_ends_with_it(upstream: respx.MockRou
     before = asyncio.all_tasks()
     running_ones = {}
     for every_seconds in (0, 60):
-        app = create_app(settings_with(voicepass_reconcile_seconds=every_seconds))
-        async with app.router.lifespan_context(app):
+        async with serving(voicepass_reconcile_seconds=every_seconds):
             running_ones[every_seconds] = len(asyncio.all_tasks() - before)
 
     assert running_ones[60] == running_ones[0] + 1  # the reconciler; old data is deleted in either case

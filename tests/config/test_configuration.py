@@ -13,9 +13,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.canaries import API_KEY, secrets_in
-from tests.conftest import AUDIENCE, SIGNED_URL_PATH, TOKEN_ISSUER, UPSTREAM, MakeToken, settings_with, signed_url
+from tests.conftest import (
+    AUDIENCE,
+    SIGNED_URL_PATH,
+    TOKEN_ISSUER,
+    UPSTREAM,
+    MakeToken,
+    serving,
+    settings_with,
+    signed_url,
+)
 from tests.identity.hostile_tokens import Mint, Signer, signer_for
-from voicepass.app import create_app
 from voicepass.config.build import Configuration, configure
 from voicepass.config.settings import SettingsRefusedError
 
@@ -228,12 +236,8 @@ def written(text: str) -> str:
 
 
 @asynccontextmanager
-async def serving(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings_with(voicepass_policy_file=written(text), **overrides))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as api,
-    ):
+async def serving_policy(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(voicepass_policy_file=written(text), **overrides) as api:
         yield api
 
 
@@ -331,7 +335,7 @@ def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[respx.MockRouter]:
 async def test_each_agent_is_asked_for_at_its_own_host_with_its_own_key(
     two_hosts: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving(TWO_HOSTS, **NO_AGENT) as api:
+    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
         answers = {
             alias: await api.post("/v1/signed-url", headers=bearer, json={"agent": alias}) for alias in ("home", "eu")
         }
@@ -356,7 +360,7 @@ async def test_a_rejected_key_is_not_tried_at_another_host_nor_another_hosts_key
 ) -> None:
     two_hosts["eu"].respond(401, json={"detail": {"status": "invalid_api_key"}})
 
-    async with serving(TWO_HOSTS, **NO_AGENT) as api:
+    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer, json={"agent": "eu"})
 
     assert (response.status_code, response.json()["code"]) == (502, "elevenlabs_key_rejected")
@@ -407,7 +411,7 @@ async def test_four_issuers_side_by_side_believe_each_its_own_key_alone(
         disguised = mint.token(header=mint.header(alg=SIGNERS[claimed].algorithm), sign=SIGNERS[by].sign)
         return [mint.token(), disguised, mint.token(header=mint.header(alg="HS256"), sign=published.sign)]
 
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
             for claimed, by in CROSSES
@@ -423,7 +427,7 @@ async def test_four_issuers_side_by_side_believe_each_its_own_key_alone(
 async def test_no_issuer_signs_for_the_audience_of_another(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for issued_by, other in CROSSES
@@ -441,7 +445,7 @@ async def test_each_of_four_issuers_signs_its_users_in(
 ) -> None:
     mint = mint_of(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
 
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
 
     assert response.status_code == 200
@@ -452,7 +456,7 @@ async def test_each_of_four_issuers_signs_its_users_in(
 async def test_one_id_at_two_issuers_is_two_users(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         answers = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for name in (SECOND, THIRD)
@@ -487,7 +491,7 @@ async def test_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})
     headers = {"Authorization": f"Bearer {make_token(**claims)}"}
 
-    async with serving(THREE_AGENTS, **NO_AGENT) as api:
+    async with serving_policy(THREE_AGENTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=headers, json={"agent": alias})
 
     assert response.status_code == 200
@@ -505,7 +509,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}
     aliases = ["seller", "closed", "unknown", "agent_seller", "Seller", "seller ", "ѕeller", "s", "x" * 64, "__class__"]
 
-    async with serving(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
+    async with serving_policy(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
         posted = [await api.post(route, headers=headers, json={"agent": alias}) for alias in aliases]
         got = [await api.get(route, headers=headers, params={"agent": alias}) for alias in aliases]
 
@@ -519,7 +523,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
 async def test_where_no_agent_is_called_default_a_bare_request_gets_none(
     upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving(agent("seller", OPEN), **NO_AGENT) as api:
+    async with serving_policy(agent("seller", OPEN), **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (403, "agent_not_allowed")

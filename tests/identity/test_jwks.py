@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, settings_with
+from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, serving, settings_with
 from tests.faults import tls
 from tests.identity.hostile_jwks import KID, HostileSet, hostile_sets, jwk_of, right, set_of, stranger
 from tests.identity.hostile_tokens import Mint, ec_key_of, rsa_key_of, signer_for
@@ -581,17 +581,13 @@ async def test_the_first_user_after_a_quiet_hour_is_served_though_the_last_fetch
 async def test_without_keys_the_service_answers_503_and_never_401() -> None:
     signer = signer_for("ES256")
     mint = Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=time.time())
-    settings = settings_with(
-        voicepass_jwt_algorithm="ES256",
-        voicepass_jwt_secret=None,
-        voicepass_jwks_url=f"http://127.0.0.1:{free_port()}{JWKS_PATH}",
-    )
-    app = create_app(settings)
+    settings: dict[str, object] = {
+        "voicepass_jwt_algorithm": "ES256",
+        "voicepass_jwt_secret": None,
+        "voicepass_jwks_url": f"http://127.0.0.1:{free_port()}{JWKS_PATH}",
+    }
 
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**settings) as client:
         response = await client.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
 
     assert (response.status_code, response.json()["code"]) == (503, "keys_unavailable")
