@@ -251,6 +251,7 @@ async def at_rest(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0)  # asked in this loop, /metrics answers without once letting the calls go on
 
 
+@pytest.mark.long
 async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_pool(
     bearer: dict[str, str], tmp_path: Path
 ) -> None:
@@ -284,6 +285,7 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_p
     assert reserved == 0
 
 
+@pytest.mark.long
 async def test_500_peers_that_vanish_leave_nothing_reserved(make_token: MakeToken, tmp_path: Path) -> None:
     """Over sockets: a call that has begun is finished, so each pass is either granted or given back."""
     dice = random.Random(6)  # noqa: S311 - the same moments every time

@@ -198,6 +198,7 @@ FAULTS: list[Any] = [
 ]
 
 
+@pytest.mark.long
 @limited(passes_per_day=100_000, minutes_per_day=1_000_000)
 async def test_after_1000_mints_amid_random_faults_the_ledger_adds_up_to_the_last_unit(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter

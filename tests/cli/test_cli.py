@@ -143,6 +143,7 @@ def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
     assert (tmp_path / "voicepass.db").exists()
 
 
+@pytest.mark.long
 def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
     port = free_port()
 
@@ -169,6 +170,7 @@ def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None
     assert "--fault" in refused.stderr
 
 
+@pytest.mark.long
 def test_the_emulator_takes_the_time_until_a_conversation_is_done(tmp_path: Path) -> None:
     port = free_port()
 
