@@ -101,7 +101,7 @@ def test_reserve_and_grant_on_disk(benchmark: BenchmarkFixture, on_disk: OnDisk)
             transport=Transport.WEBSOCKET,
             seconds=600,
         )
-        credential = await AtOnce().credential(configuration_agent, Transport.WEBSOCKET)
+        credential = await AtOnce().fetch_credential(configuration_agent, Transport.WEBSOCKET)
         await on_disk.ledger.reserve(reservation, LIMITS)
         await on_disk.ledger.grant(reservation, credential)
 
@@ -113,7 +113,7 @@ def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configura
     agent = configuration.policy.agents["default"].agent
     voice_pass = VoicePass(
         transport=Transport.WEBSOCKET,
-        credential=finished(AtOnce().credential(agent, Transport.WEBSOCKET)),
+        credential=finished(AtOnce().fetch_credential(agent, Transport.WEBSOCKET)),
         agent=agent,
         user_id=user.id,
         dynamic_variables=configuration.policy.variables_for(user, agent),

@@ -40,7 +40,7 @@ class Authenticator(Protocol):
 class VoiceProvider(Protocol):
     """Raises an ElevenLabsRefusal when it has no credential to give."""
 
-    async def credential(self, agent: Agent, transport: Transport, /) -> Credential: ...
+    async def fetch_credential(self, agent: Agent, transport: Transport, /) -> Credential: ...
 
 
 class Ledger(Protocol):
@@ -59,7 +59,7 @@ class Ledger(Protocol):
 class OpenPasses(Protocol):
     """What a user really has open, by ElevenLabs' word. Every method raises LedgerUnavailable."""
 
-    async def look_up(self, reservation: Reservation, limit: Limit, /) -> bool:
+    async def refresh(self, reservation: Reservation, limit: Limit, /) -> bool:
         """Ask about what `limit` counts; return whether the ledger may decide otherwise now."""
 
     async def reissue(self, reservation: Reservation, agent: Agent, refusal: LimitReached, /) -> Credential:
@@ -108,7 +108,7 @@ class Passes:
                 async with self._reserved(attempt, reservation):
                     with attempt.step("upstream") as step:
                         attempt.has_asked = True
-                        credential = await self._provider.credential(agent, request.transport)
+                        credential = await self._provider.fetch_credential(agent, request.transport)
                         step.name = "warm" if credential.is_warm else "upstream"
                     attempt.note_credential(credential)
                     attempt.has_asked = not credential.is_warm
@@ -152,7 +152,7 @@ class Passes:
         except (TooManyConversations, QuotaExceeded) as refusal:
             (limit,) = [limit for limit in self._policy.limits if limit.name == refusal.limit_name]
             with attempt.step("lookup"):
-                has_changed = await self._open_passes.look_up(reservation, limit)
+                has_changed = await self._open_passes.refresh(reservation, limit)
             if not has_changed:
                 raise
             with attempt.step("reserve"):

@@ -25,6 +25,7 @@ from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.metrics import (
     STEPS,
     AttemptMetrics,
+    BypassMetrics,
     Exposition,
     LedgerMetrics,
     SettlementMetrics,
@@ -163,6 +164,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
     count(attempt(conversation_id=None, steps=[Step("verify")], is_reissued=True))
     settle(SETTLED)
+    BypassMetrics(registry=registry)("public")
     labels: dict[str, set[str]] = defaultdict(set)
     types = {}
     for family in text_string_to_metric_families((await exposition.text()).decode()):

@@ -114,6 +114,23 @@ class SettlementMetrics:
             self._mismatches.inc()
 
 
+class BypassMetrics:
+    """Counts conversations that began without a pass. The label has these three values only."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._bypasses = Counter(
+            "voicepass_bypasses",
+            "Conversations of our agents that began without a pass",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("public", "shareable_link", "not_issued"):
+            self._bypasses.labels(reason)  # An alert sees an increase only if the series was there before.
+
+    def __call__(self, reason: str) -> None:
+        self._bypasses.labels(reason).inc()
+
+
 class Calls(Protocol):
     """How many calls are under way or wait, as the bulkhead tells it."""
 
