@@ -95,7 +95,7 @@ def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
 
 
 def _reopen(row: Row, opened_at: float) -> Dialogue[Row]:
-    """Count a pass again that was released as unopened, with the longest that its conversation may last."""
+    """Count a pass again that was released as unopened, with the seconds that were reserved for it."""
     yield from hold(row)
     seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
     (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at, "seconds": seconds}
