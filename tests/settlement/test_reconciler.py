@@ -41,7 +41,13 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.settlement import NEVER_OPENED_SECONDS, run_periodically
-from voicepass.settlement.reconciler import CALLS_PER_ROUND, LIST_SECONDS, UNACCOUNTED_SECONDS, Reconciler
+from voicepass.settlement.reconciler import (
+    CALLS_PER_ROUND,
+    LIST_SECONDS,
+    MIN_LEASE_SECONDS,
+    UNACCOUNTED_SECONDS,
+    Reconciler,
+)
 from voicepass.settlement.reports import Provider
 
 pytestmark = pytest.mark.anyio
@@ -446,7 +452,7 @@ async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_ne
         clock.now += 300
 
         await reconciler_of(one, failing, clock).run_round()
-        is_free = await other.lease("reconciler", 1)
+        is_free = await other.lease("reconciler", MIN_LEASE_SECONDS)
         await other.end_lease("reconciler")
         clock.now += LIST_SECONDS
         await reconciler_of(other, working, clock).run_round()
