@@ -195,7 +195,7 @@ def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
             transport=Transport.WEBSOCKET,
             seconds=600,
         )
-        credential = await provider.credential(AGENT, reservation.transport)
+        credential = await provider.fetch_credential(AGENT, reservation.transport)
 
         def taken_out(_now: float) -> Dialogue[None]:
             yield "DELETE FROM passes WHERE pass_id = :pass_id", {"pass_id": reservation.pass_id}

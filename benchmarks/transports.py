@@ -250,7 +250,7 @@ async def our_adapter(_pool: Pool) -> AsyncIterator[Call]:
         async def call(url: str) -> int:
             base_url = url.removesuffix(PATH)
             provider, agent = opened.get(base_url) or opened.setdefault(base_url, at(base_url))
-            await provider.credential(agent, Transport.WEBSOCKET)
+            await provider.fetch_credential(agent, Transport.WEBSOCKET)
             return 200
 
         yield call

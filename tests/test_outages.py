@@ -91,7 +91,7 @@ async def test_a_connection_that_was_kept_and_closed_is_no_fault_that_users_see(
     assert connections == 3
 
 
-async def test_when_all_fails_elevenlabs_is_called_at_most_12_times_for_10_requests(bearer: dict[str, str]) -> None:
+async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def be_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,10 +104,10 @@ async def test_when_all_fails_elevenlabs_is_called_at_most_12_times_for_10_reque
         answers = [await api.post(PASS, headers=bearer) for _ in range(50)]
 
     assert {answer.json()["code"] for answer in answers} == {"elevenlabs_busy"}
-    assert calls == 60
+    assert 50 + 10 <= calls <= 50 + 10 + 50 / 5
 
 
-async def test_where_the_line_breaks_a_call_is_made_again_by_the_budget_alone(bearer: dict[str, str]) -> None:
+async def test_after_a_broken_connection_a_call_is_made_again_and_so_is_the_first_call(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +119,7 @@ async def test_where_the_line_breaks_a_call_is_made_again_by_the_budget_alone(be
         answers = [await api.post(PASS, headers=bearer) for _ in range(5)]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {UNAVAILABLE}
-    assert calls == 6
+    assert calls == 10
 
 
 async def test_while_elevenlabs_is_out_of_order_it_is_left_alone_and_users_are_answered_at_once(

@@ -28,13 +28,21 @@ from voicepass.identity.jwks import PublishedKeys
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes, VoiceProvider
 from voicepass.settlement import Settlements
+from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import Retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry.lines import AttemptLog, Isolated, SettlementLog
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
+from voicepass.telemetry.metrics import (
+    AttemptMetrics,
+    BypassMetrics,
+    Exposition,
+    LedgerMetrics,
+    SettlementMetrics,
+    StateMetrics,
+)
 from voicepass.telemetry.traces import traced
 
 COLLECT_EVERY: Final = 10_000
@@ -134,15 +142,20 @@ def _lifespan(
                 trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
             )
             app.state.readiness = Readiness(
-                {"ledger": check_ledger, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
+                {
+                    "ledger": check_ledger,
+                    "keys": app.state.authenticator.check_keys,
+                    "elevenlabs": provider.explain_pause,
+                }
             )
+            base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in configuration.policy.agents.values()}
             settlements = Settlements(
                 ledger=ledger,
                 observers=[Isolated(SettlementLog(), SettlementMetrics(registry=registry))],
+                bypasses=Bypasses(agent_ids=base_urls.keys(), count=BypassMetrics(registry=registry)),
                 clock=time.time,
             )
             seals = Seals(configuration.workspaces)
-            base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in configuration.policy.agents.values()}
             open_passes = OpenPasses(
                 ledger=ledger,
                 provider=provider,
@@ -172,7 +185,7 @@ def _lifespan(
             stack.push_async_callback(app.state.passes.aclose)
             app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
             keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-            await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).running())
+            await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).run())
             if settings.voicepass_reconcile_seconds:
                 reconciler = Reconciler(
                     ledger=ledger,
@@ -183,7 +196,7 @@ def _lifespan(
                     conversation_seconds=configuration.policy.conversation_seconds,
                     clock=time.time,
                 )
-                await stack.enter_async_context(reconciler.running())
+                await stack.enter_async_context(reconciler.run())
             stack.enter_context(_collecting_rarely())
             yield
 

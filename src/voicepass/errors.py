@@ -215,10 +215,16 @@ class ElevenLabsRefusal(Refusal):
     """For how long ElevenLabs wants to be left alone; 0 where it did not say."""
 
     def __init__(
-        self, *, operator_note: str = "", retry_after_seconds: int | None = None, vendor_code: str = ""
+        self,
+        *,
+        operator_note: str = "",
+        retry_after_seconds: int | None = None,
+        vendor_code: str = "",
+        has_reached_elevenlabs: bool = True,
     ) -> None:
         super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
         self.vendor_code = vendor_code
+        self.has_reached_elevenlabs = has_reached_elevenlabs
 
 
 class KeyRejected(ElevenLabsRefusal):

@@ -103,6 +103,12 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {"EU_KEY": "sk_canary-valué"},
         ["EU_KEY holds a character that no HTTP header can carry"],
     ),
+    "one agent on two hosts": (
+        agent("a", OPEN) + agent("b", *IN_EU).replace("agent_b", "agent_a"),
+        NO_AGENT,
+        {"EU_KEY": EU_KEY},
+        [f"{HERE} names the agent agent_a on two hosts: give all its aliases one base_url"],
+    ),
     "two keys of one host": (
         agent("a", *IN_EU) + agent("b", IN_EU[0], 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,

@@ -245,7 +245,7 @@ class Shown:
     def __init__(self, agent: object) -> None:
         self.agent = agent
 
-    async def document(self, _base_url: str, kind: str, _document_id: str = "") -> Any:
+    async def fetch_document(self, _base_url: str, kind: str, _document_id: str = "") -> Any:
         if kind != "agent":
             raise AgentUnknown
         return self.agent

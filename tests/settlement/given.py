@@ -14,6 +14,8 @@ from voicepass.ledger import Ledger
 from voicepass.model import Clock as AnyClock
 from voicepass.model import Credential, Reservation, Transport
 from voicepass.outbound import http_transport
+from voicepass.settlement import Observer, Settlements
+from voicepass.settlement.bypasses import Bypasses
 
 NOW = 1_790_000_000
 HERE = "https://here"
@@ -40,6 +42,16 @@ async def granted(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: 
     )
     await ledger.reserve(reservation, [])
     await ledger.grant(reservation, Credential(secret="s", conversation_id=conversation_id, expires_at=None))
+
+
+def settlements_of(
+    ledger: Ledger, clock: AnyClock, *observers: Observer, bypasses: list[str] | None = None
+) -> Settlements:
+    """What writes reports into the ledger; `bypasses` gets the reason of each conversation without a pass."""
+    count = ([] if bypasses is None else bypasses).append
+    return Settlements(
+        ledger=ledger, observers=observers, bypasses=Bypasses(agent_ids=[AGENT_ID], count=count), clock=clock
+    )
 
 
 def account(status: str, **metadata: object) -> dict[str, object]:
@@ -73,7 +85,7 @@ class Told:
         self.pages: list[list[dict[str, Any]]] = pages or [[]]
         self._listing = listing
 
-    async def conversation(
+    async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> Mapping[str, object]:
         del is_lookup
@@ -84,7 +96,7 @@ class Told:
         assert isinstance(answer, dict)
         return answer
 
-    async def conversations(
+    async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
     ) -> ConversationsPage:
         assert agent_base_url

@@ -28,8 +28,10 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
-from voicepass.settlement import Settlements
-from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses, Provider
+from voicepass.settlement import Outcome, Settlements
+from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses
+from voicepass.settlement.reports import Provider, Report
 
 pytestmark = pytest.mark.anyio
 
@@ -62,12 +64,19 @@ class House:
         self.settled: list[IssuedPass] = []
         self.open_passes = self.instance(provider)
 
-    def instance(self, provider: Provider, *, seals: Seals = SEALS, deadline_seconds: float = 4.0) -> OpenPasses:
+    def instance(
+        self, provider: Provider, *, settlements: type[Settlements] = Settlements, deadline_seconds: float = 4.0
+    ) -> OpenPasses:
         return OpenPasses(
             ledger=self.ledger,
             provider=provider,
-            settlements=Settlements(ledger=self.ledger, observers=[self.settled.append], clock=self.clock),
-            seals=seals,
+            settlements=settlements(
+                ledger=self.ledger,
+                observers=[self.settled.append],
+                bypasses=Bypasses(agent_ids=[AGENT_ID], count=pytest.fail),
+                clock=self.clock,
+            ),
+            seals=SEALS,
             base_urls={AGENT_ID: HERE},
             deadline_seconds=deadline_seconds,
             clock=self.clock,
@@ -158,7 +167,7 @@ async def test_only_a_conversation_that_has_ended_makes_room(
     async with house(provider, conversations=THREE) as given:
         before = await given.refusal()
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         after = await given.refusal()
         found = await given.ledger.issued("conv_2")
@@ -173,7 +182,7 @@ async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup()
     async with house(Told(default=ConversationUnknown()), conversations=THREE) as given:
         given.clock.now += 900
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         found = [await given.ledger.issued(each) for each in THREE]
         assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
@@ -183,7 +192,7 @@ async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup()
 async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> None:
     provider = Told(default=account("done", call_duration_secs=1))
     async with house(provider, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
         asked = len(provider.asked)
 
         for _ in range(3):
@@ -195,11 +204,11 @@ async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_an
     provider = Told(default=account("in-progress"))
     async with house(provider, conversations=THREE) as given:
         instances = [given.open_passes, given.instance(provider)]
-        changed = [await instances[0].look_up(reservation(), LIMIT)]
-        changed += [await instance.look_up(reservation(), LIMIT) for instance in instances]
+        changed = [await instances[0].refresh(reservation(), LIMIT)]
+        changed += [await instance.refresh(reservation(), LIMIT) for instance in instances]
         during = len(provider.asked)
         given.clock.now += 2
-        changed.append(await instances[1].look_up(reservation(), LIMIT))
+        changed.append(await instances[1].refresh(reservation(), LIMIT))
 
     assert (during, len(provider.asked)) == (3, 6)
     assert changed == [True, False, False, True]
@@ -212,7 +221,7 @@ async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_th
             try:
                 await given.grant(f"conv_{number}")
             except TooManyConversations:
-                await given.open_passes.look_up(reservation(), LIMIT)
+                await given.open_passes.refresh(reservation(), LIMIT)
                 await given.grant(f"conv_{number}")
             given.clock.now += 1
 
@@ -222,7 +231,7 @@ async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_th
 async def test_callers_who_come_together_share_one_lookup() -> None:
     provider = Told(default=account("done", call_duration_secs=1))
     async with house(provider, conversations=THREE) as given:
-        changed = await asyncio.gather(*(given.open_passes.look_up(reservation(), LIMIT) for _ in range(40)))
+        changed = await asyncio.gather(*(given.open_passes.refresh(reservation(), LIMIT) for _ in range(40)))
 
         assert changed == [True] * 40
         assert len(provider.asked) == 3
@@ -232,18 +241,18 @@ async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> 
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Slow(Told):
-        async def conversation(
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             asked.set()
             await answer.wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
     async with house(provider, conversations=THREE) as given:
-        first = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        first = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
-        second = asyncio.create_task(given.instance(provider).look_up(reservation(), LIMIT))
+        second = asyncio.create_task(given.instance(provider).refresh(reservation(), LIMIT))
         while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
             await asyncio.sleep(0)
         was_waiting = not second.done()
@@ -259,7 +268,7 @@ async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about(
     async with house(UNOPENED) as given:
         asked = reservation()
         await given.ledger.reserve(asked, [LIMIT])
-        lookup = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        lookup = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
             await asyncio.sleep(0)
         fresh = Credential(secret="s", conversation_id="conv_9", expires_at=NOW + 900)
@@ -274,24 +283,24 @@ async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup
     async with house() as given:
         await given.ledger.reserve(reservation(), [LIMIT])
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
     assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
 
 
 async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
     class Slow(Told):
-        async def conversation(
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             if conversation_id == "conv_2":
                 await asyncio.Event().wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
     async with house(conversations=THREE) as given:
         async with asyncio.timeout(5):
-            await given.instance(provider, deadline_seconds=0.3).look_up(reservation(), LIMIT)
+            await given.instance(provider, deadline_seconds=0.3).refresh(reservation(), LIMIT)
 
         found = [(await given.ledger.issued(each)).settled_by for each in THREE]
     assert found == ["lookup", None, "lookup"]
@@ -301,15 +310,15 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Slow(Told):
-        async def conversation(
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             asked.set()
             await answer.wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     async with house(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
-        caller = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        caller = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -322,25 +331,31 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
 
 async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
     class Failing(Settlements):
-        async def record(self, issued: IssuedPass, account: object) -> Any:
-            del issued, account
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            del issued, report
             raise LedgerUnavailable(operator_note="the disk is full")
 
     provider = Told(default=account("done", call_duration_secs=1))
     async with house(provider, conversations=THREE) as given:
-        open_passes = OpenPasses(
-            ledger=given.ledger,
-            provider=provider,
-            settlements=Failing(ledger=given.ledger, observers=[], clock=given.clock),
-            seals=SEALS,
-            base_urls={AGENT_ID: HERE},
-            deadline_seconds=4,
-            clock=given.clock,
-            ticks=given.ticks,
-        )
-
         with pytest.raises(LedgerUnavailable):
-            await open_passes.look_up(reservation(), LIMIT)
+            await given.instance(provider, settlements=Failing).refresh(reservation(), LIMIT)
+
+
+async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_observed() -> None:
+    class Slow(Settlements):
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            outcome = await super().apply(issued, report)
+            await asyncio.sleep(0.2)  # longer than a third of the deadline
+            return outcome
+
+    provider = Told(default=account("done", call_duration_secs=1))
+    async with house(provider, conversations=THREE) as given:
+        open_passes = given.instance(provider, settlements=Slow, deadline_seconds=0.3)
+        await open_passes.refresh(reservation(), LIMIT)
+
+        is_paused = not await open_passes.refresh(reservation(), LIMIT)
+    assert not is_paused  # a lookup that freed nothing would be followed by a pause
+    assert len(given.settled) == 3
 
 
 async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
@@ -348,7 +363,7 @@ async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_wi
     async with house(provider, conversations=THREE) as given:
         with structlog.testing.capture_logs() as logged:
             for _ in range(121):
-                await given.open_passes.look_up(reservation(), LIMIT)
+                await given.open_passes.refresh(reservation(), LIMIT)
                 given.clock.now += 60
                 given.ticks.now += 60
                 if given.clock.now < NOW + 1500:
@@ -373,7 +388,7 @@ UNOPENED = Told(default=ConversationUnknown())
 async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
     refusal = TooManyConversations()
     async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
         credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
 
     assert (credential.secret, credential.conversation_id) == (signed_url(conversation_id="conv_3"), "conv_3")
@@ -384,7 +399,7 @@ async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
 async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
     refusal = TooManyConversations()
     async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
         with pytest.raises(TooManyConversations) as raised:
             await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
 
@@ -397,7 +412,7 @@ async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts
 )
 async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_again(answer: object) -> None:
     async with house(Told(default=answer), conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         with pytest.raises(TooManyConversations):
             await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
@@ -405,7 +420,7 @@ async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_aga
 
 async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_no_longer() -> None:
     async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
         given.clock.now += 2
         within = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
         given.clock.now += 3
@@ -415,10 +430,10 @@ async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_
     assert within.conversation_id == "conv_3"
 
 
-async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minutes() -> None:
+async def test_a_pass_is_returned_again_only_while_it_is_valid_for_thirty_more_seconds() -> None:
     async with house(UNOPENED, conversations=["conv_1"]) as given:
-        given.clock.now = NOW + 780
-        await given.open_passes.look_up(reservation(), LIMIT)
+        given.clock.now = NOW + 870
+        await given.open_passes.refresh(reservation(), LIMIT)
         last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
         given.clock.now += 1
 
@@ -436,7 +451,7 @@ async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_
         sealed[-1] ^= 1
         await given.ledger.grant(changed, newest, sealed=bytes(sealed))
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         with structlog.testing.capture_logs() as logged:
             credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())

@@ -13,7 +13,18 @@ from websockets.sync.client import connect
 
 from elevenlabs_emulator import Emulator, Fault
 from tests.conftest import AGENT_ID
-from tests.settlement.given import HERE, NOW, Clock, Told, account, elevenlabs, granted, provider_at, row
+from tests.settlement.given import (
+    HERE,
+    NOW,
+    Clock,
+    Told,
+    account,
+    elevenlabs,
+    granted,
+    provider_at,
+    row,
+    settlements_of,
+)
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import (
@@ -29,8 +40,15 @@ from voicepass.errors import (
 )
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.settlement import NEVER_OPENED_SECONDS, Settlements, repeating
-from voicepass.settlement.reconciler import CALLS_PER_ROUND, LIST_SECONDS, UNACCOUNTED_SECONDS, Provider, Reconciler
+from voicepass.settlement import NEVER_OPENED_SECONDS, run_periodically
+from voicepass.settlement.reconciler import (
+    CALLS_PER_ROUND,
+    LIST_SECONDS,
+    MIN_LEASE_SECONDS,
+    UNACCOUNTED_SECONDS,
+    Reconciler,
+)
+from voicepass.settlement.reports import Provider
 
 pytestmark = pytest.mark.anyio
 
@@ -50,11 +68,12 @@ def reconciler_of(
     *,
     base_urls: Mapping[str, str] | None = None,
     every_seconds: float = 60,
+    bypasses: list[str] | None = None,
 ) -> Reconciler:
     return Reconciler(
         ledger=ledger,
         provider=provider,
-        settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+        settlements=settlements_of(ledger, clock, bypasses=bypasses),
         base_urls={AGENT_ID: HERE} if base_urls is None else base_urls,
         every_seconds=every_seconds,
         conversation_seconds=600,
@@ -92,7 +111,7 @@ async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> Non
         await granted(ledger)
         clock.now += 300
 
-        await reconciler_of(ledger, Told(pages=[[listed]]), clock).round()
+        await reconciler_of(ledger, Told(pages=[[listed]]), clock).run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == expected
@@ -107,7 +126,7 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
         rows = [row(f"conv_{number}", "done", 42) for number in range(250)]
         provider = Told(pages=[rows[:100], rows[100:200], rows[200:]])
 
-        await reconciler_of(ledger, provider, clock).round()
+        await reconciler_of(ledger, provider, clock).run_round()
 
         settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(250)]
     assert settled == ["reconciler"] * 250
@@ -115,22 +134,18 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
     assert provider.asked == []
 
 
-async def test_the_list_is_read_every_four_minutes_and_only_while_it_may_tell_something() -> None:
+async def test_the_list_is_read_every_four_minutes() -> None:
     clock, provider = Clock(), Told()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         reconciler = reconciler_of(ledger, provider, clock)
-        await reconciler.round()
-        nothing_issued = len(provider.listed)
-        clock.now += LIST_SECONDS
         await granted(ledger)
         clock.now += 30
         calls = []
         for _ in range(9):
-            await reconciler.round()
+            await reconciler.run_round()
             calls.append(len(provider.listed))
             clock.now += 60
 
-    assert nothing_issued == 0
     assert calls == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
@@ -143,7 +158,7 @@ def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
         await asyncio.sleep([20, 0, 150, 0, 0][len(began) - 1])
 
     async def repeat() -> None:
-        async with repeating(60, act, report=pytest.fail):
+        async with run_periodically(60, act, report_failure=pytest.fail):
             await asyncio.sleep(400)
 
     run(time, repeat)
@@ -157,13 +172,13 @@ async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_o
         reconciler = reconciler_of(ledger, provider, clock)
         await granted(ledger, "conv_1")
         clock.now += 100
-        await reconciler.round()
+        await reconciler.run_round()
         await granted(ledger, "conv_2")
         provider.pages = [[row("conv_2", "in-progress", began=NOW + 101)]]
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
 
     first, second, third = provider.listed
     assert first == (NOW - 60, NOW + 85)  # a minute of overlap; what began in the last 15 s may be missing
@@ -180,7 +195,7 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
         reconciler = reconciler_of(ledger, provider, clock)
         for _ in range(20):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
             passes = await ledger.listed(most=30)
             released.append(sum(each.settled_by == "expiry" for each in passes))
 
@@ -197,7 +212,7 @@ async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() ->
         reconciler = reconciler_of(ledger, provider, clock)
         for _ in range(19):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == OPEN
@@ -208,7 +223,7 @@ async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cur
     class Endless(Told):
         calls = 0
 
-        async def conversations(
+        async def list_conversations(
             self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
         ) -> ConversationsPage:
             del agent_base_url, agent_id, since, until, cursor
@@ -222,7 +237,7 @@ async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cur
         clock.now += NEVER_OPENED_SECONDS + 60
 
         with structlog.testing.capture_logs() as logged:
-            await reconciler_of(ledger, provider, clock).round()
+            await reconciler_of(ledger, provider, clock).run_round()
 
         found = [await ledger.issued(conversation_id) for conversation_id in ("conv_1", "conv_2")]
     assert provider.calls <= 3
@@ -238,7 +253,7 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
         reconciler = Reconciler(
             ledger=ledger,
             provider=provider,
-            settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+            settlements=settlements_of(ledger, clock),
             base_urls={AGENT_ID: HERE},
             every_seconds=60,
             conversation_seconds=3600,
@@ -246,12 +261,12 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
         )
         for _ in range(50):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
         asked = list(provider.asked)
         provider.pages = [[row("conv_1", "done", 3000, began=NOW)]]
         for _ in range(5):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
         found = await ledger.issued("conv_1")
     assert asked == []
@@ -264,16 +279,16 @@ async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_a
         reconciler = reconciler_of(ledger, provider, clock)
         await granted(ledger)
         clock.now += NEVER_OPENED_SECONDS + 30
-        await reconciler.round()
+        await reconciler.run_round()
         released = await ledger.issued("conv_1")
         provider.pages = [[row("conv_1", "in-progress", began=clock.now - 20)]]
         await granted(ledger, "conv_2")
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         open_again = await ledger.issued("conv_1")
         provider.pages = [[row("conv_1", "done", 42)]]
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         found = await ledger.issued("conv_1")
 
     assert (released.settled_by, released.seconds) == EXPIRED
@@ -311,7 +326,7 @@ async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
         await ledger.note_opened("conv_1", NOW) if "opened" not in case else None
         clock.now += age_seconds
 
-        await reconciler_of(ledger, Told({"conv_1": answer}), clock).round()
+        await reconciler_of(ledger, Told({"conv_1": answer}), clock).run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == expected
@@ -324,7 +339,7 @@ async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> Non
         await ledger.note_opened("conv_1", NOW)
         clock.now += OLD - 1
 
-        await reconciler_of(ledger, provider, clock).round()
+        await reconciler_of(ledger, provider, clock).run_round()
 
     assert provider.asked == []
 
@@ -335,10 +350,10 @@ async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_
         await granted(ledger, agent_id="agent_gone")
         reconciler = reconciler_of(ledger, provider, clock)
         clock.now += OLD
-        await reconciler.round()
+        await reconciler.run_round()
         left = await ledger.issued("conv_1")
         clock.now += UNACCOUNTED_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         found = await ledger.issued("conv_1")
 
     assert provider.asked == []
@@ -357,7 +372,7 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
         reconciler = reconciler_of(ledger, provider, clock)
         per_round = []
         for _ in range(3):
-            await reconciler.round()
+            await reconciler.run_round()
             per_round.append(provider.asked[:])
             provider.asked.clear()
             clock.now += 60
@@ -377,7 +392,7 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_go_on(re
         base_urls = {AGENT_ID: HERE, "agent_there": "https://there"}
 
         with structlog.testing.capture_logs() as logged:
-            await reconciler_of(ledger, provider, clock, base_urls=base_urls).round()
+            await reconciler_of(ledger, provider, clock, base_urls=base_urls).run_round()
 
         settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
@@ -398,10 +413,10 @@ async def test_two_instances_ask_once(tmp_path: Path) -> None:
         instances = [reconciler_of(ledger, provider, clock) for ledger in (one, other)]
 
         held = await one.lease("reconciler", 60)
-        await asyncio.gather(*(instance.round() for instance in instances))
+        await asyncio.gather(*(instance.run_round() for instance in instances))
         while_held = len(provider.asked)
         await one.end_lease("reconciler")
-        await instances[0].round()
+        await instances[0].run_round()
 
     assert held
     assert while_held == 0
@@ -422,13 +437,81 @@ async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> Non
     assert got == [True, False, True, False, True, False, True]
 
 
+async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_next_one(tmp_path: Path) -> None:
+    class Failing(Told):
+        async def list_conversations(
+            self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+        ) -> ConversationsPage:
+            await super().list_conversations(agent_base_url, agent_id, since=since, until=until, cursor=cursor)
+            raise LedgerUnavailable(operator_note="the disk is full")
+
+    clock, failing, working = Clock(), Failing(), Told(pages=[[row("conv_1", "done", 42)]])
+    path = str(tmp_path / "ledger.db")
+    async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
+        await granted(one)
+        clock.now += 300
+
+        await reconciler_of(one, failing, clock).run_round()
+        is_free = await other.lease("reconciler", MIN_LEASE_SECONDS)
+        await other.end_lease("reconciler")
+        clock.now += LIST_SECONDS
+        await reconciler_of(other, working, clock).run_round()
+
+        found = await one.issued("conv_1")
+    assert is_free
+    assert len(failing.listed) == 1
+    assert (found.settled_by, found.seconds) == USED
+
+
+async def test_a_listed_conversation_that_was_never_issued_is_reported_once() -> None:
+    clock, bypasses = Clock(), list[str]()
+    rows = [row("conv_1", "in-progress"), row("conv_9", "done", 42), row("conv_9", "done", 42), {"status": "done"}]
+    provider = Told(pages=[rows])
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        reconciler = reconciler_of(ledger, provider, clock, bypasses=bypasses)
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                clock.now += LIST_SECONDS
+                await reconciler.run_round()
+
+    assert len(provider.listed) == 3
+    assert bypasses == ["not_issued"]
+    lines = [line for line in logged if line["event"] == "conversation.bypassed"]
+    assert [(line["conversation_id"], line["agent_id"], line["reason"]) for line in lines] == [
+        ("conv_9", AGENT_ID, "not_issued")
+    ]
+
+
+async def test_the_list_is_read_for_conversations_without_a_pass_even_if_no_pass_is_open() -> None:
+    clock, bypasses = Clock(), list[str]()
+    provider = Told(pages=[[row("conv_9", "in-progress", began=NOW - 30)]])
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await reconciler_of(ledger, provider, clock, bypasses=bypasses).run_round()
+
+    assert bypasses == ["not_issued"]
+
+
+async def test_a_record_of_a_conversation_that_anyone_could_begin_is_reported() -> None:
+    clock, bypasses = Clock(), list[str]()
+    record = account("in-progress", authorization_method="public") | {"agent_id": AGENT_ID}
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await granted(ledger)
+        await ledger.note_opened("conv_1", NOW)
+        clock.now += OLD
+
+        await reconciler_of(ledger, Told({"conv_1": record}), clock, bypasses=bypasses).run_round()
+
+    assert bypasses == ["public"]
+
+
 async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> None:
     class Out:
         async def lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:
-        await reconciler_of(Out(), Told(), Clock()).round()  # type: ignore[arg-type]
+        await reconciler_of(Out(), Told(), Clock()).run_round()  # type: ignore[arg-type]
 
     assert [(line["event"], line["note"]) for line in logged] == [("reconciler.stopped", "the disk is full")]
 
@@ -437,10 +520,10 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
     clock, enough = Clock(), asyncio.Event()
 
     class Broken(Told):
-        async def conversation(
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
-            await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
             clock.now += 200  # the lease has lapsed
             if len(self.asked) == 3:
                 enough.set()
@@ -455,7 +538,7 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
         reconciler = reconciler_of(ledger, Broken(), clock, every_seconds=0.01)
 
         with structlog.testing.capture_logs() as logged:
-            async with reconciler.running(), asyncio.timeout(5):
+            async with reconciler.run(), asyncio.timeout(5):
                 await enough.wait()
 
     assert [(line["event"], line["cause"]) for line in logged] == [("reconciler.failed", "RuntimeError")] * 2
@@ -497,16 +580,16 @@ async def test_an_outage_is_waited_out() -> None:
                 await ledger.note_opened(conversation_id, NOW)
             clock.now += OLD
             emulator.faults["account"] = Fault(target="account", status=503)
-            await reconciler.round()
+            await reconciler.run_round()
             during = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
             calls = len(emulator.records.calls)
 
             emulator.faults.clear()
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
             after = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
-    assert (during, calls) == ([None] * 3, 1)
+    assert (during, calls) == ([None] * 3, 3)  # the list, the first conversation and its retry
     assert after == ["reconciler"] * 3
 
 
@@ -520,7 +603,7 @@ async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -
             clock.now += OLD
 
             with structlog.testing.capture_logs() as logged:
-                await reconciler.round()
+                await reconciler.run_round()
 
     (line,) = logged
     assert (line["event"], line["code"]) == ("reconciler.stopped", "elevenlabs_key_rejected")

@@ -12,12 +12,12 @@ import structlog
 
 from tests.conftest import AGENT_ID
 from tests.ledger.given import rows
-from tests.settlement.given import NOW, Clock, granted
+from tests.settlement.given import NOW, Clock, granted, settlements_of
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import IssuedPass, Settlement
-from voicepass.settlement import Settlements, read_settlement
+from voicepass.settlement.reports import parse_record
 from voicepass.settlement.webhook import Webhook, verify_signature
 
 pytestmark = pytest.mark.anyio
@@ -206,7 +206,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
     ],
 )
 def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: tuple[int, int | None] | None) -> None:
-    settlement = read_settlement("conv_1", {"metadata": metadata}, source="webhook")
+    settlement = parse_record("conv_1", {"metadata": metadata}, source="webhook").settlement
 
     assert (settlement and (settlement.seconds, settlement.cost)) == counted
 
@@ -226,9 +226,9 @@ def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: t
     ],
 )
 async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object, kept: str | None) -> None:
-    settlement = read_settlement(
+    settlement = parse_record(
         "conv_1", {"user_id": claimed, "metadata": {"call_duration_secs": 1}}, source="webhook"
-    )
+    ).settlement
 
     assert settlement is not None
     assert settlement.user_id == kept
@@ -337,13 +337,45 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
     assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
 
 
+@pytest.mark.parametrize(
+    ("method", "agent_id", "reasons"),
+    [
+        ("public", AGENT_ID, ["public"]),
+        ("shareable_link", AGENT_ID, ["shareable_link"]),
+        ("public", "agent_other", []),
+        ("signed_url", AGENT_ID, []),
+        ("livekit_token", AGENT_ID, []),
+        (None, AGENT_ID, []),
+        (["public"], AGENT_ID, []),
+    ],
+)
+async def test_an_event_of_a_conversation_that_anyone_could_begin_is_reported_once(
+    method: object, agent_id: str, reasons: list[str]
+) -> None:
+    sent = json.loads(event("conv_9"))
+    sent["data"]["agent_id"] = agent_id
+    sent["data"]["metadata"]["authorization_method"] = method
+    body, bypasses = json.dumps(sent).encode(), list[str]()
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        webhook = Webhook(
+            settlements=settlements_of(ledger, lambda: NOW, bypasses=bypasses), secrets=[SECRET], clock=lambda: NOW
+        )
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(2):
+                await webhook.receive(signature=signature(NOW, body), body=body)
+
+    assert bypasses == reasons
+    lines = [line for line in logged if line["event"] == "conversation.bypassed"]
+    assert [(line["conversation_id"], line["agent_id"], line["reason"]) for line in lines] == [
+        ("conv_9", AGENT_ID, reason) for reason in reasons
+    ]
+
+
 # Late, twice, early: one ledger.
 
 
 async def receive(ledger: Ledger, body: bytes) -> None:
-    webhook = Webhook(
-        settlements=Settlements(ledger=ledger, observers=[], clock=lambda: NOW), secrets=[SECRET], clock=lambda: NOW
-    )
+    webhook = Webhook(settlements=settlements_of(ledger, lambda: NOW), secrets=[SECRET], clock=lambda: NOW)
     await webhook.receive(signature=signature(NOW, body), body=body)
 
 
@@ -356,7 +388,7 @@ async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> N
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await granted(ledger)
 
-        await Settlements(ledger=ledger, observers=[broken, seen.append], clock=Clock()).settle(settlement)
+        await settlements_of(ledger, Clock(), broken, seen.append).settle(settlement)
 
     assert [settled.seconds for settled in seen] == [40]
 

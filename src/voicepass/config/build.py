@@ -19,7 +19,7 @@ from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import DEFAULT_ALIAS, Agent, Clock
 from voicepass.outbound import is_safe_url
-from voicepass.policy import AgentRules, Policy, Rule, Variable
+from voicepass.policy import AgentRules, Policy, Rule, Variable, find_agents_on_two_hosts
 
 EVERY_USER = Rule({})
 
@@ -51,6 +51,11 @@ def configure(settings: Settings) -> Configuration:
             "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
             " or http:// to a loopback address"
         )
+    placed = [(rule.agent.agent_id, rule.agent.base_url) for rule in rules.values()]
+    problems += [
+        f"VOICEPASS_POLICY_FILE names the agent {agent_id} on two hosts: give all its aliases one base_url"
+        for agent_id in find_agents_on_two_hosts(placed)
+    ]
     if problems:
         raise SettingsRefusedError(problems)
     limits = policy_file.limits

@@ -93,7 +93,7 @@ async def mint(case: Case, one_each: Sequence[ElevenLabs]) -> Minted:
 
 async def _asked(adapter: ElevenLabs, agent: Agent) -> Credential | ElevenLabsRefusal:
     try:
-        return await adapter.credential(agent, Transport.WEBSOCKET)
+        return await adapter.fetch_credential(agent, Transport.WEBSOCKET)
     except ElevenLabsRefusal as refusal:
         return refusal
 
@@ -111,14 +111,14 @@ async def look(case: Case, reader: ElevenLabs) -> list[Finding]:
     """Read how the agent and its tools are set up, and where the webhook leads; return what is wrong with it."""
     here = case.agent.base_url
     try:
-        settings = await reader.document(here, "agent", case.agent.agent_id)
+        settings = await reader.fetch_document(here, "agent", case.agent.agent_id)
     except ElevenLabsRefusal as refusal:
         return [*(_unreadable(refusal, check) for check in AGENT_CHECKS), _webhook_unseen(case, refusal)]
     findings = [fine("agent")]
     tools: list[Mapping[str, Any]] = []
     for tool_id in _members(claim_at(settings, "conversation_config.agent.prompt.tool_ids"), str):
         try:
-            tools.append(await reader.document(here, "tool", tool_id))
+            tools.append(await reader.fetch_document(here, "tool", tool_id))
         except ElevenLabsRefusal as refusal:  # one that is gone needs no variables; the conversation tells of the rest
             findings.append(_unreadable(refusal, "variables"))
     subject = Subject(
@@ -139,11 +139,11 @@ async def look(case: Case, reader: ElevenLabs) -> list[Finding]:
 
 async def _webhook(case: Case, reader: ElevenLabs, subject: Subject) -> Finding:
     try:
-        of_workspace = await reader.document(case.agent.base_url, "settings")
+        of_workspace = await reader.fetch_document(case.agent.base_url, "settings")
         webhook_id = subject.at(_OWN_WEBHOOK) or claim_at(of_workspace, "webhooks.post_call_webhook_id")
         if not webhook_id:
             return found("webhook_missing")
-        listed = (await reader.document(case.agent.base_url, "webhooks")).get("webhooks")
+        listed = (await reader.fetch_document(case.agent.base_url, "webhooks")).get("webhooks")
     except ElevenLabsRefusal as refusal:
         missing = of_refusal(refusal).cause == "permission_missing"
         return found("webhooks_unreadable") if missing else _unreadable(refusal, "webhook")

@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from voicepass.elevenlabs.answers import json_object
+from voicepass.elevenlabs.answers import parse_json_object
 from voicepass.errors import (
     AgentUnknown,
     BadAnswer,
@@ -18,7 +18,7 @@ from voicepass.errors import (
     Unavailable,
 )
 
-_MAX_RETRY_AFTER_SECONDS: Final = 3600
+_MAX_RETRY_AFTER_SECONDS: Final = 60  # After a longer wait than this, voicepass asks again to find out.
 _QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
 
 SYSTEM_BUSY: Final = "system_busy"
@@ -110,7 +110,7 @@ def vendor_error(body: bytes) -> tuple[str, str]:
     `status: missing_permissions`. The first of `status` and `code` that is known here wins, else the first present.
     """
     try:
-        detail = json_object(body).get("detail")
+        detail = parse_json_object(body).get("detail")
     except BadAnswer:
         return "", _quoted(body.decode("utf-8", "replace"))
     if isinstance(detail, str):
