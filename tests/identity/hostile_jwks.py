@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.identity.hostile_tokens import base64url, ec_key_of, rsa_key_of
 from voicepass.errors import KeysUnavailable, Refusal, TokenInvalid
@@ -47,11 +47,15 @@ def hostile_sets() -> list[HostileSet]:
 # Keys ---------------------------------------------------------------------------------------------------------------
 
 
-def jwk_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **members: object) -> dict[str, object]:
+def jwk_of(
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, **members: object
+) -> dict[str, object]:
     """Return the public half of `key` as a JWK with these further members; None takes a member out."""
     if isinstance(key, rsa.RSAPrivateKey):
         modulus = key.public_key().public_numbers().n
         jwk: dict[str, object] = {"kty": "RSA", "n": base64url(modulus.to_bytes(key.key_size // 8)), "e": "AQAB"}
+    elif isinstance(key, ed25519.Ed25519PrivateKey):
+        jwk = {"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_key().public_bytes_raw())}
     else:
         point, length = key.public_key().public_numbers(), (key.curve.key_size + 7) // 8
         x, y = base64url(point.x.to_bytes(length)), base64url(point.y.to_bytes(length))
