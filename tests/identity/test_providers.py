@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,7 +35,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "identity-providers.md").read_t
 BLOCKS: dict[str, str] = dict(re.findall(r"<!-- ([a-z0-9-]+) -->\n```toml\n(.*?)```", DOCUMENT, re.DOTALL))
 SECRETS = re.findall(r'secret_env = "(\w+)"', DOCUMENT)
 KID = "key-2026"
-KEYS = {
+KEYS: dict[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey] = {
     "RS256": rsa_key_of("provider"),
     "ES256": ec_key_of("provider", "ES256"),
     "ES384": ec_key_of("provider", "ES384"),

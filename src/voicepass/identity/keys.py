@@ -129,13 +129,12 @@ def key_from_pem(pem: str, algorithm: str) -> VerificationKey:
     """Build an RS*, ES* or EdDSA key from a PEM public key or certificate. Raises KeyUnusableError."""
     if "PRIVATE KEY-----" in pem:
         raise KeyUnusableError("is a private key; give voicepass the public key only")
+    key: object
     try:
-        is_certificate = "BEGIN CERTIFICATE" in pem
-        key: object = (
-            load_pem_x509_certificate(pem.encode()).public_key()
-            if is_certificate
-            else load_pem_public_key(pem.encode())
-        )
+        if "BEGIN CERTIFICATE" in pem:
+            key = load_pem_x509_certificate(pem.encode()).public_key()
+        else:
+            key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
         raise KeyUnusableError("is not a PEM public key or certificate") from None
     return _public_key(key, algorithm, names={})
