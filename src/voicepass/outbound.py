@@ -6,6 +6,7 @@ chosen. Another client is another body of `http_transport`, and nothing else.
 
 import ipaddress
 import ssl
+import zlib
 from collections.abc import AsyncIterator
 from functools import cache, lru_cache
 from typing import Final, NamedTuple, cast
@@ -24,7 +25,7 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 IDLE_SECONDS: Final = 30
 
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"}
-"""Of every request. Compression is not asked for: a bomb would inflate before any cap could see it."""
+"""Of every request. voicepass asks for no compression; some proxies compress all the same."""
 
 
 def is_loopback(host: str | None) -> bool:
@@ -111,15 +112,28 @@ async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, mo
 async def _body(response: httpx.Response, most_bytes: int) -> bytes:
     if sum(len(name) + len(value) for name, value in response.headers.raw) > MAX_HEADER_BYTES:
         raise AnswerUnusableError(f"the answer's headers are longer than {MAX_HEADER_BYTES} bytes")
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise AnswerUnusableError("the answer is compressed, though compression was not asked for")
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding not in {"identity", "gzip", "x-gzip", "deflate"}:
+        raise AnswerUnusableError("the answer is compressed in a way that voicepass did not ask for and cannot read")
     body = bytearray()
     # The stream itself: httpx's own readers would inflate it, or refuse an answer that a test has made.
     async for chunk in cast("httpx.AsyncByteStream", response.stream):
         body += chunk
         if len(body) > most_bytes:
             raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes")
-    return bytes(body)
+    return bytes(body) if encoding == "identity" else _inflate(bytes(body), most_bytes)
+
+
+def _inflate(body: bytes, most_bytes: int) -> bytes:
+    """Return what `body` was before a proxy compressed it without being asked. It stops at `most_bytes`."""
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as the body's first bytes say
+    try:
+        inflated = inflater.decompress(body, most_bytes + 1)
+    except zlib.error as error:
+        raise AnswerUnusableError("the answer is not compressed as it says") from error
+    if len(inflated) > most_bytes or not inflater.eof or inflater.unused_data:
+        raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes when inflated, or not complete")
+    return inflated
 
 
 class _Connector(aiohttp.TCPConnector):

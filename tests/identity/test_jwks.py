@@ -1,13 +1,14 @@
 """The keys that an issuer publishes: fetched once, rotated, outlived; and no token says where to fetch them."""
 
 import asyncio
-import dataclasses
 import gzip
 import json
 import statistics
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence, Sized
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import httpx
@@ -21,7 +22,7 @@ from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, serving, settings_with
 from tests.faults import tls
 from tests.identity.hostile_jwks import KID, HostileSet, hostile_sets, jwk_of, right, set_of, stranger
-from tests.identity.hostile_tokens import Mint, ec_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import Mint, Sign, ec_key_of, ecdsa, rsa_key_of, signer_for
 from tests.servers import free_port, listening, running
 from voicepass.app import create_app
 from voicepass.errors import KeysUnavailable, Refusal, TokenInvalid
@@ -155,16 +156,27 @@ async def keys_of(
 
 
 EC_JWK: Final = jwk_of(ec_key_of("provider", "ES256"), kid=KID)
-OLD: Final = jwk_of(ec.generate_private_key(ec.SECP256R1()), kid="old")
-NEW: Final = jwk_of(ec.generate_private_key(ec.SECP256R1()), kid="new")
+OLD_KEY: Final = ec.generate_private_key(ec.SECP256R1())
+NEW_KEY: Final = ec.generate_private_key(ec.SECP256R1())
+OLD: Final = jwk_of(OLD_KEY, kid="old")
+NEW: Final = jwk_of(NEW_KEY, kid="new")
 
 
 async def outcome(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refusal] | None:
-    """The name of the key that is served, or the refusal. Any other exception escapes, and fails the test."""
+    """The name of the one key that serves, or the refusal. Any other exception escapes, and fails the test."""
     try:
-        return (await keys.key_for(kid)).kid
+        served = await keys.keys_for({} if kid is None else {"kid": kid})
     except Refusal as refusal:
         return type(refusal)
+    if not served:
+        return TokenInvalid  # the authenticator refuses a token without a key
+    (key,) = served
+    return key.names.get("kid")
+
+
+def signer_of(jwk: dict[str, object]) -> Sign:
+    key = {EC_JWK["x"]: ec_key_of("provider", "ES256"), OLD["x"]: OLD_KEY, NEW["x"]: NEW_KEY}[jwk["x"]]
+    return ecdsa(key, "ES256")
 
 
 async def settled(keys: PublishedKeys) -> None:
@@ -197,7 +209,7 @@ async def test_500_users_at_a_cold_start_amid_an_outage_cause_one_fetch_and_are_
 async def test_500_users_whose_keys_have_grown_old_wait_for_one_fetch(issuer: Issuer) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.publish(NEW)
         issuer.clock.advance(600)
 
@@ -231,7 +243,7 @@ async def test_a_user_who_hangs_up_takes_the_fetch_from_nobody(issuer: Issuer) -
 async def test_closing_ends_a_fetch_that_is_under_way(issuer: Issuer) -> None:
     issuer.answers[JWKS_PATH] = silence
     async with keys_of(issuer) as keys:
-        waiting = asyncio.create_task(keys.key_for(KID))
+        waiting = asyncio.create_task(outcome(keys))
         await issuer.was_asked.wait()
 
         await keys.aclose()
@@ -245,7 +257,7 @@ async def test_closing_ends_a_fetch_that_is_under_way(issuer: Issuer) -> None:
 
 async def test_10000_unknown_names_at_once_cause_no_fetch_within_the_cooldown(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.clock.advance(29.9)
 
         outcomes = await asyncio.gather(*(outcome(keys, f"unknown-{n}") for n in range(10_000)))
@@ -256,7 +268,7 @@ async def test_10000_unknown_names_at_once_cause_no_fetch_within_the_cooldown(is
 
 async def test_a_flood_of_unknown_names_causes_one_fetch_in_30_seconds_and_hurts_no_good_token(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         sizes = sizes_of(keys)
         good: list[object] = []
         flood: list[object] = []
@@ -284,7 +296,7 @@ def sizes_of(keys: PublishedKeys) -> dict[str, int | None]:
 
 async def test_a_flood_amid_a_hanging_fetch_keeps_no_good_token_waiting(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers[JWKS_PATH] = silence
         issuer.was_asked.clear()
         issuer.clock.advance(30)
@@ -300,17 +312,85 @@ async def test_a_flood_amid_a_hanging_fetch_keeps_no_good_token_waiting(issuer: 
         await asyncio.gather(*flood, return_exceptions=True)
 
 
-async def test_a_token_without_a_name_is_served_where_there_is_one_key_and_refused_where_there_are_two(
-    issuer: Issuer,
-) -> None:
-    async with keys_of(issuer) as keys:
-        alone = await outcome(keys, None)
-        issuer.publish(OLD, NEW)
-        issuer.clock.advance(600)
-        beside_another = await outcome(keys, None)
+# Which keys a token is tried with ------------------------------------------------------------------------------------
 
-    assert alone == KID
-    assert beside_another is TokenInvalid
+
+def named(owner: str, **names: str | None) -> dict[str, object]:
+    return {"own": EC_JWK, "old": OLD, "new": NEW}[owner] | {"kid": None} | names
+
+
+X5T: Final = {"x5t": "AAAA", "x5t#S256": "BBBB"}
+CHOICES: dict[str, tuple[list[dict[str, object]], dict[str, str], list[int]]] = {
+    "no name: all": ([named("own", kid="a"), named("old", kid="b")], {}, [0, 1]),
+    "no name, one key": ([named("own", kid="a")], {}, [0]),
+    "kid": ([named("own", kid="a"), named("old", kid="b")], {"kid": "b"}, [1]),
+    "kid of two": ([named("own", kid="a"), named("old", kid="b"), named("new", kid="a")], {"kid": "a"}, [0, 2]),
+    "kid of a key that is there twice": ([named("own", kid="a"), named("own", kid="a")], {"kid": "a"}, [0, 1]),
+    "kid that no key has": ([named("own", kid="a"), named("old")], {"kid": "c"}, []),
+    "kid, and no key has one": ([named("own"), named("old")], {"kid": "c"}, [0, 1]),
+    "x5t": ([named("own", kid="a", **X5T), named("old", kid="b")], {"x5t": "AAAA"}, [0]),
+    "x5t#S256": ([named("own", kid="a"), named("old", **X5T)], {"x5t#S256": "BBBB"}, [1]),
+    "x5t of another": ([named("own", kid="a", **X5T)], {"x5t": "CCCC"}, []),
+    "x5t, and no key has one": ([named("own", kid="a"), named("old", kid="b")], {"x5t": "AAAA"}, [0, 1]),
+    "kid of one, x5t of another": ([named("own", kid="a"), named("old", **X5T)], {"kid": "a", "x5t": "AAAA"}, [0, 1]),
+    "kid right, x5t renewed": ([named("own", kid="a", **X5T)], {"kid": "a", "x5t": "CCCC"}, [0]),
+}
+
+
+async def test_a_token_is_tried_with_the_keys_that_its_header_names_or_with_all(issuer: Issuer) -> None:
+    seen = {}
+    for choice, (published, names, _) in CHOICES.items():
+        issuer.publish(*published)
+        async with keys_of(issuer) as keys:
+            served = await keys.keys_for(names)
+        owners = [signer_of(jwk) for jwk in published]
+        seen[choice] = [n for n, sign in enumerate(owners) if any(key.verifies(b"x", sign(b"x")) for key in served)]
+
+    assert seen == {choice: expected for choice, (_, _, expected) in CHOICES.items()}
+
+
+async def test_a_token_is_tried_with_eight_keys_at_most(issuer: Issuer) -> None:
+    mint, others = mint_of("a", "ES256"), [OLD | {"kid": f"k{n}"} for n in range(8)]
+    own, users = jwk_for(mint), []
+    for published in ([*others[:7], own], [*others, own]):
+        async with authenticator_for(issuer, mint, jwks=[published]) as authenticator:
+            users.append(await user_of(authenticator, mint.token()))
+
+    assert isinstance(users[0], User)
+    assert users[1] is TokenInvalid
+
+
+async def test_a_member_that_is_not_used_is_logged_once_with_the_reason(issuer: Issuer) -> None:
+    members = [EC_JWK, EC_JWK | {"kid": "bad", "y": "AQ"}, EC_JWK | {"kid": "enc", "use": "enc"}, None]
+    issuer.publish(*members)
+    with structlog.testing.capture_logs() as logged:
+        async with keys_of(issuer) as keys:
+            for _ in range(3):
+                await outcome(keys)
+                await settled(keys)
+                issuer.clock.advance(600)
+            issuer.publish(*members, EC_JWK | {"kid": "rs", "alg": "RS256"})
+            await outcome(keys)
+
+    assert [(line["kid"], line["note"]) for line in logged if line["event"] == "keys.skipped"] == [
+        ("bad", "is malformed"),
+        ("enc", "is not meant for verifying signatures (use, key_ops)"),
+        (None, "is not a JSON object"),
+        ("rs", "is meant for another algorithm than ES256"),
+    ]
+
+
+async def test_where_no_key_can_be_used_the_refusal_says_why(issuer: Issuer) -> None:
+    notes = []
+    for members in ([EC_JWK | {"use": "enc"}, EC_JWK | {"use": "enc"}, {"kty": "RSA"}], []):
+        issuer.publish(*members)
+        async with keys_of(issuer) as keys:
+            with pytest.raises(KeysUnavailable) as refused:
+                await keys.check()
+            notes.append(refused.value.operator_note.partition("the document ")[2])
+
+    unfit = "is not meant for verifying signatures (use, key_ops), is not a key for ES256"
+    assert notes == [f"holds no key for ES256: {unfit})", "holds no key for ES256: it is empty)"]
 
 
 # Rotation -----------------------------------------------------------------------------------------------------------
@@ -319,7 +399,7 @@ async def test_a_token_without_a_name_is_served_where_there_is_one_key_and_refus
 async def test_a_new_key_is_accepted_on_the_first_request_after_the_cooldown(issuer: Issuer) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.publish(OLD, NEW)
         outcomes = []
         for _ in range(30):
@@ -336,7 +416,7 @@ async def test_a_withdrawn_key_is_refused_ten_minutes_later_however_rarely_users
 ) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.publish(NEW)
         seconds = 0
         served_until = 0
@@ -353,10 +433,10 @@ async def test_a_withdrawn_key_is_refused_ten_minutes_later_however_rarely_users
 async def test_a_failure_of_long_ago_does_not_let_a_withdrawn_key_serve(issuer: Issuer) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.answers[JWKS_PATH] = saying(b"", status="502 Bad Gateway")
         issuer.clock.advance(301)
-        await keys.key_for("old")
+        await outcome(keys, "old")
         await settled(keys)
         issuer.publish(NEW)
         issuer.clock.advance(1200)
@@ -369,7 +449,7 @@ async def test_a_failure_of_long_ago_does_not_let_a_withdrawn_key_serve(issuer: 
 async def test_a_rotation_with_an_overlap_refuses_neither_key_in_1000_requests(issuer: Issuer) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.publish(OLD, NEW)
         issuer.clock.advance(30)
         outcomes = []
@@ -384,7 +464,7 @@ async def test_a_rotation_with_an_overlap_refuses_neither_key_in_1000_requests(i
 async def test_keys_that_have_not_aged_are_fetched_again_by_nobody(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
         for _ in range(300):
-            await keys.key_for(KID)
+            await outcome(keys)
             await settled(keys)
             issuer.clock.advance(1)
 
@@ -456,7 +536,7 @@ def end_of_outage(issuer: Issuer) -> None:
 async def test_the_last_good_keys_serve_for_an_hour_of_outage_and_then_no_longer(issuer: Issuer, outage: str) -> None:
     path = DISCOVERY_PATH if outage in MOVED else JWKS_PATH
     async with keys_of(issuer, url=issuer.url + path, fetch_seconds=IMPATIENT_SECONDS) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         began = issuer.clock()
         OUTAGES[outage](issuer)
 
@@ -505,7 +585,7 @@ async def test_an_outage_at_a_cold_start_is_tried_once_in_5_seconds(issuer: Issu
 
 async def test_an_outage_is_tried_once_in_30_seconds_while_there_are_keys(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers[JWKS_PATH] = saying(b"", status="500 Internal Server Error")
         for second in range(300):
             await asyncio.gather(*(outcome(keys, f"key-{second}-{n}") for n in range(10)))
@@ -516,10 +596,10 @@ async def test_an_outage_is_tried_once_in_30_seconds_while_there_are_keys(issuer
 
 async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers[JWKS_PATH] = saying(b"", status="500 Internal Server Error")
         issuer.clock.advance(301)
-        await keys.key_for(KID)
+        await outcome(keys)
         await settled(keys)
         issuer.answers[JWKS_PATH] = silence
 
@@ -536,7 +616,7 @@ async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issu
 
 async def test_a_refresh_ahead_of_time_keeps_nobody_waiting(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers[JWKS_PATH] = silence
         issuer.was_asked.clear()
         issuer.clock.advance(300)
@@ -551,7 +631,7 @@ async def test_a_refresh_ahead_of_time_keeps_nobody_waiting(issuer: Issuer) -> N
 async def test_an_outage_that_ends_is_over_for_users_within_30_seconds(issuer: Issuer) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
-        await keys.key_for("old")
+        await outcome(keys, "old")
         issuer.answers[JWKS_PATH] = saying(b"", status="500 Internal Server Error")
         issuer.clock.advance(700)
         await outcome(keys, "new")
@@ -565,10 +645,10 @@ async def test_an_outage_that_ends_is_over_for_users_within_30_seconds(issuer: I
 
 async def test_the_first_user_after_a_quiet_hour_is_served_though_the_last_fetch_had_failed(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers[JWKS_PATH] = saying(b"", status="500 Internal Server Error")
         issuer.clock.advance(301)
-        await keys.key_for(KID)
+        await outcome(keys)
         await settled(keys)
         issuer.publish(EC_JWK)
         issuer.clock.advance(4000)
@@ -596,6 +676,7 @@ async def test_without_keys_the_service_answers_503_and_never_401() -> None:
 
 # What one fetch may cost --------------------------------------------------------------------------------------------
 
+GZIPPED: Final = "Content-Encoding: gzip\r\n"
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ABUSES: dict[str, Answer] = {
     "headers in a trickle": repeating(b"HTTP/1.1 200 OK\r\nX: ", b"x", every_seconds=0.05),
@@ -611,10 +692,17 @@ ABUSES: dict[str, Answer] = {
     ),
     "a body without end": repeating(JSON_HEAD + b"\r\n", b" " * 65536, every_seconds=0),
     "101 keys": saying(set_of(EC_JWK, *([OLD | {"kid": f"key-{n}"} for n in range(2, 102)]))),
-    "a gzip bomb": saying(gzip.compress(bytes(50_000_000), 1), headers="Content-Encoding: gzip\r\n"),
+    "a gzip bomb": saying(gzip.compress(bytes(50_000_000), 1), headers=GZIPPED),
     "a gzip bomb that does not say so": saying(gzip.compress(bytes(50_000_000), 1)),
-    "good keys in gzip": saying(gzip.compress(set_of(EC_JWK)), headers="Content-Encoding: gzip\r\n"),
-    "good keys that say they are gzip": saying(set_of(EC_JWK), headers="Content-Encoding: gzip\r\n"),
+    "a gzip bomb in gzip": saying(gzip.compress(gzip.compress(bytes(50_000_000), 1)), headers=GZIPPED),
+    "one byte more than 512 kB when inflated": saying(
+        gzip.compress(set_of(EC_JWK).ljust(MAX_DOCUMENT_BYTES + 1)), headers=GZIPPED
+    ),
+    "gzip that is cut off": saying(gzip.compress(set_of(EC_JWK))[:-9], headers=GZIPPED),
+    "gzip with rubbish after it": saying(gzip.compress(set_of(EC_JWK)) + b"x", headers=GZIPPED),
+    "gzip twice": saying(gzip.compress(set_of(EC_JWK)), headers=GZIPPED * 2),
+    "brotli": saying(set_of(EC_JWK), headers="Content-Encoding: br\r\n"),
+    "good keys that say they are gzip": saying(set_of(EC_JWK), headers=GZIPPED),
     "no content": saying(b"", status="204 No Content"),
     "half of it": saying(set_of(EC_JWK), status="206 Partial Content"),
 }
@@ -633,13 +721,25 @@ async def test_an_answer_beyond_all_bounds_is_given_up(issuer: Issuer, abuse: st
     assert len(issuer.asked) == 1
 
 
-async def test_a_document_of_512_kb_is_read(issuer: Issuer) -> None:
-    issuer.answers[JWKS_PATH] = saying(set_of(EC_JWK).ljust(MAX_DOCUMENT_BYTES))
+LARGEST: Final = set_of(EC_JWK).ljust(MAX_DOCUMENT_BYTES)
+READABLE: dict[str, Answer] = {
+    "512 kB": saying(LARGEST),
+    "512 kB in gzip": saying(gzip.compress(LARGEST), headers=GZIPPED),
+    "gzip, in capitals": saying(gzip.compress(LARGEST), headers="Content-Encoding: GZIP\r\n"),
+    "gzip by its old name": saying(gzip.compress(LARGEST), headers="Content-Encoding: x-gzip\r\n"),
+    "deflate": saying(zlib.compress(LARGEST), headers="Content-Encoding: deflate\r\n"),
+    "not compressed, and says so": saying(LARGEST, headers="Content-Encoding: identity\r\n"),
+}
 
-    async with keys_of(issuer) as keys:
-        seen = await outcome(keys)
 
-    assert seen == KID
+async def test_a_document_up_to_512_kb_is_read_also_if_a_proxy_has_compressed_it(issuer: Issuer) -> None:
+    seen = {}
+    for name, answer in READABLE.items():
+        issuer.answers[JWKS_PATH] = answer
+        async with keys_of(issuer) as keys:
+            seen[name] = await outcome(keys)
+
+    assert seen == dict.fromkeys(READABLE, KID)
 
 
 @pytest.mark.long
@@ -732,7 +832,7 @@ async def test_a_cold_start_with_a_hostile_document_serves_the_right_key_or_fail
 async def cold(issuer: Issuer, hostile: HostileSet) -> type[Refusal] | None:
     issuer.answers[JWKS_PATH] = saying(hostile.body)
     async with keys_of(issuer, algorithm="RS256") as keys:
-        return await rights_of(keys)
+        return await rights_of(keys, serves_stranger=hostile.serves_stranger)
 
 
 async def test_hostile_documents_take_no_good_key_away(issuer: Issuer) -> None:
@@ -740,28 +840,33 @@ async def test_hostile_documents_take_no_good_key_away(issuer: Issuer) -> None:
     issuer.publish(right(), stranger())
     outcomes = {}
     async with keys_of(issuer, algorithm="RS256") as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         for hostile in corpus:
             issuer.answers[JWKS_PATH] = saying(hostile.body)
             issuer.clock.advance(600 if hostile.expected is None else 30)  # all that are useless come within the hour
-            await outcome(keys, "unknown")
-            outcomes[hostile.name] = await rights_of(keys)
+            await keys.keys_for({"kid": "unknown"})
+            outcomes[hostile.name] = await rights_of(keys, serves_stranger=hostile.serves_stranger)
 
     assert {name: seen for name, seen in outcomes.items() if seen is not None} == {}
     assert len(issuer.asked) == 1 + len(outcomes)
 
 
-async def rights_of(keys: PublishedKeys) -> type[Refusal] | None:
-    """Return None where the key that is served under the provider's name is the provider's; or the refusal."""
-    signature = signer_for("RS256").sign(b"text")
+OWNERS: Final = ("provider", "attacker")
+
+
+async def rights_of(keys: PublishedKeys, *, serves_stranger: bool) -> type[Refusal] | None:
+    """Return None if the provider's key serves under its name, and no other key that it did not publish so."""
     try:
-        key = await keys.key_for(KID)
+        served = await keys.keys_for({"kid": KID})
     except Refusal as refusal:
         return type(refusal)
-    assert key.kid in {KID, None}
-    assert key.algorithm == "RS256"
-    assert key.verifies(b"text", signature)
-    assert not key.verifies(b"text", signer_for("RS256", owner="attacker").sign(b"text"))
+    if not served:
+        return TokenInvalid
+    assert {key.names.get("kid") for key in served} <= {KID, None}
+    assert {key.algorithm for key in served} == {"RS256"}
+    signers = {owner: signer_for("RS256", owner=owner) for owner in OWNERS}
+    trusted = {o for o, s in signers.items() if any(key.verifies(b"text", s.sign(b"text")) for key in served)}
+    assert trusted == (set(OWNERS) if serves_stranger else {"provider"})
     return None
 
 
@@ -788,7 +893,7 @@ async def test_the_keys_are_fetched_from_where_the_discovery_document_says(issue
 
 async def test_a_move_of_the_keys_is_followed_at_the_next_fetch(issuer: Issuer) -> None:
     async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
-        await keys.key_for(KID)
+        await outcome(keys)
         issuer.answers["/moved"] = saying(set_of(NEW))
         issuer.describe(jwks_uri=f"{issuer.url}/moved")
         issuer.clock.advance(30)
@@ -891,10 +996,12 @@ async def authenticator_for(
     sources: list[FixedKey | PublishedKeys] = []
     for mint, jwk in zip(mints, jwks, strict=True):
         if jwk is None:
-            sources.append(FixedKey(key_from_secret(mint.signer.published, mint.signer.algorithm, kid=mint.kid)))
+            sources.append(
+                FixedKey(replace(key_from_secret(mint.signer.published, "HS256"), names={"kid": mint.kid or ""}))
+            )
             continue
         path = f"/{len(sources)}"
-        issuer.answers[path] = saying(set_of(jwk))
+        issuer.answers[path] = saying(set_of(*jwk) if isinstance(jwk, list) else set_of(jwk))
         sources.append(
             PublishedKeys(
                 url=issuer.url + path,
@@ -960,7 +1067,7 @@ async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
 ) -> None:
     a, b = mint_of("a", algorithm), mint_of("b", other_algorithm)
     if is_one_name:
-        a, b = (dataclasses.replace(mint, kid="key-1") for mint in (a, b))
+        a, b = (replace(mint, kid="key-1") for mint in (a, b))
     tokens = {
         f"{own.token_issuer}: {name}": token for own, other in ((a, b), (b, a)) for name, token in crossed(own, other)
     }
@@ -989,7 +1096,7 @@ async def user_of(authenticator: JwtAuthenticator, token: str) -> User | type[Re
 
 
 async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
-    mint = dataclasses.replace(mint_of("a", "ES256"), kid=KID)
+    mint = replace(mint_of("a", "ES256"), kid=KID)
     attacker = signer_for("ES256", owner="attacker")
     attackers_jwk = jwk_of(ec_key_of("attacker", "ES256"), kid=KID)
     async with (

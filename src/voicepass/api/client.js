@@ -44,7 +44,7 @@ const INSECURE_PAGE = {
   sentence: "The browser offers the microphone only to pages that are served over https or from localhost.",
 };
 
-/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, or `bad_answer` from what is in between. */
+/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, `bad_answer` or `not_signed_in`. */
 export class PassError extends Error {
   /** @param {Record<string, any>} problem */
   constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }) {
@@ -71,7 +71,7 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   const url = new URL(`${service.replace(/\/+$/, "")}/v1/${path}`, location.href);
   /** @type {Record<string, string>} */
   const headers = { "Content-Type": "application/json" };
-  if (token) headers.Authorization = `Bearer ${await token()}`;
+  if (token) headers.Authorization = `Bearer ${await userJwt(token)}`;
   const tooLong = AbortSignal.timeout(ANSWER_MS);
   let response, text;
   try {
@@ -98,6 +98,13 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
     detail: `The service answered ${status}, and not in its own words.`,
     retry_after_seconds: Number.isNaN(seconds) ? undefined : seconds,
   });
+}
+
+/** @param {NonNullable<import("./client.js").PassOptions["token"]>} token */
+async function userJwt(token) {
+  const jwt = await token();
+  if (jwt) return jwt;
+  throw new PassError({ code: "not_signed_in", status: 0, detail: "Sign in to start a conversation." });
 }
 
 /**
@@ -219,11 +226,19 @@ export function connect(Conversation, options = {}) {
   async function once() {
     const over = new AbortController();
     let heldMs = -1; // it was never open
-    let [receivedAt, lifetimeMs, wentOffline, isDead] = [0, 0, false, false];
+    let [receivedAt, lifetimeMs, wentOffline, isDead, lacksToken] = [0, 0, false, false, false];
+    const token =
+      options.token &&
+      (async () => {
+        lacksToken = true;
+        const jwt = await options.token?.();
+        lacksToken = false;
+        return jwt;
+      });
     let ending;
     try {
       tell({ status: "connecting", reconnects });
-      const pass = await fetchPass({ ...options, signal: hangUp.signal });
+      const pass = await fetchPass({ ...options, token, signal: hangUp.signal });
       hangUp.signal.throwIfAborted();
       receivedAt = now();
       // By a clock that is far off, it would be over already, or last for hours.
@@ -281,7 +296,7 @@ export function connect(Conversation, options = {}) {
     if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
       ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
     }
-    return { ending: /** @type {Ending} */ (ending), heldMs };
+    return { ending: /** @type {Ending} */ (ending), heldMs, lacksToken };
   }
 
   /** @returns {Promise<Ending>} */
@@ -302,14 +317,16 @@ export function connect(Conversation, options = {}) {
     /** @type {number | null} */
     let since = null;
     for (;;) {
-      const { ending, heldMs } = await once();
+      const { ending, heldMs, lacksToken } = await once();
       if (heldMs >= 0) {
         [wasConnected, since, reconnects] = [true, null, reconnects + 1];
         if (heldMs >= patienceMs) attempt = 0; // less would let a bad line take passes without end
       }
       since ??= now();
       attempt += 1;
-      if (hangUp.signal.aborted || attempt > retries || !mayHelp(ending, wasConnected)) return ending;
+      // After a drop, the page may be unable to renew the user's token until the network is back.
+      const retry = mayHelp(ending, wasConnected) || (wasConnected && lacksToken);
+      if (hangUp.signal.aborted || attempt > retries || !retry) return ending;
       const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because: ending, attempt };
       if (navigator.onLine === false) {
         tell({ ...waiting, retryInSeconds: null });

@@ -60,7 +60,5 @@ def checked_token_issuer(token_issuer: str) -> str:
 def checked_algorithm(algorithm: str) -> str:
     """Return one of the algorithms that tokens may be signed with, or raise ValueError."""
     if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"must be one of {', '.join(sorted(ALGORITHMS))} (python-jose implements no PS*, EdDSA or ES256K)"
-        )
+        raise ValueError(f"must be one of {', '.join(sorted(ALGORITHMS))} (voicepass verifies no PS* and no ES256K)")
     return algorithm
