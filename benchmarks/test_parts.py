@@ -24,7 +24,8 @@ from voicepass.config.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
 from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
+from voicepass.model import Credentials, Reservation, Transport, User, VoicePass
+from voicepass.telemetry.attempt import Attempt, StepName
 from voicepass.telemetry.lines import AttemptLog
 from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.metrics import AttemptMetrics
@@ -129,7 +130,7 @@ def attempt(configuration: Configuration, user: User) -> Attempt:
     attempt = Attempt(request_id="r", transport=Transport.WEBSOCKET, alias="default", client="127.0.0.1")
     attempt.user, attempt.agent = user, configuration.policy.agents["default"].agent
     attempt.outcome, attempt.conversation_id = "granted", "conv_1"
-    for name in ("verify", "reserve", "upstream", "grant"):
+    for name in (StepName.VERIFY, StepName.RESERVE, StepName.UPSTREAM, StepName.GRANT):
         with attempt.step(name):
             pass
     return attempt

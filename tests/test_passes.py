@@ -26,7 +26,6 @@ from voicepass.errors import (
 )
 from voicepass.model import (
     Agent,
-    Attempt,
     Counted,
     Credential,
     Credentials,
@@ -39,6 +38,7 @@ from voicepass.model import (
 )
 from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
+from voicepass.telemetry.attempt import Attempt
 
 pytestmark = pytest.mark.anyio
 

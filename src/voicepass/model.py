@@ -2,14 +2,15 @@
 
 import hashlib
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
 
 Clock = Callable[[], float]
-"""Wall time in seconds since the epoch; injected everywhere, so that tests own the time."""
+"""The wall clock: seconds since the epoch. It may step when the system corrects its time."""
+
+MonotonicClock = Callable[[], float]
+"""Seconds since an unknown start. It never steps, so it measures durations and deadlines."""
 
 Scalar = str | int | float | bool
 """All that a dynamic variable may be (ElevenLabs, "Dynamic variables")."""
@@ -280,66 +281,6 @@ class Standing:
     open_conversations: int
     unsettled: int
     oldest_unsettled_seconds: float
-
-
-@dataclass(slots=True)
-class Step:
-    """A part of an attempt, timed while its block runs: when it began, by the monotonic clock, and how it went."""
-
-    name: str
-    began: float = 0.0
-    seconds: float = 0.0
-    has_failed: bool = False
-
-    def __enter__(self) -> Self:
-        self.began = time.monotonic()
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        self.seconds = time.monotonic() - self.began
-        self.has_failed = error is not None
-
-
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One request for a pass, granted or refused: filled in as facts are learnt, shown to the observers once.
-
-    `outcome` is "granted", "cancelled" (the caller hung up) or the refusal's code; `operator_note` is for the log.
-    """
-
-    request_id: str
-    transport: Transport
-    alias: str
-    client: str | None = None
-    client_request_id: str | None = None
-    traceparent: str | None = None
-    user: User | None = None
-    agent: Agent | None = None
-    conversation_id: str | None = None
-    credential_sha256: str | None = None
-    is_warm: bool = False
-    has_asked: bool = False
-    """Whether a credential was asked for."""
-    is_reissued: bool = False
-    """Whether it got an unopened pass of its user again."""
-    outcome: str = "internal_error"
-    is_operators_fault: bool = False
-    operator_note: str = ""
-    cause: BaseException | None = None
-    began: float = field(default_factory=time.monotonic)
-    duration_seconds: float = 0.0
-    steps: list[Step] = field(default_factory=list)
-
-    def note_credential(self, credential: Credential) -> None:
-        """Note which credential the attempt got; its secret only as a hash."""
-        self.conversation_id, self.is_warm = credential.conversation_id, credential.is_warm
-        self.credential_sha256 = credential.sha256
-
-    def step(self, name: str) -> Step:
-        """Time a part: `with attempt.step("verify"): …`."""
-        step = Step(name)
-        self.steps.append(step)
-        return step
 
 
 def claim_at(claims: Mapping[str, object], path: str) -> object:

@@ -17,7 +17,6 @@ from voicepass.errors import (
 )
 from voicepass.model import (
     Agent,
-    Attempt,
     Credential,
     Credentials,
     Limit,
@@ -29,6 +28,7 @@ from voicepass.model import (
     new_id,
 )
 from voicepass.policy import Policy
+from voicepass.telemetry.attempt import Attempt, StepName
 
 
 class Authenticator(Protocol):
@@ -100,23 +100,23 @@ class Passes:
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not."""
         with self._attempt(request) as attempt:
-            with attempt.step("verify"):
+            with attempt.step(StepName.VERIFY):
                 attempt.user = user = await self._authenticator.authenticate(request.credentials)
                 attempt.agent = agent = self._policy.agent_for(user, request.alias)
             reservation = self._reservation_for(attempt, user, agent)
             try:
                 async with self._reserved(attempt, reservation):
-                    with attempt.step("upstream") as step:
+                    with attempt.step(StepName.UPSTREAM) as step:
                         attempt.has_asked = True
                         credential = await self._provider.credential(agent, request.transport)
-                        step.name = "warm" if credential.is_warm else "upstream"
+                        step.name = StepName.WARM if credential.is_warm else StepName.UPSTREAM
                     attempt.note_credential(credential)
                     attempt.has_asked = not credential.is_warm
-                    with attempt.step("grant"):
+                    with attempt.step(StepName.GRANT):
                         sealed = self._seal(agent, reservation.pass_id, credential)
                         await self._ledger.grant(reservation, credential, sealed=sealed)  # no row, no pass
             except (TooManyConversations, QuotaExceeded) as refusal:
-                with attempt.step("lookup"):
+                with attempt.step(StepName.LOOKUP):
                     credential = await self._open_passes.reissue(reservation, agent, refusal)
                 attempt.note_credential(credential)
                 attempt.is_reissued = True
@@ -147,15 +147,15 @@ class Passes:
     async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
         """Count one more pass. Before a user is refused, look up what is really open and decide once more."""
         try:
-            with attempt.step("reserve"):
+            with attempt.step(StepName.RESERVE):
                 await self._ledger.reserve(reservation, self._policy.limits)
         except (TooManyConversations, QuotaExceeded) as refusal:
             (limit,) = [limit for limit in self._policy.limits if limit.name == refusal.limit_name]
-            with attempt.step("lookup"):
+            with attempt.step(StepName.LOOKUP):
                 has_changed = await self._open_passes.look_up(reservation, limit)
             if not has_changed:
                 raise
-            with attempt.step("reserve"):
+            with attempt.step(StepName.RESERVE):
                 await self._ledger.reserve(reservation, self._policy.limits)
 
     @asynccontextmanager
@@ -171,7 +171,10 @@ class Passes:
             release = asyncio.ensure_future(self._ledger.release(reservation, has_reached=has_reached))
             self._releases.add(release)
             release.add_done_callback(self._released)
-            with suppress(LedgerUnavailable), attempt.step("release"):  # then it lapses by itself, after 15 minutes
+            with (
+                suppress(LedgerUnavailable),
+                attempt.step(StepName.RELEASE),
+            ):  # else it lapses after 15 minutes
                 await asyncio.shield(release)  # even while the caller hangs up
             raise
 

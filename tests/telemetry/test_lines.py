@@ -10,7 +10,8 @@ import structlog
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
 from voicepass import errors
-from voicepass.model import Agent, Attempt, Transport, User
+from voicepass.model import Agent, Transport, User
+from voicepass.telemetry.attempt import Attempt
 from voicepass.telemetry.lines import AttemptLog, Isolated
 from voicepass.telemetry.logs import LogFormat, configure_logging
 

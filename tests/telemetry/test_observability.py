@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.telemetry.test_lines import attempt
 from tests.telemetry.test_metrics import Process, Ticks, TurnedLedger
 from voicepass import errors
-from voicepass.model import IssuedPass, Step
+from voicepass.model import IssuedPass
+from voicepass.telemetry.attempt import Step, StepName
 from voicepass.telemetry.lines import AttemptLog, SettlementLog
 from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.metrics import (
-    STEPS,
     AttemptMetrics,
     Exposition,
     LedgerMetrics,
@@ -161,7 +161,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
         ledger=LedgerMetrics(ledger=TurnedLedger(), check=TurnedLedger().check, ticks=Ticks()),
     )
     count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
-    count(attempt(conversation_id=None, steps=[Step("verify")], is_reissued=True))
+    count(attempt(conversation_id=None, steps=[Step(StepName.VERIFY)], is_reissued=True))
     settle(SETTLED)
     labels: dict[str, set[str]] = defaultdict(set)
     types = {}
@@ -177,14 +177,14 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
 
 async def test_the_table_of_metrics_is_that_of_the_code(exposed: dict[str, tuple[str, set[str]]]) -> None:
     assert {name: (cells[0], names(cells[1])) for name, cells in table("metric").items()} == exposed
-    assert all(f"`{step}`" in DOCUMENT for step in STEPS)
+    assert all(f"`{step}`" in DOCUMENT for step in StepName)
 
 
 async def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(
     exposed: dict[str, tuple[str, set[str]]],
 ) -> None:
     outcomes = {r.code for r in vars(errors).values() if isinstance(r, type) and hasattr(r, "code")}
-    values = {"outcome": outcomes | {"granted", "cancelled"}, "step": set(STEPS)}
+    values = {"outcome": outcomes | {"granted", "cancelled"}, "step": set(StepName)}
     asked = set()
 
     for query in QUERIES:

@@ -5,7 +5,8 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from voicepass.model import Attempt, IssuedPass
+from voicepass.model import IssuedPass
+from voicepass.telemetry.attempt import Attempt
 
 Event = TypeVar("Event")
 

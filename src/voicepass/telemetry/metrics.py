@@ -15,10 +15,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.model import Attempt, IssuedPass, Standing, Transport
+from voicepass.model import IssuedPass, Standing, Transport
+from voicepass.telemetry.attempt import Attempt, StepName
 from voicepass.telemetry.workers import shared_directory, without_dead_workers
-
-STEPS: Final = ("verify", "reserve", "lookup", "warm", "upstream", "grant", "release")
 
 LOOK_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
@@ -58,7 +57,7 @@ class AttemptMetrics:
         )
         # To look a label up takes longer than to count.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
-        self._steps = {step: steps.labels(step) for step in STEPS}
+        self._steps = {step: steps.labels(step) for step in StepName}
         self._reissued = Counter(
             "voicepass_passes_reissued",
             "Unopened passes returned again to a user who was at a limit",

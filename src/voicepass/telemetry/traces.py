@@ -17,12 +17,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from voicepass.model import Attempt, Step
+from voicepass.telemetry.attempt import Attempt, Step, StepName
 
 FLUSH_SECONDS: Final = 2.0
 """The longest that a process that ends waits for the collector to take the last spans."""
 
-_OUTBOUND: Final = {"reserve", "lookup", "upstream", "grant", "release"}
+_OUTBOUND: Final = set(StepName) - {StepName.VERIFY, StepName.WARM}
 
 _log = structlog.get_logger("voicepass.telemetry.traces")
 
