@@ -29,7 +29,7 @@ from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.workers import shared_by_workers
+from voicepass.telemetry.workers import share_metrics
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
@@ -78,7 +78,7 @@ def serve(
     _check_admin_port(host, port, admin_port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
-    with shared_by_workers(workers), log_writer.buffered() if workers > 1 else nullcontext():
+    with share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
             _application(admin_port),
             host=host,

@@ -312,8 +312,8 @@ class ElevenLabs:
                 f"{type(error).__name__} while asking {request.url.host}; "
                 "check the base URL, DNS and the way out of this network"
             )
-            # Before any answer, as on a connection that was kept for too long, the call may be made again.
-            may_retry = isinstance(error, httpx.ConnectError)
+            # A call may be made again if there was no answer, as on a kept connection, or only part of one.
+            may_retry = isinstance(error, (httpx.ConnectError, httpx.ReadError))
             raise FailedError(Unavailable(operator_note=note), is_outage=True, may_retry=may_retry) from error
 
 

@@ -36,15 +36,16 @@ def make_guard(base_url: str, calls: str, deadline_seconds: float, ticks: Callab
 def _refuse_again(error: PausedError) -> ElevenLabsRefusal:
     """Return the refusal that began the pause, for a caller who was not let through."""
     reason = error.reason
-    if isinstance(reason, Busy):
-        again: ElevenLabsRefusal = Busy(retry_after_seconds=error.retry_after_seconds)
-    else:
-        again = KeyRejected()  # without Retry-After: it stays until the operator does something
+    note, vendor_code = "", ""
     if isinstance(reason, ElevenLabsRefusal):
-        again.operator_note = f"not asked again so soon: {reason.operator_note}"
-        again.vendor_code = reason.vendor_code
-    again.has_reached_elevenlabs = False
-    return again
+        note, vendor_code = f"not asked again so soon: {reason.operator_note}", reason.vendor_code
+    return (Busy if isinstance(reason, Busy) else KeyRejected)(
+        operator_note=note,
+        # A rejected key has no Retry-After: it stays until the operator does something.
+        retry_after_seconds=error.retry_after_seconds if isinstance(reason, Busy) else None,
+        vendor_code=vendor_code,
+        has_reached_elevenlabs=False,
+    )
 
 
 @contextmanager
@@ -56,9 +57,9 @@ def refusing() -> Iterator[None]:
         raise Overloaded(operator_note="too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS") from None
     except BreakerOpenError as error:
         note = "not asked: ElevenLabs has been failing; see breaker.opened"
-        refusal = Unavailable(operator_note=note, retry_after_seconds=error.retry_after_seconds)
-        refusal.has_reached_elevenlabs = False
-        raise refusal from None
+        raise Unavailable(
+            operator_note=note, retry_after_seconds=error.retry_after_seconds, has_reached_elevenlabs=False
+        ) from None
     except PausedError as error:
         raise _refuse_again(error) from None
     except DeadlinePassedError:
