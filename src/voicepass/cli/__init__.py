@@ -67,6 +67,7 @@ def serve(
             min=1, max=65535, help="A second port, for /metrics and /v1/blocks; --port then answers them with 404."
         ),
     ] = None,
+    root_path: Annotated[str, typer.Option(help="The path prefix under which a proxy serves voicepass: /voice.")] = "",
 ) -> None:
     """Run the service. It does not start open: what is missing is named, a line each."""
     settings = _settings()
@@ -87,6 +88,7 @@ def serve(
             factory=True,
             workers=workers,
             grace_seconds=longest_answer_seconds(settings),
+            root_path=root_path,
         )
 
 
