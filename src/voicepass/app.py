@@ -135,6 +135,8 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         observers=[isolate(AttemptLog(), AttemptMetrics(registry=registry), *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
+    keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
+    await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).running())
 
 
 async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
@@ -171,7 +173,7 @@ async def _open_settlement(
     seals: Seals,
     registry: CollectorRegistry,
 ) -> OpenPasses:
-    """Open what learns how long conversations really were: webhook, lookup and reconciler."""
+    """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
     ledger, policy = state.ledger, state.policy
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in policy.agents.values()}
     settlements = Settlements(
@@ -180,8 +182,6 @@ async def _open_settlement(
         clock=time.time,
     )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
-    keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-    await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).running())
     if settings.voicepass_reconcile_seconds:
         reconciler = Reconciler(
             ledger=ledger,

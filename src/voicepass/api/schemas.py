@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from voicepass import errors
 from voicepass.api.problems import PROBLEM_JSON
 from voicepass.errors import Refusal
 from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
+
+Instant = Annotated[datetime, BeforeValidator(lambda seconds: datetime.fromtimestamp(int(seconds), UTC))]
+"""Seconds since the epoch, shown as a date without fractions of a second."""
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -29,7 +32,7 @@ class _PassFields(BaseModel):
     )
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
-    expires_at: datetime | None = Field(
+    expires_at: Instant | None = Field(
         description="The conversation must begin before this instant.",
         examples=["2026-11-22T12:15:00Z"],
     )
@@ -40,7 +43,6 @@ class _PassFields(BaseModel):
     def of(cls, voice_pass: VoicePass) -> Self:
         """Make the answer for a pass."""
         credential = voice_pass.credential
-        expires_at = credential.expires_at
         return cls.model_validate(
             {
                 "signed_url": credential.secret,  # pydantic takes the one of these
@@ -48,7 +50,7 @@ class _PassFields(BaseModel):
                 "conversation_id": credential.conversation_id,
                 "agent": voice_pass.agent.alias,
                 "agent_id": voice_pass.agent.agent_id,
-                "expires_at": None if expires_at is None else _instant(expires_at),
+                "expires_at": credential.expires_at,
                 "user_id": voice_pass.user_id,
                 "dynamic_variables": dict(voice_pass.dynamic_variables),
             }
@@ -85,7 +87,7 @@ class Problem(BaseModel):
     request_id: str = Field(description="The line to look for in the service's log.")
     retry_after_seconds: int | None = None
     checks: dict[str, str] | None = Field(None, description="Only of /readyz: the outcome of each check.")
-    resets_at: datetime | None = Field(None, description="Only of a limit: from when a new try can succeed.")
+    resets_at: Instant | None = Field(None, description="Only of a limit: from when a new try can succeed.")
 
 
 class Ready(BaseModel):
@@ -104,8 +106,8 @@ class IssuedConversation(BaseModel):
     token_issuer: str = Field(examples=["https://login.example"])
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
-    issued_at: datetime = Field(examples=["2026-11-22T12:00:00Z"])
-    settled_at: datetime | None = Field(description="When voicepass learned how long it was; null until then.")
+    issued_at: Instant = Field(examples=["2026-11-22T12:00:00Z"])
+    settled_at: Instant | None = Field(description="When voicepass learned how long it was; null until then.")
     seconds: int | None = Field(description="How long it really was; null until then.", examples=[84])
     identity_mismatch: bool = Field(description="The browser told ElevenLabs another user id than this one.")
     reported_user_id: str | None = Field(description="The user id that the browser told ElevenLabs; null if none.")
@@ -120,8 +122,8 @@ class IssuedConversation(BaseModel):
             token_issuer=issued.token_issuer,
             agent=issued.agent_alias,
             agent_id=issued.agent_id,
-            issued_at=_instant(issued.reserved_at),
-            settled_at=None if issued.settled_at is None else _instant(issued.settled_at),
+            issued_at=issued.reserved_at,
+            settled_at=issued.settled_at,
             seconds=None if issued.settled_at is None else issued.seconds,
             identity_mismatch=issued.identity_mismatch,
             reported_user_id=issued.reported_user_id,
@@ -147,7 +149,7 @@ class LimitUsage(BaseModel):
     most: int = Field(examples=[3600])
     used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
-    resets_at: datetime | None = Field(description="When `used` will be lower; null while it is 0.")
+    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
 
 
 class UserUsage(BaseModel):
@@ -168,7 +170,7 @@ class UserUsage(BaseModel):
                     most=answer.limit.most,
                     used=answer.used,
                     left=answer.left,
-                    resets_at=None if answer.resets_at is None else _instant(answer.resets_at),
+                    resets_at=answer.resets_at,
                 )
                 for answer in answers
             ],
@@ -202,10 +204,6 @@ class EveryoneBlock(_Block):
 
 BlockBody = Annotated[UserBlock | AgentBlock | EveryoneBlock, Field(discriminator="kind")]
 """Who gets no more passes."""
-
-
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
 
 
 ANYWHERE: Final[Sequence[type[Refusal]]] = (

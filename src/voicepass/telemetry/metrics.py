@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,6 +30,18 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _LAG_SECONDS: Final = (1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600)
 
 
+def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, multiprocess_mode="livesum", registry=registry)
+
+
+def _histogram(registry: CollectorRegistry, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, text, [label], buckets=buckets, registry=registry)
+
+
 class AttemptMetrics:
     """Counts attempts and times their steps.
 
@@ -37,29 +50,20 @@ class AttemptMetrics:
     """
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        def count(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        self._attempts = count("voicepass_attempts", "Requests for a pass, by outcome", "transport", "agent", "outcome")
-        self._reissued = count(
-            "voicepass_passes_reissued", "Unopened passes returned again to a user who was at a limit", "transport"
+        self._attempts = _counter(
+            registry, "voicepass_attempts", "Requests for a pass, by outcome", "transport", "agent", "outcome"
         )
-        self._unbound = count(
-            "voicepass_conversation_id_missing", "Passes granted though ElevenLabs named no conversation", "transport"
+        self._reissued = _counter(
+            registry, "voicepass_passes_reissued", "Unopened passes returned again to a user at a limit", "transport"
         )
-        seconds = Histogram(
-            "voicepass_attempt_duration_seconds",
-            "From the request to the pass or the refusal",
-            ["transport"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._unbound = _counter(
+            registry, "voicepass_conversation_id_missing", "Passes without a conversation id", "transport"
         )
-        steps = Histogram(
-            "voicepass_step_duration_seconds",
-            "The time of each step of an attempt",
-            ["step"],
-            buckets=(0.0001, 0.0005, *_SECONDS),
-            registry=registry,
+        seconds = _histogram(
+            registry, "voicepass_attempt_duration_seconds", "From the request to its answer", "transport", _SECONDS
+        )
+        steps = _histogram(
+            registry, "voicepass_step_duration_seconds", "The time of each step", "step", (0.0001, 0.0005, *_SECONDS)
         )
         # Looking up a label takes longer than counting.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
@@ -82,21 +86,17 @@ class SettlementMetrics:
     """Counts settlements. The label is bounded: `webhook`, `reconciler` or `lookup`."""
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._settled = Counter("voicepass_settlements", "Conversations settled", ["source"], registry=registry)
-        self._seconds = Counter(
-            "voicepass_settled_seconds", "Seconds of conversation that were used", ["source"], registry=registry
-        )
-        self._lag = Histogram(
+        self._settled = _counter(registry, "voicepass_settlements", "Conversations settled", "source")
+        self._seconds = _counter(registry, "voicepass_settled_seconds", "Seconds of conversation used", "source")
+        self._lag = _histogram(
+            registry,
             "voicepass_settlement_lag_seconds",
             "From the pass to its settlement, without the conversation itself",
-            ["source"],
-            buckets=_LAG_SECONDS,
-            registry=registry,
+            "source",
+            _LAG_SECONDS,
         )
-        self._mismatches = Counter(
-            "voicepass_identity_mismatches",
-            "Conversations in which the browser told ElevenLabs another user than the one of the pass",
-            registry=registry,
+        self._mismatches = _counter(
+            registry, "voicepass_identity_mismatches", "Conversations in which the browser named another user"
         )
 
     def __call__(self, settled: IssuedPass) -> None:
@@ -123,19 +123,15 @@ class StateMetrics:
     """The state of this process. It is read for each scrape, because a gauge set by each pass would slow them all."""
 
     def __init__(self, *, registry: CollectorRegistry, read: Callable[[], ProcessState]) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, multiprocess_mode="livesum", registry=registry)
-
         self._read = read
         self._lines_counted = 0
+        gauge = partial(_gauge, registry)
         self._breakers = gauge("voicepass_breaker_open", "Workers that do not call this host now", "host", "calls")
         self._in_flight = gauge("voicepass_calls_in_flight", "Calls for a credential that are in flight")
         self._under_way = gauge("voicepass_calls_under_way", "Deprecated: use voicepass_calls_in_flight")
         self._waiting = gauge("voicepass_calls_waiting", "Calls for a credential that wait for a free slot")
         self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", "agent")
-        self._dropped = Counter(
-            "voicepass_log_lines_dropped", "Lines of the log that could not be written", registry=registry
-        )
+        self._dropped = _counter(registry, "voicepass_log_lines_dropped", "Log lines that could not be written")
 
     def update(self) -> None:
         """Set the gauges to the present state."""
@@ -210,22 +206,14 @@ class LedgerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the result of the last update."""
-        standing = self._standing
-        yield GaugeMetricFamily("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
+        gauge, standing = GaugeMetricFamily, self._standing
+        yield gauge("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
         if standing is not None:
-            yield GaugeMetricFamily(
-                "voicepass_open_conversations",
-                "Conversations that are open, or may still be opened; counted to 10,000",
-                standing.open_conversations,
-            )
-            yield GaugeMetricFamily(
-                "voicepass_passes_unsettled",
-                "Passes older than 15 minutes that are not settled; counted to 10,000",
-                standing.unsettled,
-            )
-            yield GaugeMetricFamily(
-                "voicepass_oldest_unsettled_seconds", "The age of the oldest of them", standing.oldest_unsettled_seconds
-            )
+            opened, unsettled = standing.open_conversations, standing.unsettled
+            oldest = standing.oldest_unsettled_seconds
+            yield gauge("voicepass_open_conversations", "Open, or may still be opened; counted to 10,000", opened)
+            yield gauge("voicepass_passes_unsettled", "Not settled after 15 minutes; counted to 10,000", unsettled)
+            yield gauge("voicepass_oldest_unsettled_seconds", "The age of the oldest of them", oldest)
 
 
 class Exposition:

@@ -104,17 +104,13 @@ async def open_tracing() -> AsyncIterator[Sequence[Callable[[Attempt], None]]]:
 
 
 def _is_requested() -> bool:
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    read = os.environ.get
+    has_endpoint = read("OTEL_EXPORTER_OTLP_ENDPOINT") or read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    exporter = read("OTEL_TRACES_EXPORTER") or ("otlp" if has_endpoint else "none")
+    protocol = read("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or read("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    if exporter == "none" or read("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or (
-        "otlp"
-        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        else "none"
-    )
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    if exporter == "none":
-        return False
-    if exporter == "otlp" and protocol in {None, "", "http/protobuf"}:
+    if (exporter, protocol) == ("otlp", "http/protobuf"):
         return True
     _log.warning("traces.unavailable", note="voicepass sends traces only by OTLP over HTTP: OTEL_TRACES_EXPORTER=otlp")
     return False
