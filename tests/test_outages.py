@@ -246,7 +246,7 @@ async def at_rest(client: httpx.AsyncClient) -> None:
     """Ask until what callers left behind has ended; a slot that is lost never comes back."""
     async with asyncio.timeout(10):
         told = ""
-        while not ("voicepass_calls_under_way 0.0" in told and "voicepass_calls_waiting 0.0" in told):
+        while not ("voicepass_calls_in_flight 0.0" in told and "voicepass_calls_waiting 0.0" in told):
             told = (await client.get("/metrics")).text
             await asyncio.sleep(0)  # asked in this loop, /metrics answers without once letting the calls go on
 

@@ -233,9 +233,7 @@ async def test_an_attempt_is_observed_and_given_back_whatever_happens(error: Bas
 
 
 def reached(kind: type[LimitReached]) -> LimitReached:
-    refusal = kind(operator_note="the limit n is reached")
-    refusal.limit_name = "n"
-    return refusal
+    return kind(operator_note="the limit n is reached", limit_name="n")
 
 
 @pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
@@ -288,9 +286,7 @@ async def test_a_ledger_that_fails_in_the_lookup_fails_closed() -> None:
 
 
 def not_asked() -> Unavailable:
-    refusal = Unavailable(operator_note="not asked")
-    refusal.has_reached_elevenlabs = False
-    return refusal
+    return Unavailable(operator_note="not asked", has_reached_elevenlabs=False)
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,8 @@ def _as_httpx_words_it(error: Exception) -> httpx.HTTPError:
             return CertificateRefusedError(str(error))
         case aiohttp.ClientConnectionError():
             return httpx.ConnectError(str(error))
+        case aiohttp.ClientPayloadError():
+            return httpx.ReadError("the connection broke in the middle of the answer")
         case ValueError():
             return httpx.LocalProtocolError("a header of the request holds what none can carry")
         case _:

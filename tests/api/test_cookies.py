@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+import structlog
 
 from tests.conftest import MakeToken
 
@@ -316,3 +317,18 @@ async def test_no_cookie_counts_until_it_is_named(
 
     assert outcome(response) == (401, "token_missing")
     assert not upstream.calls
+
+
+@with_the_cookie
+async def test_a_proxy_that_rewrites_host_is_named_in_the_log_as_a_reason_to_list_the_origin(
+    api: httpx.AsyncClient, cookie: dict[str, str]
+) -> None:
+    rewritten = {"origin": "https://public.example", "host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}
+
+    with structlog.testing.capture_logs() as logged:
+        response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | rewritten)
+
+    (note,) = [line["note"] for line in logged if line.get("code") == "origin_not_allowed"]
+    assert response.status_code == 403
+    assert "rewrites the Host header" in note
+    assert "VOICEPASS_ALLOWED_ORIGINS" in note

@@ -6,7 +6,7 @@ import json
 import queue
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 import respx
 import structlog
 from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
@@ -291,6 +293,50 @@ async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_i
         await Surface(answered)(webhook_scope(header), sender.receive, sender.send)
 
     assert sender.status == 401
+
+
+LARGE = json.dumps(json.loads(event()) | {"filler": "x" * 17_000}).encode()
+
+
+def mounted(app: ASGIApp) -> ASGIApp:
+    return Starlette(routes=[Mount("/voice", app)])
+
+
+def behind_prefix(app: ASGIApp) -> ASGIApp:
+    """As uvicorn calls an app with --root-path /voice: the prefix stands before every path."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": "/voice", "path": f"/voice{scope['path']}"}, receive, send)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [(mounted, "/voice"), (behind_prefix, ""), (behind_prefix, "/voice")],
+    ids=["mounted", "a proxy that removes the prefix", "a proxy that keeps the prefix"],
+)
+@pytest.mark.usefixtures("upstream")
+async def test_everything_works_behind_a_path_prefix(
+    place: Callable[[ASGIApp], ASGIApp], prefix: str, bearer: dict[str, str]
+) -> None:
+    app = create_app(settings_with(**SETTINGS))
+    large = LARGE, {"ElevenLabs-Signature": signature(int(time.time()), LARGE, secret=SECRET)}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(place(app)), base_url="http://voicepass.test") as api,
+    ):
+        webhook = await api.post(prefix + WEBHOOK_PATH, content=large[0], headers=large[1])
+        answers = [
+            await api.get(f"{prefix}{path}", headers=bearer)
+            for path in ("/v1/signed-url", "/v1/client.js", "/v1/usage", "/healthz", "/readyz", "/metrics")
+        ]
+        too_large = await api.post(f"{prefix}/v1/signed-url", content=LARGE, headers=bearer)
+        nothing = await api.get(f"{prefix}/voice/voice/healthz")
+
+    assert (webhook.status_code, webhook.json()) == (200, {"status": "received"})
+    assert {answer.status_code for answer in answers} == {200}
+    assert (too_large.status_code, nothing.status_code) == (413, 404)
 
 
 # The whole way, over real sockets.

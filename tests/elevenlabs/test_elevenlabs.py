@@ -14,6 +14,7 @@ import structlog
 
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
+from tests.faults import asked, good, http
 from tests.servers import listening
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.refusals import refusal_for, vendor_error
@@ -198,6 +199,37 @@ async def test_a_broken_line_becomes_a_refusal_with_a_remedy(
 
     assert error.__name__ in refused.value.operator_note
     assert API_KEY not in refused.value.operator_note
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        http(200, b"{").replace(b": 1", b": 99"),
+        http(200).replace(b": 0", b": 99"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+    ],
+    ids=["in the body", "before the body", "in a chunk", "in the headers"],
+)
+async def test_an_answer_that_is_cut_short_is_an_outage_and_the_call_is_made_again(part: bytes) -> None:
+    script = [good, good, good, good, good, None, good, None, None]  # five calls pay for one retry
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await asked(reader):
+            say = script.pop(0)
+            writer.write(say(base_url) if say else part)
+            if say is None:
+                return
+
+    async with listening(answer) as base_url, adapter(base_url) as provider:
+        for _ in range(6):
+            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+        after_the_retry = len(script)
+        with pytest.raises(Unavailable) as refused:
+            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+
+    assert after_the_retry == 2
+    assert "is the base URL right" not in refused.value.operator_note
 
 
 def legacy(status: str, message: str = "vendor words") -> dict[str, object]:

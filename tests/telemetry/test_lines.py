@@ -12,7 +12,7 @@ from tests.conftest import signed_url
 from voicepass import errors
 from voicepass.model import Agent, Transport, User
 from voicepass.telemetry.attempt import Attempt
-from voicepass.telemetry.lines import AttemptLog, Isolated
+from voicepass.telemetry.lines import AttemptLog, isolate
 from voicepass.telemetry.logs import LogFormat, configure_logging
 
 HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
@@ -128,7 +128,7 @@ def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_t
     configure_logging(log_format="json", level="info")
     seen: list[Attempt] = []
 
-    Isolated(Broken(), seen.append)(attempt())
+    isolate(Broken(), seen.append)(attempt())
 
     written = capsys.readouterr().err
     line = json.loads(written)

@@ -29,7 +29,7 @@ from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.workers import shared_by_workers
+from voicepass.telemetry.workers import share_metrics
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
@@ -67,6 +67,7 @@ def serve(
             min=1, max=65535, help="A second port, for /metrics and /v1/blocks; --port then answers them with 404."
         ),
     ] = None,
+    root_path: Annotated[str, typer.Option(help="The path prefix under which a proxy serves voicepass: /voice.")] = "",
 ) -> None:
     """Run the service. It does not start open: what is missing is named, a line each."""
     settings = _settings()
@@ -78,7 +79,7 @@ def serve(
     _check_admin_port(host, port, admin_port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
-    with shared_by_workers(workers), log_writer.buffered() if workers > 1 else nullcontext():
+    with share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
             _application(admin_port),
             host=host,
@@ -87,6 +88,7 @@ def serve(
             factory=True,
             workers=workers,
             grace_seconds=longest_answer_seconds(settings),
+            root_path=root_path,
         )
 
 

@@ -111,8 +111,8 @@ class Calls:
                 f"{type(error).__name__} while asking {request.url.host}; "
                 "check the base URL, DNS and the way out of this network"
             )
-            # Nothing was answered, for instance because the host closed a kept connection: a second call is harmless.
-            may_retry = isinstance(error, httpx.ConnectError)
+            # A second call is harmless: there was no answer, as on a kept connection that was closed, or part of one.
+            may_retry = isinstance(error, (httpx.ConnectError, httpx.ReadError))
             raise FailedCallError(Unavailable(operator_note=note), is_outage=True, may_retry=may_retry) from error
 
 

@@ -98,9 +98,9 @@ def refusal_for(
     permission = named_permission(message) or permission
     note = note.format(permission=permission, in_dashboard=IN_DASHBOARD.get(permission, permission))
     said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
-    answer = refusal(operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code)
-    answer.pause_seconds = float(wait or 0)
-    return answer
+    return refusal(
+        operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code, pause_seconds=float(wait or 0)
+    )
 
 
 def vendor_error(body: bytes) -> tuple[str, str]:

@@ -82,7 +82,8 @@ def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
     same_origin = credentials.fetch_site == "same-origin" and origin in own_origins and is_secure
     if origin not in session.allowed_origins and not same_origin:
         raise OriginNotAllowed(
-            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https"
+            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https; if a "
+            "proxy rewrites the Host header, list the public origin of the page in VOICEPASS_ALLOWED_ORIGINS"
         )
     if credentials.media_type != "application/json":
         raise UnsupportedMediaType
