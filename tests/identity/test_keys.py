@@ -98,7 +98,7 @@ def test_a_jwk_is_the_same_key_as_the_text(algorithm: str) -> None:
 ODD_JWKS: dict[str, Any] = {
     "null for what is left out": {"use": None, "alg": None, "key_ops": None, "kid": None, "d": None},
     "padding at the end of each number": lambda text: text + "=" * (-len(text) % 4 or 4),
-    "the standard alphabet": lambda text: text.replace("-", "+").replace("_", "/"),
+    "the standard alphabet": lambda text: base64.b64encode(base64url_decode(text)).decode(),
     "a zero byte in front of each number, as in ASN.1": lambda text: base64url(b"\0" + base64url_decode(text)),
 }
 
