@@ -4,7 +4,8 @@ import httpx
 import pytest
 import respx
 
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 
 pytestmark = pytest.mark.anyio
 

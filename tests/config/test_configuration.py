@@ -17,7 +17,7 @@ from tests.conftest import AUDIENCE, SIGNED_URL_PATH, TOKEN_ISSUER, UPSTREAM, Ma
 from tests.identity.hostile_tokens import Mint, Signer, signer_for
 from voicepass.app import create_app
 from voicepass.config.build import Configuration, configure
-from voicepass.config.settings import SettingsRefusedError
+from voicepass.config.environment import SettingsRefusedError
 
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
@@ -52,9 +52,14 @@ NO_ISSUER: dict[str, object] = {
 OTHER = "https://other.example"
 HERE = "VOICEPASS_POLICY_FILE"
 PLAIN_ISSUER = "must not be an http:// address: anyone on the way could publish keys in its name"
-TWICE = "this issuer is there twice; each has one algorithm"
+NO_AUDIENCE = (
+    "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
+    ' such as { azp = ["https://app.example"] }'
+)
+UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
+TWICE = "names an issuer that is there already; each has one algorithm"
 AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put it there, with its rules"
-NO_API_KEY = "ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'"
+NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
 
 # The file, the settings that differ, the environment, and every line that is printed.
 CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str]]] = {
@@ -75,43 +80,43 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", OPEN) + agent("b", *IN_EU),
         NO_AGENT | {"elevenlabs_api_key": None},
         {"EU_KEY": EU_KEY},
-        [NO_API_KEY],
+        [f"ELEVENLABS_API_KEY {NO_API_KEY.format(UPSTREAM)}"],
     ),
     "a region's key that is not there": (
         agent("a", *IN_EU),
         NO_AGENT,
         {},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that is empty": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": " , "},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that no header can carry": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": "sk_canary-valué"},
-        ["EU_KEY holds a character that no HTTP header can carry"],
+        ["EU_KEY holds a space, a line break or a character that no HTTP header can carry"],
     ),
     "two keys of one host": (
         agent("a", *IN_EU) + agent("b", IN_EU[0], 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"EU_KEY": EU_KEY, "SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {EU}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {EU}: write both into one variable, separated by a comma"],
     ),
     "two keys of the usual host": (
         agent("a", OPEN) + agent("b", f'base_url = "{UPSTREAM}/"', 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {UPSTREAM}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {UPSTREAM}: write both into one variable, separated by a comma"],
     ),
     "an issuer here and there": (
         issuer(TOKEN_ISSUER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": SECRET},
-        [f"{HERE} issuers.0: {TWICE}"],
+        [f"VOICEPASS_JWT_ISSUER {TWICE}"],
     ),
     "an issuer twice": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"') * 2,
@@ -130,19 +135,19 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"'),
         {},
         {},
-        [f"{HERE} issuers.0: {TWICE}"],
+        [f"VOICEPASS_JWT_ISSUER {TWICE}"],
     ),
     "a secret that is not there": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a secret that is empty": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": ""},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a short secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -154,7 +159,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": " " * 40},
-        ["OTHER_SECRET is blank; make one with: openssl rand -base64 48"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a public key for a secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -167,20 +172,20 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"{HERE} issuers.0.public_key is a private key; voicepass needs, and should hold, the public half only",
+            f"{HERE} issuers.0.public_key: is a private key; voicepass needs, and should hold, the public half only",
         ],
     ),
     "a text for a public key": (
         issuer(OTHER, "ES256", public_key("canary-value")),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a PEM public key or certificate"],
+        [f"{HERE} issuers.0.public_key: is not a PEM public key or certificate"],
     ),
     "a key of another kind": (
         issuer(OTHER, "ES256", public_key(signer_for("RS256").published)),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a key on curve P-256, which ES256 needs"],
+        [f"{HERE} issuers.0.public_key: is not a key on curve P-256, which ES256 needs"],
     ),
     "an issuer over http": (
         issuer("http://login.example", "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -193,8 +198,8 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         NO_ISSUER | {"voicepass_jwt_issuer": TOKEN_ISSUER},
         {"OTHER_SECRET": SECRET},
         [
-            "VOICEPASS_JWT_SECRET is not set, so no token could be verified: make one with: openssl rand -base64 48",
-            "VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service",
+            "VOICEPASS_JWT_SECRET is not set, and HS256 needs it: make one with: openssl rand -base64 48",
+            f"VOICEPASS_JWT_AUDIENCE {NO_AUDIENCE}",
         ],
     ),
     "everything at once": (
@@ -202,10 +207,10 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it",
-            f"{HERE} issuers.0: {TWICE}",
-            f"EU_KEY is not set, though {HERE} names it as the key for {EU}",
+            f"EU_KEY {NO_API_KEY.format(EU)}",
+            f"OTHER_SECRET {UNSET}",
             AGENT_TWICE,
+            f"VOICEPASS_JWT_ISSUER {TWICE}",
         ],
     ),
 }
@@ -283,7 +288,7 @@ def test_secrets_that_the_file_names_may_come_from_files_or_dotenv(
 
     (workspace,) = configuration.workspaces
     assert (workspace.base_url, workspace.keys) == (EU, (EU_KEY, "sk_second"))
-    assert [trusted.token_issuer for trusted in configuration.trusted] == [TOKEN_ISSUER, OTHER]
+    assert [trusted.token_issuer for trusted in configuration.trusted] == [OTHER, TOKEN_ISSUER]
     assert SECRET not in repr(configuration.trusted)
 
 
@@ -295,7 +300,7 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     none = configured("").trusted
 
     assert [[trusted.token_issuer for trusted in each] for each in (beside, alone, none)] == [
-        [TOKEN_ISSUER, OTHER],
+        [OTHER, TOKEN_ISSUER],
         [OTHER],
         [TOKEN_ISSUER],
     ]

@@ -21,7 +21,8 @@ from tests.cli.test_cli import CLEAN, run
 from tests.conftest import settings_with
 from tests.servers import running
 from voicepass.config.build import configure
-from voicepass.config.policyfile import UserLimitsEntry, read_policy_file
+from voicepass.config.limits import UserLimitsEntry
+from voicepass.config.policyfile import read_policy_file
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys

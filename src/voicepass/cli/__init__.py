@@ -17,14 +17,14 @@ from jose import jwt
 
 from voicepass.api.server import run
 from voicepass.cli import reports
-from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger
+from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger, read_own_issuer
+from voicepass.config.environment import ENV_FILE, SettingsRefusedError
 from voicepass.config.policyfile import PolicyFileError, read_policy_file
-from voicepass.config.settings import ENV_FILE, Settings, SettingsRefusedError, load_settings
+from voicepass.config.settings import Settings, load_settings
 from voicepass.doctor.command import doctor
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.jwks import FETCH_SECONDS
-from voicepass.identity.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
@@ -151,31 +151,29 @@ def token(
 ) -> None:
     """Print a test JWT for curl, signed with the VOICEPASS_JWT_SECRET that you hold."""
     settings = _settings()
-    if problems := settings.issuer_problems():
-        _fail(problems)
-    secret, algorithm = settings.voicepass_jwt_secret, settings.voicepass_jwt_algorithm
-    if secret is None or algorithm not in HMAC_ALGORITHMS:
-        typer.echo(
-            f"VOICEPASS_JWT_ALGORITHM is {algorithm}: only your identity provider can sign such tokens", err=True
-        )
-        raise typer.Exit(1)
+    try:
+        issuer = read_own_issuer(settings)
+    except SettingsRefusedError as error:
+        _fail(error.problems)
+    if issuer.secret_env is None:
+        _fail([f"VOICEPASS_JWT_ALGORITHM is {issuer.algorithm}: only your identity provider can sign such tokens"])
     now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": settings.voicepass_jwt_issuer,
-        "aud": settings.voicepass_jwt_audience,
+        "iss": issuer.issuer,
+        "aud": issuer.audience,
         "sub": user,
         "iat": now,
         "exp": now + ttl,
+        issuer.user_id_claim: user,
     }
-    claims[settings.voicepass_user_id_claim] = user
     if name is not None:
-        claims[settings.voicepass_user_name_claim] = name
+        claims[issuer.user_name_claim] = name
     for entry in claim or ():
         key, separator, value = entry.partition("=")
         if not separator:
             raise typer.BadParameter("must read key=value", param_hint="--claim")
         claims[key] = _json_or_text(value)
-    typer.echo(jwt.encode(claims, secret.get_secret_value(), algorithm))
+    typer.echo(jwt.encode(claims, settings.read_secret(issuer.secret_env) or "", issuer.algorithm))
 
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
