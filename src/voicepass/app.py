@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
+import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -37,6 +38,8 @@ from voicepass.telemetry.logs import configure_logging, log_writer
 from voicepass.telemetry.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
 from voicepass.telemetry.traces import traced
 
+_log = structlog.get_logger("voicepass.app")
+
 COLLECT_EVERY: Final = 10_000
 """Objects that were made and not yet freed, between two looks for garbage; Python itself looks every 700."""
 
@@ -49,6 +52,8 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
+    for host in settings.voicepass_plain_http_hosts:
+        _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
     app = FastAPI(
         title="voicepass",

@@ -51,13 +51,16 @@ NO_ISSUER: dict[str, object] = {
 }
 OTHER = "https://other.example"
 HERE = "VOICEPASS_POLICY_FILE"
-PLAIN_ISSUER = "must not be an http:// address: anyone on the way could publish keys in its name"
+PLAIN_ISSUER = (
+    "must not be an http:// address: anyone on the way could publish keys in its name."
+    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
+)
 NO_AUDIENCE = (
     "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
     ' such as { azp = ["https://app.example"] }'
 )
 UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
-TWICE = "names an issuer that is there already; each has one algorithm"
+TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
 AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put it there, with its rules"
 NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
 
@@ -124,18 +127,12 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {"OTHER_SECRET": SECRET},
         [f"{HERE} issuers.1: {TWICE}"],
     ),
-    "HS and RS for one issuer": (
-        issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"')
-        + issuer(OTHER, "RS256", public_key(signer_for("RS256").published)),
+    "a tenant of a template by its own name": (
+        issuer(OTHER + "/{tid}", "RS256", 'jwks_url = "https://other.example/jwks"\ntenants = ["a", "b"]')
+        + issuer(OTHER + "/b", "RS256", 'jwks_url = "https://other.example/jwks"'),
         {},
-        {"OTHER_SECRET": SECRET},
+        {},
         [f"{HERE} issuers.1: {TWICE}"],
-    ),
-    "HS here and RS there for one issuer": (
-        issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"'),
-        {},
-        {},
-        [f"VOICEPASS_JWT_ISSUER {TWICE}"],
     ),
     "a secret that is not there": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),

@@ -65,14 +65,15 @@ SECRET = 'secret_env = "S"'
 SALES, SHOP, FIRST = "agents.sales", "agents.sales.variables.shop", "issuers.0"
 OF_AN_AGENT = "there is no such key; allowed here: id, allow, variables, base_url, api_key_env"
 OF_AN_ISSUER = (
-    "there is no such key; allowed here: issuer, algorithm, secret_env, jwks_url, public_key, required_claims, "
-    "audience, user_id_claim, user_name_claim"
+    "there is no such key; allowed here: issuer, tenants, algorithm, secret_env, jwks_url, public_key, "
+    "required_claims, audience, user_id_claim, user_name_claim"
 )
 WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
 SCALARS = "must be text, a number, true or false, or a list of these"
 DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
 BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
-BASE_URL = "must be https://, or http:// to a loopback address, without path, query or user"
+SAFE = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
+BASE_URL = f"{SAFE}, without path, query or user"
 ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
@@ -80,6 +81,10 @@ ALGORITHM = (
     "(python-jose implements no PS*, EdDSA or ES256K)"
 )
 NO_ID = "is not set: copy your agent's id (agent_…) from the dashboard"
+PLAIN_ISSUER = (
+    "must not be an http:// address: anyone on the way could publish keys in its name."
+    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
+)
 NO_ISSUER = "is not set: give the exact 'iss' of your tokens"
 NO_SECRET = "is not set, and HS256 needs it: make one with: openssl rand -base64 48"
 ADDRESSEE = (
@@ -225,11 +230,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "an issuer over http": (
         f'[[issuers]]\nissuer = "http://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+        f"{FIRST}.issuer: {PLAIN_ISSUER}",
     ),
     "an issuer over http, in capitals": (
         f'[[issuers]]\nissuer = "HTTP://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+        f"{FIRST}.issuer: {PLAIN_ISSUER}",
     ),
     "no algorithm at all": (
         issuer(SECRET, algorithm="none"),
@@ -262,7 +267,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a plain JWKS URL": (
         issuer(f'jwks_url = "http://{CANARY}.example/jwks"', algorithm="RS256"),
-        f"{FIRST}.jwks_url: must be https://, or http:// to a loopback address",
+        f"{FIRST}.jwks_url: {SAFE}",
     ),
     "the secret itself in place of its variable's name": (
         issuer(f'secret_env = "{CANARY}-{CANARY}-{CANARY}-{CANARY}"'),

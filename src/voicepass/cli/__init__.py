@@ -18,12 +18,15 @@ from jose import jwt
 from voicepass.api.server import run
 from voicepass.cli import reports
 from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger, read_own_issuer
-from voicepass.config.environment import ENV_FILE, SettingsRefusedError
+from voicepass.config.checks import split_list
+from voicepass.config.environment import ENV_FILE, SettingsRefusedError, read_variables
+from voicepass.config.issuerchecks import decode_secret
 from voicepass.config.policyfile import PolicyFileError, read_policy_file
 from voicepass.config.settings import Settings, load_settings
 from voicepass.doctor.command import doctor
-from voicepass.errors import LedgerUnavailable, Refusal
+from voicepass.errors import LedgerUnavailable, Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
+from voicepass.identity.differences import list_differences
 from voicepass.identity.jwks import FETCH_SECONDS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
@@ -173,7 +176,8 @@ def token(
         if not separator:
             raise typer.BadParameter("must read key=value", param_hint="--claim")
         claims[key] = _json_or_text(value)
-    typer.echo(jwt.encode(claims, settings.read_secret(issuer.secret_env) or "", issuer.algorithm))
+    secret = decode_secret(settings.read_secret(issuer.secret_env) or "")
+    typer.echo(jwt.encode(claims, secret.encode("utf-8", "surrogateescape"), issuer.algorithm))
 
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
@@ -191,7 +195,8 @@ def policy_check(
     if path is None:
         _fail(["name a file, or set VOICEPASS_POLICY_FILE"])
     try:
-        policy_file = read_policy_file(path)
+        hosts = split_list(read_variables().get("VOICEPASS_PLAIN_HTTP_HOSTS", "").lower())
+        policy_file = read_policy_file(path, plain_http_hosts=hosts)
     except PolicyFileError as error:
         _fail([f"{path}: {problem}" for problem in error.problems])
     for issuer in policy_file.issuers:
@@ -226,6 +231,10 @@ def policy_explain(
             typer.echo(f"  {name} = {value!r}")
     except Refusal as refusal:
         typer.echo(f"refused: {refusal.code}: {refusal.operator_note or refusal.detail}", err=True)
+        if isinstance(refusal, TokenInvalid):
+            blocks = [(trusted.token_issuer, trusted.audience) for trusted in configuration.trusted]
+            for line in list_differences(unverified_token, blocks):
+                typer.echo(line, err=True)
         raise typer.Exit(1) from None
 
 

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from voicepass.config.checks import Surroundings, split_list
+from voicepass.config.checks import TENANT, Surroundings, split_list
 from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.issuerchecks import key_from_text
 from voicepass.config.policyfile import (
     EVERYONE,
     IssuerEntry,
@@ -26,7 +27,7 @@ from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.identity.jwks import PublishedKeys
-from voicepass.identity.keys import key_from_pem, key_from_secret
+from voicepass.identity.keys import key_from_pem
 from voicepass.ledger import Ledger
 from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
@@ -62,7 +63,7 @@ def configure(settings: Settings) -> Configuration:
     """Return the configuration of a service that may start, or raise SettingsRefusedError with a line per problem."""
     try:
         document = load_document(settings.voicepass_policy_file) if settings.voicepass_policy_file else {}
-        parse_policy(document)
+        parse_policy(document, surroundings=Surroundings(plain_http_hosts=settings.voicepass_plain_http_hosts))
     except PolicyFileError as error:
         raise SettingsRefusedError([f"{_FILE} {problem}" for problem in error.problems]) from None
     merged, places = merge(settings, document)
@@ -125,7 +126,8 @@ def _parse(settings: Settings, document: Mapping[str, Any], places: Mapping[Loca
         variable = next((places[beginning] for beginning in beginnings if beginning in places), None)
         return variable or f"{_FILE} {write_dotted(location)}"
 
-    return parse_policy(document, surroundings=Surroundings(read_secret=settings.read_secret), write_place=write_place)
+    surroundings = Surroundings(read_secret=settings.read_secret, plain_http_hosts=settings.voicepass_plain_http_hosts)
+    return parse_policy(document, surroundings=surroundings, write_place=write_place)
 
 
 def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> list[str]:
@@ -136,7 +138,10 @@ def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> lis
             problems.append(f"ELEVENLABS_AGENT_ID {beside} it there, with its rules")
         if settings.voicepass_variables:
             problems.append(f"VOICEPASS_VARIABLES {beside} them there")
-    if settings.voicepass_session_cookie and not all(map(is_safe_url, settings.voicepass_allowed_origins)):
+    is_plain = any(
+        origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
+    )
+    if settings.voicepass_session_cookie and is_plain:
         # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
         problems.append(
             "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
@@ -147,11 +152,14 @@ def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> lis
 
 def _find_duplicates(settings: Settings, merged: Mapping[str, Any], places: Mapping[Location, str]) -> list[str]:
     problems = []
-    issuers = [entry.get("issuer") for entry in merged["issuers"]]
-    for number, name in enumerate(issuers):
-        if name in issuers[:number]:
+    known: set[tuple[str, str]] = set()
+    for number, entry in enumerate(merged["issuers"]):
+        names = [entry.get("issuer", "").replace(TENANT, tenant) for tenant in entry.get("tenants", [TENANT])]
+        blocks = {(name, entry.get("algorithm", "")) for name in names}
+        if known & blocks:
             place = places.get(("issuers", number, "issuer"), f"{_FILE} issuers.{number}:")
-            problems.append(f"{place} names an issuer that is there already; each has one algorithm")
+            problems.append(f"{place} names an issuer that has a block for this algorithm already: remove one of them")
+        known |= blocks
     keys_by_host: dict[str, list[str]] = {}
     for entry in merged["agents"].values():
         host, name = entry["base_url"].rstrip("/"), entry["api_key_env"]
@@ -176,33 +184,42 @@ def build(policy: PolicyFile, settings: Settings) -> Configuration:
         for entry in policy.agents.values()
     }
     return Configuration(
-        trusted=[_build_issuer(entry, settings) for entry in policy.issuers],
+        trusted=[trusted for entry in policy.issuers for trusted in _build_issuers(entry, settings)],
         policy=Policy(agents, policy.limits.limits(), policy.limits.conversation_minutes * 60),
         workspaces=list(workspaces.values()),
     )
 
 
-def _build_issuer(entry: IssuerEntry, settings: Settings) -> TrustedIssuer:
-    return TrustedIssuer(
-        token_issuer=entry.issuer,
-        algorithm=entry.algorithm,
-        keys=_build_keys(entry, settings),
-        audience=entry.audience,
-        required=Rule(entry.required_claims),
-        leeway_seconds=settings.voicepass_jwt_leeway_seconds,
-        max_age_seconds=settings.voicepass_jwt_max_age_seconds,
-        user_id_claim=entry.user_id_claim,
-        user_name_claim=entry.user_name_claim,
-    )
+def _build_issuers(entry: IssuerEntry, settings: Settings) -> list[TrustedIssuer]:
+    """Build one issuer, or one for each tenant of a template; they share their keys."""
+    keys = _build_keys(entry, settings)
+    return [
+        TrustedIssuer(
+            token_issuer=token_issuer,
+            algorithm=entry.algorithm,
+            keys=keys,
+            audience=entry.audience,
+            required=Rule(required_claims),
+            leeway_seconds=settings.voicepass_jwt_leeway_seconds,
+            max_age_seconds=settings.voicepass_jwt_max_age_seconds,
+            user_id_claim=entry.user_id_claim,
+            user_name_claim=entry.user_name_claim,
+        )
+        for token_issuer, required_claims in entry.token_issuers.items()
+    ]
 
 
 def _build_keys(entry: IssuerEntry, settings: Settings) -> KeySource:
     if entry.jwks_url is not None:
         return PublishedKeys(
-            url=entry.jwks_url, token_issuer=entry.issuer, algorithm=entry.algorithm, clock=time.monotonic
+            url=entry.jwks_url,
+            token_issuer=entry.issuer,
+            algorithm=entry.algorithm,
+            clock=time.monotonic,
+            plain_http_hosts=settings.voicepass_plain_http_hosts,
         )
     if entry.secret_env is not None:
-        return FixedKey(key_from_secret(settings.read_secret(entry.secret_env) or "", entry.algorithm))
+        return FixedKey(key_from_text(settings.read_secret(entry.secret_env) or "", entry.algorithm))
     return FixedKey(key_from_pem(entry.public_key or "", entry.algorithm))
 
 

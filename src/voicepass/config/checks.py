@@ -3,23 +3,20 @@
 A message says what is wrong and what to do. It begins with a verb, because the place of the value stands before it.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import idna
 from pydantic import SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from voicepass.identity.credentials import ServiceToken
 from voicepass.identity.keys import (
-    ALGORITHMS,
-    HMAC_ALGORITHMS,
     MIN_SECRET_BYTES,
-    KeyUnusableError,
-    key_from_pem,
-    key_from_secret,
 )
 from voicepass.outbound import is_safe_url
 from voicepass.policy import RESERVED_PREFIXES
@@ -34,11 +31,16 @@ COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 POSTGRES_URL: Final = re.compile(r"postgres(ql)?://[!-~]+")
 BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes longer ones; a shorter text could be guessed
-KEYS: Final = ("secret_env", "jwks_url", "public_key")
-KEY_REMEDIES: Final = {
-    True: "make one with: openssl rand -base64 48",
-    False: "give your provider's key as PEM, or the URL of its JWKS",
-}
+ORIGIN: Final = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9_.-]+(:[1-9][0-9]*)?|https?://\[[0-9a-f:.]+\](:[1-9][0-9]*)?", re.ASCII
+)
+HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
+TENANT_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+TENANT: Final = "{tid}"
+DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+# Browsers send `null` as the origin of their pages, or none at all.
+SCHEMES_WITHOUT_ORIGIN: Final = frozenset({"file", "data", "blob", "about", "javascript", "ws", "wss"})
+SAFE_URL: Final = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 OWN_VARIABLES: Final = frozenset({"user_id", "user_name"})
 
 
@@ -96,122 +98,79 @@ def check_environment_name(name: str) -> str:
     return name
 
 
-def check_base_url(url: str) -> str:
+def check_host(host: str) -> str:
+    """Accept one named host, by which plain HTTP is allowed."""
+    host = host.lower()
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not HOST.fullmatch(host):
+            raise ValueError("must name each host alone, such as keycloak: no http://, no port, no *") from None
+    return host
+
+
+def check_base_url(url: str, info: ValidationInfo) -> str:
     """Return a base URL without its last slash, if the API key may be sent there."""
     # On loopback a path may lead to an emulator; at ElevenLabs it would lead to a 404 that looks like a wrong agent.
     has_path = urlsplit(url).path not in {"", "/"} and not url.startswith("http:")
-    if not is_safe_url(url) or "?" in url or has_path:
-        raise ValueError("must be https://, or http:// to a loopback address, without path, query or user")
+    if not is_safe(url, info) or "?" in url or has_path:
+        raise ValueError(f"{SAFE_URL}, without path, query or user")
     return url.rstrip("/")
 
 
-def check_token_issuer(token_issuer: str) -> str:
-    """Accept an issuer's name. Over plain http:// anyone on the network could publish keys in its name."""
-    if not token_issuer.strip():
-        raise ValueError("is not set: give the exact 'iss' of your tokens")
-    if token_issuer.lower().startswith("http:") and not is_safe_url(token_issuer):
-        raise ValueError("must not be an http:// address: anyone on the way could publish keys in its name")
-    return token_issuer
-
-
-def check_algorithm(algorithm: str) -> str:
-    """Accept one of the algorithms that may sign tokens."""
-    if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"must be one of {', '.join(sorted(ALGORITHMS))} (python-jose implements no PS*, EdDSA or ES256K)"
-        )
-    return algorithm
-
-
-def check_key(value: str | None, info: ValidationInfo) -> str | None:
-    """Accept the one key of an issuer: a secret for HS*, else a public key or the URL of a JWKS."""
-    earlier = KEYS[: KEYS.index(info.field_name or "")]
-    if not info.data.keys() >= {"algorithm", *earlier}:
-        return value  # one of those was refused, and the same problem would be printed twice
-    algorithm, has_url = info.data["algorithm"], info.data.get("jwks_url") is not None
-    is_needed = (info.field_name == "secret_env") == (algorithm in HMAC_ALGORITHMS)
-    if value is None and is_needed and not has_url and info.field_name != "jwks_url":
-        remedy = KEY_REMEDIES[info.field_name == "secret_env"]
-        raise ValueError(f"is not set, and {algorithm} needs it: {remedy}")
-    if value is not None and not is_needed:
-        raise ValueError(f"does not go with the algorithm {algorithm}: change one of the two")
-    if value is not None and has_url:
-        raise ValueError("is set, and so is the URL of a JWKS: remove one of the two")
-    return value
-
-
-def check_secret(name: str, info: ValidationInfo) -> str:
-    """Accept the variable of an HS secret, and the secret in it."""
-    algorithm = info.data.get("algorithm", "")
-    if algorithm in HMAC_ALGORITHMS:
-        secret = _read_secret(name, info, f", though the policy file names it: {KEY_REMEDIES[True]}")
-        try:
-            if secret is not None:
-                key_from_secret(secret, algorithm)
-        except KeyUnusableError as error:
-            raise _secret_error(name, str(error)) from None
-    return name
-
-
-def check_jwks_url(url: str) -> str:
-    """Accept the address of an issuer's published keys."""
-    if not is_safe_url(url):
-        raise ValueError("must be https://, or http:// to a loopback address")
-    return url
-
-
-def check_public_key(pem: str, info: ValidationInfo) -> str:
-    """Return a public key as PEM."""
-    pem = pem.replace("\\n", "\n")  # where a variable can hold one line only, people write \\n
-    algorithm = info.data.get("algorithm", "")
-    if algorithm and algorithm not in HMAC_ALGORITHMS and info.data.get("jwks_url") is None:
-        key_from_pem(pem, algorithm)
-    return pem
-
-
-def check_audience(audience: str | None, info: ValidationInfo) -> str | None:
-    """Accept the audience. Without one, other claims must separate these tokens from those for other services."""
-    if audience is None and info.data.get("required_claims") == {}:
-        raise ValueError(
-            "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
-            ' such as { azp = ["https://app.example"] }'
-        )
-    return audience
+def is_safe(url: str, info: ValidationInfo) -> bool:
+    """Whether a secret may travel to this URL, or trust may come from there."""
+    surroundings: Surroundings = info.context or Surroundings()
+    return is_safe_url(url, plain_http_hosts=surroundings.plain_http_hosts)
 
 
 def check_api_keys(name: str, info: ValidationInfo) -> str:
     """Accept the variable of an API key, and the one or two keys in it."""
     remedy = f": create a key for {info.data.get('base_url')} with the permission 'ElevenAgents: Write'"
-    keys = _read_secret(name, info, remedy)
+    keys = read_named_secret(name, info, remedy)
     # Checked here, because httpx and h11 print the whole key in the error they raise for it.
-    if keys is not None and not all(map(is_header_value, split_list(keys))):
-        raise _secret_error(name, "holds a space, a line break or a character that no HTTP header can carry")
+    if keys is not None and (keys.startswith("base64:") or not all(map(is_header_value, split_list(keys)))):
+        raise refuse_secret(name, "holds a space, a line break or a character that no HTTP header can carry")
     return name
 
 
-def _read_secret(name: str, info: ValidationInfo, remedy: str) -> str | None:
+def read_named_secret(name: str, info: ValidationInfo, remedy: str) -> str | None:
+    """Return the secret in the variable `name`, or None if this check is to read no secret."""
     surroundings: Surroundings = info.context or Surroundings()
     if surroundings.read_secret is None:
         return None
     secret = surroundings.read_secret(name)
     if not secret or not secret.strip(" ,"):
-        raise _secret_error(name, f"is not set{remedy}")
+        raise refuse_secret(name, f"is not set{remedy}")
     return secret
 
 
-def _secret_error(name: str, problem: str) -> PydanticCustomError:
+def refuse_secret(name: str, problem: str) -> PydanticCustomError:
     """Return an error whose place is the variable `name`, and not the key that names it."""
     return PydanticCustomError("secret", "{problem}", {"problem": f"{name} {problem}"})
 
 
 def check_origin(origin: str) -> str:
-    """Accept the exact origin of a page, as browsers send it."""
-    parts = urlsplit(origin)
-    bare = f"{parts.scheme}://{parts.netloc}".lower()
-    is_plain = parts.scheme in {"http", "https"} and parts.hostname and not {"*", "@"} & set(origin)
-    if not is_plain or bare != origin or parts.port == {"http": 80, "https": 443}[parts.scheme]:
-        raise ValueError("must list exact origins such as https://app.example, without a path; * is refused")
+    """Accept the exact origin of a page or of an app's shell, as browsers send it."""
+    if not origin.isascii():
+        raise ValueError(f"has letters that browsers send in another form{_write_punycode(origin)}")
+    scheme = origin.partition(":")[0]
+    is_usual_port = origin.endswith(DEFAULT_PORTS.get(scheme, " "))
+    if not ORIGIN.fullmatch(origin) or scheme in SCHEMES_WITHOUT_ORIGIN or is_usual_port:
+        raise ValueError(
+            "must list exact origins such as https://app.example or capacitor://localhost, in lower case and without"
+            " a path; * and null are refused"
+        )
     return origin
+
+
+def _write_punycode(origin: str) -> str:
+    scheme, _, rest = origin.partition("://")
+    host, colon, port = rest.partition(":")
+    try:
+        return f": write {scheme}://{idna.encode(host, uts46=True).decode()}{colon}{port}"
+    except idna.IDNAError:
+        return ": write the one that the browser's console shows"
 
 
 def check_webhook_secrets(secrets: SecretStr) -> SecretStr:

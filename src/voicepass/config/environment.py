@@ -2,7 +2,11 @@
 
 import os
 import re
+import string
+from base64 import b64encode
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -14,6 +18,9 @@ from voicepass.config.policyfile import list_secret_names
 
 ENV_FILE: Final = "VOICEPASS_ENV_FILE"  # in the environment only: it names the file with the other settings
 SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # a database URL may hold a password
+_MAY_BE_BYTES: Final = frozenset({"voicepass_jwt_secret", "voicepass_jwt_public_key"})
+_AROUND: Final = string.whitespace + "\xa0\u200b\ufeff"
+_QUOTES: Final = frozenset({'""', "''", "\u201c\u201d", "\u2018\u2019"})
 _FILE_SUFFIX: Final = "_FILE"
 _PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
@@ -35,51 +42,54 @@ class SettingsRefusedError(Exception):
 def read_values(names: Collection[str]) -> dict[str, str]:
     """Return the text of each of these settings that is set."""
     variables = read_variables()
-    values = {name: _read_value(name.upper(), variables) for name in names}
+    values = {name: _read_value(name.upper(), variables, may_be_bytes=name in _MAY_BE_BYTES) for name in names}
     return {name: value for name, value in values.items() if value}
 
 
 def read_variables() -> Mapping[str, str]:
     """Return every variable by its name in capitals. The environment wins over the env file."""
-    every = {**_load_env_file(), **os.environ}
-    return {name.upper(): value for name, value in every.items() if value}
-
-
-def _load_env_file() -> Mapping[str, str | None]:
-    """Read the file that VOICEPASS_ENV_FILE names, else `.env` in the working directory if it exists."""
-    named = os.environ.get(ENV_FILE)
-    if not named and not Path(".env").is_file():
-        return {}
-    try:
-        text = Path(named or ".env").read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsRefusedError(
-            [f"{ENV_FILE if named else '.env'} names a file that cannot be read ({type(error).__name__})"]
-        ) from None
-    return dotenv_values(stream=StringIO(text))
+    path = os.environ.get(ENV_FILE)
+    text = _read_file(path or ".env", ENV_FILE if path else ".env") if path or Path(".env").is_file() else ""
+    every = {**dotenv_values(stream=StringIO(text)), **os.environ}
+    return {name.upper(): value for name, text in every.items() if (value := clean_value(text or ""))}
 
 
 def read_secret(name: str) -> str | None:
     """Return the secret of a variable that the policy file names: NAME or NAME_FILE."""
-    return _read_value(name, read_variables())
+    return _read_value(name, read_variables(), may_be_bytes=True)
 
 
-def _read_value(name: str, variables: Mapping[str, str]) -> str:
+def clean_value(value: str) -> str:
+    """Remove spaces, line breaks and one pair of quotes around a value: `docker --env-file` keeps them."""
+    value = value.strip(_AROUND)
+    if value[:1] + value[1:][-1:] in _QUOTES:
+        value = value[1:-1].strip(_AROUND)
+    return value
+
+
+def _read_value(name: str, variables: Mapping[str, str], *, may_be_bytes: bool) -> str:
     path = variables.get(name + _FILE_SUFFIX)
     if not path:
-        return _strip_line_break(variables.get(name, ""))
+        return variables.get(name, "")
     if variables.get(name):
         raise SettingsRefusedError([f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them"])
+    return clean_value(_read_file(path, name + _FILE_SUFFIX, may_be_bytes=may_be_bytes))
+
+
+def _read_file(path: str, named_by: str, *, may_be_bytes: bool = False) -> str:
+    """Return a file's text, or its bytes as `base64:…`. Raises SettingsRefusedError."""
     try:
-        return _strip_line_break(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"{name}{_FILE_SUFFIX} names a file that cannot be read ({type(error).__name__})"
-        raise SettingsRefusedError([problem]) from None
-
-
-def _strip_line_break(value: str) -> str:
-    # Editors and `echo` end a file with one; in a header it would be fatal, in an HS secret another secret.
-    return value.removesuffix("\n").removesuffix("\r")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise SettingsRefusedError([f"{named_by} names a file that cannot be read ({type(error).__name__})"]) from None
+    with suppress(UnicodeDecodeError):
+        text = data.decode("utf-8-sig")
+        if "\0" not in text:
+            return text
+    is_utf16 = data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or not any(data[::2]) or not any(data[1::2])
+    if may_be_bytes and not is_utf16:
+        return f"base64:{b64encode(data).decode()}"
+    raise SettingsRefusedError([f"{named_by} names a file that is not UTF-8 text: save it as UTF-8"])
 
 
 def find_unknown_names(settings: frozenset[str]) -> list[str]:

@@ -6,13 +6,13 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from voicepass.config import checks
+from voicepass.config import checks, issuerchecks
 from voicepass.config.checks import Surroundings
 from voicepass.config.limits import Entry, LimitsEntry, LimitTables
 from voicepass.model import Scalar
@@ -109,22 +109,33 @@ class AgentEntry(Entry):
 
 
 Content = TypeVar("Content")
-Key = Annotated[Content | None, AfterValidator(checks.check_key), Field(validate_default=True)]
+Key = Annotated[Content | None, AfterValidator(issuerchecks.check_key), Field(validate_default=True)]
 
 
 class IssuerEntry(Entry):
     """`[[issuers]]`: an issuer whose tokens voicepass accepts, with one algorithm and the keys for it."""
 
-    issuer: Annotated[str, AfterValidator(checks.check_token_issuer)] = Field("", validate_default=True)
-    algorithm: Annotated[str, AfterValidator(checks.check_algorithm)] = Field("", validate_default=True)
+    issuer: Annotated[str, AfterValidator(issuerchecks.check_token_issuer)] = Field("", validate_default=True)
+    tenants: Annotated[tuple[str, ...], AfterValidator(issuerchecks.check_tenants)] = Field((), validate_default=True)
+    algorithm: Annotated[str, AfterValidator(issuerchecks.check_algorithm)] = Field("", validate_default=True)
     # Each of these is checked with those above it, also if it is absent.
-    secret_env: Key[Annotated[EnvironmentName, AfterValidator(checks.check_secret)]] = None
-    jwks_url: Key[Annotated[str, AfterValidator(checks.check_jwks_url)]] = None
-    public_key: Key[Annotated[str, AfterValidator(checks.check_public_key)]] = None
+    secret_env: Key[Annotated[EnvironmentName, AfterValidator(issuerchecks.check_secret)]] = None
+    jwks_url: Key[Annotated[str, AfterValidator(issuerchecks.check_jwks_url)]] = None
+    public_key: Key[Annotated[str, AfterValidator(issuerchecks.check_public_key)]] = None
     required_claims: Conditions = Field({})
-    audience: Annotated[str | None, AfterValidator(checks.check_audience)] = Field(None, validate_default=True)
+    audience: Annotated[str | None, AfterValidator(issuerchecks.check_audience)] = Field(None, validate_default=True)
     user_id_claim: str = "sub"
     user_name_claim: str = "name"
+
+    @property
+    def token_issuers(self) -> dict[str, Conditions]:
+        """Return every exact `iss`, with the claims that its tokens must hold."""
+        if not self.tenants:
+            return {self.issuer: self.required_claims}
+        return {
+            self.issuer.replace(checks.TENANT, tenant): {**self.required_claims, "tid": (tenant,)}
+            for tenant in self.tenants
+        }
 
 
 class PolicyFile(Entry):
@@ -140,15 +151,15 @@ def write_dotted(location: Location) -> str:
     return f"{'.'.join(map(str, location))}:"
 
 
-def read_policy_file(path: str) -> PolicyFile:
+def read_policy_file(path: str, *, plain_http_hosts: Collection[str] = ()) -> PolicyFile:
     """Read and check the file, but no secret that it names. Raises PolicyFileError."""
-    return parse_policy(load_document(path))
+    return parse_policy(load_document(path), surroundings=Surroundings(plain_http_hosts=plain_http_hosts))
 
 
 def load_document(path: str) -> dict[str, Any]:
     """Load the file's tables. Raises PolicyFileError."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PolicyFileError([f"cannot be read ({type(error).__name__})"]) from None
     except UnicodeDecodeError:

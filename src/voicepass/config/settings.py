@@ -48,15 +48,15 @@ class Settings(BaseSettings):
     elevenlabs_agent_id: str | None = None
     """The agent behind the alias `default`, such as agent_…."""
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
-    """Or a residency host, such as https://api.eu.residency.elevenlabs.io; http:// only to loopback."""
+    """Or a residency host: https://api.eu.residency.elevenlabs.io. VOICEPASS_PLAIN_HTTP_HOSTS allows http://."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None
     """Of the post-call webhook to /v1/webhooks/elevenlabs; while you rotate it, both, by a comma."""
     voicepass_jwt_algorithm: str = "HS256"
     """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512."""
     voicepass_jwt_secret: SecretStr | None = None
-    """For HS*: at least 32 bytes."""
+    """For HS*: at least 32 bytes; base64:… or base64url:… for a key that is bytes."""
     voicepass_jwt_public_key: SecretStr | None = None
-    """For RS* and ES*: a PEM key or certificate."""
+    """For RS* and ES*: a PEM key or certificate, or its bare base64 as Keycloak shows it."""
     voicepass_jwks_url: str | None = None
     """For RS* and ES*: your provider's JWKS, or its …/.well-known/openid-configuration."""
     voicepass_jwt_issuer: str | None = None
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     voicepass_variables: Annotated[dict[str, str], BeforeValidator(parse_variables)] = Field({})
     """Further dynamic variables, variable=claim: plan=plan,shop=app_metadata.shop."""
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
-    """Exact origins of browser frontends, comma-separated: https://app.example."""
+    """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
     voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None
     """Cookie with the JWT, best named __Host-…; counts on POST from own or allowed https pages."""
     voicepass_policy_file: str | None = None
@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """Bearer tokens of your backends, by comma: token or name:token; a token has 32 characters or more."""
     voicepass_trusted_proxies: Listed[IPvAnyNetwork] = Field([])
     """Addresses or networks of proxies whose X-Forwarded-For and X-Request-ID are believed, by comma."""
+    voicepass_plain_http_hosts: Listed[Annotated[str, AfterValidator(checks.check_host)]] = Field([])
+    """Hosts in your private network that may be called over http://, by comma: keycloak,emulator. Never *."""
     voicepass_database_url: DatabaseUrl = "sqlite:///voicepass.db"
     """sqlite:///file, sqlite:////absolute/file, sqlite:// for memory, or postgresql://user:password@host/name."""
     voicepass_deadline_seconds: Annotated[float, Field(ge=0.1, le=30)] = 4.0

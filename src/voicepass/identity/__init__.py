@@ -21,6 +21,7 @@ from voicepass.identity.credentials import (
     check_own_site,
     cookie_token,
 )
+from voicepass.identity.differences import explain_difference
 from voicepass.identity.keys import VerificationKey, base64url_decode
 from voicepass.model import Clock, Credentials, User, claim_at
 from voicepass.policy import Rule, clean_text
@@ -74,7 +75,7 @@ class JwtAuthenticator:
     """Turns the credentials of a request into the user who signed in."""
 
     def __init__(self, *, trusted: Sequence[TrustedIssuer], clock: Clock, session: SessionCookie | None = None) -> None:
-        self._trusted = {issuer.token_issuer: issuer for issuer in trusted}
+        self._trusted = {(block.token_issuer, block.algorithm): block for block in trusted}
         self._clock = clock
         self._session = session
 
@@ -113,13 +114,22 @@ class JwtAuthenticator:
         """Return the user of one token. The issuer is picked by what the token says, and then holds it to that."""
         token = parse(unverified_token)
         unverified_claims = _json_object(token.payload, "payload")
-        token_issuer = unverified_claims.get("iss")
-        trusted = self._trusted.get(token_issuer) if isinstance(token_issuer, str) else None
-        if trusted is None:
-            _refuse("iss is no configured issuer")
+        trusted = self._find_block(unverified_claims.get("iss"), token.header.get("alg"))
         kid = check_header(token.header, trusted.algorithm)
         check_signature(token, kid, await trusted.keys.key_for(kid))
         return check_claims(unverified_claims, trusted, now=self._clock())
+
+    def _find_block(self, token_issuer: object, algorithm: object) -> TrustedIssuer:
+        """Return the issuer's block for this algorithm: a token never meets the key of another block."""
+        is_text = isinstance(token_issuer, str) and isinstance(algorithm, str)
+        block = self._trusted.get((str(token_issuer), str(algorithm))) if is_text else None
+        if block is None:
+            algorithms = sorted(known for name, known in self._trusted if name == token_issuer)
+            if algorithms:
+                _refuse(f"alg is not {' or '.join(algorithms)}")
+            difference = explain_difference(token_issuer, {block.token_issuer for block in self._trusted.values()})
+            _refuse(f"iss is no configured issuer{difference}")
+        return block
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +189,7 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if not all(isinstance(entry, str) for entry in audiences) or trusted.audience not in audiences:
-            _refuse("aud does not name the configured audience")
+            _refuse(f"aud does not name the configured audience{explain_difference(audience, [trusted.audience])}")
     if not trusted.required.admits(claims):
         _refuse(f"a required claim does not hold: {trusted.required}")
     expires_at = _instant(claims, "exp")
