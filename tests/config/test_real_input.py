@@ -136,6 +136,8 @@ BARE = {
     "lines joined with \\n": "\\n".join(RSA_PEM.splitlines()[1:-1]),
     "without padding": base64.b64encode(RSA_DER).decode().rstrip("="),
     "a certificate": _bare_certificate(),
+    "PEM in base64": base64.b64encode(RSA_PEM.encode()).decode(),
+    "PEM in base64, with a prefix": f"base64:{base64.b64encode(RSA_PEM.encode()).decode()}",
     "PEM in quotes": f'"{RSA_PEM}"',
 }
 
@@ -471,7 +473,7 @@ async def test_a_template_accepts_the_listed_tenants_each_exactly(template: str)
 
 
 ENTRA_MISTAKES: dict[str, tuple[str, str]] = {
-    "no tenants": (block(TEMPLATE, "RS256", ENTRA_KEY), "issuers.0.tenants: is not set: the issuer has {tid}"),
+    "no tenants": (block(TEMPLATE, "RS256", ENTRA_KEY), "issuers.0.tenants: needs tenants for {tid}"),
     "tenants without a template": (
         block("https://login.example", "RS256", ENTRA_KEY, 'tenants = ["a"]'),
         "issuers.0.tenants: is set, but the issuer has no {tid}",
@@ -513,7 +515,7 @@ def test_a_template_without_exact_tenants_does_not_start(case: str) -> None:
 def test_a_template_in_the_environment_leads_to_the_policy_file(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, {"VOICEPASS_JWT_ISSUER": TEMPLATE})
 
-    with pytest.raises(SettingsRefusedError, match="list the allowed tenants in the policy file"):
+    with pytest.raises(SettingsRefusedError, match=r"^VOICEPASS_JWT_ISSUER needs tenants for"):
         configure(load_settings())
 
 

@@ -200,8 +200,9 @@ def policy_check(
     except PolicyFileError as error:
         _fail([f"{path}: {problem}" for problem in error.problems])
     for issuer in policy_file.issuers:
-        addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(issuer.required_claims)}"
-        typer.echo(f"believes {issuer.algorithm} tokens of {issuer.issuer} {addressee}")
+        for token_issuer, required_claims in issuer.token_issuers.items():
+            addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(required_claims)}"
+            typer.echo(f"believes {issuer.algorithm} tokens of {token_issuer} {addressee}")
     for alias, entry in policy_file.agents.items():
         typer.echo(
             f"agent {alias} ({entry.id}) is open to {', and to '.join(rule.whom for rule in entry.rules) or 'nobody'}"

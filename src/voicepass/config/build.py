@@ -90,6 +90,7 @@ def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, An
         return _write_entry(settings, variables)
 
     if not issuers or settings.voicepass_jwt_issuer is not None:
+        places["issuers", len(issuers)] = "VOICEPASS_JWT_ISSUER"
         issuers.append(put(("issuers", len(issuers)), ISSUER_VARIABLES))
     if not agents:
         agents[DEFAULT_ALIAS] = {"allow": EVERYONE} | put(("agents", DEFAULT_ALIAS), AGENT_VARIABLES)
@@ -101,10 +102,9 @@ def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, An
 
 def read_own_issuer(settings: Settings) -> IssuerEntry:
     """Return the issuer of VOICEPASS_JWT_*, or raise SettingsRefusedError with a line for each thing that it lacks."""
-    document = {"issuers": [_write_entry(settings, ISSUER_VARIABLES)]}
-    places: dict[Location, str] = {("issuers", 0, key): variable for key, variable in ISSUER_VARIABLES.items()}
+    merged, places = merge(settings, {})
     try:
-        return _parse(settings, document, places).issuers[0]
+        return _parse(settings, {"issuers": merged["issuers"]}, places).issuers[0]
     except PolicyFileError as error:
         raise SettingsRefusedError(error.problems) from None
 
@@ -157,7 +157,7 @@ def _find_duplicates(settings: Settings, merged: Mapping[str, Any], places: Mapp
         names = [entry.get("issuer", "").replace(TENANT, tenant) for tenant in entry.get("tenants", [TENANT])]
         blocks = {(name, entry.get("algorithm", "")) for name in names}
         if known & blocks:
-            place = places.get(("issuers", number, "issuer"), f"{_FILE} issuers.{number}:")
+            place = places.get(("issuers", number), f"{_FILE} issuers.{number}:")
             problems.append(f"{place} names an issuer that has a block for this algorithm already: remove one of them")
         known |= blocks
     keys_by_host: dict[str, list[str]] = {}

@@ -32,7 +32,7 @@ POSTGRES_URL: Final = re.compile(r"postgres(ql)?://[!-~]+")
 BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes longer ones; a shorter text could be guessed
 ORIGIN: Final = re.compile(
-    r"[a-z][a-z0-9+.-]*://[a-z0-9_.-]+(:[1-9][0-9]*)?|https?://\[[0-9a-f:.]+\](:[1-9][0-9]*)?", re.ASCII
+    r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?", re.ASCII
 )
 HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 TENANT_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)

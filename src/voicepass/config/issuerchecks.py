@@ -1,6 +1,7 @@
 """The rules for an issuer: its name, its algorithm and its one key, each checked with what stands before it."""
 
 import base64
+from contextlib import suppress
 from typing import Final
 
 from cryptography.x509 import load_der_x509_certificate
@@ -28,7 +29,7 @@ BASE64URL_TO_BASE64: Final = str.maketrans("-_", "+/")
 
 
 def check_token_issuer(token_issuer: str, info: ValidationInfo) -> str:
-    """Accept an issuer's name. Over plain http:// anyone on the network could publish keys in its name."""
+    """Accept an issuer's name, or a template of names."""
     if not token_issuer.strip():
         raise ValueError("is not set: give the exact 'iss' of your tokens")
     if token_issuer.lower().startswith("http:") and not is_safe(token_issuer, info):
@@ -47,7 +48,7 @@ def check_tenants(tenants: tuple[str, ...], info: ValidationInfo) -> tuple[str, 
         return tenants
     is_template = TENANT in info.data["issuer"]
     if is_template and not tenants:
-        raise ValueError(f"is not set: the issuer has {TENANT}, so list the allowed tenants in the policy file")
+        raise ValueError(f'needs tenants for {TENANT}: write this issuer into the policy file, with tenants = ["…"]')
     if tenants and not is_template:
         raise ValueError(f"is set, but the issuer has no {TENANT}: https://login.microsoftonline.com/{TENANT}/v2.0")
     if not all(TENANT_NAME.fullmatch(tenant) and tenant not in DISCOVERY_TENANTS for tenant in tenants):
@@ -138,17 +139,18 @@ def check_public_key(pem: str, info: ValidationInfo) -> str:
 
 
 def _complete_pem(key: str) -> str:
-    """Add the first and last line to a bare base64 key or certificate."""
-    if PEM_MARK in key:
-        return key
-    try:
-        data = _decode_base64(key.removeprefix("base64:"))
+    """Return PEM for a key without its first and last line, and for PEM that is encoded in base64."""
+    digits = key.removeprefix("base64:")
+    if PEM_MARK in digits:
+        return digits
+    label = "PUBLIC KEY"
+    with suppress(ValueError):
+        data = _decode_base64(digits)
+        if data.startswith(PEM_MARK.encode()):
+            return data.decode()
         load_der_x509_certificate(data)
-    except ValueError:
-        label = "PUBLIC KEY"
-    else:
         label = "CERTIFICATE"
-    return f"{PEM_MARK}{label}-----\n{key.removeprefix('base64:')}\n-----END {label}-----\n"
+    return f"{PEM_MARK}{label}-----\n{digits}\n-----END {label}-----\n"
 
 
 def check_audience(audience: str | None, info: ValidationInfo) -> str | None:
