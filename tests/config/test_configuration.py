@@ -303,6 +303,17 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     ]
 
 
+def test_an_issuer_may_have_one_algorithm_in_the_environment_and_another_in_the_file() -> None:
+    published = issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"')
+
+    trusted = configured(published).trusted
+
+    assert [(entry.token_issuer, entry.algorithm) for entry in trusted] == [
+        (TOKEN_ISSUER, "RS256"),
+        (TOKEN_ISSUER, "HS256"),
+    ]
+
+
 def test_the_age_of_tokens_is_limited_for_every_issuer_alike() -> None:
     published = issuer(OTHER, "RS256", 'jwks_url = "https://other.example/jwks"')
 

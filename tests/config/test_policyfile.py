@@ -78,7 +78,7 @@ ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; th
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
     "must be one of ES256, ES384, ES512, HS256, HS384, HS512, RS256, RS384, RS512 "
-    "(python-jose implements no PS*, EdDSA or ES256K)"
+    "(voicepass verifies no PS* and no ES256K)"
 )
 NO_ID = "is not set: copy your agent's id (agent_…) from the dashboard"
 PLAIN_ISSUER = (

@@ -91,6 +91,9 @@ def test_a_value_of_nothing_but_quotes_counts_as_unset(monkeypatch: pytest.Monke
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_JWT_ISSUER is not set"):
         configure(load_settings())
 
+    Path(".env").write_text("VOICEPASS_JWT_ISSUER=https://login.example\n")
+    assert load_settings().voicepass_jwt_issuer == "https://login.example"
+
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252"])
 def test_an_env_file_in_another_encoding_is_named_in_a_sentence(
@@ -100,7 +103,7 @@ def test_an_env_file_in_another_encoding_is_named_in_a_sentence(
     (tmp_path / ".env").write_bytes(text.encode(encoding))
     (tmp_path / "named").write_bytes(text.encode(encoding))
 
-    with pytest.raises(SettingsRefusedError, match=r"^\.env names a file that is not UTF-8 text"):
+    with pytest.raises(SettingsRefusedError, match=r"^\.env is not UTF-8 text"):
         load_settings()
     monkeypatch.setenv("VOICEPASS_ENV_FILE", "named")
     with pytest.raises(SettingsRefusedError, match=r"^VOICEPASS_ENV_FILE names a file that is not UTF-8 text"):

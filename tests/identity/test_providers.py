@@ -305,8 +305,10 @@ def test_every_provider_of_the_document_is_tested() -> None:
 
 def test_the_example_of_the_policy_document_is_a_good_file(tmp_path: Path) -> None:
     document = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
-    (example,) = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
-    (tmp_path / "policy.toml").write_text(example)
+    example, *further = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    for text in (*further, example):
+        (tmp_path / "policy.toml").write_text(text)
+        read_policy_file(str(tmp_path / "policy.toml"))
 
     policy_file = read_policy_file(str(tmp_path / "policy.toml"))
 

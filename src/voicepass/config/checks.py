@@ -21,25 +21,14 @@ from voicepass.identity.keys import (
 from voicepass.outbound import is_safe_url
 from voicepass.policy import RESERVED_PREFIXES
 
-ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
-AGENT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
-ENVIRONMENT_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,127}", re.ASCII)
-HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
-TOKEN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
-POSTGRES_URL: Final = re.compile(r"postgres(ql)?://[!-~]+")
-BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 MIN_WEBHOOK_SECRET_CHARACTERS: Final = 16  # ElevenLabs makes longer ones; a shorter text could be guessed
 ORIGIN: Final = re.compile(
     r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?", re.ASCII
 )
-HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
-TENANT_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 TENANT: Final = "{tid}"
 DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 # Browsers send `null` as the origin of their pages, or none at all.
-SCHEMES_WITHOUT_ORIGIN: Final = frozenset({"file", "data", "blob", "about", "javascript", "ws", "wss"})
+SCHEMES_WITHOUT_ORIGIN: Final = frozenset({"file", "ftp", "data", "blob", "about", "javascript", "ws", "wss"})
 SAFE_URL: Final = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 OWN_VARIABLES: Final = frozenset({"user_id", "user_name"})
 
@@ -59,12 +48,12 @@ def split_list(value: str) -> list[str]:
 
 def is_header_value(secret: str) -> bool:
     """Whether an HTTP header can carry this secret: printable ASCII without spaces."""
-    return HEADER_VALUE.fullmatch(secret) is not None
+    return re.fullmatch(r"[\x21-\x7e]+", secret, re.ASCII) is not None
 
 
 def check_alias(alias: str) -> str:
     """Accept the name by which frontends ask for an agent."""
-    if not ALIAS.fullmatch(alias):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", alias, re.ASCII):
         raise ValueError("must have aliases of lower-case letters, digits, - and _")
     return alias
 
@@ -73,7 +62,7 @@ def check_agent_id(agent_id: str) -> str:
     """Accept a bare agent id: people often paste a whole query string in its place."""
     if not agent_id:
         raise ValueError("is not set: copy your agent's id (agent_…) from the dashboard")
-    if not AGENT_ID.fullmatch(agent_id):
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", agent_id, re.ASCII):
         raise ValueError("must be the bare agent id, such as agent_…: letters, digits, - and _ alone")
     if agent_id.startswith("conv_"):
         raise ValueError("is a conversation's id; an agent's looks like agent_…")
@@ -82,7 +71,7 @@ def check_agent_id(agent_id: str) -> str:
 
 def check_variable_name(name: str) -> str:
     """Accept the name of a dynamic variable that a claim may fill."""
-    if not VARIABLE_NAME.fullmatch(name):
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name, re.ASCII):
         raise ValueError("must be named with letters, digits and _")
     if name.startswith(RESERVED_PREFIXES):
         raise ValueError("may not define system__ or secret__ variables: the browser would see or forge them")
@@ -93,7 +82,7 @@ def check_variable_name(name: str) -> str:
 
 def check_environment_name(name: str) -> str:
     """Accept the name of a variable. People paste the secret here, and other messages repeat the name."""
-    if not ENVIRONMENT_NAME.fullmatch(name):
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,127}", name, re.ASCII):
         raise ValueError("must be the name of an environment variable, in capitals; the secret stands there, not here")
     return name
 
@@ -104,7 +93,7 @@ def check_host(host: str) -> str:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        if not HOST.fullmatch(host):
+        if not re.fullmatch(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", host, re.ASCII):
             raise ValueError("must name each host alone, such as keycloak: no http://, no port, no *") from None
     return host
 
@@ -187,14 +176,14 @@ def check_service_token(text: SecretStr) -> SecretStr:
     entry = ServiceToken.parse(text.get_secret_value())
     if len(entry.token) < MIN_SECRET_BYTES or not is_header_value(entry.token):
         raise ValueError(f"must be {MIN_SECRET_BYTES} plain characters or more; make one: openssl rand -base64 48")
-    if not TOKEN_NAME.fullmatch(entry.name):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", entry.name, re.ASCII):
         raise ValueError("must read name:token; the name has letters, digits, - _ . and at most 64 of them")
     return text
 
 
 def check_cookie_name(name: str) -> str:
     """Accept the name of a cookie."""
-    if not COOKIE_NAME.fullmatch(name):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name, re.ASCII):
         raise ValueError("must be a cookie's name: letters, digits, - _ .")
     return name
 
@@ -202,6 +191,6 @@ def check_cookie_name(name: str) -> str:
 def check_database_url(url: str) -> str:
     """Accept the address of a ledger."""
     is_sqlite = url == "sqlite://" or url.startswith("sqlite:///")
-    if not is_sqlite and (not POSTGRES_URL.fullmatch(url) or BROKEN_ESCAPE.search(url)):
+    if not is_sqlite and (not re.fullmatch(r"postgres(ql)?://[!-~]+", url) or re.search(r"%(?![0-9A-Fa-f]{2})", url)):
         raise ValueError("must be sqlite:///file, sqlite:// for memory, or postgresql://… with %-escapes for the rest")
     return url

@@ -49,9 +49,14 @@ def read_values(names: Collection[str]) -> dict[str, str]:
 def read_variables() -> Mapping[str, str]:
     """Return every variable by its name in capitals. The environment wins over the env file."""
     path = os.environ.get(ENV_FILE)
-    text = _read_file(path or ".env", ENV_FILE if path else ".env") if path or Path(".env").is_file() else ""
-    every = {**dotenv_values(stream=StringIO(text)), **os.environ}
-    return {name.upper(): value for name, text in every.items() if (value := clean_value(text or ""))}
+    subject = f"{ENV_FILE} names a file that" if path else ".env"
+    text = _read_file(path or ".env", subject) if path or Path(".env").is_file() else ""
+    return {**_clean_values(dotenv_values(stream=StringIO(text))), **_clean_values(os.environ)}
+
+
+def _clean_values(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Drop the empty ones: they count as unset, so that they do not hide a value of the env file."""
+    return {name.upper(): value for name, text in variables.items() if (value := clean_value(text or ""))}
 
 
 def read_secret(name: str) -> str | None:
@@ -73,15 +78,15 @@ def _read_value(name: str, variables: Mapping[str, str], *, may_be_bytes: bool) 
         return variables.get(name, "")
     if variables.get(name):
         raise SettingsRefusedError([f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them"])
-    return clean_value(_read_file(path, name + _FILE_SUFFIX, may_be_bytes=may_be_bytes))
+    return clean_value(_read_file(path, f"{name}{_FILE_SUFFIX} names a file that", may_be_bytes=may_be_bytes))
 
 
-def _read_file(path: str, named_by: str, *, may_be_bytes: bool = False) -> str:
-    """Return a file's text, or its bytes as `base64:…`. Raises SettingsRefusedError."""
+def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
+    """Return a file's text, or its bytes as `base64:…`. Raises SettingsRefusedError; its sentence begins `subject`."""
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise SettingsRefusedError([f"{named_by} names a file that cannot be read ({type(error).__name__})"]) from None
+        raise SettingsRefusedError([f"{subject} cannot be read ({type(error).__name__})"]) from None
     with suppress(UnicodeDecodeError):
         text = data.decode("utf-8-sig")
         if "\0" not in text:
@@ -89,7 +94,7 @@ def _read_file(path: str, named_by: str, *, may_be_bytes: bool = False) -> str:
     is_utf16 = data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or not any(data[::2]) or not any(data[1::2])
     if may_be_bytes and not is_utf16:
         return f"base64:{b64encode(data).decode()}"
-    raise SettingsRefusedError([f"{named_by} names a file that is not UTF-8 text: save it as UTF-8"])
+    raise SettingsRefusedError([f"{subject} is not UTF-8 text: save it as UTF-8"])
 
 
 def find_unknown_names(settings: frozenset[str]) -> list[str]:
