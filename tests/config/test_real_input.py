@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import respx
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
@@ -19,12 +21,12 @@ from cryptography.x509.oid import NameOID
 from tests.cli.test_cli import CLEAN, run
 from tests.config.test_settings import EC_PEM, GOOD, RSA_KEY, RSA_PEM, SECRET, given
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, settings_with
-from tests.identity.hostile_tokens import Mint, signer_for
+from tests.identity.hostile_tokens import Mint, base64url, signer_for
 from voicepass.app import create_app
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
-from voicepass.errors import TokenInvalid
+from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.differences import explain_difference
 
@@ -389,6 +391,38 @@ def test_each_host_without_tls_is_a_warning_at_start(capsys: pytest.CaptureFixtu
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     warned = [(line["level"], line["host"]) for line in lines if line["event"] == "plain_http.allowed"]
     assert warned == [("warning", "keycloak"), ("warning", "emulator")]
+
+
+def jwks_of(key: rsa.RSAPrivateKey) -> dict[str, object]:
+    numbers = key.public_key().public_numbers()
+    return {"keys": [{"kty": "RSA", "n": base64url(numbers.n.to_bytes(256)), "e": base64url(numbers.e.to_bytes(3))}]}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("jwks_uri", "expected"),
+    [
+        ("http://keycloak:8080/realms/a/certs", "keys"),
+        ("http://login:8080/realms/a/certs", "the discovery document names no https:// jwks_uri"),
+        ("http://keycloak.attacker.example/certs", "the discovery document names no https:// jwks_uri"),
+    ],
+)
+async def test_a_discovery_document_leads_over_plain_http_to_a_named_host_alone(jwks_uri: str, expected: str) -> None:
+    discovery = "http://keycloak:8080/realms/a/.well-known/openid-configuration"
+    text = KEYCLOAK.replace("http://keycloak:8080/realms/a/certs", discovery)
+    settings = settings_with(voicepass_policy_file=written(text), voicepass_plain_http_hosts="keycloak", **NO_ISSUER)
+    (trusted,) = configure(settings).trusted
+
+    with respx.mock(assert_all_called=False, using="voicepass") as router:
+        router.get(discovery).respond(json={"issuer": trusted.token_issuer, "jwks_uri": jwks_uri})
+        router.get(jwks_uri).respond(json=jwks_of(RSA_KEY))
+        try:
+            await trusted.keys.check()
+            note = "keys"
+        except KeysUnavailable as refusal:
+            note = str(refusal.operator_note)
+
+    assert expected in note
 
 
 # Issuers ------------------------------------------------------------------------------------------------------------
