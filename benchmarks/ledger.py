@@ -29,7 +29,7 @@ import psycopg
 import uvloop
 
 from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger
-from voicepass.config.policyfile import MAX_AMOUNT, LimitsEntry, LimitTables
+from voicepass.config.limits import MAX_AMOUNT, LimitsEntry, LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger

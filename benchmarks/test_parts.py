@@ -20,7 +20,7 @@ from benchmarks.ports import AtOnce
 from tests.conftest import MakeToken, make_token, settings_with
 from voicepass.api.schemas import SignedUrlPass
 from voicepass.config.build import Configuration, configure
-from voicepass.config.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
+from voicepass.config.limits import MAX_AMOUNT, LimitTables, UserLimitsEntry
 from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Final
 
+import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
@@ -48,6 +49,8 @@ from voicepass.telemetry.metrics import (
 )
 from voicepass.telemetry.traces import open_tracing
 
+_log = structlog.get_logger("voicepass.app")
+
 COLLECT_EVERY: Final = 10_000
 """Objects that Python creates, and does not free, between two garbage collections; its own default is 700."""
 
@@ -60,6 +63,8 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
+    for host in settings.voicepass_plain_http_hosts:
+        _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
     routers = (pass_routes, user_routes, backend_routes, webhook_routes, module_routes, probe_routes)
     app = FastAPI(

@@ -7,7 +7,7 @@ chosen. Another client is another body of `http_transport`, and nothing else.
 import ipaddress
 import ssl
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import cache, lru_cache
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -38,14 +38,18 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def is_safe_url(url: str) -> bool:
-    """Whether a secret, or trust in what comes back, may travel there: https://, or http:// to this machine."""
+def is_safe_url(url: str, *, plain_http_hosts: Collection[str] = ()) -> bool:
+    """Whether a secret, or trust in what comes back, may travel there.
+
+    It may over https://, and over http:// to this machine or to a host that the operator named.
+    """
     # `urlsplit` drops line breaks and takes spaces for part of a host; what dials the URL would not agree with it.
     if not url.isprintable() or any(mark in url for mark in " \\#"):
         return False
     try:
         parts = urlsplit(url)
-        secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+        may_be_plain = is_loopback(parts.hostname) or parts.hostname in plain_http_hosts
+        secure = parts.scheme == "https" or (parts.scheme == "http" and may_be_plain)
         return secure and bool(parts.hostname) and parts.username is None and parts.port != 0
     except ValueError:  # a port that is no number
         return False

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,12 +104,6 @@ class Policy:
             "user_id": user.id,
             "user_name": clean_text(user.name or "") or user.id,
         }
-
-
-def find_agents_on_two_hosts(agents: Iterable[tuple[str, str]]) -> list[str]:
-    """Return the agent ids that occur with more than one base URL. A conversation names its agent, but not the host."""
-    hosts: dict[str, str] = {}
-    return [agent_id for agent_id, base_url in agents if hosts.setdefault(agent_id, base_url) != base_url]
 
 
 def clean(claim: object) -> Scalar | None:

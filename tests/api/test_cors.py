@@ -5,7 +5,8 @@ import pytest
 import respx
 import structlog
 
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 
 pytestmark = pytest.mark.anyio
 

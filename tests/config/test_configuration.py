@@ -25,7 +25,7 @@ from tests.conftest import (
 )
 from tests.identity.hostile_tokens import Mint, Signer, signer_for
 from voicepass.config.build import Configuration, configure
-from voicepass.config.settings import SettingsRefusedError
+from voicepass.config.environment import SettingsRefusedError
 
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
@@ -59,10 +59,18 @@ NO_ISSUER: dict[str, object] = {
 }
 OTHER = "https://other.example"
 HERE = "VOICEPASS_POLICY_FILE"
-PLAIN_ISSUER = "must not be an http:// address: anyone on the way could publish keys in its name"
-TWICE = "this issuer is there twice; each has one algorithm"
+PLAIN_ISSUER = (
+    "must not be an http:// address: anyone on the way could publish keys in its name."
+    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
+)
+NO_AUDIENCE = (
+    "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
+    ' such as { azp = ["https://app.example"] }'
+)
+UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
+TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
 AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put it there, with its rules"
-NO_API_KEY = "ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'"
+NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
 
 # The file, the settings that differ, the environment, and every line that is printed.
 CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str]]] = {
@@ -83,25 +91,25 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", OPEN) + agent("b", *IN_EU),
         NO_AGENT | {"elevenlabs_api_key": None},
         {"EU_KEY": EU_KEY},
-        [NO_API_KEY],
+        [f"ELEVENLABS_API_KEY {NO_API_KEY.format(UPSTREAM)}"],
     ),
     "a region's key that is not there": (
         agent("a", *IN_EU),
         NO_AGENT,
         {},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that is empty": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": " , "},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that no header can carry": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": "sk_canary-valué"},
-        ["EU_KEY holds a character that no HTTP header can carry"],
+        ["EU_KEY holds a space, a line break or a character that no HTTP header can carry"],
     ),
     "one agent on two hosts": (
         agent("a", OPEN) + agent("b", *IN_EU).replace("agent_b", "agent_a"),
@@ -113,19 +121,19 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", *IN_EU) + agent("b", IN_EU[0], 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"EU_KEY": EU_KEY, "SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {EU}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {EU}: write both into one variable, separated by a comma"],
     ),
     "two keys of the usual host": (
         agent("a", OPEN) + agent("b", f'base_url = "{UPSTREAM}/"', 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {UPSTREAM}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {UPSTREAM}: write both into one variable, separated by a comma"],
     ),
     "an issuer here and there": (
         issuer(TOKEN_ISSUER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": SECRET},
-        [f"{HERE} issuers.0: {TWICE}"],
+        [f"VOICEPASS_JWT_ISSUER {TWICE}"],
     ),
     "an issuer twice": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"') * 2,
@@ -133,30 +141,24 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {"OTHER_SECRET": SECRET},
         [f"{HERE} issuers.1: {TWICE}"],
     ),
-    "HS and RS for one issuer": (
-        issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"')
-        + issuer(OTHER, "RS256", public_key(signer_for("RS256").published)),
+    "a tenant of a template by its own name": (
+        issuer(OTHER + "/{tid}", "RS256", 'jwks_url = "https://other.example/jwks"\ntenants = ["a", "b"]')
+        + issuer(OTHER + "/b", "RS256", 'jwks_url = "https://other.example/jwks"'),
         {},
-        {"OTHER_SECRET": SECRET},
+        {},
         [f"{HERE} issuers.1: {TWICE}"],
-    ),
-    "HS here and RS there for one issuer": (
-        issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"'),
-        {},
-        {},
-        [f"{HERE} issuers.0: {TWICE}"],
     ),
     "a secret that is not there": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a secret that is empty": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": ""},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a short secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -168,7 +170,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": " " * 40},
-        ["OTHER_SECRET is blank; make one with: openssl rand -base64 48"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a public key for a secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -181,20 +183,20 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"{HERE} issuers.0.public_key is a private key; voicepass needs, and should hold, the public half only",
+            f"{HERE} issuers.0.public_key: is a private key; give voicepass the public key only",
         ],
     ),
     "a text for a public key": (
         issuer(OTHER, "ES256", public_key("canary-value")),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a PEM public key or certificate"],
+        [f"{HERE} issuers.0.public_key: is not a PEM public key or certificate"],
     ),
     "a key of another kind": (
         issuer(OTHER, "ES256", public_key(signer_for("RS256").published)),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a key on curve P-256, which ES256 needs"],
+        [f"{HERE} issuers.0.public_key: is not a key on curve P-256, which ES256 needs"],
     ),
     "an issuer over http": (
         issuer("http://login.example", "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -207,8 +209,8 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         NO_ISSUER | {"voicepass_jwt_issuer": TOKEN_ISSUER},
         {"OTHER_SECRET": SECRET},
         [
-            "VOICEPASS_JWT_SECRET is not set, so no token could be verified: make one with: openssl rand -base64 48",
-            "VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service",
+            "VOICEPASS_JWT_SECRET is not set, and HS256 needs it: make one with: openssl rand -base64 48",
+            f"VOICEPASS_JWT_AUDIENCE {NO_AUDIENCE}",
         ],
     ),
     "everything at once": (
@@ -216,10 +218,10 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it",
-            f"{HERE} issuers.0: {TWICE}",
-            f"EU_KEY is not set, though {HERE} names it as the key for {EU}",
+            f"EU_KEY {NO_API_KEY.format(EU)}",
+            f"OTHER_SECRET {UNSET}",
             AGENT_TWICE,
+            f"VOICEPASS_JWT_ISSUER {TWICE}",
         ],
     ),
 }
@@ -293,7 +295,7 @@ def test_secrets_that_the_file_names_may_come_from_files_or_dotenv(
 
     (workspace,) = configuration.workspaces
     assert (workspace.base_url, workspace.keys) == (EU, (EU_KEY, "sk_second"))
-    assert [trusted.token_issuer for trusted in configuration.trusted] == [TOKEN_ISSUER, OTHER]
+    assert [trusted.token_issuer for trusted in configuration.trusted] == [OTHER, TOKEN_ISSUER]
     assert SECRET not in repr(configuration.trusted)
 
 
@@ -305,9 +307,20 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     none = configured("").trusted
 
     assert [[trusted.token_issuer for trusted in each] for each in (beside, alone, none)] == [
-        [TOKEN_ISSUER, OTHER],
+        [OTHER, TOKEN_ISSUER],
         [OTHER],
         [TOKEN_ISSUER],
+    ]
+
+
+def test_an_issuer_may_have_one_algorithm_in_the_environment_and_another_in_the_file() -> None:
+    published = issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"')
+
+    trusted = configured(published).trusted
+
+    assert [(entry.token_issuer, entry.algorithm) for entry in trusted] == [
+        (TOKEN_ISSUER, "RS256"),
+        (TOKEN_ISSUER, "HS256"),
     ]
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests.conftest import settings_with
 from tests.doctor.conftest import Examined, State, troubles
+from voicepass.config.build import configure
+from voicepass.config.environment import SettingsRefusedError
 from voicepass.doctor.closings import explain
 
 PROMPT = {"overrides": {"agent.prompt.prompt": "You are a pirate."}}
@@ -74,8 +76,8 @@ def test_what_the_settings_told_the_conversation_confirms(examined: Examined, ca
     ],
 )
 def test_a_pasted_agent_id_never_gets_so_far(story: str, agent_id: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.partition(" ")[2]) as refused:
-        settings_with(elevenlabs_agent_id=agent_id)
+    with pytest.raises(SettingsRefusedError, match=said) as refused:
+        configure(settings_with(elevenlabs_agent_id=agent_id))
 
     assert "cvtkn_1" not in str(refused.value), story
 

@@ -22,7 +22,8 @@ from tests.identity.hostile_jwks import jwk_of
 from tests.identity.hostile_tokens import Mint, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
 from tests.servers import running
 from voicepass.config.build import configure
-from voicepass.config.policyfile import UserLimitsEntry, read_policy_file
+from voicepass.config.limits import UserLimitsEntry
+from voicepass.config.policyfile import read_policy_file
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys
@@ -404,8 +405,10 @@ def test_the_code_for_auth_js_gives_a_user_the_same_id_at_every_sign_in() -> Non
 
 def test_the_example_of_the_policy_document_is_a_good_file(tmp_path: Path) -> None:
     document = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
-    (example,) = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
-    (tmp_path / "policy.toml").write_text(example)
+    example, *further = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    for text in (*further, example):
+        (tmp_path / "policy.toml").write_text(text)
+        read_policy_file(str(tmp_path / "policy.toml"))
 
     policy_file = read_policy_file(str(tmp_path / "policy.toml"))
 

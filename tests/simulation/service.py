@@ -11,7 +11,7 @@ from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER
 from tests.simulation.elevenlabs_model import Conversation, ElevenLabsModel
 from tests.simulation.virtual_time import FreezingLedger, VirtualTime
-from voicepass.config.policyfile import LimitTables
+from voicepass.config.limits import LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger

@@ -17,14 +17,17 @@ from jose import jwt
 
 from voicepass.api.server import run
 from voicepass.cli import reports
-from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger
+from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger, read_own_issuer
+from voicepass.config.checks import split_list
+from voicepass.config.environment import ENV_FILE, SettingsRefusedError, read_variables
+from voicepass.config.issuerchecks import decode_secret
 from voicepass.config.policyfile import PolicyFileError, read_policy_file
-from voicepass.config.settings import ENV_FILE, Settings, SettingsRefusedError, load_settings
+from voicepass.config.settings import Settings, load_settings
 from voicepass.doctor.command import doctor
-from voicepass.errors import LedgerUnavailable, Refusal
+from voicepass.errors import LedgerUnavailable, Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
+from voicepass.identity.differences import list_differences
 from voicepass.identity.jwks import FETCH_SECONDS
-from voicepass.identity.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
@@ -153,31 +156,30 @@ def token(
 ) -> None:
     """Print a test JWT for curl, signed with the VOICEPASS_JWT_SECRET that you hold."""
     settings = _settings()
-    if problems := settings.issuer_problems():
-        _fail(problems)
-    secret, algorithm = settings.voicepass_jwt_secret, settings.voicepass_jwt_algorithm
-    if secret is None or algorithm not in HMAC_ALGORITHMS:
-        typer.echo(
-            f"VOICEPASS_JWT_ALGORITHM is {algorithm}: only your identity provider can sign such tokens", err=True
-        )
-        raise typer.Exit(1)
+    try:
+        issuer = read_own_issuer(settings)
+    except SettingsRefusedError as error:
+        _fail(error.problems)
+    if issuer.secret_env is None:
+        _fail([f"VOICEPASS_JWT_ALGORITHM is {issuer.algorithm}: only your identity provider can sign such tokens"])
     now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": settings.voicepass_jwt_issuer,
-        "aud": settings.voicepass_jwt_audience,
+        "iss": issuer.issuer,
+        "aud": issuer.audience,
         "sub": user,
         "iat": now,
         "exp": now + ttl,
+        issuer.user_id_claim: user,
     }
-    claims[settings.voicepass_user_id_claim] = user
     if name is not None:
-        claims[settings.voicepass_user_name_claim] = name
+        claims[issuer.user_name_claim] = name
     for entry in claim or ():
         key, separator, value = entry.partition("=")
         if not separator:
             raise typer.BadParameter("must read key=value", param_hint="--claim")
         claims[key] = _json_or_text(value)
-    typer.echo(jwt.encode(claims, secret.get_secret_value(), algorithm))
+    secret = decode_secret(settings.read_secret(issuer.secret_env) or "")
+    typer.echo(jwt.encode(claims, secret.encode("utf-8", "surrogateescape"), issuer.algorithm))
 
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
@@ -195,12 +197,14 @@ def policy_check(
     if path is None:
         _fail(["name a file, or set VOICEPASS_POLICY_FILE"])
     try:
-        policy_file = read_policy_file(path)
+        hosts = split_list(read_variables().get("VOICEPASS_PLAIN_HTTP_HOSTS", "").lower())
+        policy_file = read_policy_file(path, plain_http_hosts=hosts)
     except PolicyFileError as error:
         _fail([f"{path}: {problem}" for problem in error.problems])
     for issuer in policy_file.issuers:
-        addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(issuer.required_claims)}"
-        typer.echo(f"believes {issuer.algorithm} tokens of {issuer.issuer} {addressee}")
+        for token_issuer, required_claims in issuer.token_issuers.items():
+            addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(required_claims)}"
+            typer.echo(f"believes {issuer.algorithm} tokens of {token_issuer} {addressee}")
     for alias, entry in policy_file.agents.items():
         typer.echo(
             f"agent {alias} ({entry.id}) is open to {', and to '.join(rule.whom for rule in entry.rules) or 'nobody'}"
@@ -230,6 +234,10 @@ def policy_explain(
             typer.echo(f"  {name} = {value!r}")
     except Refusal as refusal:
         typer.echo(f"refused: {refusal.code}: {refusal.operator_note or refusal.detail}", err=True)
+        if isinstance(refusal, TokenInvalid):
+            blocks = [(trusted.token_issuer, trusted.audience) for trusted in configuration.trusted]
+            for line in list_differences(unverified_token, blocks):
+                typer.echo(line, err=True)
         raise typer.Exit(1) from None
 
 

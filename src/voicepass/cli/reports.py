@@ -19,7 +19,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from voicepass.config.build import configure, ledger_exists, open_ledger
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind, IssuedPass, Scope, User

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from voicepass.config.checks import OWN_VARIABLES
-from voicepass.config.policyfile import DAY_SECONDS
+from voicepass.config.limits import DAY_SECONDS
 from voicepass.doctor.causes import Finding, found
 from voicepass.model import Counted, Scalar, Scope, claim_at
 from voicepass.policy import AgentRules, Policy

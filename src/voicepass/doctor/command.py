@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import typer
 
 from voicepass.config.build import Configuration, configure
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 from voicepass.doctor import examine
 from voicepass.doctor.agents import TEXT_ONLY
 from voicepass.doctor.case import Case, in_order

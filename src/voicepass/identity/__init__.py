@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from voicepass.errors import CredentialsConflict, KeysUnavailable, TokenExpired, TokenInvalid, TokenMissing
 from voicepass.identity.credentials import SessionCookie, bearer_token, check_own_site, cookie_tokens
+from voicepass.identity.differences import explain_difference
 from voicepass.identity.keys import KEY_NAMES, VerificationKey, select_keys
 from voicepass.identity.tokens import UnverifiedToken, parse, parse_object, refuse
 from voicepass.model import Clock, Credentials, User, claim_at
@@ -68,7 +69,7 @@ class JwtAuthenticator:
     """Finds the user who signed in from the credentials of a request."""
 
     def __init__(self, *, trusted: Sequence[TrustedIssuer], clock: Clock, session: SessionCookie | None = None) -> None:
-        self._trusted = {issuer.token_issuer: issuer for issuer in trusted}
+        self._trusted = {(block.token_issuer, block.algorithm): block for block in trusted}
         self._clock = clock
         self._session = session
 
@@ -129,13 +130,22 @@ class JwtAuthenticator:
         """Return the user of one token. Its unverified `iss` selects the issuer, whose keys must then verify it."""
         token = parse(unverified_token)
         unverified_claims = parse_object(token.payload, "payload")
-        token_issuer = unverified_claims.get("iss")
-        trusted = self._trusted.get(token_issuer) if isinstance(token_issuer, str) else None
-        if trusted is None:
-            refuse("iss is no configured issuer")
+        trusted = self._find_block(unverified_claims.get("iss"), token.header.get("alg"))
         names = check_header(token.header, trusted.algorithm)
         check_signature(token, await trusted.keys.keys_for(names))
         return check_claims(unverified_claims, trusted, now=self._clock())
+
+    def _find_block(self, token_issuer: object, algorithm: object) -> TrustedIssuer:
+        """Return the issuer's block for this algorithm: a token never meets the key of another block."""
+        is_text = isinstance(token_issuer, str) and isinstance(algorithm, str)
+        block = self._trusted.get((str(token_issuer), str(algorithm))) if is_text else None
+        if block is None:
+            algorithms = sorted(known for name, known in self._trusted if name == token_issuer)
+            if algorithms:
+                refuse(f"alg is not {' or '.join(algorithms)}")
+            difference = explain_difference(token_issuer, {block.token_issuer for block in self._trusted.values()})
+            refuse(f"iss is no configured issuer{difference}")
+        return block
 
 
 def check_header(header: Mapping[str, object], algorithm: str) -> Mapping[str, str]:
@@ -174,7 +184,7 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if not all(isinstance(entry, str) for entry in audiences) or trusted.audience not in audiences:
-            refuse("aud does not name the configured audience")
+            refuse(f"aud does not name the configured audience{explain_difference(audience, [trusted.audience])}")
     if not trusted.required.admits(claims):
         refuse(f"a required claim does not hold: {trusted.required}")
     expires_at = _instant(claims, "exp")

@@ -42,13 +42,21 @@ class PublishedKeys:
     """The keys at one URL, for one issuer and its one algorithm. `clock` is monotonic seconds."""
 
     def __init__(
-        self, *, url: str, token_issuer: str, algorithm: str, clock: Clock, fetch_seconds: float = FETCH_SECONDS
+        self,
+        *,
+        url: str,
+        token_issuer: str,
+        algorithm: str,
+        clock: Clock,
+        fetch_seconds: float = FETCH_SECONDS,
+        plain_http_hosts: Collection[str] = (),
     ) -> None:
         self._url = url
         self._token_issuer = token_issuer
         self._algorithm = algorithm
         self._clock = clock
         self._fetch_seconds = fetch_seconds
+        self._plain_http_hosts = plain_http_hosts
         self._keys: Sequence[VerificationKey] = ()
         self._skipped: Collection[tuple[str | None, str]] = ()
         self._fetched_at = float("-inf")
@@ -123,7 +131,7 @@ class PublishedKeys:
         if configuration.get("issuer") != self._token_issuer:
             raise JwksUnusableError("the discovery document is another issuer's")
         jwks_uri = configuration.get("jwks_uri")
-        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri):
+        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri, plain_http_hosts=self._plain_http_hosts):
             raise JwksUnusableError("the discovery document names no https:// jwks_uri")
         if urlsplit(self._url).scheme == "https" and urlsplit(jwks_uri).scheme != "https":
             raise JwksUnusableError("the discovery document leads from https:// to http://")
