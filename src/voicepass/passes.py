@@ -211,5 +211,5 @@ class Passes:
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
             for observe in self._observers:
-                with suppress(Exception):  # a granted pass is granted; `observe.Isolated` logs the mistake
+                with suppress(Exception):  # a granted pass is granted; `lines.isolate` logs the mistake
                     observe(attempt)
