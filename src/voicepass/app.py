@@ -185,10 +185,9 @@ async def _open_settlement(
     registry: CollectorRegistry,
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
-    ledger, policy = state.ledger, state.policy
-    base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in policy.agents.values()}
+    base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
-        ledger=ledger,
+        ledger=state.ledger,
         observers=[isolate(SettlementLog(), SettlementMetrics(registry=registry))],
         bypasses=Bypasses(agent_ids=base_urls.keys(), count=BypassMetrics(registry=registry)),
         clock=time.time,
@@ -196,17 +195,17 @@ async def _open_settlement(
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
     if settings.voicepass_reconcile_seconds:
         reconciler = Reconciler(
-            ledger=ledger,
+            ledger=state.ledger,
             provider=provider,
             settlements=settlements,
             base_urls=base_urls,
             every_seconds=settings.voicepass_reconcile_seconds,
-            conversation_seconds=policy.conversation_seconds,
+            conversation_seconds=state.policy.conversation_seconds,
             clock=time.time,
         )
         await stack.enter_async_context(reconciler.run())
     open_passes = OpenPasses(
-        ledger=ledger,
+        ledger=state.ledger,
         provider=provider,
         settlements=settlements,
         seals=seals,

@@ -138,7 +138,7 @@ class Passes:
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
             for observe in self.observers:
-                with suppress(Exception):  # The outcome stands. `lines.Isolated` logs the exception.
+                with suppress(Exception):  # The outcome stands. `lines.isolate` logs the exception.
                     observe(attempt)
 
     def _make_reservation(self, request: PassRequest, user: User, agent: Agent) -> Reservation:

@@ -313,8 +313,9 @@ def test_junk_behind_a_request_does_not_cost_it_its_answer(server: Address) -> N
     assert [first, *rest][-1].headers["connection"] == "close"
 
 
-def test_no_more_requests_are_queued_than_a_few(server: Address) -> None:
-    answers = ask(server, (GET + b"\r\n") * 999 + GET + b"Connection: close\r\n\r\n")
+@pytest.mark.parametrize("request_head", [GET, GET + H2C])
+def test_no_more_requests_are_queued_than_a_few(server: Address, request_head: bytes) -> None:
+    answers = ask(server, (request_head + b"\r\n") * 999 + GET + b"Connection: close\r\n\r\n")
 
     assert {str(answer) for answer in answers} == {"200 GET /x"}
     assert len(answers) == 1 + MAX_PIPELINED

@@ -73,7 +73,7 @@ def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_forma
         (errors.InternalError, "error"),
     ],
 )
-def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_mend(
+def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
     capsys: pytest.CaptureFixture[str], refusal: type[errors.Refusal], level: str
 ) -> None:
     configure_logging(log_format="json", level="info")

@@ -192,7 +192,7 @@ async def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(
     assert asked == set(exposed) - unused, "what is worth counting is worth showing"
 
 
-def test_the_alert_about_what_someone_must_mend_names_every_such_refusal() -> None:
+def test_the_alert_about_what_someone_must_fix_names_every_such_refusal() -> None:
     theirs = {
         refusal.code
         for refusal in vars(errors).values()

@@ -212,4 +212,5 @@ UVICORN_OPTIONS: Final[Mapping[str, Any]] = {
     "server_header": False,
     "proxy_headers": False,  # uvicorn would trust any peer on loopback
     "ws": "websockets-sansio",
+    "timeout_worker_healthcheck": 30,  # a busy machine needs more than uvicorn's 5 s to start a worker
 }
