@@ -289,6 +289,27 @@ async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
         assert (await ledger.issued("conv_1")).settled_at is None
 
 
+async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no_event_a_sentence() -> None:
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        with structlog.testing.capture_logs() as logged:
+            await receive(ledger, event(type="x" * 65))
+            await receive(ledger, event(seconds=None))
+        sentences = []
+        for body in (event(None), b"{}"):
+            with pytest.raises(RequestInvalid) as refused:
+                await receive(ledger, body)
+            sentences.append(refused.value.detail)
+
+    assert logged == [
+        {"event": "webhook.ignored", "log_level": "info", "kind": "x" * 64},
+        {"event": "webhook.duration_missing", "log_level": "warning", "conversation_id": "conv_1"},
+    ]
+    assert sentences == [
+        "The event names no conversation.",
+        "The body is no event of ElevenLabs: an object with 'type' and 'data'.",
+    ]
+
+
 async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None:
     told = json.loads(event())
     told["data"]["agent_id"] = "agent_other"
