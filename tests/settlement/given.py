@@ -89,6 +89,7 @@ class FakeProvider:
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> Mapping[str, object]:
         del is_lookup
+        assert agent_base_url
         self.asked.append(conversation_id)
         answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
         if isinstance(answer, Exception):

@@ -393,6 +393,16 @@ async def test_after_a_rejected_key_lookups_ask_no_more_for_a_minute() -> None:
     assert asked == [1, 1, 2]
 
 
+async def test_nobody_is_asked_about_a_pass_of_an_agent_that_is_no_longer_configured() -> None:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider) as given:
+        await given.grant("conv_1", agent_id="agent_gone")
+
+        await given.open_passes.refresh(reservation(), LIMIT)
+
+    assert provider.asked == []
+
+
 async def test_a_question_without_an_answer_is_logged() -> None:
     provider = FakeProvider(default=Unavailable(operator_note="it is down"))
     async with set_up(provider, conversations=["conv_1"]) as given:
