@@ -1,4 +1,4 @@
-"""Before a user is refused: what ElevenLabs says frees them, nothing else does, and an unopened pass is given again."""
+"""Before a user is refused, ElevenLabs' answers free their limits, and an unopened pass is returned again."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import structlog
 
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, signed_url
-from tests.settlement.given import HERE, NOW, Clock, Told, account
+from tests.settlement.given import HERE, NOW, Clock, FakeProvider, account
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (
@@ -56,8 +56,8 @@ class Ticks:
         await asyncio.sleep(0)
 
 
-class House:
-    """A ledger in memory, a clock, and what looks up in front of a provider."""
+class Setup:
+    """A ledger in memory, a clock, and the open passes with a provider."""
 
     def __init__(self, ledger: Ledger, clock: Clock, provider: Provider) -> None:
         self.ledger, self.clock, self.ticks = ledger, clock, Ticks()
@@ -118,10 +118,10 @@ def reservation(**facts: Any) -> Reservation:
 
 
 @contextlib.asynccontextmanager
-async def house(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[House]:
+async def set_up(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[Setup]:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        built = House(ledger, clock, provider or Told())
+        built = Setup(ledger, clock, provider or FakeProvider())
         for conversation_id in conversations:
             await built.grant(conversation_id)
         clock.now += 60
@@ -163,8 +163,8 @@ THREE = ("conv_1", "conv_2", "conv_3")
 async def test_only_a_conversation_that_has_ended_makes_room(
     answer: object, *, is_freed: bool, settled_by: str | None, seconds: int
 ) -> None:
-    provider = Told({"conv_2": answer}, default=account("in-progress"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider({"conv_2": answer}, default=account("in-progress"))
+    async with set_up(provider, conversations=THREE) as given:
         before = await given.refusal()
 
         await given.open_passes.refresh(reservation(), LIMIT)
@@ -179,7 +179,7 @@ async def test_only_a_conversation_that_has_ended_makes_room(
 
 
 async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup() -> None:
-    async with house(Told(default=ConversationUnknown()), conversations=THREE) as given:
+    async with set_up(FakeProvider(default=ConversationUnknown()), conversations=THREE) as given:
         given.clock.now += 900
 
         await given.open_passes.refresh(reservation(), LIMIT)
@@ -190,8 +190,8 @@ async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup()
 
 
 async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         await given.open_passes.refresh(reservation(), LIMIT)
         asked = len(provider.asked)
 
@@ -201,8 +201,8 @@ async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> N
 
 
 async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_any_instance() -> None:
-    provider = Told(default=account("in-progress"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("in-progress"))
+    async with set_up(provider, conversations=THREE) as given:
         instances = [given.open_passes, given.instance(provider)]
         changed = [await instances[0].refresh(reservation(), LIMIT)]
         changed += [await instance.refresh(reservation(), LIMIT) for instance in instances]
@@ -215,8 +215,8 @@ async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_an
 
 
 async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_the_other() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider) as given:
         for number in range(10):
             try:
                 await given.grant(f"conv_{number}")
@@ -229,8 +229,8 @@ async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_th
 
 
 async def test_callers_who_come_together_share_one_lookup() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         changed = await asyncio.gather(*(given.open_passes.refresh(reservation(), LIMIT) for _ in range(40)))
 
         assert changed == [True] * 40
@@ -240,7 +240,7 @@ async def test_callers_who_come_together_share_one_lookup() -> None:
 async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    class Slow(Told):
+    class Slow(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
@@ -249,7 +249,7 @@ async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> 
             return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
+    async with set_up(provider, conversations=THREE) as given:
         first = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
         second = asyncio.create_task(given.instance(provider).refresh(reservation(), LIMIT))
@@ -265,7 +265,7 @@ async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> 
 
 
 async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about() -> None:
-    async with house(UNOPENED) as given:
+    async with set_up(UNOPENED) as given:
         asked = reservation()
         await given.ledger.reserve(asked, [LIMIT])
         lookup = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
@@ -280,7 +280,7 @@ async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about(
 
 
 async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup_may_take() -> None:
-    async with house() as given:
+    async with set_up() as given:
         await given.ledger.reserve(reservation(), [LIMIT])
 
         await given.open_passes.refresh(reservation(), LIMIT)
@@ -289,7 +289,7 @@ async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup
 
 
 async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
-    class Slow(Told):
+    class Slow(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
@@ -298,7 +298,7 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
             return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
-    async with house(conversations=THREE) as given:
+    async with set_up(conversations=THREE) as given:
         async with asyncio.timeout(5):
             await given.instance(provider, deadline_seconds=0.3).refresh(reservation(), LIMIT)
 
@@ -309,7 +309,7 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
 async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    class Slow(Told):
+    class Slow(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
@@ -317,7 +317,7 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
             await answer.wait()
             return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
-    async with house(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
+    async with set_up(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
         caller = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
         caller.cancel()
@@ -335,8 +335,8 @@ async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
             del issued, report
             raise LedgerUnavailable(operator_note="the disk is full")
 
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         with pytest.raises(LedgerUnavailable):
             await given.instance(provider, settlements=Failing).refresh(reservation(), LIMIT)
 
@@ -348,8 +348,8 @@ async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_
             await asyncio.sleep(0.2)  # longer than a third of the deadline
             return outcome
 
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         open_passes = given.instance(provider, settlements=Slow, deadline_seconds=0.3)
         await open_passes.refresh(reservation(), LIMIT)
 
@@ -359,8 +359,8 @@ async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_
 
 
 async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
-    provider = Told(default=KeyRejected(operator_note="it lacks convai_read"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
+    async with set_up(provider, conversations=THREE) as given:
         with structlog.testing.capture_logs() as logged:
             for _ in range(121):
                 await given.open_passes.refresh(reservation(), LIMIT)
@@ -374,20 +374,61 @@ async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_wi
 
     warnings = [line for line in logged if line["event"] == "lookup.not_possible"]
     assert len(warnings) == 3  # at 0, 60 and 120 minutes
+    assert {line["host"] for line in warnings} == {HERE}
     assert "convai_read" in warnings[0]["note"]
     assert "webhook" in warnings[0]["note"]
     assert {line["log_level"] for line in warnings} == {"warning"}
 
 
+async def test_after_a_rejected_key_lookups_ask_no_more_for_a_minute() -> None:
+    provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
+    asked = []
+    async with set_up(provider, conversations=["conv_1"]) as given:
+        for seconds in (0, 59, 1):
+            given.clock.now += 3  # longer than the pause after a lookup
+            given.ticks.now += seconds
+            await given.open_passes.refresh(reservation(), LIMIT)
+            asked.append(len(provider.asked))
+
+    assert asked == [1, 1, 2]
+
+
+async def test_nobody_is_asked_about_a_pass_of_an_agent_that_is_no_longer_configured() -> None:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider) as given:
+        await given.grant("conv_1", agent_id="agent_gone")
+
+        await given.open_passes.refresh(reservation(), LIMIT)
+
+    assert provider.asked == []
+
+
+async def test_a_question_without_an_answer_is_logged() -> None:
+    provider = FakeProvider(default=Unavailable(operator_note="it is down"))
+    async with set_up(provider, conversations=["conv_1"]) as given:
+        with structlog.testing.capture_logs() as logged:
+            await given.open_passes.refresh(reservation(), LIMIT)
+
+    assert logged == [
+        {
+            "event": "lookup.failed",
+            "log_level": "info",
+            "conversation_id": "conv_1",
+            "code": "elevenlabs_unavailable",
+            "note": "it is down",
+        }
+    ]
+
+
 # The unopened pass.
 
 
-UNOPENED = Told(default=ConversationUnknown())
+UNOPENED = FakeProvider(default=ConversationUnknown())
 
 
 async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
     refusal = TooManyConversations()
-    async with house(UNOPENED, conversations=THREE) as given:
+    async with set_up(UNOPENED, conversations=THREE) as given:
         await given.open_passes.refresh(reservation(), LIMIT)
         credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
 
@@ -398,7 +439,7 @@ async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
 @pytest.mark.parametrize("facts", [{"user_id": "u-2"}, {"agent_id": "agent_2"}, {"transport": Transport.WEBRTC}])
 async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
     refusal = TooManyConversations()
-    async with house(UNOPENED, conversations=THREE) as given:
+    async with set_up(UNOPENED, conversations=THREE) as given:
         await given.open_passes.refresh(reservation(), LIMIT)
         with pytest.raises(TooManyConversations) as raised:
             await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
@@ -411,7 +452,7 @@ async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts
     [account("in-progress"), account("processing"), account("done"), {}, Unavailable(), Timeout(), KeyRejected()],
 )
 async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_again(answer: object) -> None:
-    async with house(Told(default=answer), conversations=THREE) as given:
+    async with set_up(FakeProvider(default=answer), conversations=THREE) as given:
         await given.open_passes.refresh(reservation(), LIMIT)
 
         with pytest.raises(TooManyConversations):
@@ -419,7 +460,7 @@ async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_aga
 
 
 async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_no_longer() -> None:
-    async with house(UNOPENED, conversations=THREE) as given:
+    async with set_up(UNOPENED, conversations=THREE) as given:
         await given.open_passes.refresh(reservation(), LIMIT)
         given.clock.now += 2
         within = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
@@ -431,7 +472,7 @@ async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_
 
 
 async def test_a_pass_is_returned_again_only_while_it_is_valid_for_thirty_more_seconds() -> None:
-    async with house(UNOPENED, conversations=["conv_1"]) as given:
+    async with set_up(UNOPENED, conversations=["conv_1"]) as given:
         given.clock.now = NOW + 870
         await given.open_passes.refresh(reservation(), LIMIT)
         last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
@@ -443,7 +484,7 @@ async def test_a_pass_is_returned_again_only_while_it_is_valid_for_thirty_more_s
 
 
 async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_it_is_returned() -> None:
-    async with house(UNOPENED, conversations=["conv_1"]) as given:
+    async with set_up(UNOPENED, conversations=["conv_1"]) as given:
         changed = reservation()
         await given.ledger.reserve(changed, [LIMIT])
         newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
