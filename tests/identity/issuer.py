@@ -13,9 +13,10 @@ from tests.identity.hostile_jwks import KID, jwk_of, set_of
 from tests.identity.hostile_tokens import ec_key_of
 from tests.servers import listening
 from voicepass.errors import Refusal, TokenInvalid
-from voicepass.identity.jwks import DISCOVERY_PATH, FETCH_SECONDS, PublishedKeys
+from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys
 
 JWKS_PATH: Final = "/jwks.json"
+PATIENT_SECONDS: Final = 60.0  # the issuer of the tests answers at once, but the machine may be busy
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -110,7 +111,7 @@ async def keys_of(
     url: str | None = None,
     token_issuer: str = TOKEN_ISSUER,
     algorithm: str = "ES256",
-    fetch_seconds: float = FETCH_SECONDS,
+    fetch_seconds: float = PATIENT_SECONDS,
 ) -> AsyncIterator[PublishedKeys]:
     keys = PublishedKeys(
         url=url or issuer.url + JWKS_PATH,

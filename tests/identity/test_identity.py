@@ -438,6 +438,7 @@ SUBJECTS_BESIDE_ANOTHER_CLAIM: dict[str, tuple[dict[str, object], object]] = {
     "sub null": ({"sub": None, "uid": "ada"}, "ada"),
     "sub text": ({"sub": "u-1", "uid": "ada"}, "ada"),
     "sub a number": ({"sub": 7, "uid": "ada"}, "ada"),
+    "sub longer than an id": ({"sub": "u" * 300, "uid": "ada"}, "ada"),
     "sub empty": ({"sub": "", "uid": "ada"}, TokenInvalid),
     "sub a list": ({"sub": ["u-1"], "uid": "ada"}, TokenInvalid),
     "sub a boolean": ({"sub": True, "uid": "ada"}, TokenInvalid),
@@ -525,7 +526,8 @@ async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple
         ({"iss": "other"}, "token refused: iss is no configured issuer"),
         ({"exp": "soon"}, "token refused: exp is not a number"),
         ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
-        ({"sub": 7.5}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
+        ({"sub": 7.5}, "token refused: sub is neither text nor a whole number"),
+        ({"sub": " "}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
     ],
 )
 async def test_the_operator_learns_which_check_failed(changes: dict[str, object], note: str) -> None:
