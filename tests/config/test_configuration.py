@@ -167,7 +167,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"{HERE} issuers.0.public_key is a private key; voicepass needs, and should hold, the public half only",
+            f"{HERE} issuers.0.public_key is a private key; give voicepass the public key only",
         ],
     ),
     "a text for a public key": (

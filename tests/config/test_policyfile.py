@@ -76,8 +76,8 @@ BASE_URL = "must be https://, or http:// to a loopback address, without path, qu
 ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
-    "must be one of ES256, ES384, ES512, HS256, HS384, HS512, RS256, RS384, RS512 "
-    "(python-jose implements no PS*, EdDSA or ES256K)"
+    "must be one of ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, RS256, RS384, RS512 "
+    "(voicepass verifies no PS* and no ES256K)"
 )
 ADDRESSEE = 'needs audience, or required_claims such as { azp = ["https://app.example"] }'
 ALIASES = "agents: must have aliases of lower-case letters, digits, - and _"
