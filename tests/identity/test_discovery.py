@@ -69,14 +69,30 @@ MISLEADING: dict[str, dict[str, object]] = {
 }
 
 
+# What connects refuses these.
+ACCEPTED_AS_A_URL = {
+    "a host that is no name",
+    "a punycode host that is none",
+    "an address of the future",
+    "70,000 characters",
+}
+
+
 @pytest.mark.parametrize("document", MISLEADING)
 async def test_a_misleading_discovery_document_is_not_followed(issuer: Issuer, document: str) -> None:
     issuer.describe(**MISLEADING[document])
     async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
         outcomes = [await outcome(keys) for _ in range(3)]
+        with pytest.raises(KeysUnavailable) as refused:
+            await keys.check()
 
+    said = refused.value.operator_note.rpartition("(")[2].removesuffix(")")
     assert outcomes == [KeysUnavailable] * 3
     assert issuer.asked == [DISCOVERY_PATH]
+    if "issuer" in MISLEADING[document]:
+        assert said == "the discovery document is another issuer's"
+    elif document not in ACCEPTED_AS_A_URL:
+        assert said == "the discovery document names no https:// jwks_uri"
 
 
 @pytest.mark.parametrize("path", [DISCOVERY_PATH, JWKS_PATH])
@@ -97,8 +113,9 @@ async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issue
         secure = router.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": f"http://127.0.0.1{JWKS_PATH}"})
 
         async with keys_of(issuer, url=url) as keys:
-            seen = await outcome(keys)
+            with pytest.raises(KeysUnavailable) as refused:
+                await keys.check()
 
-    assert seen is KeysUnavailable
+    assert "the discovery document leads from https:// to http://" in refused.value.operator_note
     assert secure.called
     assert not insecure.called

@@ -231,17 +231,48 @@ async def test_a_member_that_is_not_used_is_logged_once_with_the_reason(issuer: 
     ]
 
 
-async def test_where_no_key_can_be_used_the_refusal_says_why(issuer: Issuer) -> None:
-    notes = []
-    for members in ([EC_JWK | {"use": "enc"}, EC_JWK | {"use": "enc"}, {"kty": "RSA"}], []):
-        issuer.publish(*members)
-        async with keys_of(issuer) as keys:
-            with pytest.raises(KeysUnavailable) as refused:
-                await keys.check()
-            notes.append(refused.value.operator_note.partition("the document ")[2])
+UNFIT: Final = "is not meant for verifying signatures (use, key_ops), is not a key for ES256"
+UNUSABLE: dict[str, tuple[Answer, str]] = {
+    "members that do not fit": (
+        saying(set_of(EC_JWK | {"use": "enc"}, EC_JWK | {"use": "enc"}, {"kty": "RSA"})),
+        f"the document holds no key for ES256: {UNFIT}",
+    ),
+    "no members": (saying(set_of()), "the document holds no key for ES256: it is empty"),
+    "101 members": (saying(set_of(*[EC_JWK] * 101)), "the document is no JWKS of at most 100 keys"),
+    "no JWKS": (saying(b"{}"), "the document is no JWKS of at most 100 keys"),
+    "a list": (saying(b"[]"), "the document is not a JSON object"),
+    "a page": (saying(b"<!doctype html>"), "the document is not JSON"),
+    "an error": (saying(b"", status="500 Oops"), "HTTP 500"),
+    "too long": (saying(b" " * (MAX_DOCUMENT_BYTES + 1)), "the answer is longer than 524288 bytes"),
+}
 
-    unfit = "is not meant for verifying signatures (use, key_ops), is not a key for ES256"
-    assert notes == [f"holds no key for ES256: {unfit})", "holds no key for ES256: it is empty)"]
+
+async def test_where_no_key_can_be_used_the_refusal_and_the_log_say_why(issuer: Issuer) -> None:
+    url, noted, expected = issuer.url + JWKS_PATH, {}, {}
+    for name, (answer, note) in UNUSABLE.items():
+        issuer.answers[JWKS_PATH] = answer
+        with structlog.testing.capture_logs() as logged:
+            async with keys_of(issuer) as keys:
+                with pytest.raises(KeysUnavailable) as refused:
+                    await keys.check()
+        noted[name] = refused.value.operator_note, [line for line in logged if line["event"] != "keys.skipped"]
+        line = {"event": "keys.refresh_failed", "log_level": "error", "cause": "JwksUnusableError", "note": note}
+        expected[name] = f"no keys from {url} ({note})", [line | {"url": url}]
+
+    assert noted == expected
+
+
+async def test_the_log_says_where_keys_came_from_and_how_many_can_be_used(issuer: Issuer) -> None:
+    issuer.publish(OLD, NEW, None)
+    with structlog.testing.capture_logs() as logged:
+        async with keys_of(issuer) as keys:
+            await keys.check()
+
+    url = issuer.url + JWKS_PATH
+    assert logged == [
+        {"event": "keys.skipped", "log_level": "info", "url": url, "kid": None, "note": "is not a JSON object"},
+        {"event": "keys.refreshed", "log_level": "info", "url": url, "count": 2},
+    ]
 
 
 # Rotation -----------------------------------------------------------------------------------------------------------
