@@ -1,9 +1,12 @@
 """From a header to a user: what is accepted, and the hundreds of things that are not."""
 
+import ast
 import dataclasses
 import random
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -438,6 +441,7 @@ SUBJECTS_BESIDE_ANOTHER_CLAIM: dict[str, tuple[dict[str, object], object]] = {
     "sub null": ({"sub": None, "uid": "ada"}, "ada"),
     "sub text": ({"sub": "u-1", "uid": "ada"}, "ada"),
     "sub a number": ({"sub": 7, "uid": "ada"}, "ada"),
+    "sub longer than an id": ({"sub": "u" * 300, "uid": "ada"}, "ada"),
     "sub empty": ({"sub": "", "uid": "ada"}, TokenInvalid),
     "sub a list": ({"sub": ["u-1"], "uid": "ada"}, TokenInvalid),
     "sub a boolean": ({"sub": True, "uid": "ada"}, TokenInvalid),
@@ -525,7 +529,8 @@ async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple
         ({"iss": "other"}, "token refused: iss is no configured issuer"),
         ({"exp": "soon"}, "token refused: exp is not a number"),
         ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
-        ({"sub": 7.5}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
+        ({"sub": 7.5}, "token refused: sub is neither text nor a whole number"),
+        ({"sub": " "}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
     ],
 )
 async def test_the_operator_learns_which_check_failed(changes: dict[str, object], note: str) -> None:
@@ -535,3 +540,30 @@ async def test_the_operator_learns_which_check_failed(changes: dict[str, object]
         await authenticator_for(mint).user_of(mint.token(claims=mint.claims(**changes)))
 
     assert caught.value.operator_note == note
+
+
+def test_the_documents_explain_every_note_of_a_refused_token() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "troubleshooting.md").read_text().split("<!-- notes -->")[1].split("<!-- end of notes")[0]
+    documented = set(re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE))
+
+    notes = {note for path in (root / "src/voicepass/identity").glob("*.py") for note in notes_in(path.read_text())}
+    notes.remove("…")  # `refuse` itself
+
+    assert len(notes) >= 20
+    assert notes == documented
+
+
+def notes_in(source: str) -> Iterator[str]:
+    """Every text with which the source refuses a token; `…` stands for what it puts in."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Name(id="refuse"), args=[text, *_]):
+                yield text_of(text)
+            case ast.keyword(arg="operator_note", value=value) if text_of(value).startswith("token refused: "):
+                yield text_of(value).removeprefix("token refused: ")
+
+
+def text_of(node: ast.expr) -> str:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)

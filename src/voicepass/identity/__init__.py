@@ -217,13 +217,13 @@ def _check_age(claims: Mapping[str, object], trusted: TrustedIssuer, now: float)
 
 
 def _user_id(claims: Mapping[str, object], claim: str) -> str:
-    # A provider may leave out `sub` if another claim is the id. A `sub` that is there must be an id as well.
-    for name, value in (("sub", claims.get("sub")), (claim, claim_at(claims, claim))):
-        user_id = _text(value)
-        # Never repair an id: two ids that become the same text would make two users one.
-        is_id = user_id and clean_text(user_id, most_characters=MAX_USER_ID_CHARACTERS) == user_id
-        if not is_id and (name == claim or value is not None):
-            refuse(f"the claim '{name}' is no user id: a whole number, or 1 to 255 visible characters")
+    # A provider may leave out `sub` if another claim is the id.
+    if claims.get("sub") is not None and not _text(claims["sub"]):
+        refuse("sub is neither text nor a whole number")
+    user_id = _text(claim_at(claims, claim))
+    # Never repair an id: two ids that become the same text would make two users one.
+    if not user_id or clean_text(user_id, most_characters=MAX_USER_ID_CHARACTERS) != user_id:
+        refuse(f"the claim '{claim}' is no user id: a whole number, or 1 to 255 visible characters")
     return user_id
 
 

@@ -143,14 +143,14 @@ class PublishedKeys:
         if not isinstance(members, list) or len(members) > MAX_KEYS:
             raise JwksUnusableError(f"the document is no JWKS of at most {MAX_KEYS} keys")
         keys: list[VerificationKey] = []
-        skipped: dict[tuple[str | None, str], None] = {}
+        skipped: list[tuple[str | None, str]] = []
         for member in members:
             try:
                 keys.append(key_from_jwk(member, self._algorithm))
             except KeyUnusableError as error:
                 kid = member.get("kid") if isinstance(member, Mapping) else None
-                skipped[kid if isinstance(kid, str) else None, str(error)] = None
-        for kid, reason in skipped:
+                skipped.append((kid if isinstance(kid, str) else None, str(error)))
+        for kid, reason in dict.fromkeys(skipped):
             if (kid, reason) not in self._skipped:  # once, not at every refresh
                 _log.info("keys.skipped", url=self._url, kid=kid, note=reason)
         self._skipped = skipped
