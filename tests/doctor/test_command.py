@@ -9,7 +9,7 @@ from tests.canaries import API_KEY, secrets_in
 from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.elevenlabs_emulator.wire import Serve
-from voicepass.doctor.causes import CHECKS
+from voicepass.doctor.findings import CHECKS
 
 
 def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> Ended:

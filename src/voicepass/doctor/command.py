@@ -1,4 +1,4 @@
-"""`voicepass doctor`: ask, show, and say by the exit code whether a check failed."""
+"""`voicepass doctor` on the command line: it exits with 1 if a check failed."""
 
 import asyncio
 import json
@@ -17,9 +17,10 @@ from voicepass.config.build import Configuration, configure
 from voicepass.config.settings import SettingsRefusedError, load_settings
 from voicepass.doctor import examine
 from voicepass.doctor.agents import TEXT_ONLY
-from voicepass.doctor.case import Case, in_order
-from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
-from voicepass.doctor.closings import explain as explained
+from voicepass.doctor.case import Case, sort_findings
+from voicepass.doctor.explain import explain
+from voicepass.doctor.findings import CHECKS, Finding, report
+from voicepass.elevenlabs.codes import Outcome
 from voicepass.model import DEFAULT_ALIAS, Scalar
 from voicepass.telemetry.logs import configure_logging
 
@@ -34,7 +35,7 @@ _OVERRIDES: Final[Mapping[str, Scalar | None]] = {
     "tts.similarity_boost": 0.75,
     TEXT_ONLY: True,
 }
-"""What the SDKs can override, and a harmless value to try it with, None where there is none."""
+"""What the SDKs can override, and a harmless value to try; None if there is none."""
 
 _MARKS: Final = {
     Outcome.FAILED: ("FAIL", "red"),
@@ -42,11 +43,19 @@ _MARKS: Final = {
     Outcome.SKIPPED: ("skip", None),
     Outcome.OK: ("ok", "green"),
 }
+_UNKNOWN: Final = """\
+The doctor does not know this line, and does not guess. Collect one of these, and explain it:
+- closeCode and closeReason of the SDK's onDisconnect, or of the error that startSession throws:
+  voicepass doctor explain "1008 Override for field 'language' is not allowed by config."
+- the status and the body of the request that failed, from the browser's Network panel
+- the first error in the browser's console: later ones are often only consequences
+- metadata.error of the conversation, from its page in ElevenLabs' dashboard
+Remove the API key, tokens and signed URLs. Or let the doctor open a conversation of its own: voicepass doctor"""
 _INDENT: Final = " " * 6
 _NARROWEST, _WIDEST = 20, 100
 
 doctor = typer.Typer(
-    help="Say why conversations fail, and what to do about it: named checks, and what a close code means.",
+    help="Say why conversations fail and what to do: named checks, and explanations of close codes and messages.",
 )
 
 
@@ -71,15 +80,15 @@ def _examine(
     if context.invoked_subcommand is not None:
         return
     configure_logging(log_format="console", level="error")
-    overrides = dict(map(_override, override or ()))
+    overrides = dict(map(_parse_override, override or ()))
     try:
         settings = load_settings()
         configuration = configure(settings)
     except SettingsRefusedError as error:
-        refused = in_order(found("settings_refused", problem=problem) for problem in error.problems)
-        _show(refused, "the settings", as_json=as_json)
+        refused = sort_findings(report("settings_refused", problem=problem) for problem in error.problems)
+        _print_findings(refused, "the settings", as_json=as_json)
         raise typer.Exit(1) from None
-    alias = _alias(agent, configuration)
+    alias = _choose_alias(agent, configuration)
     case = Case(
         settings=settings,
         configuration=configuration,
@@ -91,7 +100,9 @@ def _examine(
     if sys.stderr.isatty():
         typer.echo("Asking ElevenLabs; a conversation takes 5 to 8 s…", err=True)
     findings = asyncio.run(examine(case))
-    _show(findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json)
+    _print_findings(
+        findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json
+    )
     if any(finding.outcome is Outcome.FAILED for finding in findings):
         raise typer.Exit(1)
 
@@ -100,35 +111,33 @@ def _examine(
 def _explain(
     pasted: Annotated[str, typer.Argument(help="A close code, its reason, or both; an error's body; a console line.")],
 ) -> None:
-    """Say what a close code, a reason, an error's body or a console line means; exit 1 where it is not known."""
-    finding = explained(sys.stdin.read() if pasted == "-" else pasted)
+    """Say what a close code, a reason, an error's body or a console line means; exit 1 if it is not known."""
+    finding = explain(sys.stdin.read() if pasted == "-" else pasted)
     if finding is None:
-        typer.echo("This is not known here. Give the close code and reason that the SDK's onDisconnect tells, as in")
-        typer.echo("  voicepass doctor explain \"1008 Override for field 'language' is not allowed by config.\"")
-        typer.echo("or let the doctor open a conversation of its own: voicepass doctor")
+        typer.echo(_UNKNOWN)
         raise typer.Exit(1)
-    for line in _wrapped(finding.says):
+    for line in _wrap(finding.says):
         typer.echo(line)
-    for line in _wrapped(f"-> {finding.remedy}"):
+    for line in _wrap(f"-> {finding.remedy}"):
         typer.secho(line, bold=True)
 
 
-def _show(findings: Sequence[Finding], about: str, *, as_json: bool) -> None:
-    """Print the failures last, where the eye is when the prompt comes back; what is well takes one line."""
+def _print_findings(findings: Sequence[Finding], about: str, *, as_json: bool) -> None:
+    """Print the failures last, next to the prompt, and all checks that found nothing wrong in one line."""
     failed = {finding.check for finding in findings if finding.outcome is Outcome.FAILED}
     if as_json:
-        checks = [{"name": finding.check, **asdict(finding)} for finding in findings]
+        checks = [{"id": finding.id, "name": finding.check, **asdict(finding)} for finding in findings]
         typer.echo(json.dumps({"status": "failed" if failed else "ok", "about": about, "checks": checks}, indent=2))
         return
     typer.echo(f"{about}\n")
-    for group in _grouped(findings):
-        _print(group)
+    for group in _group(findings):
+        _print_group(group)
     warned = {finding.check for finding in findings if finding.outcome is Outcome.WARNING} - failed
     typer.secho(f"\n{len(failed)} of {len(CHECKS)} checks failed; warnings: {len(warned)}.", bold=True)
 
 
-def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Put checks together that found the same cause, the worst last."""
+def _group(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Group checks that found the same cause, the worst last."""
     groups: list[list[Finding]] = []
     for finding in sorted(findings, key=lambda finding: list(Outcome).index(finding.outcome), reverse=True):
         for group in groups:
@@ -141,26 +150,26 @@ def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
     return groups
 
 
-def _print(group: Sequence[Finding]) -> None:
+def _print_group(group: Sequence[Finding]) -> None:
     mark, colour = _MARKS[group[0].outcome]
     names = ", ".join(finding.check for finding in group)
     says = names if group[0].outcome is Outcome.OK else f"{names}: {group[0].says}"
-    first, *further = _wrapped(says)
+    first, *further = _wrap(says)
     typer.echo(f"{typer.style(f'{mark:4}', fg=colour, bold=True)}  {first}")
     for line in further:
         typer.echo(f"{_INDENT}{line}")
-    for line in _wrapped(f"-> {group[0].remedy}") if group[0].remedy else ():
+    for line in _wrap(f"-> {group[0].remedy}") if group[0].remedy else ():
         typer.secho(f"{_INDENT}{line}", bold=group[0].outcome is Outcome.FAILED)
 
 
-def _wrapped(text: str) -> list[str]:
-    # Never inside a word: an address or a setting's name is there to be copied.
+def _wrap(text: str) -> list[str]:
+    # Never inside a word: people copy addresses and names of settings.
     width = max(min(shutil.get_terminal_size().columns, _WIDEST) - len(_INDENT), _NARROWEST)
     text = "".join(c if c.isprintable() else " " for c in text)
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _override(given: str) -> tuple[str, Scalar]:
+def _parse_override(given: str) -> tuple[str, Scalar]:
     """Read FIELD or FIELD=VALUE; the field is a path or its last name, as the SDK or the API writes it."""
     name, _, value = given.partition("=")
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
@@ -179,7 +188,7 @@ def _override(given: str) -> tuple[str, Scalar]:
     return paths[0], number if isinstance(number, bool | int | float) else value
 
 
-def _alias(agent: str | None, configuration: Configuration) -> str:
+def _choose_alias(agent: str | None, configuration: Configuration) -> str:
     aliases = list(configuration.policy.agents)
     if agent is None and len(aliases) == 1:
         return aliases[0]
