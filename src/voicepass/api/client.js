@@ -28,7 +28,7 @@ const CAUSES = [
   ["agent_unknown", "There is no such agent.", /agent you are trying to reach does not exist/i, []],
   ["quota_exceeded", "The quota at ElevenLabs is used up.", /exceeds your quota/i, []],
   ["too_many_concurrent", "Too many conversations are open at once. Try again in a while.", /too many concurrent/i, [3008]],
-  ["variables_missing", "The agent needs variables that it was not given.", /Missing required dynamic variables in [^:{]{1,99}: \{[^}]*|Missing dynamic variable after agent transfer/i, []],
+  ["variables_missing", "The agent needs variables that it was not given.", /Missing required dynamic variables in [^:]{1,99}: \{[^}]*|Missing dynamic variable after agent transfer/i, []],
   ["override_not_allowed", "The agent does not let the page change this setting.", /Override for field '[^']+' is not allowed|Override is not allowed/i, []],
   ["language_unsupported", "The agent does not speak this language.", /Language '[^']+' is not supported/i, []],
   ["daily_limit", "The agent has had all its calls for today.", /daily call limit of \d+/i, []],

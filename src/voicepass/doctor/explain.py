@@ -19,9 +19,7 @@ _CLOSE_CODE: Final = re.compile(
     re.IGNORECASE,
 )
 _STATUS: Final = re.compile(r"(?<![\w.:])([45]\d\d)(?![\w.])")
-_STATUS_ALONE: Final = re.compile(
-    r"\s*(?:HTTP[/\d.]{0,4}\s)?\s*(?:status(?: code)?:?\s)?\s*[45]\d\d\b[A-Za-z' -]{0,40}\s*"
-)
+_STATUS_ALONE: Final = re.compile(r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )?[45]\d\d\b[A-Za-z' -]{0,40}")
 
 _OUR_REFUSALS: Final[Mapping[str, type[Refusal]]] = {
     kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")
@@ -74,7 +72,7 @@ def explain(pasted: str) -> Finding | None:
         return describe_close(int(code[1]) if code else 0, "" if is_alone else pasted)
     sent = json.dumps(body).encode()
     has_no_code = "detail" in body and not vendor_error(sent)[0]
-    if status and (has_no_code or "/convai/" in pasted or _STATUS_ALONE.fullmatch(pasted)):
+    if status and (has_no_code or "/convai/" in pasted or _STATUS_ALONE.fullmatch(pasted.strip())):
         return describe_refusal(refusal_for(int(status[1]), sent, retry_after=None, now=0))
     return None
 
