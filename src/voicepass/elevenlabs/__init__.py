@@ -33,6 +33,7 @@ from voicepass.errors import (
     Busy,
     ConversationUnknown,
     KeyRejected,
+    Refusal,
     Timeout,
     Unavailable,
 )
@@ -235,8 +236,8 @@ class ElevenLabs:
     async def _account(self, workspace: Workspace, conversation_id: str) -> dict[str, object]:
         path = _ACCOUNT_PATH + quote(conversation_id, safe="")
         try:
-            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
-        except AgentUnknown as refusal:  # of no agent was asked: this is some proxy's 404, or the path has changed
+            body = await self._read(workspace, path, absent=ConversationUnknown)
+        except AgentUnknown as refusal:  # the call names no agent: this is a proxy's 404, or the path has changed
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
         account = json_object(body)
         if account.get("conversation_id", conversation_id) != conversation_id:
@@ -245,18 +246,19 @@ class ElevenLabs:
 
     async def _page(self, workspace: Workspace, path: str) -> ConversationsPage:
         try:
-            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
-        except (AgentUnknown, ConversationUnknown) as refusal:
+            body = await self._read(workspace, path)
+        except AgentUnknown as refusal:
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
         return read_conversations_page(json_object(body))
 
     async def _document(self, workspace: Workspace, kind: str, document_id: str) -> dict[str, object]:
         path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))
-        try:
-            body = await self._answer(workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES)
-        except ConversationUnknown as refusal:  # so every 404 to a reader is taken; here it is no conversation
-            raise AgentUnknown(operator_note=f"ElevenLabs has no such {kind}") from refusal
-        return json_object(body)
+        return json_object(await self._read(workspace, path))
+
+    async def _read(self, workspace: Workspace, path: str, *, absent: type[Refusal] | None = None) -> bytes:
+        return await self._answer(
+            workspace, path, permission="convai_read", most_bytes=MAX_ACCOUNT_BYTES, absent=absent
+        )
 
     async def _answer(
         self,
@@ -265,8 +267,12 @@ class ElevenLabs:
         *,
         permission: str = "convai_write",
         most_bytes: int = MAX_ANSWER_BYTES,
+        absent: type[Refusal] | None = None,
     ) -> bytes:
-        """Return the body of a good answer, by the key accepted last or else by the other."""
+        """Return the body of a good answer, by the key accepted last or else by the other.
+
+        A 404 with a code of ElevenLabs' means that the thing in the path does not exist: `absent`, or AgentUnknown.
+        """
         rejected: KeyRejected | None = None
         for position in workspace.positions():
             request = self._request(workspace.base_url + path, workspace.keys[position])
@@ -276,8 +282,8 @@ class ElevenLabs:
                     workspace.prefer(position)
                 return body
             code = vendor_error(body)[0]
-            if permission == "convai_read" and status == httpx.codes.NOT_FOUND and code:
-                raise ConversationUnknown(operator_note="ElevenLabs knows no such conversation")
+            if absent is not None and status == httpx.codes.NOT_FOUND and code:
+                raise absent(operator_note="ElevenLabs knows no such conversation")
             retry_after, now = headers.get("retry-after"), self._clock()
             refusal = refusal_for(status, body, retry_after=retry_after, now=now, permission=permission)
             if isinstance(refusal, Unavailable) or code == SYSTEM_BUSY:
