@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from voicepass.config.checks import OWN_VARIABLES
 from voicepass.config.policyfile import DAY_SECONDS
+from voicepass.doctor.case import Case
 from voicepass.doctor.findings import CAUSES, Finding, report, report_ok
-from voicepass.model import Counted, Scalar, Scope
-from voicepass.policy import AgentRules, Policy
+from voicepass.model import Counted, Scope
 
 TEXT_ONLY: Final = "conversation.text_only"
 SHORT_SECONDS: Final = 180
@@ -48,14 +48,11 @@ def read_setting(document: Mapping[str, Any], path: str, default: Any) -> Any:  
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """An agent's settings and tools, our rules for it, what its frontend overrides, and the origins of its pages."""
+    """An agent's settings and tools at ElevenLabs, and what the case says of it."""
 
+    case: Case
     settings: Mapping[str, Any]
     tools: Sequence[Mapping[str, Any]]
-    rules: AgentRules
-    policy: Policy
-    overrides: Mapping[str, Scalar]
-    origins: Sequence[str]
 
     def at(self, path: str, default: Any = None) -> Any:  # noqa: ANN401 - JSON of the vendor's
         """Return the setting at this path."""
@@ -65,7 +62,7 @@ class Subject:
         """Return how much voicepass allows this agent a day, or None if it sets no limit."""
         limits = [
             limit.most
-            for limit in self.policy.limits
+            for limit in self.case.configuration.policy.limits
             if limit.scope in {Scope.AGENT, Scope.ALL} and limit.counted is counted
             if limit.window_seconds == DAY_SECONDS
         ]
@@ -81,7 +78,10 @@ def check_agent(subject: Subject) -> Iterator[Finding]:
     """Make every check of the agent's settings; report one finding at least for each."""
     for check in AGENT_CHECKS:
         try:
-            findings = [*list_by_settings(check, subject.settings), *_RULES.get(check, _find_nothing)(subject)]
+            findings = [
+                *list_by_settings(check, subject.settings),
+                *(_RULES[check](subject) if check in _RULES else ()),
+            ]
         except UnreadableError as error:
             findings = [report("answer_unreadable", check=check, note=error)]
         except (AttributeError, TypeError):
@@ -100,21 +100,19 @@ def list_by_settings(check: str, document: Mapping[str, Any], *, of: str = "agen
                 is_shown = member in value
             case {"lacks": member}:
                 is_shown = member not in value
+            case {"is_not": usual}:
+                is_shown = value != usual
             case _:
                 is_shown = value in cause.setting["is"]
         if is_shown:
             yield report(cause.name)
 
 
-def _find_nothing(_subject: Subject) -> Iterable[Finding]:
-    return ()
-
-
 def _check_allowlist(subject: Subject) -> Iterator[Finding]:
     hosts = {entry.get("hostname") for entry in subject.at("platform_settings.auth.allowlist", [])}
     if not hosts:
         return
-    for origin in subject.origins:
+    for origin in subject.case.origins:
         if urlsplit(origin).netloc not in hosts:
             yield report("host_not_allowed", host=urlsplit(origin).netloc)
     if subject.at("platform_settings.auth.enable_auth", default=False):
@@ -123,25 +121,20 @@ def _check_allowlist(subject: Subject) -> Iterator[Finding]:
         yield report("origin_required")
 
 
-def _check_shareable_link(subject: Subject) -> Iterator[Finding]:
-    if subject.at("platform_settings.auth.shareable_token"):
-        yield report("shareable_link")
-
-
 def _check_overrides(subject: Subject) -> Iterator[Finding]:
-    for path in subject.overrides:
+    for path in subject.case.overrides:
         if not subject.at(f"{_PERMISSIONS}.{path}", default=False):
             yield report("override_not_allowed", field=path)
-    if TEXT_ONLY not in subject.overrides and not subject.at(f"{_PERMISSIONS}.{TEXT_ONLY}", default=False):
+    if TEXT_ONLY not in subject.case.overrides and not subject.at(f"{_PERMISSIONS}.{TEXT_ONLY}", default=False):
         yield report("text_only_not_allowed")
     own = subject.at("conversation_config.agent.language", "en")
-    language = subject.overrides.get("agent.language", own)
+    language = subject.case.overrides.get("agent.language", own)
     if language not in {own, *subject.at("conversation_config.language_presets", {})}:
         yield report("language_unsupported", language=language)
 
 
 def _check_variables(subject: Subject) -> Iterator[Finding]:
-    sent = OWN_VARIABLES | subject.rules.variables.keys()
+    sent = OWN_VARIABLES | subject.case.rules.variables.keys()
     needed = _list_needed(subject)
     for place, names in needed.items():
         missing = {name for name in names - sent if not name.startswith("system__")}
@@ -153,7 +146,7 @@ def _check_variables(subject: Subject) -> Iterator[Finding]:
             alike = [f"{{{{{close[0]}}}}}" for name in listed if (close := get_close_matches(name, sent, n=1))]
             hint = f"Did you mean {' and '.join(alike)}? " if alike else ""
             yield report("variables_missing", place=place, names=", ".join(listed), hint=hint)
-    for name, variable in subject.rules.variables.items():
+    for name, variable in subject.case.rules.variables.items():
         if variable.default is None and any(name in names for names in needed.values()):
             yield report("variables_optional", names=name, claim=variable.claim)
 
@@ -191,7 +184,7 @@ def _list_names(value: object) -> Iterator[str]:
 
 def _check_duration(subject: Subject) -> Iterator[Finding]:
     seconds = subject.at("conversation_config.conversation.max_duration_seconds", 600)
-    reserved = subject.policy.conversation_seconds
+    reserved = subject.case.configuration.policy.conversation_seconds
     if seconds <= SHORT_SECONDS:
         yield report("duration_short", seconds=seconds)
     if seconds > reserved:
@@ -225,7 +218,6 @@ AGENT_CHECKS: Final = (
 )
 _RULES: Final[Mapping[str, Callable[[Subject], Iterable[Finding]]]] = {
     "allowlist": _check_allowlist,
-    "shareable_link": _check_shareable_link,
     "overrides": _check_overrides,
     "variables": _check_variables,
     "duration": _check_duration,

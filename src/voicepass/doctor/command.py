@@ -6,7 +6,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -16,41 +17,15 @@ import typer
 from voicepass.config.build import Configuration, configure
 from voicepass.config.settings import SettingsRefusedError, load_settings
 from voicepass.doctor import examine
-from voicepass.doctor.agents import TEXT_ONLY
 from voicepass.doctor.case import Case, sort_findings
 from voicepass.doctor.explain import explain
-from voicepass.doctor.findings import CHECKS, Finding, report
+from voicepass.doctor.findings import CAUSES, CHECKS, OVERRIDES, Finding, report
 from voicepass.elevenlabs.codes import Outcome
 from voicepass.model import DEFAULT_ALIAS, Scalar
 from voicepass.telemetry.logs import configure_logging
 
-_OVERRIDES: Final[Mapping[str, Scalar | None]] = {
-    "agent.first_message": "Hello!",
-    "agent.prompt.prompt": "Say hello.",
-    "agent.prompt.llm": None,
-    "agent.language": None,
-    "tts.voice_id": None,
-    "tts.speed": 1.0,
-    "tts.stability": 0.5,
-    "tts.similarity_boost": 0.75,
-    TEXT_ONLY: True,
-}
-"""What the SDKs can override, and a harmless value to try; None if there is none."""
-
-_MARKS: Final = {
-    Outcome.FAILED: ("FAIL", "red"),
-    Outcome.WARNING: ("warn", "yellow"),
-    Outcome.SKIPPED: ("skip", None),
-    Outcome.OK: ("ok", "green"),
-}
-_UNKNOWN: Final = """\
-The doctor does not know this line, and does not guess. Collect one of these, and explain it:
-- closeCode and closeReason of the SDK's onDisconnect, or of the error that startSession throws:
-  voicepass doctor explain "1008 Override for field 'language' is not allowed by config."
-- the status and the body of the request that failed, from the browser's Network panel
-- the first error in the browser's console: later ones are often only consequences
-- metadata.error of the conversation, from its page in ElevenLabs' dashboard
-Remove the API key, tokens and signed URLs. Or let the doctor open a conversation of its own: voicepass doctor"""
+_MARKS: Final = {Outcome.FAILED: "FAIL", Outcome.WARNING: "warn", Outcome.SKIPPED: "skip", Outcome.OK: "ok  "}
+_COLOURS: Final = {Outcome.FAILED: "red", Outcome.WARNING: "yellow", Outcome.OK: "green"}
 _INDENT: Final = " " * 6
 _NARROWEST, _WIDEST = 20, 100
 
@@ -114,7 +89,7 @@ def _explain(
     """Say what a close code, a reason, an error's body or a console line means; exit 1 if it is not known."""
     finding = explain(sys.stdin.read() if pasted == "-" else pasted)
     if finding is None:
-        typer.echo(_UNKNOWN)
+        typer.echo("\n".join(CAUSES["line_unknown"].fill()))
         raise typer.Exit(1)
     for line in _wrap(finding.says):
         typer.echo(line)
@@ -138,28 +113,24 @@ def _print_findings(findings: Sequence[Finding], about: str, *, as_json: bool) -
 
 def _group(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Group checks that found the same cause, the worst last."""
-    groups: list[list[Finding]] = []
+    groups: defaultdict[tuple[str, int], list[Finding]] = defaultdict(list)
+    seen: Counter[str] = Counter()  # two findings of one check and cause differ in their facts: they stay apart
     for finding in sorted(findings, key=lambda finding: list(Outcome).index(finding.outcome), reverse=True):
-        for group in groups:
-            same = (group[0].outcome, group[0].cause) == (finding.outcome, finding.cause)
-            if same and finding.check not in {other.check for other in group}:
-                group.append(finding)
-                break
-        else:
-            groups.append([finding])
-    return groups
+        groups[finding.cause, seen[finding.id]].append(finding)
+        seen[finding.id] += finding.outcome is not Outcome.OK
+    return list(groups.values())
 
 
 def _print_group(group: Sequence[Finding]) -> None:
-    mark, colour = _MARKS[group[0].outcome]
+    outcome = group[0].outcome
     names = ", ".join(finding.check for finding in group)
-    says = names if group[0].outcome is Outcome.OK else f"{names}: {group[0].says}"
+    says = names if outcome is Outcome.OK else f"{names}: {group[0].says}"
     first, *further = _wrap(says)
-    typer.echo(f"{typer.style(f'{mark:4}', fg=colour, bold=True)}  {first}")
+    typer.echo(f"{typer.style(_MARKS[outcome], fg=_COLOURS.get(outcome), bold=True)}  {first}")
     for line in further:
         typer.echo(f"{_INDENT}{line}")
     for line in _wrap(f"-> {group[0].remedy}") if group[0].remedy else ():
-        typer.secho(f"{_INDENT}{line}", bold=group[0].outcome is Outcome.FAILED)
+        typer.secho(f"{_INDENT}{line}", bold=outcome is Outcome.FAILED)
 
 
 def _wrap(text: str) -> list[str]:
@@ -173,13 +144,13 @@ def _parse_override(given: str) -> tuple[str, Scalar]:
     """Read FIELD or FIELD=VALUE; the field is a path or its last name, as the SDK or the API writes it."""
     name, _, value = given.partition("=")
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
-    paths = [path for path in _OVERRIDES if snake in {path, path.rpartition(".")[2]}]
+    paths = [path for path in OVERRIDES if snake in {path, path.rpartition(".")[2]}]
     if not paths:
-        raise typer.BadParameter(f"no such field; there are: {', '.join(_OVERRIDES)}", param_hint="--override")
-    sample = _OVERRIDES[paths[0]]
+        raise typer.BadParameter(f"no such field; there are: {', '.join(OVERRIDES)}", param_hint="--override")
+    sample = OVERRIDES[paths[0]]
+    if not value and sample == "":
+        raise typer.BadParameter(f"give the value that your frontend sends: {name}=…", param_hint="--override")
     if not value:
-        if sample is None:
-            raise typer.BadParameter(f"give the value that your frontend sends: {name}=…", param_hint="--override")
         return paths[0], sample
     try:
         number = json.loads(value)
@@ -190,8 +161,7 @@ def _parse_override(given: str) -> tuple[str, Scalar]:
 
 def _choose_alias(agent: str | None, configuration: Configuration) -> str:
     aliases = list(configuration.policy.agents)
-    if agent is None and len(aliases) == 1:
-        return aliases[0]
-    if (agent or DEFAULT_ALIAS) not in aliases:
+    chosen = agent or (aliases[0] if len(aliases) == 1 else DEFAULT_ALIAS)
+    if chosen not in aliases:
         raise typer.BadParameter(f"name one of: {', '.join(aliases)}", param_hint="--agent")
-    return agent or DEFAULT_ALIAS
+    return chosen

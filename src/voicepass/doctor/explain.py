@@ -24,18 +24,6 @@ _STATUS_ALONE: Final = re.compile(r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )
 _OUR_REFUSALS: Final[Mapping[str, type[Refusal]]] = {
     kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")
 }
-_USUAL_FACTS: Final = {
-    "place": "settings",
-    "names": "a variable",
-    "hint": "",
-    "field": "something",
-    "language": "it",
-    "host": "another host",
-    "status": "an error",
-    "tool": "of that name",
-    "fields": "a field",
-    "note": "",
-} | describe_permission("convai_write")  # no pass works without this permission
 
 
 def describe_close(code: int, reason: str, *, check: str | None = None) -> Finding:
@@ -43,7 +31,7 @@ def describe_close(code: int, reason: str, *, check: str | None = None) -> Findi
     note = f' ("{_quote(reason)}")' if reason else ""
     cause, facts = find_in_text(reason) or (BY_CLOSE.get(code, CAUSES["unknown_closing"]), {})
     facts = {name: _quote(fact.replace("'", "").replace('"', "")) for name, fact in facts.items()}
-    return report(cause.name, check=check, **(_USUAL_FACTS | {"code": code, "note": note} | facts))
+    return report(cause.name, check=check, **({"code": code, "note": note} | facts))
 
 
 def describe_refusal(refusal: ElevenLabsRefusal) -> Finding:
@@ -53,8 +41,7 @@ def describe_refusal(refusal: ElevenLabsRefusal) -> Finding:
     said = f"{quoted}{vendors_words}".strip("()") or own_words
     note = f": {_quote(said)}" if said else ""
     permission = named_permission(refusal.operator_note)
-    lacked = describe_permission(permission) if permission else {}
-    return report(cause.name, **(_USUAL_FACTS | {"note": note} | lacked))
+    return report(cause.name, note=note, **(describe_permission(permission) if permission else {}))
 
 
 def explain(pasted: str) -> Finding | None:

@@ -1,40 +1,18 @@
-"""What a check can report. The texts are data: findings.toml here, and codes.toml for ElevenLabs' own codes."""
+"""What a check can report. The texts are data: checks.toml and findings.toml here, codes.toml for ElevenLabs' codes."""
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Final
 
 from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
 from voicepass.elevenlabs.codes import Cause, Outcome, load_causes
+from voicepass.model import Scalar
 
-CHECKS: Final[Mapping[str, str]] = {
-    "settings": "the settings are complete, safe, and contradict nothing",
-    "access": "a rule allows somebody to use the agent",
-    "ledger": "the ledger answers",
-    "keys": "the keys that verify tokens are available",
-    "api_key": "ElevenLabs answers, and accepts the API key",
-    "permission": "the key may make signed URLs (`convai_write`)",
-    "region": "the host is one of ElevenLabs', and of the key's region",
-    "agent": "the agent exists in that workspace",
-    "archived": "the agent is not archived",
-    "authentication": "nobody can connect without a signed URL",
-    "allowlist": "pages that get a pass may connect",
-    "shareable_link": "no link avoids voicepass",
-    "overrides": "the agent allows what the frontend overrides, and nothing dangerous",
-    "variables": "every variable that the agent needs is sent",
-    "duration": "conversations may last long enough, and no longer than voicepass reserves",
-    "silence": "ElevenLabs hangs up on silence",
-    "audio": "the audio formats suit browsers",
-    "retention": "voicepass can look up conversations",
-    "queue": "no user waits in a silent queue",
-    "concurrency": "the agent accepts as many conversations at once as voicepass allows",
-    "daily_limit": "the agent accepts as many conversations a day as voicepass allows",
-    "bursting": "the agent never exceeds its own limit",
-    "webhook": "the post-call webhook exists, leads here, is signed, switched on, and reports minutes",
-    "conversation": "a conversation opens and stays open",
-}
-"""The checks in the order in which the doctor makes them, and what each makes sure of."""
-
+_DATA: Final = tomllib.loads(files("voicepass.doctor").joinpath("checks.toml").read_text(encoding="utf-8"))
+CHECKS: Final[Mapping[str, str]] = _DATA["checks"]
+OVERRIDES: Final[Mapping[str, Scalar]] = _DATA["overrides"]
 CAUSES: Final[Mapping[str, Cause]] = {**load_causes("voicepass.doctor", "findings.toml"), **VENDOR_CAUSES}
 
 
@@ -57,13 +35,8 @@ class Finding:
 def report(name: str, *, check: str | None = None, **facts: object) -> Finding:
     """Return the finding of this cause with these facts; `check` replaces the cause's own."""
     cause = CAUSES[name]
-    return Finding(
-        check=check or cause.check,
-        outcome=cause.outcome,
-        says=cause.says.format(**facts),
-        remedy=cause.remedy.format(**facts),
-        cause=name,
-    )
+    says, remedy = cause.fill(**facts)
+    return Finding(check=check or cause.check, outcome=cause.outcome, says=says, remedy=remedy, cause=name)
 
 
 def report_ok(check: str) -> Finding:

@@ -15,7 +15,7 @@ from voicepass.doctor.explain import describe_refusal
 from voicepass.doctor.findings import Finding, report, report_ok
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.errors import BadAnswer, ElevenLabsRefusal
-from voicepass.model import Agent, Credential, Transport
+from voicepass.model import Agent, Credential, Transport, claim_at
 from voicepass.outbound import http_transport
 
 _IMPLIED_OK: Final = {
@@ -125,31 +125,18 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
         ]
     findings = [report_ok("agent")]
     tools: list[Mapping[str, Any]] = []
-    for tool_id in _list_tool_ids(settings):
+    tool_ids = claim_at(settings, "conversation_config.agent.prompt.tool_ids")
+    for tool_id in tool_ids if isinstance(tool_ids, list) else ():  # check_agent reports another shape
         try:
-            tools.append(await reader.document(here, "tool", tool_id))
+            tools.append(await reader.document(here, "tool", str(tool_id)))
         except ElevenLabsRefusal as refusal:  # a deleted tool needs no variables; the conversation tests the others
             findings.append(_report_unread(refusal, "variables"))
-    subject = Subject(
-        settings=settings,
-        tools=tools,
-        rules=case.rules,
-        policy=case.configuration.policy,
-        overrides=case.overrides,
-        origins=case.origins,
-    )
+    subject = Subject(case=case, settings=settings, tools=tools)
     try:
         webhook = await _check_webhook(case, reader, settings)
     except _BROKEN_SHAPE:
         webhook = [report("answer_unreadable", check="webhook", note="the webhook's settings are of another shape")]
     return [*findings, *check_agent(subject), *webhook]
-
-
-def _list_tool_ids(settings: Mapping[str, Any]) -> list[str]:
-    try:
-        return [str(tool_id) for tool_id in read_setting(settings, "conversation_config.agent.prompt.tool_ids", [])]
-    except UnreadableError:
-        return []  # check_agent reports the shape
 
 
 async def _check_webhook(case: Case, reader: ElevenLabs, settings: Mapping[str, Any]) -> list[Finding]:

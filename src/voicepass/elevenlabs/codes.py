@@ -43,8 +43,14 @@ class Cause:
     refusal: str = ""
     browser: Mapping[str, str] = field(default_factory=dict)
     new_pass_helps: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
     setting: Mapping[str, Any] = field(default_factory=dict)
     """In the doctor's file: the setting of an agent that shows this cause."""
+
+    def fill(self, **facts: object) -> tuple[str, str]:
+        """Return `says` and `remedy` with these facts, or the usual ones for those that are not known."""
+        known = {"note": "", **self.facts, **facts}
+        return self.says.format(**known), self.remedy.format(**known)
 
 
 def load_causes(package: str, name: str) -> dict[str, Cause]:

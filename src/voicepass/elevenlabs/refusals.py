@@ -39,8 +39,7 @@ def refusal_for(
     cause = BY_CODE.get(code) or BY_STATUS.get(status, usual)
     kind = _REFUSALS[cause.refusal]
     wait = read_retry_after(retry_after, now=now) if kind in {Busy, Unavailable} else None
-    facts = describe_permission(named_permission(message) or permission) | {"note": ""}
-    note = f"{cause.says} {cause.remedy}".format(**facts)
+    note = " ".join(cause.fill(**describe_permission(named_permission(message) or permission)))
     said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
     answer = kind(operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code)
     answer.pause_seconds = float(wait or 0)
