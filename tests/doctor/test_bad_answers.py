@@ -62,7 +62,7 @@ def examine_at(url: str) -> list[Finding]:
         (AGENT, HTML, "archived", "answer_unreadable"),
         (AGENT, "[]", "archived", "answer_unreadable"),
         (AGENT, '{"agent_id": "agent_market", "conversation_config": {', "overrides", "answer_unreadable"),
-        (AGENT, "{}", "agent", "answer_unreadable"),
+        (AGENT, "{}", "duration", "answer_unreadable"),
         (AGENT, '{"conversation_config": {}, "platform_settings": null}', "duration", "answer_unreadable"),
         (AGENT, '{"conversation_config": {"turn": 5}, "platform_settings": {}}', "silence", "answer_unreadable"),
         (AGENT, '{"conversation_config": {}, "platform_settings": {"auth": {"allowlist": [5]}}}', "allowlist",
@@ -70,6 +70,8 @@ def examine_at(url: str) -> list[Finding]:
         (SETTINGS, HTML, "webhook", "answer_unreadable"),
         (SETTINGS, '{"webhooks": [1]}', "webhook", "answer_unreadable"),
         (WEBHOOKS, "{}", "webhook", "answer_unreadable"),
+        (WEBHOOKS, '{"webhooks": [{"webhook_id": "wh_emulated", "webhook_url": "http://["}]}', "webhook",
+         "answer_unreadable"),
         (WEBHOOKS, '{"webhooks": [null]}', "webhook", "answer_unreadable"),
         (WEBHOOKS, '{"webhooks": ', "webhook", "answer_unreadable"),
     ],
@@ -100,7 +102,7 @@ def test_the_command_exits_with_1_and_shows_no_traceback(
     assert secrets_in(ended.stdout) == []
 
 
-ODD_FRAMES = [
+ODD_FRAMES: list[str | bytes] = [
     "[]",
     "5",
     "{",

@@ -30,7 +30,7 @@ def generated() -> str:
     for reported in dict.fromkeys(cause.browser["cause"] for cause in shown):
         causes = [cause for cause in shown if cause.browser["cause"] == reported]
         reasons = "|".join(as_javascript(reason) for cause in causes for reason in cause.reasons)
-        names = [cause.browser["name"] for cause in causes if "name" in cause.browser]
+        names: list[str | int | None] = [cause.browser["name"] for cause in causes if "name" in cause.browser]
         names += [cause.close for cause in causes if cause.is_usual]
         pattern = f"/{reasons}/i" if reasons else "null"
         rows += f'  ["{reported}", "{causes[0].browser["sentence"]}", {pattern}, {json.dumps(names)}],\n'
@@ -66,8 +66,9 @@ def test_the_clients_table_is_generated_from_the_codes() -> None:
 def test_each_code_has_one_meaning() -> None:
     causes = list(CAUSES.values())
 
-    for field, index in {"codes": BY_CODE, "statuses": BY_STATUS, "events": BY_EVENT}.items():
-        assert len(index) == sum(len(getattr(cause, field)) for cause in causes), field
+    assert len(BY_CODE) == sum(len(cause.codes) for cause in causes)
+    assert len(BY_STATUS) == sum(len(cause.statuses) for cause in causes)
+    assert len(BY_EVENT) == sum(len(cause.events) for cause in causes)
     assert len(BY_CLOSE) == sum(cause.is_usual for cause in causes)
     assert len({pattern for cause in causes for pattern in (*cause.reasons, *cause.lines)}) == sum(
         len(cause.reasons) + len(cause.lines) for cause in causes

@@ -34,7 +34,10 @@ class UnreadableError(Exception):
 def read_setting(document: Mapping[str, Any], path: str, default: Any) -> Any:  # noqa: ANN401 - JSON of the vendor's
     """Return the setting at this path, or its default. Raises UnreadableError if it is of another type."""
     value: Any = document
-    for name in path.split("."):
+    section, *deeper = path.split(".")
+    if deeper and document.get(section) is None:
+        raise UnreadableError(f"there is no {section}")
+    for name in (section, *deeper):
         if value is not None and not isinstance(value, Mapping):
             raise UnreadableError(f"{path} is not where it should be")
         value = None if value is None else value.get(name)

@@ -26,7 +26,7 @@ _IMPLIED_OK: Final = {
 """The checks that a refusal shows to be in order, because ElevenLabs makes them first."""
 
 _AGENTS_WEBHOOKS: Final = "platform_settings.workspace_overrides.webhooks"
-_BROKEN_SHAPE: Final = (UnreadableError, AttributeError, TypeError)
+_BROKEN_SHAPE: Final = (UnreadableError, AttributeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +67,7 @@ async def open_adapters(case: Case) -> AsyncIterator[list[ElevenLabs]]:
 async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
     """Ask for a signed URL with each key. That costs nothing, and tests key, permission, region and agent."""
     answers = [await _ask(adapter, case.agent) for adapter in adapters]
-    host = urlsplit(case.agent.base_url).hostname
-    is_official = case.agent.base_url in case.regions.values()
+    host, is_official = urlsplit(case.agent.base_url).hostname, case.agent.base_url in case.regions.values()
     region = report_ok("region") if is_official else report("host_unofficial", host=host)
     for adapter, credential in zip(adapters, answers, strict=True):
         if isinstance(credential, Credential):
@@ -115,14 +114,6 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
         settings = await reader.document(here, "agent", case.agent.agent_id)
     except ElevenLabsRefusal as refusal:
         return [*(_report_unread(refusal, check) for check in AGENT_CHECKS), _report_unread_webhook(case, refusal)]
-    missing = [
-        name for name in ("conversation_config", "platform_settings") if not isinstance(settings.get(name), dict)
-    ]
-    if missing:
-        return [
-            report("answer_unreadable", check=check, note=f"the agent has no {missing[0]}")
-            for check in ("agent", *AGENT_CHECKS, "webhook")
-        ]
     findings = [report_ok("agent")]
     tools: list[Mapping[str, Any]] = []
     tool_ids = claim_at(settings, "conversation_config.agent.prompt.tool_ids")
@@ -151,27 +142,26 @@ async def _check_webhook(case: Case, reader: ElevenLabs, settings: Mapping[str, 
             return [report("webhook_missing")]
         registered: Any = (await reader.document(here, "webhooks")).get("webhooks")
     except ElevenLabsRefusal as refusal:
-        missing = describe_refusal(refusal).cause == "permission_missing"
-        unread = report("webhooks_unreadable") if missing else _report_unread(refusal, "webhook")
-        return [*list_by_settings("webhook", webhook, of="webhook"), unread]
-    hook = next((entry for entry in registered if entry.get("webhook_id") == webhook_id), None)
-    if hook is None:
-        return [report("webhook_missing")]
-    findings = [*_judge_address(hook, case), *list_by_settings("webhook", webhook, of="webhook")]
-    return findings or [report_ok("webhook")]
+        if describe_refusal(refusal).cause == "permission_missing":
+            return [*list_by_settings("webhook", webhook, of="webhook"), report("webhooks_unreadable")]
+        return [_report_unread(refusal, "webhook")]
+    found = [entry for entry in registered if entry.get("webhook_id") == webhook_id]
+    judged = [_judge_address(found[0], case)] if found else [report("webhook_missing")]
+    findings = [*judged, *list_by_settings("webhook", webhook, of="webhook")]
+    return [finding for finding in findings if finding.cause] or findings
 
 
-def _judge_address(hook: Mapping[str, Any], case: Case) -> list[Finding]:
+def _judge_address(hook: Mapping[str, Any], case: Case) -> Finding:
     """Report the first thing that keeps the webhook's calls from being accepted here."""
     if hook.get("is_disabled") or hook.get("is_auto_disabled"):
         answer = hook.get("most_recent_failure_error_code")
-        return [report("webhook_disabled", note=f"; the answer to its last call was {answer}" if answer else "")]
+        return report("webhook_disabled", note=f"; the answer to its last call was {answer}" if answer else "")
     address = urlsplit(str(hook.get("webhook_url")))
     if address.path != WEBHOOK_PATH:
-        return [report("webhook_elsewhere", host=address.hostname)]
+        return report("webhook_elsewhere", host=address.hostname)
     if hook.get("auth_type") != "hmac":
-        return [report("webhook_unsigned")]
-    return [] if case.settings.webhook_secrets else [report("webhook_secret_unset")]
+        return report("webhook_unsigned")
+    return report_ok("webhook") if case.settings.webhook_secrets else report("webhook_secret_unset")
 
 
 def _report_unread_webhook(case: Case, refusal: ElevenLabsRefusal) -> Finding:
