@@ -19,7 +19,10 @@ _CLOSE_CODE: Final = re.compile(
     re.IGNORECASE,
 )
 _STATUS: Final = re.compile(r"(?<![\w.:])([45]\d\d)(?![\w.])")
-_STATUS_ALONE: Final = re.compile(r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )?[45]\d\d\b[A-Za-z' -]{0,40}")
+# Of the others alone nobody can say whether ElevenLabs, voicepass or a proxy sent them.
+_STATUS_ALONE: Final = re.compile(
+    r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )?(?:40[12]|429|5\d\d)\b[A-Za-z' -]{0,40}"
+)
 
 _OUR_REFUSALS: Final[Mapping[str, type[Refusal]]] = {
     kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")
