@@ -8,7 +8,7 @@ from typing import Any, Final
 from voicepass import errors
 from voicepass.doctor.findings import Finding, report
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
-from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, named_permission, refusal_for, vendor_error
+from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
 from voicepass.errors import ElevenLabsRefusal, Refusal
 from voicepass.telemetry.logs import redact
 
@@ -40,16 +40,15 @@ def describe_close(code: int, reason: str, *, check: str | None = None) -> Findi
 def describe_refusal(refusal: ElevenLabsRefusal) -> Finding:
     """Return what a refusal of ElevenLabs means."""
     cause = BY_CODE.get(refusal.vendor_code) or BY_REFUSAL[refusal.code]
-    own_words, quoted, vendors_words = refusal.operator_note.rpartition("(ElevenLabs said ")
-    said = f"{quoted}{vendors_words}".strip("()") or own_words
+    said = refusal.operator_note.rpartition("(ElevenLabs said ")[2].strip("()")  # without the cause's own sentences
     note = f": {_quote(said)}" if said else ""
-    permission = named_permission(refusal.operator_note)
+    permission = find_permission(refusal.operator_note)
     return report(cause.name, note=note, **(describe_permission(permission) if permission else {}))
 
 
 def explain(pasted: str) -> Finding | None:
     """Return what a close code, an error's body or a line means, or None: the doctor never guesses."""
-    if permission := named_permission(pasted):
+    if permission := find_permission(pasted):
         cause = "permission_missing" if permission in IN_DASHBOARD else "permission_not_needed"
         return report(cause, **describe_permission(permission))
     body = _read_json_object(pasted)
@@ -61,8 +60,8 @@ def explain(pasted: str) -> Finding | None:
         is_alone = code is not None and code[1] == pasted.strip()
         return describe_close(int(code[1]) if code else 0, "" if is_alone else pasted)
     sent = json.dumps(body).encode()
-    has_no_code = "detail" in body and not vendor_error(sent)[0]
-    if status and (has_no_code or "/convai/" in pasted or _STATUS_ALONE.fullmatch(pasted.strip())):
+    is_elevenlabs = "detail" in body or "/convai/" in pasted or _STATUS_ALONE.fullmatch(pasted.strip())
+    if status and is_elevenlabs and not vendor_error(sent)[0]:  # an unknown code may mean anything
         return describe_refusal(refusal_for(int(status[1]), sent, retry_after=None, now=0))
     return None
 

@@ -1,8 +1,8 @@
 """Everything voicepass knows of ElevenLabs' HTTP: how a credential is asked for, checked, and refused.
 
 Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the official
-SDKs' source, and error bodies that users published. Paths stand here, fields in `answers`, error codes in `refusals`,
-and nowhere else, but for the account of a conversation, which its webhook carries too (`settlement`).
+SDKs' source, and error bodies that users published. Paths are here, fields in `answers`, codes in `codes.toml`, and
+nowhere else, except for the account of a conversation, which its webhook carries too (`settlement`).
 """
 
 import math

@@ -20,7 +20,7 @@ SYSTEM_BUSY: Final = "system_busy"
 IN_DASHBOARD: Final[Mapping[str, str]] = {"convai_write": "ElevenAgents: Write", "convai_read": "ElevenAgents: Read"}
 """The names on the API key page of the permissions that voicepass uses."""
 
-_NAMED_PERMISSION: Final = re.compile(r"missing the permission ([a-z_]{1,40})\b", re.ASCII)
+_PERMISSION: Final = re.compile(r"missing the permission ([a-z_]{1,40})\b", re.ASCII)
 _REFUSALS: Final = {kind.code: kind for kind in ElevenLabsRefusal.__subclasses__()}
 
 
@@ -39,7 +39,7 @@ def refusal_for(
     cause = BY_CODE.get(code) or BY_STATUS.get(status, usual)
     kind = _REFUSALS[cause.refusal]
     wait = read_retry_after(retry_after, now=now) if kind in {Busy, Unavailable} else None
-    note = " ".join(cause.fill(**describe_permission(named_permission(message) or permission)))
+    note = " ".join(cause.fill(**describe_permission(find_permission(message) or permission)))
     said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
     answer = kind(operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code)
     answer.pause_seconds = float(wait or 0)
@@ -60,23 +60,23 @@ def vendor_error(body: bytes) -> tuple[str, str]:
     try:
         detail = json_object(body).get("detail")
     except BadAnswer:
-        return "", _quoted(body.decode("utf-8", "replace"))
+        return "", _quote(body.decode("utf-8", "replace"))
     if isinstance(detail, str):
-        return "", _quoted(detail)
+        return "", _quote(detail)
     if isinstance(detail, dict):
         sent = [code for code in (detail.get("status"), detail.get("code")) if isinstance(code, str) and code]
         if code := next((code for code in sent if code in BY_CODE), sent[0] if sent else ""):
-            return _quoted(code), _quoted(str(detail.get("message", "")))
-    return "", _quoted(json.dumps(detail))
+            return _quote(code), _quote(str(detail.get("message", "")))
+    return "", _quote(json.dumps(detail))
 
 
-def named_permission(message: str) -> str | None:
+def find_permission(message: str) -> str | None:
     """Return the permission that ElevenLabs' message says the key lacks, or None."""
-    named = _NAMED_PERMISSION.search(message)
+    named = _PERMISSION.search(message)
     return named[1] if named else None
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:_QUOTED_CHARACTERS])
 
 
