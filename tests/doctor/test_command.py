@@ -56,6 +56,8 @@ def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
     (variables,) = [finding for finding in answer["checks"] if finding["name"] == "variables"]
     assert variables["outcome"] == "failed"
     assert variables["cause"] == "variables_missing"
+    assert variables["id"] == "variables.variables_missing"
+    assert {"archived.ok", "shareable_link.shareable_link"} <= {finding["id"] for finding in answer["checks"]}
     assert variables["remedy"].startswith("Did you mean {{user_name}}?")
 
 
