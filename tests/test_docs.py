@@ -117,7 +117,7 @@ def test_the_doctor_says_what_is_printed(checkout: Path) -> None:
     printed = re.search(r"^FAIL  variables.*?(?= …$)", README, re.DOTALL | re.MULTILINE)
     assert printed
     assert " ".join(printed[0].split()) in " ".join(found.stdout.split())
-    assert explained.stdout.startswith("Only the echo")
+    assert explained.stdout.startswith("This message is only a consequence")
 
 
 @pytest.mark.long

@@ -6,8 +6,9 @@ To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
 import re
 from pathlib import Path
 
-from voicepass.doctor.causes import CAUSES, CHECKS, Outcome
-from voicepass.doctor.closings import SYMPTOMS
+from voicepass.doctor.findings import CAUSES, CHECKS
+from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
+from voicepass.elevenlabs.codes import Cause, Outcome
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 BLANKS = re.compile(r"\{(\w+)\}")
@@ -20,34 +21,52 @@ def shown(template: str) -> str:
     return text.replace("\0", "{").replace("\1", "}").replace("<", "&lt;").replace("|", "\\|")
 
 
-def reason(pattern: str) -> str:
+def as_seen(pattern: str) -> str:
     """The text that a pattern looks for, as people see it."""
-    text = re.sub(r"\(\?P<(\w+)>(\w+|\\?[^()]*)\)", lambda group: group[2] if group[2].isalpha() else "…", pattern)
-    return text.replace("\\{", "{").replace(":? '?", ": '").replace("'?", "'").replace("|", "` or `")
+    for part, text in (
+        (r"\(\?!.*?\)|\\b|\^?\\W\{0,9\}\$?|\{0,1\}|(?<=')\?|(?<=:)\?", ""),
+        (r"\(\?P<\w+>transfer\)", "transfer"),
+        (r"\(\?P<\w+>[^()]*\)|(?:\[[^\]]*\]|\\\S|\.)(?:\{[\d,]*\}|\+|\*)", "…"),
+        (r"\[(.)[^\]]*\]", r"\1"),
+        (r"\\(.)", r"\1"),
+        (r"… ?…", "…"),
+    ):
+        pattern = re.sub(part, text, pattern)
+    return pattern
 
 
-def by_close() -> str:
+def seen(cause: Cause) -> str:
+    """All that the table knows a cause by."""
+    patterns = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
+    texts = [f"`{text}`" for text in (*cause.codes, *cause.events, *patterns)]
+    alone = ["the code alone"] if cause.is_usual else []
+    return ", ".join([*texts, *(f"HTTP {status}" for status in cause.statuses), *alone]).replace("|", "\\|")
+
+
+def by_sign() -> str:
     rows = [
-        f"| {symptom.code or ''} | {f'`{reason(symptom.text)}`' if symptom.text else 'none of these'} "
-        f"| {shown(CAUSES[symptom.cause].says)} | {shown(CAUSES[symptom.cause].remedy)} |"
-        for symptom in sorted(SYMPTOMS, key=lambda symptom: (symptom.code is None, symptom.code or 0))
+        f"| {cause.close or ''} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} "
+        f"| {'yes' if cause.new_pass_helps else ''} |"
+        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: (cause.close is None, cause.close or 0))
+        if seen(cause)
     ]
-    return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
+    head = "| close code | code, reason or line | what it means | what to do | a new pass may help |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 def by_check() -> str:
     rows = [
-        f"| `{check}` | {cause.outcome if cause.outcome is not Outcome.FAILED else '**failed**'} "
+        f"| `{check}` | `{cause.name}` | {cause.outcome if cause.outcome is not Outcome.FAILED else '**failed**'} "
         f"| {shown(cause.says)} | {shown(cause.remedy)} |"
         for check in CHECKS
         for cause in CAUSES.values()
         if cause.check == check and cause.outcome in {Outcome.FAILED, Outcome.WARNING}
     ]
-    return "\n".join(["| check | outcome | what it found | what to do |", "|---|---|---|---|", *rows])
+    return "\n".join(["| check | cause | outcome | what it found | what to do |", "|---|---|---|---|---|", *rows])
 
 
 def with_tables(document: str) -> str:
-    for name, table in {"closes": by_close(), "checks": by_check()}.items():
+    for name, table in {"signs": by_sign(), "checks": by_check()}.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]

@@ -252,8 +252,8 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
         (401, legacy("quota_exceeded"), "elevenlabs_quota_exhausted", "used up"),
         (402, current("insufficient_credits"), "elevenlabs_quota_exhausted", "used up"),
         (402, {"detail": "pay"}, "elevenlabs_quota_exhausted", "used up"),
-        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "check its id"),
-        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "check its id"),
+        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "Check its id"),
+        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "Check its id"),
         (400, {"detail": "Invalid agent ID"}, "elevenlabs_agent_unknown", "Invalid agent ID"),
         (
             422,
@@ -300,7 +300,7 @@ def differing(status: object, code: object) -> dict[str, object]:
     [
         (401, lacking("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
         (401, lacking("convai_write"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Write'"),
-        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read: give"),
+        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read. Give"),
         (401, differing("quota_exceeded", "unauthorized"), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
         (401, differing("quota_exceeded", None), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
         (401, differing("detected_unusual_activity", "unauthorized"), "detected_unusual_activity",

@@ -633,6 +633,6 @@ async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -
 
     (line,) = logged
     assert (line["event"], line["code"]) == ("reconciler.stopped", "elevenlabs_key_rejected")
-    assert "lacks the permission convai_read: give the key 'ElevenAgents: Read'" in line["note"]
+    assert "lacks the permission convai_read. Give that same key 'ElevenAgents: Read'" in line["note"]
     assert "VOICEPASS_RECONCILE_SECONDS=0" in line["note"]
     assert len(emulator.records.calls) == 1

@@ -1,8 +1,8 @@
 """Everything that voicepass knows of ElevenLabs' HTTP API: how it asks for a credential, and how it reads the answer.
 
 Read in this order: `ElevenLabs` below decides what to ask. `calls` makes one call. `answers` parses good answers, and
-`refusals` error answers. `resilience` and `pauses` limit the calls. `warm` fetches signed URLs ahead, and `sealing`
-encrypts them for the ledger.
+`refusals` error answers, by the table in `codes.toml`. `resilience` and `pauses` limit the calls. `warm` fetches signed
+URLs ahead, and `sealing` encrypts them for the ledger.
 
 Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the source of
 the official SDKs, and error bodies that users published.
