@@ -205,6 +205,18 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
     assert provider.asked == []
 
 
+async def test_one_round_releases_more_passes_than_it_reads_at_once_and_logs_how_many() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(101):
+            await grant(ledger, f"conv_{number}")
+        clock.now += NEVER_OPENED_SECONDS + 60
+        with structlog.testing.capture_logs() as logged:
+            await make_reconciler(ledger, FakeProvider(), clock).run_round()
+
+    assert logged == [{"event": "passes.reconciled", "log_level": "info", "expired": 101}]
+
+
 async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
     clock, provider = Clock(), FakeProvider(listing=Unavailable())
     async with open_sqlite(":memory:", clock=clock) as ledger:
