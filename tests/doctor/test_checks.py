@@ -253,7 +253,7 @@ class Shown:
 
 def test_settings_of_a_new_shape_are_skipped_and_never_a_crash() -> None:
     case = case_at("http://127.0.0.1:1", {})
-    settings = EmulatedAgent(agent_id=AGENT_ID, allowed_hosts=frozenset({"a"}), languages=frozenset({"de"})).shown()
+    settings = EmulatedAgent(agent_id=AGENT_ID, allowed_hosts=frozenset({"a"}), languages=frozenset({"de"})).as_json()
 
     for spoilt in every_way_to_spoil(settings):
         findings = asyncio.run(look(case, cast("ElevenLabs", Shown(spoilt))))
@@ -277,7 +277,7 @@ def every_way_to_spoil(value: Any) -> Iterator[Any]:
 def test_a_tool_that_is_gone_hides_nothing_else() -> None:
     agent = EmulatedAgent(agent_id=AGENT_ID, prompt="{{shop}}", tool_variables=frozenset({"item"}))
 
-    findings = asyncio.run(look(case_at("http://127.0.0.1:1", {}), cast("ElevenLabs", Shown(agent.shown()))))
+    findings = asyncio.run(look(case_at("http://127.0.0.1:1", {}), cast("ElevenLabs", Shown(agent.as_json()))))
 
     assert ("variables", "settings_unanswered") in troubles(findings)
     assert ("variables", "variables_missing") in troubles(findings)
