@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, Fault
+from tests.elevenlabs_emulator.contract import Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
     JS_TEXT_INITIATION,
     JS_VOICE_INITIATION,
-    Frame,
     Serve,
     Service,
     talking,

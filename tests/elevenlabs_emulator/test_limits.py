@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from elevenlabs_emulator import Emulator
+from tests.elevenlabs_emulator.contract import Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
     JS_TEXT_INITIATION,
     JS_VOICE_INITIATION,
     KEY,
-    Frame,
     Serve,
     Service,
     talking,
@@ -103,14 +103,16 @@ def test_a_full_agent_refuses_a_client_that_it_does_not_queue(serve: Serve, sett
 def test_the_daily_limit_lasts_for_a_day(serve: Serve) -> None:
     service = serve_agent(serve, daily_limit=1)
 
-    closings = []
-    for seconds in (0, 0, 24 * 3600):
-        service.advance(seconds)
-        with talking(service.mint()) as talk:
-            closings.append(talk.next("agent_response") if not closings or seconds else talk.closed())
+    with talking(service.mint()) as first:
+        first.says()
+    with talking(service.mint()) as second:
+        closing = second.closed()
+    service.advance(24 * 3600)
+    with talking(service.mint()) as next_day:
+        greeting = next_day.says()
 
-    assert closings[1] == (1008, "Agent has exceeded its daily call limit of 1")
-    assert closings[2]["type"] == "agent_response"
+    assert closing == (1008, "Agent has exceeded its daily call limit of 1")
+    assert greeting.startswith("Hello Ada")
 
 
 def test_an_archived_agent_opens_no_conversation(serve: Serve) -> None:

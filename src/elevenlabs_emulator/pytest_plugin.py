@@ -1,0 +1,70 @@
+"""A pytest plugin: the fixture `elevenlabs` is an emulator that listens on a loopback port for one test.
+
+It imports the emulator only when a test asks for the fixture, so other test suites pay nothing for it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from elevenlabs_emulator import Emulator
+    from elevenlabs_emulator.records import RecordedCall, RecordedConversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningEmulator:
+    """An emulator that listens at `base_url`. Change `emulator` to set agents, faults or the clock."""
+
+    base_url: str
+    api_key: str
+    agent_id: str
+    emulator: Emulator
+
+    @property
+    def requests(self) -> list[RecordedCall]:
+        """Return the REST calls that it received, without secrets."""
+        return list(self.emulator.records.calls)
+
+    @property
+    def conversations(self) -> list[RecordedConversation]:
+        """Return the conversations that clients opened."""
+        return list(self.emulator.records.conversations)
+
+
+@pytest.fixture
+def elevenlabs() -> Iterator[RunningEmulator]:
+    """Run an emulated ElevenLabs with the agent `agent_demo`."""
+    from elevenlabs_emulator import EmulatedAgent, Emulator  # noqa: PLC0415 - see the module
+
+    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")])
+    with _serve(emulator) as base_url:
+        yield RunningEmulator(
+            base_url=base_url, api_key=next(iter(emulator.api_keys)), agent_id="agent_demo", emulator=emulator
+        )
+
+
+@contextmanager
+def _serve(emulator: Emulator) -> Iterator[str]:
+    import uvicorn  # noqa: PLC0415 - see the module
+
+    from elevenlabs_emulator import create_emulator  # noqa: PLC0415 - see the module
+
+    app = create_emulator(emulator)
+    config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()  # the listener accepts connections already: a client waits until the server answers
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
