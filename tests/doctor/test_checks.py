@@ -79,7 +79,7 @@ BROKEN = [
     ("variables_optional", State(agent={"prompt": "{{plan}}"}, rules='allow = "everyone"\nvariables.plan = "plan"\n')),
     ("duration_short", agent(max_duration_seconds=60)),
     ("duration_beyond", agent(max_duration_seconds=1200)),
-    ("concurrency_zero", agent(concurrency_limit=0)),
+    ("concurrency_zero", agent(concurrency_limit=0, queueing=False)),
     ("concurrency_tighter", agent(concurrency_limit=4)),
     ("daily_limit_zero", agent(daily_limit=0)),
     ("daily_limit_tighter", State(agent={"daily_limit": 10}, rules=LIMITED)),

@@ -1,12 +1,13 @@
 """What both sides send over the WebSocket of a conversation."""
 
 import base64
+import itertools
 import json
 
 import pytest
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
-from tests.elevenlabs_emulator.contract import FRAMES
+from tests.elevenlabs_emulator.contract import FRAMES, Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
     JS_TEXT_INITIATION,
@@ -21,35 +22,39 @@ SECOND_OF_AUDIO = base64.b64encode(bytes(32_000)).decode()
 SALE = "I want to sell eggs for 2 dollars each"
 
 
-def test_every_kind_of_frame_is_sent_and_event_ids_never_fall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Talk checks each frame that it receives.
+def hold_every_kind_of_conversation(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
+    """Hold conversations in which every kind of frame is sent; returns the frames. Talk checks each of them."""
     monkeypatch.setattr("elevenlabs_emulator.conversation._PING_SECONDS", 0.05)
     events = AGENT.client_events | {"vad_score", "agent_tool_response"}
     agent = AGENT.model_copy(update={"client_events": events, "concurrency_limit": 1})
     service = serve(Emulator(agents=[agent]))
-
     with talking(service.mint(), JS_VOICE_INITIATION) as voice:
         for _ in range(3):
             voice.send("", user_audio_chunk=SECOND_OF_AUDIO)
         call = voice.next("client_tool_call")["client_tool_call"]
         voice.send("client_tool_result", tool_call_id=call["tool_call_id"], result="ok", is_error=False)
         voice.next("agent_tool_response")
-        first_ping = voice.next("ping")["ping_event"]
-        voice.send("pong", event_id=first_ping["event_id"])
-        second_ping = voice.next("ping")["ping_event"]
+        voice.send("pong", event_id=voice.next("ping")["ping_event"]["event_id"])
+        voice.next("ping")
         with talking(service.mint()) as queued:
             queued.next("queue_status")
             voice.socket.close()
             queued.says()
     with talking(service.mint(), JS_TEXT_INITIATION | {"dynamic_variables": {}}) as refused:
         refused.closed()
+    return [*voice.frames, *queued.frames, *refused.frames]
 
-    frames = [*voice.frames, *queued.frames, *refused.frames]
+
+def test_every_kind_of_frame_is_sent_and_event_ids_never_fall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = hold_every_kind_of_conversation(serve, monkeypatch)
+
     assert {frame["type"] for frame in frames} == FRAMES.keys()
-    ids = [event["event_id"] for frame in voice.frames for event in frame.values() if "event_id" in event]
+    of_voice = list(itertools.takewhile(lambda frame: frame["type"] != "queue_status", frames))
+    ids = [event["event_id"] for frame in of_voice for event in frame.values() if "event_id" in event]
     assert ids == sorted(ids)
-    assert first_ping["ping_ms"] is None
-    assert 0 <= second_ping["ping_ms"] < 5_000
+    round_trips = [frame["ping_event"]["ping_ms"] for frame in of_voice if frame["type"] == "ping"]
+    assert round_trips[0] is None
+    assert 0 <= round_trips[-1] < 5_000
 
 
 def test_the_first_frame_is_the_metadata_and_names_the_conversation_of_the_url(service: Service) -> None:
