@@ -1,5 +1,6 @@
 """Conversations as the vendor's API and its webhook show them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +23,9 @@ class Account:
 
     agent: EmulatedAgent
     record: RecordedConversation
-    started_at: float
+    clock: Callable[[], float]
     authorization_method: AuthorizationMethod
+    started_at: float = field(init=False)
     initiation: Any = None
     """The client's first frame, without secrets, if it was valid."""
     turns: list[dict[str, Any]] = field(default_factory=list)
@@ -32,36 +34,39 @@ class Account:
     seconds: int | None = None
     done_at: float = 0
 
+    def __post_init__(self) -> None:
+        self.started_at = self.clock()
+
     def end(self, *, seconds: int, done_at: float) -> None:
         """Set how long the conversation lasted, and when its processing is over."""
         self.done_at = done_at
         self.seconds = seconds  # last: a reader in another thread takes it as the end
 
-    def add_turn(self, role: Literal["user", "agent"], message: str | None, now: float, **members: object) -> None:
+    def add_turn(self, role: Literal["user", "agent"], message: str | None, **members: object) -> None:
         """Add a turn to the transcript."""
-        turn = {"role": role, "message": message, "time_in_call_secs": int(now - self.started_at)}
+        turn = {"role": role, "message": message, "time_in_call_secs": int(self.clock() - self.started_at)}
         self.turns.append(turn | {"tool_calls": [], "tool_results": [], "interrupted": False} | members)
 
-    def status(self, now: float) -> Status:
+    @property
+    def status(self) -> Status:
         """Return the status at this time of the emulator's clock."""
         if self.seconds is None:
             return "in-progress" if self.initiation else "initiated"
-        return "processing" if now < self.done_at else self.final_status
+        return "processing" if self.clock() < self.done_at else self.final_status
 
     @property
     def user_id(self) -> Any:  # noqa: ANN401 - a string or None
         """Return the user's id that the client sent."""
         return self.initiation and self.initiation.get("user_id")
 
-    def as_json(self, now: float) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Return the conversation in the shape of the vendor's model, without what no caller reads."""
         turns = [] if self.seconds is None else self.turns
-        status, is_voice = self.status(now), not self.agent.text_only
+        status, is_voice = self.status, not self.agent.text_only
         has_user_audio = is_voice and bool(turns) and self.record.microphone_seconds > 0
         has_response_audio = is_voice and any(turn["role"] == "agent" for turn in turns)
         return {
             "agent_id": self.agent.agent_id,
-            "agent_name": self.agent.agent_id,
             "conversation_id": self.record.conversation_id,
             "status": status,
             "user_id": self.user_id,
@@ -82,13 +87,12 @@ class Account:
             "has_auxiliary_audio": False,
         }
 
-    def summary_as_json(self, now: float) -> dict[str, object]:
+    def summary_as_json(self) -> dict[str, object]:
         """Return the conversation as a row of the list."""
-        metadata, status = self._metadata(), self.status(now)
+        metadata, status = self._metadata(), self.status
         shared = ("start_time_unix_secs", "call_duration_secs", "cost", "termination_reason", "main_language")
         return {name: metadata[name] for name in shared} | {
             "agent_id": self.agent.agent_id,
-            "agent_name": self.agent.agent_id,
             "conversation_id": self.record.conversation_id,
             "message_count": 0 if self.seconds is None else sum(turn["message"] is not None for turn in self.turns),
             "status": status,
@@ -101,7 +105,6 @@ class Account:
         reason = f"Client disconnected: {record.close_code}" if record.closed_by == "client" else record.close_reason
         return {
             "start_time_unix_secs": int(self.started_at),
-            "accepted_time_unix_secs": int(self.started_at),
             "call_duration_secs": self.seconds or 0,
             "queue_wait_secs": self.queue_seconds,
             "cost": (self.seconds or 0) * _CREDITS_PER_SECOND,

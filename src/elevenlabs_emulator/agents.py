@@ -53,57 +53,24 @@ class EmulatedAgent(BaseModel):
         changes = {field: values[path] for path, field in _FACTS["overrides"].items() if field and path in values}
         return self.model_validate(self.model_dump() | changes)
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         """Return the agent in the shape of the vendor's model, without what no caller reads."""
-        return {
-            "agent_id": self.agent_id,
-            "name": self.agent_id,
+        permissions = "platform_settings.overrides.conversation_config_override"
+        values = {path: getattr(self, field) for path, field in _FACTS["settings"].items()}
+        values |= {f"{permissions}.{path}": path in self.allowed_overrides for path in _FACTS["overrides"]}
+        values |= {
             "metadata": {"created_at_unix_secs": 0, "updated_at_unix_secs": 0},
-            "conversation_config": {
-                "agent": {
-                    "first_message": self.first_message,
-                    "language": self.language,
-                    "prompt": {"prompt": self.prompt, "tool_ids": [self.tool_id] if self.tool_variables else []},
-                    "dynamic_variables": {"dynamic_variable_placeholders": {}},
-                },
-                "conversation": {
-                    "text_only": self.text_only,
-                    "max_duration_seconds": self.max_duration_seconds,
-                    "client_events": sorted(self.client_events),
-                },
-                "language_presets": {language: {"overrides": {}} for language in sorted(self.languages)},
-            },
-            "platform_settings": {
-                "auth": {
-                    "enable_auth": self.requires_auth,
-                    "allowlist": [{"hostname": host} for host in sorted(self.allowed_hosts)],
-                    "require_origin_header": self.requires_origin,
-                    "shareable_token": "shareable" if self.is_shareable else None,
-                },
-                "overrides": {"conversation_config_override": self._permissions()},
-                "call_limits": {
-                    "agent_concurrency_limit": self.concurrency_limit,
-                    "daily_limit": self.daily_limit,
-                    "bursting_enabled": self.bursting,
-                },
-                "queueing_config": {
-                    "enabled": self.queueing,
-                    "wait_timeout_seconds": self.queue_timeout_seconds,
-                },
-                "workspace_overrides": {"webhooks": self.webhook_id and {"post_call_webhook_id": self.webhook_id}},
-                "archived": self.is_archived,
-            },
+            "conversation_config.agent.prompt.tool_ids": [self.tool_id] if self.tool_variables else [],
+            "conversation_config.agent.dynamic_variables.dynamic_variable_placeholders": {},
+            "conversation_config.conversation.client_events": sorted(self.client_events),
+            "conversation_config.language_presets": {each: {"overrides": {}} for each in sorted(self.languages)},
+            "platform_settings.auth.allowlist": [{"hostname": host} for host in sorted(self.allowed_hosts)],
+            "platform_settings.auth.shareable_token": "shareable" if self.is_shareable else None,
+            "platform_settings.workspace_overrides.webhooks": None,
         }
-
-    def _permissions(self) -> dict[str, Any]:
-        permissions: dict[str, Any] = {}
-        for path in _FACTS["overrides"]:
-            *sections, name = path.split(".")
-            node = permissions
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[name] = path in self.allowed_overrides
-        return permissions
+        if self.webhook_id:
+            values["platform_settings.workspace_overrides.webhooks"] = {"post_call_webhook_id": self.webhook_id}
+        return _nest(values)
 
     def widget_as_json(self) -> dict[str, object]:
         """Return the settings of the vendor's widget."""
@@ -113,8 +80,6 @@ class EmulatedAgent(BaseModel):
             "first_message": self.first_message,
             "text_only": self.text_only,
             "supports_text_only": "conversation.text_only" in self.allowed_overrides,
-            "text_input_enabled": True,
-            "transcript_enabled": True,
             "use_rtc": False,
         }
         return {"agent_id": self.agent_id, "widget_config": widget}
@@ -129,3 +94,15 @@ class EmulatedAgent(BaseModel):
         }
         tool: dict[str, Any] = _FACTS["tool"]
         return tool | {"id": self.tool_id, "tool_config": tool["tool_config"] | {"api_schema": schema}}
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Make an object of values by dotted path."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return nested

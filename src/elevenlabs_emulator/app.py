@@ -1,16 +1,16 @@
 """The emulator as an ASGI app: REST calls, the conversation WebSocket, and the control routes."""
 
-from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from elevenlabs_emulator import control, rest
 from elevenlabs_emulator.closings import CLOSINGS, CloseConversation
 from elevenlabs_emulator.conversation import Conversation
 from elevenlabs_emulator.emulator import Emulator
-from elevenlabs_emulator.errors import VendorError, vendor_error
+from elevenlabs_emulator.errors import vendor_error
 from elevenlabs_emulator.records import RAW_QUERY, RecordedConversation, Recorder
 
 
@@ -23,9 +23,8 @@ def create_emulator(emulator: Emulator) -> FastAPI:
     # Browsers of any origin call the live service: it allows them all.
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Recorder, records=emulator.records)
-    app.add_exception_handler(VendorError, _answer_vendor_error)
-    app.add_exception_handler(404, _answer_unknown_path)
-    app.add_exception_handler(RequestValidationError, control.explain_mistake)
+    app.exception_handler(404)(_answer_unknown_path)
+    app.exception_handler(RequestValidationError)(control.explain_mistake)
     rest.add_credentials(app, emulator)
     rest.add_conversations(app, emulator)
     rest.add_settings(app, emulator)
@@ -51,7 +50,7 @@ async def _converse(websocket: WebSocket, emulator: Emulator) -> None:
         if forced_closing and CLOSINGS[forced_closing].moment == "before_metadata":
             raise CloseConversation(forced_closing)  # noqa: TRY301 - handled like every other closing
         agent, record.conversation_id = emulator.admit(query, origin=websocket.headers.get("origin"))
-        account = emulator.open_account(agent, record)
+        account = emulator.open_account(agent, record, "signed_url" if record.signed else "public")
         conversation = Conversation(websocket, emulator=emulator, account=account)
         await conversation.hold(forced_closing=forced_closing)
     except (CloseConversation, ValidationError) as end:
@@ -72,13 +71,8 @@ async def _converse(websocket: WebSocket, emulator: Emulator) -> None:
         await emulator.close_account(account)
 
 
-async def _answer_vendor_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, VendorError)  # noqa: S101 - registered for this class only
-    return error.response
-
-
-async def _answer_unknown_path(request: Request, _error: Exception) -> Response:
+async def _answer_unknown_path(request: Request, error: HTTPException) -> Response:
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-    if path.startswith("/v1/"):
-        return vendor_error("not_emulated", method=request.method, path=path).response
-    return JSONResponse({"detail": "Not Found"}, 404)
+    if error.detail == "Not Found" and path.startswith("/v1/"):
+        error = vendor_error("not_emulated", method=request.method, path=path)
+    return await http_exception_handler(request, error)

@@ -4,32 +4,23 @@ import asyncio
 import json
 import math
 import re
-import secrets
 from collections.abc import Mapping
-from typing import Any
 
-from pydantic import ValidationError
 from starlette.websockets import WebSocket
 
-from elevenlabs_emulator import script
+from elevenlabs_emulator import frames, script
 from elevenlabs_emulator.accounts import Account
 from elevenlabs_emulator.agents import EmulatedAgent
 from elevenlabs_emulator.closings import CloseConversation
-from elevenlabs_emulator.emulator import CLOCK_POLL_SECONDS, Emulator
-from elevenlabs_emulator.frames import (
-    AUDIO_FORMAT,
-    SAMPLES_PER_SECOND,
-    TONE_SECONDS,
-    Channel,
-    Initiation,
-    split_speech,
-)
+from elevenlabs_emulator.emulator import CLOCK_POLL_SECONDS, Emulator, make_id
+from elevenlabs_emulator.frames import Channel, Initiation, split_speech
 
 _FIRST_FRAME_SECONDS = 10
 _PING_SECONDS = 2
 _CLOCK_CHECK_SECONDS = 0.25  # how often an idle conversation compares its duration with the limit
 _SECONDS_PER_SPOKEN_LINE = 3  # of microphone audio: enough for the agent to end its answer to the line before
 
+_TOOL = {"type": "client", "tool_name": "create_product", "tool_has_been_called": True}
 _PLACEHOLDER = re.compile(r"\{\{\s*+([\w.-]++)\s*+\}\}")
 
 
@@ -67,8 +58,8 @@ class Conversation:
         await self._channel.send(
             "conversation_initiation_metadata",
             conversation_id=self._record.conversation_id,
-            agent_output_audio_format=AUDIO_FORMAT,
-            user_input_audio_format=AUDIO_FORMAT,
+            agent_output_audio_format=frames.AUDIO_FORMAT,
+            user_input_audio_format=frames.AUDIO_FORMAT,
         )
         self.has_begun = True
         if forced_closing:
@@ -110,10 +101,7 @@ class Conversation:
         if language != self._agent.language:
             self._language_mark = f"[{language}] "
             overrides.setdefault("agent.first_message", self._mark_language(self._agent.first_message))
-        try:
-            self._account.agent = self._agent.override(overrides)
-        except ValidationError as invalid:
-            raise CloseConversation("invalid_message") from invalid
+        self._account.agent = self._agent.override(overrides)
         self._channel.client_events = self._agent.client_events
 
     def _check_variables(self, variables: Mapping[str, object]) -> None:
@@ -187,7 +175,7 @@ class Conversation:
     async def _handle_audio(self, chunk_base_64: str) -> None:
         """Count the audio, whatever is in it; after enough of it, take the next line of the script as spoken."""
         samples = len(chunk_base_64) * 3 / 4 / 2
-        self._record.microphone_seconds += samples / SAMPLES_PER_SECOND
+        self._record.microphone_seconds += samples / frames.SAMPLES_PER_SECOND
         if self._agent.text_only:
             return
         await self._channel.send("vad_score", vad_score=1.0)
@@ -202,7 +190,7 @@ class Conversation:
             await self._answer(line)
 
     async def _answer(self, line: str) -> None:
-        self._account.add_turn("user", line, self._emulator.now())
+        self._account.add_turn("user", line)
         if _monotonic() < self._speaks_until:
             await self._interrupt()
         words, self._order = script.answer(line, self._order)
@@ -235,7 +223,7 @@ class Conversation:
         if not text:
             return  # an agent without a first message waits for the user
         event_id = self._channel.next_id()
-        self._account.add_turn("agent", text, self._emulator.now())
+        self._account.add_turn("agent", text)
         if self._agent.text_only:
             parts = [("start", ""), *(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
             for kind, part in parts:
@@ -247,17 +235,17 @@ class Conversation:
         for audio in speech:
             await self._channel.send("audio", **audio, event_id=self._channel.next_id())
         self._speaks_from = _monotonic()
-        self._speaks_until = max(self._speaks_until, self._speaks_from) + TONE_SECONDS * len(speech)
+        self._speaks_until = max(self._speaks_until, self._speaks_from) + frames.TONE_SECONDS * len(speech)
 
     def _mark_language(self, text: str) -> str:
         """Mark a text as said in the overriding language: the script knows English only."""
         return self._language_mark + text if text else text
 
     async def _call_tool(self, order: script.Order) -> None:
-        call_id = f"call_{secrets.token_hex(8)}"
+        call_id = make_id("call")
         self._tool_calls[call_id] = order
-        call = {"request_id": call_id, "tool_name": "create_product", "params_as_json": json.dumps(order.parameters)}
-        self._add_tool_turn(tool_calls=[call | {"type": "client", "tool_has_been_called": True}])
+        call = _TOOL | {"request_id": call_id, "params_as_json": json.dumps(order.parameters)}
+        self._account.add_turn("agent", None, tool_calls=[call])
         await self._channel.send(
             "client_tool_call",
             tool_name="create_product",
@@ -268,17 +256,14 @@ class Conversation:
 
     async def _handle_tool_result(self, call_id: str, result: str, *, is_error: bool) -> None:
         order = self._tool_calls.pop(call_id)
-        outcome = {"request_id": call_id, "tool_name": "create_product", "result_value": result, "is_error": is_error}
-        self._add_tool_turn(tool_results=[outcome | {"type": "client", "tool_has_been_called": True}])
+        outcome = _TOOL | {"request_id": call_id, "result_value": result, "is_error": is_error}
+        self._account.add_turn("agent", None, tool_results=[outcome])
         await self._send_tool_response("create_product", call_id, "client", is_error=is_error)
         await self._say(self._mark_language(script.confirm(order, result, is_error=is_error)))
 
     async def _hang_up(self) -> None:
-        await self._send_tool_response("end_call", f"call_{secrets.token_hex(8)}", "system", is_error=False)
+        await self._send_tool_response("end_call", make_id("call"), "system", is_error=False)
         raise CloseConversation("agent_ended")
-
-    def _add_tool_turn(self, **members: Any) -> None:  # noqa: ANN401 - JSON
-        self._account.add_turn("agent", None, self._emulator.now(), **members)
 
     async def _send_tool_response(self, tool_name: str, call_id: str, tool_type: str, *, is_error: bool) -> None:
         await self._channel.send(

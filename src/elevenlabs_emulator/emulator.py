@@ -134,7 +134,7 @@ class Emulator:
             agent_id=agent_id, expires_at=self.now() + SIGNATURE_SECONDS, conversation_id=conversation_id
         )
         if conversation_id:
-            self.note_minted(agent_id, conversation_id, "signed_url")
+            self.show_minted(agent_id, conversation_id, "signed_url")
         return signature, conversation_id
 
     def is_valid(self, signature: str, agent_id: str) -> bool:
@@ -173,18 +173,15 @@ class Emulator:
             if issued.conversation_id == conversation_id:
                 self._issued[signature] = replace(issued, expires_at=self.now())
 
-    def note_minted(self, agent_id: str, conversation_id: str, method: AuthorizationMethod) -> None:
+    def show_minted(self, agent_id: str, conversation_id: str, method: AuthorizationMethod) -> None:
         """Add the account of a conversation that can be opened, if `unopened` says that the API shows it."""
         if self.unopened == "initiated":
             record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
-            self._add_account(self.agents[agent_id], record, method)
+            self.open_account(self.agents[agent_id], record, method)
 
-    def open_account(self, agent: EmulatedAgent, record: RecordedConversation) -> Account:
-        """Add the account of a conversation that a client has opened."""
-        return self._add_account(agent, record, "signed_url" if record.signed else "public")
-
-    def _add_account(self, agent: EmulatedAgent, record: RecordedConversation, method: AuthorizationMethod) -> Account:
-        account = Account(agent=agent, record=record, started_at=self.now(), authorization_method=method)
+    def open_account(self, agent: EmulatedAgent, record: RecordedConversation, method: AuthorizationMethod) -> Account:
+        """Add the account of a conversation."""
+        account = Account(agent=agent, record=record, clock=self.now, authorization_method=method)
         self.accounts[record.conversation_id or ""] = account
         if len(self.accounts) > _KEPT_ACCOUNTS:
             del self.accounts[next(iter(self.accounts))]
@@ -210,8 +207,7 @@ class Emulator:
             return
         while self.now() < account.done_at:  # noqa: ASYNC110 - an injected clock fires no event
             await asyncio.sleep(CLOCK_POLL_SECONDS)
-        now = self.now()
-        await self.webhooks.send(account.as_json(now), now=now, fault=self.take_fault("webhook"))
+        await self.webhooks.send(account.as_json(), now=self.now(), fault=self.take_fault("webhook"))
 
 
 def make_id(prefix: str) -> str:

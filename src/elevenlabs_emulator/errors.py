@@ -4,32 +4,24 @@ import tomllib
 from importlib.resources import files
 from typing import Literal
 
-from fastapi.responses import JSONResponse
+from fastapi import HTTPException
 
 Envelope = Literal["live", "legacy"]
 
 _ERRORS = tomllib.loads(files(__package__).joinpath("errors.toml").read_text("utf-8"))
 
 
-class VendorError(Exception):
-    """Answers a call with an error, in the form of the live service or in its older one."""
-
-    def __init__(
-        self, http_status: int, detail: dict[str, str], *, envelope: Envelope = "live", retry_after: int | None = None
-    ) -> None:
-        super().__init__(detail["message"])
-        if envelope == "legacy":
-            detail = {"status": detail["status"], "message": detail["message"]}
-        else:
-            detail = detail | {"request_id": "req_emulated"}
-        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-        self.response = JSONResponse({"detail": detail}, http_status, headers)
-
-
-def vendor_error(name: str, **facts: str) -> VendorError:
+def vendor_error(name: str, **facts: str) -> HTTPException:
     """Return the error of this name in `errors.toml`; `facts` fill its message."""
     row = dict(_ERRORS[name])
-    return VendorError(row.pop("http_status"), row | {"message": row["message"].format(**facts)})
+    return make_error(row.pop("http_status"), row | {"message": row["message"].format(**facts)})
+
+
+def make_error(http_status: int, detail: dict[str, str], *, envelope: Envelope = "live") -> HTTPException:
+    """Return an error in the form of the live service, or in its older form."""
+    if envelope == "legacy":
+        return HTTPException(http_status, {"status": detail["status"], "message": detail["message"]})
+    return HTTPException(http_status, detail | {"request_id": "req_emulated"})
 
 
 def type_and_code(http_status: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elevenlabs_emulator.closings import CLOSINGS
-from elevenlabs_emulator.errors import Envelope, VendorError, type_and_code
+from elevenlabs_emulator.errors import Envelope, make_error, type_and_code
 
 Target = Literal["signed_url", "token", "conversation", "account", "list", "webhook"]
 BrokenAnswer = Literal["html200", "redirect", "slow_trickle"]
@@ -48,29 +48,31 @@ class Fault(BaseModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        mistakes = {
-            "a conversation needs a closing, and no other target has one": (self.target == "conversation")
-            != (self.closing is not None),
-            f"closing must be one of {', '.join(CLOSINGS)}": self.closing not in {None, *CLOSINGS},
-            "only a webhook has a delivery": self.delivery is not None and self.target != "webhook",
-            "a webhook has a delivery or a latency, but no status and no body": self.target == "webhook"
-            and (self.status or self.body),
-            "a list is no URL that could be broken": self.target == "list" and self.body in get_args(BrokenUrl),
-            "choose one of status, body and closing": bool(self.status) + bool(self.body) + bool(self.closing) > 1,
-        }
-        if found := [text for text, is_mistake in mistakes.items() if is_mistake]:
-            raise ValueError("; ".join(found))
+        is_webhook, choices = self.target == "webhook", (self.status, self.body, self.closing)
+        rules = [
+            ((self.target == "conversation") == bool(self.closing), "a conversation has a closing, other targets none"),
+            (self.closing in {None, *CLOSINGS}, f"closing is one of {', '.join(CLOSINGS)}"),
+            (is_webhook or not self.delivery, "only a webhook has a delivery"),
+            (not is_webhook or not any(choices), "a webhook has a delivery or a latency, no status and no body"),
+            (self.target != "list" or self.body not in get_args(BrokenUrl), "a list is no URL that could be broken"),
+            (sum(map(bool, choices)) <= 1, "choose one of status, body and closing"),
+        ]
+        if broken := [text for is_kept, text in rules if not is_kept]:
+            raise ValueError("; ".join(broken))
         return self
 
     async def refuse(self) -> None:
-        """Wait for the latency, then raise the `VendorError` that the fault asks for, if it asks for one."""
+        """Wait for the latency, then raise the error that the fault asks for, if it asks for one."""
         await asyncio.sleep(self.latency_seconds)
         if not self.status:
             return
         error_type, usual_code = type_and_code(self.status)
         code = self.code or usual_code
         detail = {"type": error_type, "code": code, "status": self.vendor_status or code, "message": self.message}
-        raise VendorError(self.status, detail, envelope=self.envelope, retry_after=self.retry_after_seconds)
+        error = make_error(self.status, detail, envelope=self.envelope)
+        if self.retry_after_seconds is not None:
+            error.headers = {"retry-after": str(self.retry_after_seconds)}
+        raise error
 
     def answer(self, answer: dict[str, Any], request: Request) -> Response:
         """Send a good answer, broken in the way `body` says. Its first member is the one that matters to a caller."""

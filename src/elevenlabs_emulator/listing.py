@@ -32,7 +32,7 @@ class ListQuery(BaseModel):
             _parse_cursor(cursor)
         return cursor
 
-    def matches(self, account: Account, now: float) -> bool:
+    def matches(self, account: Account) -> bool:
         """Whether the list has a row for this conversation."""
         started_at, after, before = int(account.started_at), self.call_start_after_unix, self.call_start_before_unix
         return (
@@ -40,23 +40,23 @@ class ListQuery(BaseModel):
             and self.user_id in {None, account.user_id}
             and (after is None or started_at >= after)
             and (before is None or started_at <= before)
-            and account.status(now) not in self.exclude_statuses
+            and account.status not in self.exclude_statuses
         )
 
 
-def list_page(accounts: Iterable[Account], query: ListQuery, *, now: float) -> dict[str, Any]:
+def list_page(accounts: Iterable[Account], query: ListQuery) -> dict[str, Any]:
     """Return one page in the shape of the vendor's model, sorted by the time of the start.
 
     A cursor names the last row of its page, so conversations that begin between two calls move no later page.
     """
     is_descending = query.sort_direction == "desc"
-    rows = sorted((each for each in accounts if query.matches(each, now)), key=_position, reverse=is_descending)
+    rows = sorted((each for each in accounts if query.matches(each)), key=_position, reverse=is_descending)
     if query.cursor is not None:
         last = _parse_cursor(query.cursor)
         rows = [row for row in rows if (_position(row) < last if is_descending else _position(row) > last)]
     page, has_more = rows[: query.page_size], len(rows) > query.page_size
     return {
-        "conversations": [row.summary_as_json(now) for row in page],
+        "conversations": [row.summary_as_json() for row in page],
         "next_cursor": "{}/{}".format(*_position(page[-1])) if has_more else None,
         "has_more": has_more,
     }

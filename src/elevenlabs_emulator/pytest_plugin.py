@@ -16,7 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from elevenlabs_emulator import Emulator
-    from elevenlabs_emulator.records import RecordedCall, RecordedConversation
+    from elevenlabs_emulator.records import RecordedCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,6 @@ class RunningEmulator:
         """Return the REST calls that it received, without secrets."""
         return list(self.emulator.records.calls)
 
-    @property
-    def conversations(self) -> list[RecordedConversation]:
-        """Return the conversations that clients opened."""
-        return list(self.emulator.records.conversations)
-
 
 @pytest.fixture
 def elevenlabs() -> Iterator[RunningEmulator]:
@@ -46,9 +41,7 @@ def elevenlabs() -> Iterator[RunningEmulator]:
 
     emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")])
     with _serve(emulator) as base_url:
-        yield RunningEmulator(
-            base_url=base_url, api_key=next(iter(emulator.api_keys)), agent_id="agent_demo", emulator=emulator
-        )
+        yield RunningEmulator(base_url=base_url, api_key="sk_emulator", agent_id="agent_demo", emulator=emulator)
 
 
 @contextmanager

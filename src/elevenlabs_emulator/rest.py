@@ -55,7 +55,7 @@ def add_credentials(app: FastAPI, emulator: Emulator) -> None:
             emulator.check_key(key, "convai_write")
         emulator.find_agent(agent_id)
         conversation_id, now = make_id("conv"), int(emulator.now())
-        emulator.note_minted(agent_id, conversation_id, "livekit_token")
+        emulator.show_minted(agent_id, conversation_id, "livekit_token")
         claims = {
             "sub": participant_name,
             "nbf": now,
@@ -77,14 +77,14 @@ def add_conversations(app: FastAPI, emulator: Emulator) -> None:
         fault = emulator.take_fault("list")
         await fault.refuse()
         emulator.check_key(key, "convai_read")
-        return fault.answer(list_page(list(emulator.accounts.values()), query, now=emulator.now()), request)
+        return fault.answer(list_page(list(emulator.accounts.values()), query), request)
 
     @app.get(f"{CONVERSATION_PATH}s/{{conversation_id}}")
     async def get_conversation(request: Request, conversation_id: str, key: ApiKey = None) -> Response:
         fault = emulator.take_fault("account")
         await fault.refuse()
         emulator.check_key(key, "convai_read")
-        return fault.answer(emulator.find_account(conversation_id).as_json(emulator.now()), request)
+        return fault.answer(emulator.find_account(conversation_id).as_json(), request)
 
     @app.delete(f"{CONVERSATION_PATH}s/{{conversation_id}}")
     async def delete_conversation(conversation_id: str, key: ApiKey = None) -> dict[str, object]:

@@ -73,7 +73,7 @@ def test_a_full_agent_queues_a_client_until_another_leaves(serve: Serve) -> None
         second.socket.close()
         service.await_end(conversation_id)
 
-    metadata = service.emulator.accounts[conversation_id].as_json(service.emulator.now())["metadata"]
+    metadata = service.emulator.accounts[conversation_id].as_json()["metadata"]
     assert (waiting, admitted) == ({"status": "waiting"}, {"status": "admitted"})
     assert live == {"count": 1}
     assert greeting.startswith("Hello Ada")

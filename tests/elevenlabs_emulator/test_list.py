@@ -31,7 +31,7 @@ def converse(
     """Let a conversation have begun now, and last so many seconds; it goes on if that is None."""
     _, conversation_id = emulator.issue(agent.agent_id, bound=True)
     record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
-    account = emulator.open_account(agent, record)
+    account = emulator.open_account(agent, record, "signed_url")
     account.initiation = {"user_id": user_id}
     if seconds is not None:
         record.closed_by, record.close_code, record.close_reason = "client", 1000, ""
@@ -220,6 +220,6 @@ def test_of_very_many_conversations_the_latest_are_kept(listed: Service) -> None
 
     for conversation_id in opened:
         record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
-        listed.emulator.open_account(AGENT, record)
+        listed.emulator.open_account(AGENT, record, "signed_url")
 
     assert list(listed.emulator.accounts) == opened[1:]

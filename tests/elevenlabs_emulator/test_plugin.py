@@ -22,7 +22,6 @@ def test_a_call(elevenlabs):
 
 def test_another_call(elevenlabs):
     assert elevenlabs.requests == []
-    assert elevenlabs.conversations == []
 """
 
 
