@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 _FACTS = tomllib.loads(files(__package__).joinpath("agents.toml").read_text("utf-8"))
 
 
-class EmulatedAgent(BaseModel):
+class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
     """What the agent's owner set. `bursting`, `is_shareable` and `webhook_id` are only shown by the API.
 
     `tool_variables` are the dynamic variables that its tool needs. `allowed_overrides` are dotted paths inside
@@ -18,8 +18,6 @@ class EmulatedAgent(BaseModel):
     `Origin` is admitted unless `requires_origin`, as the real default is. `languages` are those it speaks besides its
     own. `client_events` are the frames that it sends; `vad_score` and `agent_tool_response` are off by default.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent_id: str
     requires_auth: bool = True

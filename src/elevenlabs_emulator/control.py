@@ -9,7 +9,7 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from elevenlabs_emulator.agents import EmulatedAgent
 from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Emulator, Unopened
@@ -18,10 +18,8 @@ from elevenlabs_emulator.faults import Fault
 _CONTROLS = tomllib.loads(files(__package__).joinpath("controls.toml").read_text("utf-8"))
 
 
-class EmulatedWebhook(BaseModel):
+class EmulatedWebhook(BaseModel, extra="forbid", frozen=True):
     """The workspace's post-call webhook."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str | None = None
     secret: str = DEFAULT_WEBHOOK_SECRET
@@ -29,10 +27,8 @@ class EmulatedWebhook(BaseModel):
     is_disabled: bool = False
 
 
-class EmulatedConversations(BaseModel):
+class EmulatedConversations(BaseModel, extra="forbid", frozen=True):
     """How the API shows conversations after they end (the following ones) and before they are opened."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     processing_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
     unopened: Unopened = "unknown"

@@ -142,7 +142,7 @@ class Conversation:
                 raise CloseConversation("max_duration")
             if _monotonic() >= ping_at:
                 # The Python SDK reads the key ping_ms without a default.
-                await self._channel.send("ping", event_id=self._channel.next_id(), ping_ms=self._ping_ms)
+                await self._channel.send_numbered("ping", ping_ms=self._ping_ms)
                 self._ping_sent_at = _monotonic()
                 ping_at = self._ping_sent_at + _PING_SECONDS
 
@@ -168,9 +168,8 @@ class Conversation:
             case {"type": "pong"} if self._ping_sent_at:
                 self._ping_ms = round((_monotonic() - self._ping_sent_at) * 1000)
             case {"type": "client_tool_result", "tool_call_id": str(call_id)} if call_id in self._tool_calls:
-                await self._handle_tool_result(
-                    call_id, str(frame.get("result")), is_error=frame.get("is_error") is True
-                )
+                is_error = frame.get("is_error") is True
+                await self._handle_tool_result(call_id, str(frame.get("result")), is_error=is_error)
 
     async def _handle_audio(self, chunk_base_64: str) -> None:
         """Count the audio, whatever is in it; after enough of it, take the next line of the script as spoken."""
@@ -184,8 +183,7 @@ class Conversation:
         self._next_line_at_seconds += _SECONDS_PER_SPOKEN_LINE
         if line := next(self._spoken_lines, None):
             heard = " ".join(line.split()[:3])
-            event_id = self._channel.next_id()
-            await self._channel.send("tentative_user_transcript", user_transcript=heard, event_id=event_id)
+            event_id = await self._channel.send_numbered("tentative_user_transcript", user_transcript=heard)
             await self._channel.send("user_transcript", user_transcript=line, event_id=event_id)
             await self._answer(line)
 
@@ -210,30 +208,25 @@ class Conversation:
         turn.update(message=heard, original_message=text, interrupted=True)
         self._speaks_until = 0
         # Clients drop the audio that they still have if its event id does not exceed this one.
-        event_id = self._channel.next_id()
-        await self._channel.send("interruption", event_id=event_id)
-        await self._channel.send(
-            "agent_response_correction",
-            original_agent_response=text,
-            corrected_agent_response=heard,
-            event_id=event_id,
-        )
+        event_id = await self._channel.send_numbered("interruption")
+        correction = {"original_agent_response": text, "corrected_agent_response": heard, "event_id": event_id}
+        await self._channel.send("agent_response_correction", **correction)
 
     async def _say(self, text: str) -> None:
         if not text:
             return  # an agent without a first message waits for the user
-        event_id = self._channel.next_id()
         self._account.add_turn("agent", text)
         if self._agent.text_only:
-            parts = [("start", ""), *(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
+            event_id = await self._channel.send_numbered("agent_chat_response_part", type="start", text="")
+            parts = [*(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
             for kind, part in parts:
                 await self._channel.send("agent_chat_response_part", type=kind, text=part, event_id=event_id)
-        await self._channel.send("agent_response", agent_response=text, event_id=event_id)
-        if self._agent.text_only:
+            await self._channel.send("agent_response", agent_response=text, event_id=event_id)
             return
+        await self._channel.send_numbered("agent_response", agent_response=text)
         speech = split_speech(text)
         for audio in speech:
-            await self._channel.send("audio", **audio, event_id=self._channel.next_id())
+            await self._channel.send_numbered("audio", **audio)
         self._speaks_from = _monotonic()
         self._speaks_until = max(self._speaks_until, self._speaks_from) + frames.TONE_SECONDS * len(speech)
 
@@ -244,15 +237,10 @@ class Conversation:
     async def _call_tool(self, order: script.Order) -> None:
         call_id = make_id("call")
         self._tool_calls[call_id] = order
-        call = _TOOL | {"request_id": call_id, "params_as_json": json.dumps(order.parameters)}
-        self._account.add_turn("agent", None, tool_calls=[call])
-        await self._channel.send(
-            "client_tool_call",
-            tool_name="create_product",
-            tool_call_id=call_id,
-            parameters=order.parameters,
-            event_id=self._channel.next_id(),
-        )
+        recorded_call = _TOOL | {"request_id": call_id, "params_as_json": json.dumps(order.parameters)}
+        self._account.add_turn("agent", None, tool_calls=[recorded_call])
+        call = {"tool_name": "create_product", "tool_call_id": call_id, "parameters": order.parameters}
+        await self._channel.send_numbered("client_tool_call", **call)
 
     async def _handle_tool_result(self, call_id: str, result: str, *, is_error: bool) -> None:
         order = self._tool_calls.pop(call_id)
@@ -266,15 +254,8 @@ class Conversation:
         raise CloseConversation("agent_ended")
 
     async def _send_tool_response(self, tool_name: str, call_id: str, tool_type: str, *, is_error: bool) -> None:
-        await self._channel.send(
-            "agent_tool_response",
-            tool_name=tool_name,
-            tool_call_id=call_id,
-            tool_type=tool_type,
-            is_error=is_error,
-            is_called=True,
-            event_id=self._channel.next_id(),
-        )
+        response = {"tool_name": tool_name, "tool_call_id": call_id, "tool_type": tool_type, "is_error": is_error}
+        await self._channel.send_numbered("agent_tool_response", **response, is_called=True)
 
 
 def _fill(text: str, variables: Mapping[str, object]) -> str:

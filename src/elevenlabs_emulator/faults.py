@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from elevenlabs_emulator.closings import CLOSINGS
 from elevenlabs_emulator.errors import Envelope, make_error, type_and_code
@@ -21,7 +21,7 @@ BrokenUrl = Literal["foreign_host", "http_scheme", "other_agent", "missing_conve
 _OVERSIZED_BYTES = 10 * 1024 * 1024
 
 
-class Fault(BaseModel):
+class Fault(BaseModel, extra="forbid", frozen=True):
     """One thing that goes wrong for the next `times` calls of `target`, or until cleared if `times` is None.
 
     For `signed_url`, `token`, `account` (one conversation) and `list` (of conversations): wait `latency_seconds`, then
@@ -30,8 +30,6 @@ class Fault(BaseModel):
     For `conversation`: end it with the row `closing` of the table of closings. For `webhook`: wait likewise, then lose
     the `delivery`, make it twice, or hold it back until after the next one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target: Target = "signed_url"
     times: int | None = Field(default=None, ge=1)

@@ -55,15 +55,17 @@ class Channel:
         self._websocket, self.client_events = websocket, client_events
         self._event_ids = itertools.count(1)
 
-    def next_id(self) -> int:
-        """Return the id of the next event."""
-        return next(self._event_ids)
-
     async def send(self, kind: str, **event: object) -> None:
         """Send an event, if the agent's settings let the client have it."""
         if kind in _ALWAYS_SENT or kind in self.client_events:
             frame = {"type": kind, _EVENT_MEMBERS.get(kind, f"{kind}_event"): event}
             await self._websocket.send_text(json.dumps(frame))
+
+    async def send_numbered(self, kind: str, **event: object) -> int:
+        """Send an event with the next event id, and return the id."""
+        event_id = next(self._event_ids)
+        await self.send(kind, event_id=event_id, **event)
+        return event_id
 
     async def receive(self) -> dict[str, object]:
         """Wait for a frame. Raises pydantic's `ValidationError` or `WebSocketDisconnect`."""

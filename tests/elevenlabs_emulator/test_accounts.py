@@ -10,12 +10,14 @@ import elevenlabs
 import pytest
 from elevenlabs.types import GetConversationResponseModel
 from jose import jwt
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from elevenlabs_emulator import Emulator
+from tests.conftest import settings_with
 from tests.elevenlabs_emulator.contract import check_strictly
 from tests.elevenlabs_emulator.wire import (
     AGENT,
@@ -317,6 +319,14 @@ def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(hooked: Service,
         received += [reported] if reported in ids else []
     assert lost not in received
     assert received == [twice, twice, late, held_back]
+
+
+def test_voicepass_accepts_the_default_secret_of_the_webhook(serve: Serve) -> None:
+    secret = serve(Emulator(agents=[AGENT])).emulator.webhooks.secret
+
+    settings = settings_with(elevenlabs_webhook_secret=SecretStr(secret))
+
+    assert settings.webhook_secrets == [secret]
 
 
 def test_the_emulator_works_on_without_a_receiver(serve: Serve) -> None:
