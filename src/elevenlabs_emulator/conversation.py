@@ -71,6 +71,8 @@ class Conversation:
         agent_id = self._agent.agent_id
         self._emulator.open_conversations[agent_id] += 1
         try:
+            if self._account.queue_seconds is not None:
+                await self._channel.send("queue_status", status="admitted")
             await self._say(_fill(self._agent.first_message, initiation.dynamic_variables or {}))
             await self._listen()
         finally:
@@ -127,7 +129,6 @@ class Conversation:
                 await self._channel.send("queue_status", status="timed_out")
                 raise CloseConversation("too_many_concurrent")
             await self._receive_for(CLOCK_POLL_SECONDS)  # frames that come too early are dropped
-        await self._channel.send("queue_status", status="admitted")
         self._account.started_at = self._emulator.now()
         self._account.queue_seconds = self._account.started_at - began_at
 

@@ -57,7 +57,7 @@ def test_the_longest_duration_ends_the_conversation_by_the_emulators_clock(
     assert (error["code"], error["error_type"]) == (1000, "max_duration_exceeded")
 
 
-def test_a_full_agent_queues_a_client_until_another_leaves(serve: Serve) -> None:
+def test_an_agent_at_its_limit_queues_a_client_until_another_leaves(serve: Serve) -> None:
     service = serve_agent(serve, concurrency_limit=1)
     count = "/v1/convai/analytics/live-count"
 
@@ -89,7 +89,9 @@ def test_a_full_agent_queues_a_client_until_another_leaves(serve: Serve) -> None
         ({"queue_timeout_seconds": 0}, ["conversation_initiation_metadata", "queue_status", "queue_status"]),
     ],
 )
-def test_a_full_agent_refuses_a_client_that_it_does_not_queue(serve: Serve, settings: Any, kinds: list[str]) -> None:
+def test_an_agent_at_its_limit_refuses_a_client_that_it_does_not_queue(
+    serve: Serve, settings: Any, kinds: list[str]
+) -> None:
     service = serve_agent(serve, concurrency_limit=1, **settings)
 
     with talking(service.mint()) as first, talking(service.mint()) as second:

@@ -191,7 +191,7 @@ def test_the_list_needs_a_key_that_may_read(serve: Serve) -> None:
         {"call_start_after_unix": "yesterday"},
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused(service: Service, query: dict[str, str]) -> None:
+def test_a_wrong_query_is_refused(service: Service, query: dict[str, str]) -> None:
     assert get(service, **query).status_code == 422
 
 
@@ -199,7 +199,7 @@ def test_other_filters_are_tolerated(service: Service) -> None:
     assert get(service, summary_mode="exclude", rating_min="3").status_code == 200
 
 
-def test_the_list_goes_wrong_on_demand(service: Service) -> None:
+def test_the_list_fails_on_demand(service: Service) -> None:
     def faulty(**fault: object) -> httpx.Response:
         assert service.http.put("/_emulator/faults", json={"target": "list", "times": 1} | fault).status_code == 204
         return get(service)

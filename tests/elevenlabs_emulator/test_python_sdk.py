@@ -117,7 +117,7 @@ def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: S
     assert [(call.path, call.key) for call in service.emulator.records.calls] == [(SIGN, "right")]
 
 
-def test_a_voice_conversation_hears_the_microphone_and_plays_the_agent(service: Service) -> None:
+def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(service: Service) -> None:
     microphone = _Microphone()
 
     call = _Call(service, audio_interface=microphone)
