@@ -8,9 +8,13 @@ from pathlib import Path
 
 SUITE = """
 import sys
-import httpx
+
+def test_the_plugin_alone_imports_no_server():
+    assert "fastapi" not in sys.modules
 
 def test_a_call(elevenlabs):
+    import httpx
+
     answer = httpx.get(
         elevenlabs.base_url + "/v1/convai/conversation/get-signed-url",
         params={"agent_id": elevenlabs.agent_id},
@@ -27,7 +31,7 @@ def test_another_call(elevenlabs):
 
 def test_another_test_suite_gets_a_running_emulator_for_each_test(tmp_path: Path) -> None:
     (tmp_path / "test_shop.py").write_text(SUITE)
-    (entry_point,) = entry_points(group="pytest11", name="elevenlabs_emulator")
+    (entry_point,) = entry_points(group="pytest11", name="elevenlabs")
     options = ["-q", "-p", "no:cacheprovider", "-p", entry_point.value]
 
     suite = subprocess.run(
@@ -40,4 +44,4 @@ def test_another_test_suite_gets_a_running_emulator_for_each_test(tmp_path: Path
         timeout=60,
     )
 
-    assert "2 passed" in suite.stdout, suite.stdout + suite.stderr
+    assert "3 passed" in suite.stdout, suite.stdout + suite.stderr

@@ -1,6 +1,7 @@
 """A pytest plugin: the fixture `elevenlabs` is an emulator that listens on a loopback port for one test.
 
-It imports the emulator only when a test asks for the fixture, so other test suites pay nothing for it.
+A package of its own, because pytest imports it in every run: the emulator and FastAPI are imported only when a test
+asks for the fixture.
 """
 
 from __future__ import annotations
