@@ -130,9 +130,8 @@ class Emulator:
         live service's rule, and the reason to ask for `include_conversation_id`.
         """
         signature, conversation_id = make_id("cvtkn"), make_id("conv") if bound else None
-        self._issued[signature] = _Issued(
-            agent_id=agent_id, expires_at=self.now() + SIGNATURE_SECONDS, conversation_id=conversation_id
-        )
+        expires_at = self.now() + SIGNATURE_SECONDS
+        self._issued[signature] = _Issued(agent_id=agent_id, expires_at=expires_at, conversation_id=conversation_id)
         if conversation_id:
             self.show_minted(agent_id, conversation_id, "signed_url")
         return signature, conversation_id

@@ -108,13 +108,9 @@ class Recorder:
         async def record_and_send(message: Message) -> None:
             is_call = path.startswith("/v1/") and scope.get("method") != "OPTIONS"  # a browser's preflight is none
             if message["type"] == "http.response.start" and is_call:
-                call = RecordedCall(
-                    method=scope["method"],
-                    path=path,
-                    query=dict(shown),
-                    key=self._records.classify_key(key),
-                    status=message["status"],
-                )
+                method, status = scope["method"], message["status"]
+                kind = self._records.classify_key(key)
+                call = RecordedCall(method=method, path=path, query=dict(shown), key=kind, status=status)
                 self._records.calls.append(call)
             await send(message)
 
