@@ -25,18 +25,22 @@ ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")
 WEBHOOK_SECRET = "wsec_canary_0123456789"
 
 
-HANGS_UP = {"conversation_config.turn.silence_end_call_timeout": 60}
+# A new agent waits for ever on silence, and queues.
+SOUND_AGENT = {
+    "conversation_config.turn.silence_end_call_timeout": 60,
+    "platform_settings.queueing_config.enabled": False,
+}
 
 
 class ConfiguredAgent(EmulatedAgent):
-    """An emulated agent with any settings of the vendor's model, by dotted path; by default it hangs up on silence."""
+    """An emulated agent with any settings of the vendor's model, by dotted path; by default a sound one."""
 
     at: Mapping[str, Any] = {}
 
-    def shown(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Return the agent with these settings."""
-        shown = super().shown()
-        for path, value in (HANGS_UP | dict(self.at)).items():
+        shown: dict[str, object] = super().as_json()
+        for path, value in (SOUND_AGENT | dict(self.at)).items():
             *sections, name = path.split(".")
             node: Any = shown
             for section in sections:

@@ -115,7 +115,7 @@ def test_settings_that_do_not_start_are_a_finding_too(
         (UNTOLD, ("--json",)),
         (State(fault={"target": "conversation", "closing": "unauthorized"}), ()),
         (State(fault={"body": "truncated"}), ("--json",)),
-        (State(fault={"status": 401, "envelope": "new"}), ("--json",)),
+        (State(fault={"status": 401, "envelope": "legacy"}), ("--json",)),
         (State(permissions=()), ()),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Literal
 
 import httpx
 import pytest
+from fastapi import HTTPException
 
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, Fault, create_emulator
 from voicepass import errors
@@ -98,6 +99,8 @@ MEANT = {
     "daily_limit": "daily_limit_reached",
     "too_many_concurrent": "concurrency_reached",
     "internal_error": "internal_error",
+    "max_duration": "ended",
+    "agent_ended": "ended",
 }
 
 
@@ -105,8 +108,7 @@ def test_the_table_knows_every_close_of_the_emulator() -> None:
     assert MEANT.keys() == CLOSINGS.keys()
     for name, cause in MEANT.items():
         row = CLOSINGS[name]
-        reason = row.reason.format(host="a.example", place="tools", variables="'x'", field="f", language="xx")
-        found, _ = find_in_text(reason) or (BY_CLOSE[row.code], {})
+        found, _ = find_in_text(row.reason) or (BY_CLOSE[row.code], {})
 
         assert (found.name, found.close) == (cause, row.code), name
         if row.error_type is not None:
@@ -129,12 +131,12 @@ REFUSED = {
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("envelope", ["legacy", "new"])
-async def test_the_table_knows_every_refusal_of_the_emulator(envelope: Literal["legacy", "new"]) -> None:
+@pytest.mark.parametrize("envelope", ["legacy", "live"])
+async def test_the_table_knows_every_refusal_of_the_emulator(envelope: Literal["legacy", "live"]) -> None:
     for status, cause in REFUSED.items():
-        answer = await Fault(status=status, envelope=envelope).refusal()
-        assert answer is not None
-        refusal = refusal_for(status, bytes(answer.body), retry_after=None, now=0)
+        with pytest.raises(HTTPException) as sent:
+            await Fault(status=status, envelope=envelope).refuse()
+        refusal = refusal_for(status, json.dumps({"detail": sent.value.detail}).encode(), retry_after=None, now=0)
 
         assert describe_refusal(refusal).cause == cause, status
 
@@ -160,7 +162,7 @@ async def test_the_table_knows_why_the_emulator_signs_nothing(key: str, agent_id
 def test_the_emulator_says_nothing_of_meaning() -> None:
     fields = {field.name for field in dataclasses.fields(next(iter(CLOSINGS.values())))}
 
-    assert fields == {"name", "code", "reason", "moment", "basis", "source", "error_type"}
+    assert fields == {"name", "code", "reason", "moment", "basis", "source", "error_type", "template", "record"}
 
 
 if __name__ == "__main__":

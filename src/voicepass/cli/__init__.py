@@ -110,8 +110,9 @@ def demo(port: Port = 8000) -> None:
 @app.command()
 def emulator(
     *,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 inside a container.")] = LOOPBACK,
     port: Port = 9000,
-    agent: Annotated[list[str] | None, typer.Option(help="An agent id that exists; repeatable.")] = None,
+    agent: Annotated[list[str] | None, typer.Option(help="The id of an agent besides agent_demo; repeatable.")] = None,
     key: Annotated[str, typer.Option(help="The API key that is accepted.")] = DEFAULT_EMULATOR_KEY,
     open_agents: Annotated[bool, typer.Option("--open", help="Let conversations in without a signature.")] = False,
     fault: Annotated[
@@ -121,30 +122,42 @@ def emulator(
     processing_seconds: Annotated[
         float, typer.Option(min=0, help="How long a conversation that has ended is `processing` before it is `done`.")
     ] = 0,
+    webhook_url: Annotated[str | None, typer.Option(help="Where the post-call webhook goes.")] = None,
+    webhook_secret: Annotated[str | None, typer.Option(help="What signs the webhook.")] = None,
 ) -> None:
-    """Run a pretend ElevenLabs, for frontends and CI. Control it at /_emulator."""
+    """Run a pretend ElevenLabs, for frontends and CI. GET /_emulator lists its controls."""
     from pydantic import ValidationError  # noqa: PLC0415
 
-    from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator  # noqa: PLC0415 - as above
+    from elevenlabs_emulator import (  # noqa: PLC0415 - as above
+        DEFAULT_WEBHOOK_SECRET,
+        EmulatedAgent,
+        Emulator,
+        Fault,
+        create_emulator,
+    )
 
     try:
         faults = [Fault.model_validate_json(text) for text in fault or ()]
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
         raise typer.BadParameter(mistakes, param_hint="--fault") from None
-    agents = agent or ["agent_demo"]
+    agents = [*(agent or ()), "agent_demo"]
     pretend = Emulator(
         agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
         api_keys={key: frozenset({"convai_write", "convai_read"})},
         faults=faults,
         processing_seconds=processing_seconds,
+        webhook_url=webhook_url,
+        webhook_secret=webhook_secret or DEFAULT_WEBHOOK_SECRET,
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"A pretend ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")
     if key == DEFAULT_EMULATOR_KEY:
         typer.echo(f"It takes the API key {key}.")
-    _check_port(LOOPBACK, port)
-    run(create_emulator(pretend), host=LOOPBACK, port=port, grace_seconds=1)
+    if webhook_url:
+        typer.echo(f"It signs webhooks: ELEVENLABS_WEBHOOK_SECRET={pretend.webhooks.secret}")
+    _check_port(host, port)
+    run(create_emulator(pretend), host=host, port=port, grace_seconds=1)
 
 
 @app.command()
