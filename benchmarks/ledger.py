@@ -204,7 +204,7 @@ def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
         await ledger.reserve(reservation, limits)
         await ledger.grant(reservation, credential)
         took = time.perf_counter() - begun
-        await ledger._run(taken_out)
+        await ledger.run(taken_out)
         return took
 
     return reserve

@@ -105,10 +105,26 @@ class UserBlocked(Refusal):
 
 
 class LimitReached(Refusal):
-    """A limit of the policy is reached. `resets_at`: seconds since the epoch, from when a new try can succeed."""
+    """A limit of the policy is reached: `most` in any window of `window_seconds`.
 
-    resets_at: float = 0.0
-    limit_name: str = ""
+    `resets_at`: seconds since the epoch, from when a new try can succeed.
+    """
+
+    def __init__(
+        self,
+        *,
+        operator_note: str = "",
+        retry_after_seconds: int | None = None,
+        resets_at: float = 0.0,
+        limit_name: str = "",
+        most: int = 0,
+        window_seconds: int = 0,
+    ) -> None:
+        super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
+        self.resets_at = resets_at
+        self.limit_name = limit_name
+        self.most = most
+        self.window_seconds = window_seconds
 
 
 class RateLimited(LimitReached):

@@ -50,10 +50,7 @@ async def test_passes_are_limited_in_a_window_that_rolls(ledger: Ledger, clock: 
 
     assert isinstance(reached, RateLimited)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 50)
-    assert reached.headers == {
-        "RateLimit-Policy": f'"{scope}_passes";q=2;w=60',
-        "RateLimit": f'"{scope}_passes";r=0;t=50',
-    }
+    assert (reached.limit_name, reached.most, reached.window_seconds) == (f"{scope}_passes", 2, 60)
     assert late is not None
     assert (late.resets_at, late.retry_after_seconds) == (START + 60, 1)
     assert then[0] is None
@@ -66,7 +63,7 @@ async def test_conversations_are_limited_while_they_may_be_open(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    ended = await granted(ledger, most, **whom(0))  # open for 15 minutes, and for the 10 that it may last
+    ended = await granted(ledger, most, **whom(0))  # open for 15.5 minutes, and for the 10 that it may last
     clock.now = START + 5
     assert await refusal(ledger, most, **whom(1)) is None  # reserved, and never granted: 15 minutes
 
@@ -80,10 +77,6 @@ async def test_conversations_are_limited_while_they_may_be_open(
 
     assert isinstance(reached, TooManyConversations)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 5 + 3, 3)  # the second may fail at any moment
-    assert (reached.headers["RateLimit-Policy"], reached.headers["RateLimit"]) == (
-        f'"{scope}_conversations";q=2;w={DAY}',
-        f'"{scope}_conversations";r=0;t=3',
-    )
     assert after_the_end is None
     assert before_the_lapse is not None
     assert before_the_lapse.resets_at == START + 905
@@ -169,7 +162,7 @@ async def test_usage_tells_what_is_left_and_when_more_will_be(ledger: Ledger, cl
     ]
     assert [(answer.used, answer.left, answer.resets_at) for answer in used] == [
         (2, 1, START + DAY),
-        (2, 1, START + 1500),
+        (2, 1, START + 1560),  # 930 and 600 seconds, and the rest of the minute
         (1000, 0, START + DAY),
     ]
 

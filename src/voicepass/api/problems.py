@@ -68,6 +68,10 @@ def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         invalid = "" if refusal.code == "token_missing" else ' error="invalid_token"'
         headers.setdefault("WWW-Authenticate", f"Bearer{invalid}")  # RFC 6750, section 3
+    if isinstance(refusal, LimitReached):  # draft-ietf-httpapi-ratelimit-headers
+        name = refusal.limit_name
+        headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}'
+        headers["RateLimit"] = f'"{name}";r=0;t={refusal.retry_after_seconds}'
     body = problem_body(refusal, request_id=request_id)
     return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 

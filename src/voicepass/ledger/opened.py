@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import IN_FLIGHT_SECONDS, SCOPES, UNUSED_SECONDS, hold, move_sums
+from voicepass.ledger.limits import IN_FLIGHT_SECONDS, IS_OPEN, RELEASED_SECONDS, SCOPES, UNUSED_SECONDS
 from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
+from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
 from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
 
 MOST_ASKED: Final = 10
@@ -42,6 +43,7 @@ def begin_lookup(
         "now": now,
         "until": now + seconds,
         "since": now - limit.window_seconds,
+        "open_since": now - OPEN_SECONDS,
         "latest_run": now + LOOKUP_SECONDS + AHEAD_SECONDS,
         "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
     }
@@ -95,27 +97,25 @@ def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
 
 
 def _reopen(row: Row, opened_at: float) -> Dialogue[Row]:
-    """Count a pass again that was released as unopened, with the longest that its conversation may last."""
-    yield from hold(row)
-    seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
+    """Count a released pass again, with the longest that its conversation may last: whole minutes."""
+    seconds = int((row["lapses_at"] - row["reserved_at"] - RELEASED_SECONDS + 1) // 60) * 60
     (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at, "seconds": seconds}
-    yield from move_sums(row, seconds)
+    yield from change_sums(row, seconds=seconds - row["seconds"], opened=1)
     return reopened
 
 
 def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
     """Note that a conversation has ended, though not how long it was. Returns whether it counted as open until now.
 
-    Until that is known, the time since the grant is charged, or what was reserved where that is less.
+    Until its settlement, the time since the grant counts, or the reserved time if that is less.
     """
     for found in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
         is_released = found["settled_by"] == "expiry"
         row = (yield from _reopen(found, found["granted_at"])) if is_released else found
-        if row["settled_at"] is None and row["lapses_at"] > now:
-            yield from hold(row)
+        if is_open(row) and row["lapses_at"] > now:
             seconds = min(row["seconds"], max(0, math.ceil(now - row["granted_at"])))
             yield _END, {"conversation_id": conversation_id, "seconds": seconds, "now": now}
-            yield from move_sums(row, seconds)
+            yield from change_sums(row, seconds=seconds - row["seconds"], opened=-1)
             return True
     return False
 
@@ -206,8 +206,8 @@ ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 EL
          CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT {most}"""
 
 _COUNTING: Final = {
-    Counted.CONVERSATIONS: """
-SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now AND conversation_id IS NOT NULL"""
+    Counted.CONVERSATIONS: f"""
+SELECT * FROM passes WHERE {{scope}} AND {IS_OPEN} AND conversation_id IS NOT NULL AND reserved_at > :open_since"""  # noqa: S608
     + _ORDER,
     Counted.SECONDS: """
 SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND conversation_id IS NOT NULL
@@ -232,7 +232,7 @@ UPDATE passes SET opened_at = :opened_at, settled_at = NULL, settled_by = NULL, 
 WHERE conversation_id = :conversation_id AND settled_by = 'expiry' RETURNING *"""
 
 _END: Final = """
-UPDATE passes SET opened_at = coalesce(opened_at, granted_at), lapses_at = :now, seconds = :seconds, sealed = NULL
+UPDATE passes SET opened_at = coalesce(opened_at, granted_at), ended_at = :now, seconds = :seconds, sealed = NULL
 WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
 
 _UNOPENED: Final = """
@@ -248,10 +248,10 @@ SELECT (SELECT listed_at FROM listings WHERE agent_id = :agent_id) AS listed_at,
 
 _TO_LIST: Final = """
 SELECT (SELECT min(reserved_at) FROM
-        (SELECT reserved_at FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+        (SELECT reserved_at FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
          AND reserved_at > :oldest AND opened_at IS NULL AND agent_id = :agent_id
          ORDER BY reserved_at LIMIT 1) AS unseen) AS unseen_since,
-       (SELECT min(opened_at) FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+       (SELECT min(opened_at) FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
         AND reserved_at > :reserved AND opened_at > :recent AND agent_id = :agent_id) AS open_since"""
 
 _BEGIN_LISTING: Final = """
@@ -260,8 +260,8 @@ ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at,
     listed_until = CASE WHEN listings.listed_until > :now THEN 0 ELSE listings.listed_until END"""
 
 _NEVER_OPENED: Final = """
-SELECT * FROM passes
-WHERE settled_at IS NULL AND conversation_id IS NOT NULL AND opened_at IS NULL AND agent_id = :agent_id
+SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
+AND opened_at IS NULL AND agent_id = :agent_id
 AND reserved_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 AND granted_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 ORDER BY reserved_at LIMIT :most"""

@@ -1,4 +1,4 @@
-"""The engine for many instances: one PostgreSQL, which orders their transactions and whose clock they share."""
+"""The engine for many instances: one PostgreSQL orders their transactions, and its clock is theirs."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import SHARE, Dialogue
+from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -35,22 +35,25 @@ RECONNECT_SECONDS: Final = 1.0
 
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
-WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(%s::text[]) AS key)
+WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0)))
+                           FROM unnest(%s::text[]) AS key)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now, set_config('synchronous_commit', %s, true) FROM held"""
-
-_SHARE: Final = b"""
-SELECT count(pg_advisory_xact_lock_shared(hashtextextended(key, 0))) FROM unnest(%(locks)s::text[]) AS key"""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Call(Generic[Result]):
-    """A transaction under way: whether anybody waits for it, and on which connection it is."""
+    """A transaction in flight: whether its caller still waits for it, and on which connection it runs."""
 
     rule: Callable[[float], Dialogue[Result]]
     locks: list[str]
     is_durable: bool
-    awaited: bool = True
+    is_awaited: bool = True
     connection: Connection | None = None
+
+    def check_awaited(self) -> None:
+        """Raise LedgerUnavailable if the caller is gone, or was refused. What is not committed, nobody has to undo."""
+        if not self.is_awaited:
+            raise LedgerUnavailable(operator_note="nobody waits for this any more")
 
 
 class PostgresLedger(Ledger):
@@ -60,21 +63,22 @@ class PostgresLedger(Ledger):
         self._pool = pool
         self._clock = clock
         self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
-        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._connected_at = float("-inf")
 
-    async def _run(
+    async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
-        # In a task of its own: psycopg, cancelled amid a statement, would wait for a server that may be frozen.
+        """Run a rule in a transaction of its own."""
+        # In a task of its own: a cancelled psycopg would wait for a server that may be frozen.
         call = _Call(rule=rule, locks=list(locks), is_durable=is_durable)
-        task = asyncio.create_task(self._transaction(call))
+        task = asyncio.create_task(self._transact(call))
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
             await asyncio.wait({task}, timeout=ANSWER_SECONDS)
         finally:
-            call.awaited = False
+            call.is_awaited = False
         if not task.done():
             raise LedgerUnavailable(operator_note=f"PostgreSQL gave no answer within {ANSWER_SECONDS:g} s")
         return task.result()
@@ -82,39 +86,43 @@ class PostgresLedger(Ledger):
     def _forget(self, task: asyncio.Task[Any]) -> None:
         del self._calls[task]
         if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
+            task.exception()  # otherwise asyncio reports it as lost if the caller is gone
 
-    async def _transaction(self, call: _Call[Result]) -> Result:
+    async def _transact(self, call: _Call[Result]) -> Result:
         async with AsyncExitStack() as stack:
             stack.enter_context(_fails_closed())
-            # First in line here: one user's flood then waits for one connection, and leaves the others to the others.
+            # The requests of one user wait here first: then they hold one connection, and others get the rest.
             for lock in call.locks:
-                await stack.enter_async_context(self._lines.setdefault(lock, asyncio.Lock()))
-            if not call.awaited:
-                raise _forsaken()
+                await stack.enter_async_context(self._queues.setdefault(lock, asyncio.Lock()))
             try:
                 return await self._play(call)
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
-                return await self._play(call)  # it was rolled back for the sake of another: once more
+                return await self._play(call)  # PostgreSQL rolled it back in favour of another: try once more
             except psycopg.errors.ReadOnlySqlTransaction:
                 await self._connect_again()
                 raise
 
     async def _play(self, call: _Call[Result]) -> Result:
-        async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
+        """Run the rule. Writes are sent together with the statement after them, or with the commit."""
+        call.check_awaited()
+        async with (
+            self._pool.connection() as call.connection,
+            call.connection.pipeline(),
+            call.connection.cursor() as cursor,
+        ):
             await cursor.execute(_BEGIN, (call.locks, "on" if call.is_durable else "off"))
             (begun,) = await cursor.fetchall()
             dialogue = call.rule(begun["now"] if self._clock is None else self._clock())
             try:
                 statement, parameters = next(dialogue)
                 while True:
-                    await cursor.execute(_SHARE if statement is SHARE else _translated(statement), parameters)
-                    rows = await cursor.fetchall() if cursor.description else []
-                    statement, parameters = dialogue.send(rows)
+                    query, has_rows = _translate(statement)
+                    await cursor.execute(query, parameters)
+                    statement, parameters = dialogue.send(await cursor.fetchall() if has_rows else [])
             except StopIteration as end:
                 result: Result = end.value
-            if not call.awaited:
-                raise _forsaken()
+            call.check_awaited()
+            await call.connection.commit()
         return result
 
     async def _connect_again(self) -> None:
@@ -225,11 +233,6 @@ async def _migrate(options: dict[str, Any]) -> None:
                 await connection.execute("INSERT INTO schema_steps (number) VALUES (%s)", (number,))
 
 
-def _forsaken() -> LedgerUnavailable:
-    # Whoever asked was told no, or has gone. What is left uncommitted, nobody has to give back.
-    return LedgerUnavailable(operator_note="nobody waits for this any more")
-
-
 @contextmanager
 def _fails_closed() -> Iterator[None]:
     try:
@@ -244,6 +247,7 @@ def _fails_closed() -> Iterator[None]:
 
 
 @cache
-def _translated(statement: str) -> bytes:
-    """Write `:name` as psycopg does. The rules hold no `::`, no `%` and no colon in a literal."""
-    return re.sub(r":(\w+)", r"%(\1)s", statement).encode()
+def _translate(statement: str) -> tuple[bytes, bool]:
+    """Write `:name` as psycopg does, and tell whether there are rows. Rules use no `::`, `%` or colon in a literal."""
+    has_rows = "RETURNING" in statement or not re.search("INSERT|UPDATE|DELETE|LOCK", statement)
+    return re.sub(r":(\w+)", r"%(\1)s", statement).encode(), has_rows
