@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
-from voicepass.ledger import Ledger, opened, rules, sums
+from voicepass.ledger import Ledger, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.limits import count, find_room, plan_limits
 from voicepass.model import Counted, Scope, User
@@ -32,7 +32,7 @@ SELECT 'o' || n, 'r', 'https://login.example', 'o-' || n, 'a' || (n & 15), 'agen
 WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias": "a1"}
 
 RULES: dict[str, Callable[[], Dialogue[Any]]] = {
-    "usage": lambda: rules.usage(WHOSE, LIMITS, START),
+    "usage": lambda: rules.read_usage(WHOSE, LIMITS, START),
     "used up": lambda: count(limit(1, counted=Counted.SECONDS, window_seconds=600), WHOSE, START),
     "reserve": lambda: rules.reserve(reservation(), plan_limits(LIMITS), START),
     "lapse": lambda: rules.lapse(START),
@@ -40,8 +40,8 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "release": lambda: rules.release("p7"),
     "settle": lambda: rules.settle(settlement("conv_7"), START),
     "expire": lambda: rules.expire("conv_7", START),
-    "issued": lambda: rules.issued("conv_7"),
-    "due": lambda: rules.due(100, 0.0, START, min_age_seconds=1200),
+    "issued": lambda: rules.find_issued("conv_7"),
+    "due": lambda: records.list_overdue(100, 0.0, START, min_age_seconds=1200),
     "look up conversations": lambda: opened.begin_lookup(
         "k1", WHOSE, limit(3, counted=Counted.CONVERSATIONS), seconds=1, now=START
     ),
@@ -61,16 +61,16 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "note unopened": lambda: opened.note_unopened("conv_64", START, expires_seconds=930),
     "note opened": lambda: opened.note_opened("conv_7", START),
     "note ended": lambda: opened.note_ended("conv_64", START),
-    "unopened": lambda: opened.unopened(WHOSE | {"agent_id": "agent", "transport": "websocket"}, START),
+    "unopened": lambda: opened.list_unopened(WHOSE | {"agent_id": "agent", "transport": "websocket"}, START),
     "erase sealed": lambda: opened.erase_sealed(START),
     "begin listing": lambda: opened.begin_listing("agent", START, every_seconds=240, recent_seconds=1200),
-    "never opened": lambda: opened.never_opened("agent", 5, min_age_seconds=930),
+    "never opened": lambda: opened.list_never_opened("agent", 5, min_age_seconds=930),
     "find": lambda: opened.find(["conv_7", "conv_8"]),
-    "standing": lambda: rules.standing(START),
-    "page": lambda: rules.page((START - 6000, ""), 100),
-    "listed": lambda: rules.listed(None, 50),
-    "totals": lambda: rules.totals(3600, 50, START),
-    "forget": lambda: rules.forget(86_400 * 13, START),
+    "standing": lambda: records.read_standing(START),
+    "page": lambda: records.list_page((START - 6000, ""), 100),
+    "listed": lambda: records.list_latest(None, 50),
+    "totals": lambda: records.sum_by_user(3600, 50, START),
+    "forget": lambda: records.forget(86_400 * 13, START),
 }
 
 
@@ -117,7 +117,7 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
 
     questions = {
         "room": lambda: find_room(plan_limits(limits), WHOSE, 600, START),
-        "exact": lambda: rules.usage(WHOSE, limits, START),
+        "exact": lambda: rules.read_usage(WHOSE, limits, START),
         "lookup": lambda: opened.begin_lookup("k", WHOSE, limits[2], seconds=1, now=START),
     }
     plans = {name: json.dumps(await plan(filled, engine, rule)) for name, rule in questions.items()}

@@ -81,6 +81,10 @@ _TABLE = (
     Cause("ledger_in_memory", "ledger", WARNING,
           "The ledger is in memory: a restart forgets every limit, and whose the conversations were.",
           "Set VOICEPASS_DATABASE_URL to a file or to PostgreSQL."),
+    Cause("sums_corrected", "ledger", WARNING,
+          "{count} sums of the ledger differed from its passes, so limits of agents or of all were wrong. Now they are"
+          " corrected.",
+          "Run the doctor once more. If this warning comes back, report it as a bug of voicepass."),
     Cause("keys_unavailable", "keys", FAILED, "The keys of {issuer} cannot be had, so nobody can sign in: {note}.",
           "Check VOICEPASS_JWKS_URL (jwks_url in the policy file), DNS, and the way out of this network."),
 

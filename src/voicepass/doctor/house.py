@@ -22,9 +22,10 @@ async def _ledger(case: Case) -> Finding:
     try:
         async with open_ledger(case.settings, clock=time.time) as ledger:
             await ledger.check()
+            corrections = await ledger.fix_sums()
     except LedgerUnavailable as refusal:
         return found("ledger_unavailable", note=refusal.operator_note)
-    return fine("ledger")
+    return found("sums_corrected", count=str(len(corrections))) if corrections else fine("ledger")
 
 
 async def _keys(case: Case) -> list[Finding]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import opened, rules, sums
+from voicepass.ledger import opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import Plan, name_scope, plan_limits
 from voicepass.model import (
@@ -92,13 +92,13 @@ class Ledger(ABC):
     async def usage(self, user: User, limits: Sequence[Limit]) -> list[Usage]:
         """Tell where a user stands with limits of the scope USER."""
         whose = {"token_issuer": user.issuer, "user_id": user.id, "agent_alias": ""}
-        while (answers := await self.run(lambda now: rules.usage(whose, limits, now))) is None:
+        while (answers := await self.run(lambda now: rules.read_usage(whose, limits, now))) is None:
             await self.run(rules.lapse, is_durable=False)
         return answers
 
     async def issued(self, conversation_id: str) -> IssuedPass:
         """Tell to whom a conversation was issued. Raises ConversationUnknown."""
-        return await self.run(lambda _now: rules.issued(conversation_id))
+        return await self.run(lambda _now: rules.find_issued(conversation_id))
 
     async def settle(self, settlement: Settlement) -> IssuedPass | None:
         """Close a conversation with what it used; returns the pass if this closed it, else None (see the rule)."""
@@ -126,7 +126,7 @@ class Ledger(ABC):
     async def is_lookup_running(self, reservation: Reservation, limit: Limit) -> bool:
         """Tell whether another caller looks this up at the moment."""
         _, key = _lookup(reservation, limit)
-        return await self.run(lambda now: opened.is_running(key, now), is_durable=False)
+        return await self.run(lambda now: opened.is_lookup_running(key, now), is_durable=False)
 
     async def is_in_flight(self, reservation: Reservation) -> bool:
         """Tell whether a pass of this user is about to be granted."""
@@ -152,7 +152,7 @@ class Ledger(ABC):
     async def unopened(self, reservation: Reservation) -> list[SealedPass]:
         """Return the user's passes for this agent and transport that were just found to be unopened, newest first."""
         whose = rules.reserved_row(reservation)
-        return await self.run(lambda now: opened.unopened(whose, now), is_durable=False)
+        return await self.run(lambda now: opened.list_unopened(whose, now), is_durable=False)
 
     async def erase_sealed(self) -> None:
         """Erase sealed credentials that are too old to be used."""
@@ -175,7 +175,7 @@ class Ledger(ABC):
 
     async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[IssuedPass]:
         """Return passes that were so old when the list was last read, and are not in it."""
-        return await self.run(lambda _now: opened.never_opened(agent_id, most, min_age_seconds=min_age_seconds))
+        return await self.run(lambda _now: opened.list_never_opened(agent_id, most, min_age_seconds=min_age_seconds))
 
     async def find(self, conversation_ids: Sequence[str]) -> list[IssuedPass]:
         """Return the passes behind these conversations, as far as they were issued here."""
@@ -183,26 +183,26 @@ class Ledger(ABC):
 
     async def due(self, most: int, *, after: float = 0.0, min_age_seconds: float = RECENT_SECONDS) -> list[IssuedPass]:
         """Return passes reserved after `after` that are so old and not settled; oldest first."""
-        return await self.run(lambda now: rules.due(most, after, now, min_age_seconds=min_age_seconds))
+        return await self.run(lambda now: records.list_overdue(most, after, now, min_age_seconds=min_age_seconds))
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Tell whether what is called `name` is the caller's alone, on all instances, for that many seconds."""
         # With a lock, so that each caller's time is later than that of the lease that it finds.
-        return await self.run(lambda now: rules.lease(name, seconds, now), locks=[f"lease {name}"])
+        return await self.run(lambda now: records.lease(name, seconds, now), locks=[f"lease {name}"])
 
     async def end_lease(self, name: str, *, after_seconds: float = 0.0) -> None:
         """Let a lease lapse earlier than it would."""
-        await self.run(lambda now: rules.end_lease(name, now, after_seconds=after_seconds))
+        await self.run(lambda now: records.end_lease(name, now, after_seconds=after_seconds))
 
     async def listed(self, *, user_id: str | None = None, most: int) -> list[IssuedPass]:
         """Return the latest passes, of one user or of all, newest first."""
-        return await self.run(lambda _now: rules.listed(user_id, most))
+        return await self.run(lambda _now: records.list_latest(user_id, most))
 
     async def every_pass(self, *, page: int = 1000) -> AsyncIterator[IssuedPass]:
         """Walk through all passes, oldest first, without keeping them in memory or the ledger from its work."""
 
         async def following(after: tuple[float, str]) -> list[IssuedPass]:
-            return await self.run(lambda _now: rules.page(after, page))
+            return await self.run(lambda _now: records.list_page(after, page))
 
         passes = await following((0.0, ""))
         while passes:
@@ -212,15 +212,15 @@ class Ledger(ABC):
 
     async def totals(self, *, window_seconds: int, most: int) -> list[Row]:
         """Return who used most in the window."""
-        return await self.run(lambda now: rules.totals(window_seconds, most, now))
+        return await self.run(lambda now: records.sum_by_user(window_seconds, most, now))
 
     async def standing(self) -> Standing:
         """Tell what is open, and what should have been settled and is not."""
-        return await self.run(rules.standing)
+        return await self.run(records.read_standing)
 
     async def forget(self, *, age_seconds: int) -> None:
         """Delete what is older."""
-        await self.run(lambda now: rules.forget(age_seconds, now))
+        await self.run(lambda now: records.forget(age_seconds, now))
 
     async def fix_sums(self) -> list[Row]:
         """Compare the sums of the last 31 days with their passes. Correct each sum that differs, and return these."""
@@ -234,15 +234,15 @@ class Ledger(ABC):
 
     async def block(self, blocked: Block) -> None:
         """Give no more passes to a user, for an agent, or to anyone; at once, on every instance."""
-        await self.run(lambda now: rules.block(blocked, now))
+        await self.run(lambda now: records.block(blocked, now))
 
     async def unblock(self, blocked: Block) -> None:
         """Take a block back."""
-        await self.run(lambda _now: rules.unblock(blocked))
+        await self.run(lambda _now: records.unblock(blocked))
 
     async def blocks(self) -> list[Block]:
         """Return all that is blocked."""
-        return await self.run(lambda _now: rules.blocks())
+        return await self.run(lambda _now: records.list_blocks())
 
     async def check(self) -> None:
         """Write a row durably and take it back. Raises LedgerUnavailable if that fails, as a pass would then fail.
@@ -250,7 +250,7 @@ class Ledger(ABC):
         After a pass has failed, this writes as much as a pass does: a disk may have room for one row and no more.
         """
         name, is_whole = f"check {uuid.uuid4().hex}", self._has_a_pass_failed
-        await self.run(lambda now: rules.check(name, now, is_whole=is_whole))
+        await self.run(lambda now: records.check(name, now, is_whole=is_whole))
         if is_whole:
             self._has_a_pass_failed = False
 

@@ -48,7 +48,7 @@ def begin_lookup(
         "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
     }
     if not (yield _TAKE_TURN, parameters):
-        is_anothers = yield from is_running(key, now)
+        is_anothers = yield from is_lookup_running(key, now)
         return LookupTurn(turn=Turn.RUNNING if is_anothers else Turn.PAUSED)
     question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
     rows = yield question, parameters
@@ -66,7 +66,7 @@ def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
         )
 
 
-def is_running(key: str, now: float) -> Dialogue[bool]:
+def is_lookup_running(key: str, now: float) -> Dialogue[bool]:
     """Tell whether a caller looks this up at the moment."""
     latest = now + LOOKUP_SECONDS + AHEAD_SECONDS
     return bool((yield _RUNNING, {"key": key, "now": now, "latest": latest}))
@@ -120,7 +120,7 @@ def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
     return False
 
 
-def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
+def list_unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
     """Return the user's passes for this agent and transport of which ElevenLabs has just said that nobody opened them.
 
     The newest comes first.
@@ -174,7 +174,7 @@ def note_listed(agent_id: str, until: float) -> Dialogue[None]:
     )
 
 
-def never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
+def list_never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
     """Return passes that were so old when the list was last read, and are not in it; oldest first."""
     rows = yield _NEVER_OPENED, {"agent_id": agent_id, "seconds": min_age_seconds, "most": most}
     return [as_issued_pass(row) for row in rows]

@@ -103,26 +103,20 @@ class PostgresLedger(Ledger):
                 raise
 
     async def _play(self, call: _Call[Result]) -> Result:
-        """Run the rule. Writes are sent together with the statement after them, or with the commit."""
         call.check_awaited()
-        async with (
-            self._pool.connection() as call.connection,
-            call.connection.pipeline(),
-            call.connection.cursor() as cursor,
-        ):
+        async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
             await cursor.execute(_BEGIN, (call.locks, "on" if call.is_durable else "off"))
             (begun,) = await cursor.fetchall()
             dialogue = call.rule(begun["now"] if self._clock is None else self._clock())
             try:
                 statement, parameters = next(dialogue)
                 while True:
-                    query, has_rows = _translate(statement)
-                    await cursor.execute(query, parameters)
-                    statement, parameters = dialogue.send(await cursor.fetchall() if has_rows else [])
+                    await cursor.execute(_translate(statement), parameters)
+                    rows = await cursor.fetchall() if cursor.description else []
+                    statement, parameters = dialogue.send(rows)
             except StopIteration as end:
                 result: Result = end.value
             call.check_awaited()
-            await call.connection.commit()
         return result
 
     async def _connect_again(self) -> None:
@@ -247,7 +241,6 @@ def _fails_closed() -> Iterator[None]:
 
 
 @cache
-def _translate(statement: str) -> tuple[bytes, bool]:
-    """Write `:name` as psycopg does, and tell whether there are rows. Rules use no `::`, `%` or colon in a literal."""
-    has_rows = "RETURNING" in statement or not re.search("INSERT|UPDATE|DELETE|LOCK", statement)
-    return re.sub(r":(\w+)", r"%(\1)s", statement).encode(), has_rows
+def _translate(statement: str) -> bytes:
+    """Write `:name` as psycopg does. Rules use no `::`, `%` or colon in a literal."""
+    return re.sub(r":(\w+)", r"%(\1)s", statement).encode()

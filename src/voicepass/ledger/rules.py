@@ -1,4 +1,4 @@
-"""The ledger's rules, once for both engines: passes from their reservation to their settlement, and blocks.
+"""The ledger's rules, once for both engines: passes from their reservation to their settlement.
 
 A rule yields statements and gets their rows. An engine runs the whole rule in one transaction, at the instant `now`. A
 rule raises its refusal before it writes.
@@ -12,13 +12,8 @@ from typing import Any, Final
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count, find_room
-from voicepass.ledger.sums import change_sums, delete_old_sums, is_open
-from voicepass.model import Block, Credential, IssuedPass, Limit, Reservation, Settlement, Standing, Transport, Usage
-
-MAX_COUNTED: Final = 10_000
-"""The standing counts no further: that many are a reason for an alarm."""
-ORPHAN_SECONDS: Final = 24 * 3600
-"""A settlement without its pass is kept for so long. It arrived at the same instant as its pass, or has none here."""
+from voicepass.ledger.sums import change_sums, is_open
+from voicepass.model import Credential, IssuedPass, Limit, Reservation, Settlement, Usage
 
 
 def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
@@ -35,14 +30,14 @@ def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
-    yield _RESERVE, row
+    yield RESERVE, row
     yield from change_sums(row, passes=1, seconds=seconds, opened=1)
     return True
 
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
     """Return a reservation as parameters."""
-    row = {name: getattr(reservation, name) for name in _RESERVED}  # `asdict` takes longer than the insert
+    row = {name: getattr(reservation, name) for name in RESERVED}  # `asdict` takes longer than the insert
     row["transport"] = reservation.transport.value
     return row
 
@@ -75,14 +70,14 @@ def grant(
     }
     granted = yield _GRANT, row
     if not granted:
-        yield from _not_granted(reservation, row)
+        yield from _explain_no_grant(reservation, row)
     elif granted[0]["is_early"]:
         for early in (yield _EARLY, row):
             yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
             yield from settle(Settlement(**early, user_id=None), now)
 
 
-def _not_granted(reservation: Reservation, row: Row) -> Dialogue[None]:
+def _explain_no_grant(reservation: Reservation, row: Row) -> Dialogue[None]:
     others = yield "SELECT token_issuer, user_id FROM passes WHERE conversation_id = :conversation_id", row
     if not others:
         raise LedgerUnavailable(
@@ -154,7 +149,7 @@ def expire(conversation_id: str, now: float, *, min_age_seconds: float = 0.0) ->
     return False
 
 
-def usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list[Usage] | None]:
+def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list[Usage] | None]:
     """Return what a user has used of limits of the scope USER; None if lapsed reservations must be deleted first."""
     (row,) = yield f"SELECT {HAS_LAPSED}", {"lapsed": now - UNUSED_SECONDS}
     if row["has_lapsed"]:
@@ -165,106 +160,12 @@ def usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list[Usag
     return answers
 
 
-def issued(conversation_id: str) -> Dialogue[IssuedPass]:
+def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
     """Return the pass behind a conversation, or raise ConversationUnknown."""
     found = yield FIND_ISSUED, {"conversation_id": conversation_id}
     if not found:
         raise ConversationUnknown
     return as_issued_pass(found[0])
-
-
-def due(most: int, after: float, now: float, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
-    """Return the passes that ElevenLabs' list should have settled by now and has not, oldest first."""
-    rows = yield _DUE, {"after": after, "before": now - min_age_seconds, "most": most}
-    return [as_issued_pass(row) for row in rows]
-
-
-def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
-    """Take a lease unless it is held. One that ends later than a new one would does not count: a clock was ahead."""
-    return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
-
-
-def end_lease(name: str, now: float, *, after_seconds: float) -> Dialogue[None]:
-    """Let a lease lapse earlier than it would."""
-    yield "UPDATE leases SET held_until = :until WHERE name = :name", {"name": name, "until": now + after_seconds}
-
-
-def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
-    """Write a row and take it back, in one transaction. Nobody sees it, and nothing is left of it.
-
-    The row is one of `leases`: that table is small, so PostgreSQL removes what this leaves behind within a minute.
-    If it `is_whole`, a pass is reserved and taken back as well, which needs all the room that a real one needs.
-    """
-    yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
-    yield "DELETE FROM leases WHERE name = :name", {"name": name}
-    if is_whole:
-        row: dict[str, Any] = dict.fromkeys(_RESERVED, name) | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
-        row |= {"reserved_at": now, "lapses_at": now + 60}
-        yield _RESERVE, row
-        yield from change_sums(row, passes=1, opened=1)
-        yield from release(name)
-
-
-def listed(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
-    """Return the latest passes, of one user or of all, newest first."""
-    whose = "AND user_id = :user_id" if user_id is not None else ""
-    rows = yield (
-        f"SELECT * FROM passes WHERE transport <> '' {whose} ORDER BY reserved_at DESC LIMIT :most",  # noqa: S608 - two fixed texts
-        {"user_id": user_id, "most": most},
-    )
-    return [as_issued_pass(row) for row in rows]
-
-
-def page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
-    """Return the passes that follow `after` (reserved_at, pass_id), oldest first: how an export walks through all."""
-    rows = yield _PAGE, {"reserved_at": after[0], "pass_id": after[1], "most": most}
-    return [as_issued_pass(row) for row in rows]
-
-
-def totals(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
-    """Return who used most in the window: token_issuer, user_id, passes, seconds."""
-    rows = yield _TOTALS, {"since": now - window_seconds, "most": most}
-    return [{**row, "seconds": int(row["seconds"])} for row in rows]  # PostgreSQL sums to a Decimal
-
-
-def standing(now: float) -> Dialogue[Standing]:
-    """Return what is open and what is overdue, each counted so far as costs next to nothing."""
-    instants = {"minute": math.floor(now / 60), "before": now - UNUSED_SECONDS}
-    (row,) = yield _STANDING, instants | {"most": MAX_COUNTED}
-    oldest = row["oldest"]
-    return Standing(
-        open_conversations=int(row["opened"]),
-        unsettled=row["unsettled"],
-        oldest_unsettled_seconds=0.0 if oldest is None else now - oldest,
-    )
-
-
-def forget(age_seconds: int, now: float) -> Dialogue[None]:
-    """Delete some of the passes and settlements that are older than `age_seconds`, and the sums that no limit needs.
-
-    `age_seconds` is 31 days at least: then the sums of these passes are gone already.
-    """
-    (oldest,) = yield _OLDEST, {"before": now - age_seconds}
-    if oldest["last"] is not None:
-        yield "DELETE FROM passes WHERE transport <> '' AND reserved_at <= :last", oldest
-    yield from delete_old_sums(now)
-    yield _FORGET_ORPHANS, {"before": now - min(age_seconds, ORPHAN_SECONDS)}
-
-
-def block(blocked: Block, now: float) -> Dialogue[None]:
-    """Give no more passes to a user, for an agent, or to anyone."""
-    yield _BLOCK, asdict(blocked) | {"now": now}
-
-
-def unblock(blocked: Block) -> Dialogue[None]:
-    """Take a block back."""
-    yield _UNBLOCK, asdict(blocked)
-
-
-def blocks() -> Dialogue[list[Block]]:
-    """Return all that is blocked."""
-    rows = yield "SELECT kind, key, token_issuer FROM blocks ORDER BY kind, key", {}
-    return [Block(**row) for row in rows]
 
 
 def as_issued_pass(row: Row) -> IssuedPass:
@@ -273,11 +174,11 @@ def as_issued_pass(row: Row) -> IssuedPass:
     return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
 
 
-_RESERVED: Final = [field.name for field in fields(Reservation)]
+RESERVED: Final = [field.name for field in fields(Reservation)]
 
 FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
 
-_RESERVE: Final = """
+RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
                     reserved_at, lapses_at, seconds)
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
@@ -318,45 +219,3 @@ VALUES (:conversation_id, :now, :seconds, :cost, :agent_id, :source)
 ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
     cost = excluded.cost, agent_id = excluded.agent_id, source = excluded.source
 WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""
-
-_DUE: Final = """
-SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
-AND reserved_at > :after AND reserved_at < :before ORDER BY reserved_at LIMIT :most"""
-
-_LEASE: Final = """
-INSERT INTO leases (name, held_until) VALUES (:name, :held_until)
-ON CONFLICT (name) DO UPDATE SET held_until = excluded.held_until
-WHERE leases.held_until <= :now OR leases.held_until > excluded.held_until
-RETURNING name"""
-
-_PAGE: Final = """
-SELECT * FROM passes WHERE transport <> '' AND (reserved_at, pass_id) > (:reserved_at, :pass_id)
-ORDER BY reserved_at, pass_id LIMIT :most"""
-
-_TOTALS: Final = """
-SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes
-WHERE transport <> '' AND reserved_at > :since
-GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
-
-_STANDING: Final = """
-SELECT (SELECT coalesce(sum(open), 0) FROM sums WHERE scope = 'all' AND length = 60 AND slot > :minute) AS opened,
-       (SELECT count(*) FROM (SELECT 1 FROM passes WHERE transport <> '' AND settled_at IS NULL
-                              AND conversation_id IS NOT NULL AND reserved_at < :before LIMIT :most) AS overdue)
-       AS unsettled,
-       (SELECT min(reserved_at) FROM passes WHERE transport <> '' AND settled_at IS NULL
-        AND conversation_id IS NOT NULL AND reserved_at < :before) AS oldest"""
-
-_OLDEST: Final = """
-SELECT max(reserved_at) AS last FROM
-(SELECT reserved_at FROM passes
- WHERE transport <> '' AND reserved_at < :before ORDER BY reserved_at LIMIT 1000) AS oldest"""
-
-_FORGET_ORPHANS: Final = """
-DELETE FROM orphans WHERE conversation_id IN
-(SELECT conversation_id FROM orphans WHERE arrived_at < :before LIMIT 1000)"""
-
-_BLOCK: Final = """
-INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :token_issuer, :now)
-ON CONFLICT DO NOTHING"""
-
-_UNBLOCK: Final = "DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer"

@@ -49,8 +49,10 @@ def is_kept(length: int, age_seconds: float) -> bool:
 
 def find_days(now: float) -> Dialogue[tuple[int, int]]:
     """Return the first and the last day whose sums can be compared, as slots."""
-    (row,) = yield "SELECT max(reserved_at) AS latest FROM passes WHERE transport <> ''", {}
-    return math.floor(now / DAY_SECONDS) - 29, math.floor(max(now, row["latest"] or now) / DAY_SECONDS)
+    (row,) = yield _DAYS, {}
+    today = math.floor(now / DAY_SECONDS)
+    days = [day for day in row.values() if day is not None]
+    return max(today - 29, math.floor(min(days, default=today + 1))), math.floor(max(days, default=today))
 
 
 def fix_hour(hour: int, now: float) -> Dialogue[list[Row]]:
@@ -133,6 +135,12 @@ DELETE FROM sums WHERE scope IN (SELECT scope FROM scopes) AND length = :length 
 _SUMS: Final = f"""{_EACH_SCOPE}
 SELECT sums.* FROM scopes JOIN sums ON sums.scope = scopes.scope
 WHERE length = :length AND slot >= :first AND slot < :end"""  # noqa: S608
+
+_DAYS: Final = """
+SELECT (SELECT min(reserved_at) FROM passes WHERE transport <> '') / 86400 AS first,
+       (SELECT max(reserved_at) FROM passes WHERE transport <> '') / 86400 AS last,
+       (SELECT min(slot) FROM sums WHERE scope = 'all' AND length = 86400) AS first_sum,
+       (SELECT max(slot) FROM sums WHERE scope = 'all' AND length = 86400) AS last_sum"""
 
 _PASSES: Final = """
 SELECT agent_alias, reserved_at, seconds FROM passes
