@@ -35,6 +35,7 @@ from voicepass.ledger import Ledger, limits
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
+from voicepass.ledger.sums import change_sums
 from voicepass.model import Scope
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +300,18 @@ async def test_the_disk_is_waited_for_unless_a_transaction_need_not_be_durable(b
         return str(row["level"])
 
     assert [await busy.run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
+
+
+async def test_nobody_waits_for_the_disk_with_the_locks_of_the_sums(busy: Ledger) -> None:
+    def rule(_now: float) -> Dialogue[str]:
+        (row,) = yield "SELECT * FROM passes LIMIT 1", {}
+        yield from change_sums(row, passes=1)
+        yield from change_sums(row, passes=-1)
+        (level,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
+        return str(level["level"])
+
+    assert await busy.run(rule) == "off"
+    assert await rows(busy, "SELECT name FROM leases") == []
 
 
 async def test_limits_hold_where_the_database_prefers_another_isolation(engine: Engine, postgres: Postgres) -> None:

@@ -1,4 +1,4 @@
-"""Rules about what is really open: which passes to ask about, what ElevenLabs answered, which pass to return again."""
+"""Rules about what is really open: about which passes to ask, what ElevenLabs answered, which pass to return again."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, Sea
 MOST_ASKED: Final = 10
 """Passes that one lookup asks ElevenLabs about."""
 PAUSE_SECONDS: Final = 2.0
-"""After a lookup that freed nothing."""
+"""After a lookup that freed nothing, nobody starts another for so long."""
 UNOPENED_SECONDS: Final = 5.0
-"""ElevenLabs' answer that nobody has opened a pass is believed for this long: one lookup and the pause after it."""
+"""ElevenLabs' answer that nobody has opened a pass is valid for so long: one lookup and the pause after it."""
 LIST_LAG_SECONDS: Final = 15.0
 """ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
@@ -25,8 +25,8 @@ FAILED_SECONDS: Final = 60.0
 LOOKUP_SECONDS: Final = 10.0
 """The longest that a lookup may take: a third of the longest deadline."""
 AHEAD_SECONDS: Final = 3.0
-"""An instant in the ledger may be up to this far in the future, because parallel transactions read the clock one after
-another. One that is further in the future was written while a clock was wrong, and is ignored."""
+"""An instant in the ledger may be this far in the future, because parallel transactions do not read the clock together.
+If it is further in the future, a clock was wrong, and voicepass ignores it."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
@@ -48,8 +48,8 @@ def begin_lookup(
         "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
     }
     if not (yield _TAKE_TURN, parameters):
-        is_anothers = yield from is_lookup_running(key, now)
-        return LookupTurn(turn=Turn.RUNNING if is_anothers else Turn.PAUSED)
+        is_running = yield from is_lookup_running(key, now)
+        return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
     question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
     rows = yield question, parameters
     return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
@@ -78,7 +78,7 @@ def is_in_flight(whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
 
 
 def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -> Dialogue[bool]:
-    """Note that nobody has opened a conversation yet. Returns whether its pass is so old that this released it."""
+    """Note that nobody has opened a conversation yet. Returns whether its pass was old enough to be released."""
     if (yield from expire(conversation_id, now, min_age_seconds=expires_seconds)):
         return True
     yield _UNOPEN, {"conversation_id": conversation_id, "now": now}
@@ -86,7 +86,7 @@ def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -
 
 
 def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
-    """Note that a conversation is open; a pass that was released as unopened counts again. Returns whether it was."""
+    """Note that a conversation is open. If its pass was released as unopened, it counts again: then True."""
     for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
         if row["settled_by"] == "expiry":
             yield from _reopen(row, opened_at)
@@ -121,9 +121,9 @@ def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
 
 
 def list_unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
-    """Return the user's passes for this agent and transport of which ElevenLabs has just said that nobody opened them.
+    """Return the user's passes for this agent and transport, the newest first.
 
-    The newest comes first.
+    ElevenLabs has just said that nobody has opened them.
     """
     instants = {"since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS, "latest": now + AHEAD_SECONDS}
     rows = yield _UNOPENED, {**whose, **instants}
@@ -131,7 +131,7 @@ def list_unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedP
 
 
 def erase_sealed(now: float) -> Dialogue[None]:
-    """Erase sealed credentials that are too old to be used, and what lookups and failed requests have left behind."""
+    """Erase sealed credentials that are too old to be used, and delete old lookups and failed requests."""
     before = now - UNUSED_SECONDS
     yield "UPDATE passes SET sealed = NULL WHERE sealed IS NOT NULL AND reserved_at <= :before", {"before": before}
     yield "DELETE FROM lookups WHERE running_until < :before AND paused_until < :before", {"before": before}
@@ -141,7 +141,7 @@ def erase_sealed(now: float) -> Dialogue[None]:
 def begin_listing(
     agent_id: str, now: float, *, every_seconds: float, recent_seconds: float
 ) -> Dialogue[Listing | None]:
-    """Return which part of the agent's list is to be read now; None while there is nothing to learn from it.
+    """Return which part of the agent's list to read now; None if it would show nothing new.
 
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
     """
@@ -158,7 +158,7 @@ def begin_listing(
     (row,) = yield _TO_LIST, parameters
     yield _BEGIN_LISTING, parameters
     listed_until = known["listed_until"] or 0.0
-    if listed_until > now:  # a clock was ahead, and the list cannot have been read so far
+    if listed_until > now:  # a clock was ahead: nobody can have read the list so far
         listed_until = 0.0
     begins = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
@@ -175,13 +175,13 @@ def note_listed(agent_id: str, until: float) -> Dialogue[None]:
 
 
 def list_never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
-    """Return passes that were so old when the list was last read, and are not in it; oldest first."""
+    """Return passes that were old enough when the list was last read, and are not in it; the oldest first."""
     rows = yield _NEVER_OPENED, {"agent_id": agent_id, "seconds": min_age_seconds, "most": most}
     return [as_issued_pass(row) for row in rows]
 
 
 def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
-    """Return the passes behind these conversations, as far as they were issued here."""
+    """Return the passes of these conversations. A conversation that voicepass did not issue has none."""
     names = {f"id_{n}": conversation_id for n, conversation_id in enumerate(conversation_ids)}
     rows: list[Row] = []
     if names:
@@ -199,8 +199,8 @@ RETURNING key"""
 
 _RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
 
-# The user's own come first, for one of them may be returned again; then those of which nothing is known. Among equals
-# chance decides, so that in time each is asked about.
+# The user's own passes come first, because voicepass may return one of them again. Those of unknown state come next. The
+# rest of the order is random, so that voicepass asks about each in time.
 _ORDER: Final = """
 ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 ELSE 1 END,
          CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT {most}"""

@@ -17,7 +17,7 @@ ORPHAN_SECONDS: Final = 24 * 3600
 
 
 def list_overdue(most: int, after: float, now: float, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
-    """Return the passes that ElevenLabs' list should have settled by now and has not, oldest first."""
+    """Return old passes that ElevenLabs' list has not settled, the oldest first."""
     rows = yield _DUE, {"after": after, "before": now - min_age_seconds, "most": most}
     return [as_issued_pass(row) for row in rows]
 
@@ -33,7 +33,7 @@ def list_latest(user_id: str | None, most: int) -> Dialogue[list[IssuedPass]]:
 
 
 def list_page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
-    """Return the passes that follow `after` (reserved_at, pass_id), oldest first: how an export walks through all."""
+    """Return the passes after `after` (reserved_at, pass_id), the oldest first. An export reads page by page."""
     rows = yield _PAGE, {"reserved_at": after[0], "pass_id": after[1], "most": most}
     return [as_issued_pass(row) for row in rows]
 
@@ -45,7 +45,7 @@ def sum_by_user(window_seconds: int, most: int, now: float) -> Dialogue[list[Row
 
 
 def read_standing(now: float) -> Dialogue[Standing]:
-    """Return what is open and what is overdue, each counted so far as costs next to nothing."""
+    """Return how many passes are open, and how many are overdue, up to MAX_COUNTED."""
     instants = {"minute": math.floor(now / 60), "before": now - UNUSED_SECONDS}
     (row,) = yield _STANDING, instants | {"most": MAX_COUNTED}
     oldest = row["oldest"]
@@ -69,36 +69,36 @@ def forget(age_seconds: int, now: float) -> Dialogue[None]:
 
 
 def block(blocked: Block, now: float) -> Dialogue[None]:
-    """Give no more passes to a user, for an agent, or to anyone."""
+    """Block a user, an agent or everyone."""
     yield _BLOCK, asdict(blocked) | {"now": now}
 
 
 def unblock(blocked: Block) -> Dialogue[None]:
-    """Take a block back."""
+    """Remove a block."""
     yield _UNBLOCK, asdict(blocked)
 
 
 def list_blocks() -> Dialogue[list[Block]]:
-    """Return all that is blocked."""
+    """Return all blocks."""
     rows = yield "SELECT kind, key, token_issuer FROM blocks ORDER BY kind, key", {}
     return [Block(**row) for row in rows]
 
 
 def lease(name: str, seconds: float, now: float) -> Dialogue[bool]:
-    """Take a lease unless it is held. One that ends later than a new one would does not count: a clock was ahead."""
+    """Take a lease unless another instance holds it. One that ends too late does not count: a clock was ahead."""
     return bool((yield _LEASE, {"name": name, "held_until": now + seconds, "now": now}))
 
 
 def end_lease(name: str, now: float, *, after_seconds: float) -> Dialogue[None]:
-    """Let a lease lapse earlier than it would."""
+    """Shorten a lease, so that it ends after these seconds."""
     yield "UPDATE leases SET held_until = :until WHERE name = :name", {"name": name, "until": now + after_seconds}
 
 
 def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
-    """Write a row and take it back, in one transaction. Nobody sees it, and nothing is left of it.
+    """Write a row and delete it again, in one transaction. Nobody sees it.
 
-    The row is one of `leases`: that table is small, so PostgreSQL removes what this leaves behind within a minute.
-    If it `is_whole`, a pass is reserved and taken back as well, which needs all the room that a real one needs.
+    The row is one of `leases`: PostgreSQL cleans this small table within a minute. If `is_whole`, this reserves and
+    releases a pass as well, which needs as much room as a real pass.
     """
     yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
     yield "DELETE FROM leases WHERE name = :name", {"name": name}

@@ -121,17 +121,17 @@ def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
     return as_issued_pass(settled[0]) if before["settled_by"] in {None, "expiry"} else None
 
 
-def is_of_another_agent(issued_agent_id: str, told_agent_id: str | None) -> bool:
-    """Tell whether ElevenLabs tells of another agent than a pass was issued for.
+def is_of_another_agent(issued_agent_id: str, reported_agent_id: str | None) -> bool:
+    """Tell whether ElevenLabs reports another agent than the pass was issued for.
 
-    A speech engine's id (`seng_…`) and its agent's (`agent_…`) name one thing (the SDK's `conversations.list`).
+    A speech engine's id (`seng_…`) and that of its agent (`agent_…`) name the same (the SDK's `conversations.list`).
     """
-    both = (issued_agent_id, told_agent_id or "")
-    return issued_agent_id != told_agent_id and all(agent_id.startswith("agent_") for agent_id in both)
+    both = (issued_agent_id, reported_agent_id or "")
+    return issued_agent_id != reported_agent_id and all(agent_id.startswith("agent_") for agent_id in both)
 
 
 def _reported_user_id(settlement: Settlement, user_id: str) -> str | None:
-    """Return the user id that the browser claimed: one that is not the user's, if it claimed several."""
+    """Return the user id that the browser sent to ElevenLabs. If it sent several, return one that is not the user's."""
     claimed = [each for each in (settlement.user_id, settlement.variable_user_id) if each is not None]
     return next((each for each in claimed if each != user_id), claimed[0] if claimed else None)
 
@@ -161,7 +161,7 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
 
 
 def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
-    """Return the pass behind a conversation, or raise ConversationUnknown."""
+    """Return the pass of a conversation, or raise ConversationUnknown."""
     found = yield FIND_ISSUED, {"conversation_id": conversation_id}
     if not found:
         raise ConversationUnknown
@@ -170,7 +170,7 @@ def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
 
 def as_issued_pass(row: Row) -> IssuedPass:
     """Return a row as the data type."""
-    # By name, not by all that is there: an older instance must not stumble over a column that a newer one has added.
+    # Only known columns: a newer instance may have added others.
     return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
 
 

@@ -28,7 +28,7 @@ def change_sums(row: Row, *, passes: int = 0, failed: int = 0, seconds: int = 0,
         slots = {f"slot_{length}": int(row["reserved_at"] // length) for length in LENGTHS}
         numbers = {"passes": passes, "failed": failed, "seconds": seconds, "opened": opened}
         scope_and_lapse = {"agent": f"agent {row['agent_alias']}", "lapses": int(row["lapses_at"] // 60)}
-        yield _CHANGE, slots | numbers | scope_and_lapse
+        yield CHANGE, slots | numbers | scope_and_lapse
 
 
 def is_open(row: Row) -> bool:
@@ -121,7 +121,7 @@ _OF_SCOPE: Final = """
 ({scope}, 5, :slot_5, :passes, :failed, :seconds, 0), ({scope}, 60, :slot_60, :passes, :failed, :seconds, 0),
 ({scope}, 60, :lapses, 0, 0, 0, :opened), ({scope}, 3600, :slot_3600, :passes, :failed, :seconds, 0),
 ({scope}, 86400, :slot_86400, :passes, :failed, :seconds, 0)"""
-_CHANGE: Final = _INTO + _OF_SCOPE.format(scope=":agent") + "," + _OF_SCOPE.format(scope="'all'") + _ADD
+CHANGE: Final = _INTO + _OF_SCOPE.format(scope=":agent") + "," + _OF_SCOPE.format(scope="'all'") + _ADD
 _CORRECT: Final = f"{_INTO} (:scope, :length, :slot, :passes, 0, :seconds, :open) {_ADD}"
 
 # The key begins with the scope: naming each scope lets the engine jump to its slots.
