@@ -199,8 +199,8 @@ RETURNING key"""
 
 _RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
 
-# The user's own passes come first, because voicepass may return one of them again. Those of unknown state come next. The
-# rest of the order is random, so that voicepass asks about each in time.
+# First the passes of the user, because voicepass may return one of them again; then those of unknown state. The rest
+# of the order is random, so that voicepass asks about each in time.
 _ORDER: Final = """
 ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 ELSE 1 END,
          CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT {most}"""
