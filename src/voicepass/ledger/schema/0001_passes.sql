@@ -21,7 +21,7 @@ CREATE TABLE passes (
     settled_at        DOUBLE PRECISION,
     settled_by        TEXT,                       -- webhook, reconciler, lookup or expiry
     cost              BIGINT,                     -- in ElevenLabs' credits
-    reported_user_id  TEXT                        -- what the browser told ElevenLabs
+    reported_user_id  TEXT                        -- the user id that the browser sent to ElevenLabs
 );
 CREATE INDEX passes_of_user ON passes (token_issuer, user_id, reserved_at, seconds, lapses_at);
 -- These two have a condition that is true for every row, and that no query about one user contains. Without it,
