@@ -86,7 +86,7 @@ class Demo:
         expect(self.status).to_contain_text("Connected")
 
     def break_the_pass(self, fault: str) -> None:
-        faults = self.page.get_by_role("group").filter(has=self.page.get_by_text("Faults", exact=True))
+        faults = self.page.get_by_role("group").filter(has=self.page.locator("summary"))
         faults.evaluate("(details) => (details.open = true)")
         self.page.get_by_role("combobox", name="Try a broken pass").select_option(fault)
 

@@ -61,7 +61,7 @@ def _tab_to(page: Page, name: str, *, key: str = "Tab") -> None:
 def test_the_whole_journey_works_by_keyboard_alone(demo: Demo) -> None:
     keyboard = demo.page.keyboard
 
-    _tab_to(demo.page, "Your name")
+    assert demo.page.evaluate(_FOCUSED)[0] == "Your name"
     keyboard.type("Ada")
     keyboard.press("Enter")
     expect(demo.button("Start conversation")).to_be_focused()
@@ -83,8 +83,8 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
         - heading "One sign-in, one pass, one conversation." [level=1]
         - list "Progress":
           - listitem: Sign in
-          - listitem: Pass
-          - listitem: Conversation
+          - listitem: "Start: get a pass"
+          - listitem: Talk
         - region "Sign in":
           - heading "Sign in" [level=2]
           - textbox "Your name"
@@ -100,7 +100,11 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
           - log "Transcript"
           - textbox "Message" [disabled]
           - button "Send" [disabled]
-          - group: Faults
+          - group "Suggestions":
+            - button "I want to sell eggs for 2 dollars each" [disabled]
+            - button "Hello" [disabled]
+            - button "Goodbye" [disabled]
+          - group: Try a broken pass
         - region "Pass":
           - heading "Pass" [level=2]
         - region "Products":
@@ -113,6 +117,9 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
           - article "After":
             - heading "After" [level=3]
             - button "Try with a pass"
+        - region "Use this in your app":
+          - heading "Use this in your app" [level=2]
+          - button "Copy these lines"
         """
     )
 

@@ -30,6 +30,17 @@ def test_a_signed_in_user_orders_and_ends_with_an_empty_console(demo: Demo) -> N
     assert demo.console == []
 
 
+def test_a_suggestion_is_sent_as_a_line(demo: Demo) -> None:
+    demo.sign_in()
+    demo.start()
+
+    demo.button("Hello").click()
+
+    expect(demo.transcript.get_by_text("Hello", exact=True)).to_be_visible()
+    demo.button("Goodbye").click()
+    expect(demo.status).to_contain_text("Disconnected 1000")
+
+
 def test_the_conversation_on_the_line_is_the_one_on_the_pass(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()

@@ -87,6 +87,7 @@ function show(state, title, { code = "", reason = "", hint = "" } = {}) {
   $("end").hidden = !running;
   $("mode").disabled = $("fault").disabled = running;
   $("message").disabled = $("send").disabled = state !== "connected";
+  for (const chip of $("chips").children) chip.disabled = state !== "connected";
   if (state !== "connected") hearing("");
   // A control that vanishes must not take the keyboard's place on the page with it.
   // And the page stays where it is: what has just begun is read at the top of the card.
@@ -374,6 +375,14 @@ async function broken(fault, { signedUrl, userId, dynamicVariables }) {
   return { signedUrl: url.href, ...(fault === "variable" && { dynamicVariables: variables }) };
 }
 
+function send(text) {
+  if (!text || !live?.session?.isOpen()) return false;
+  live.typed.push(text);
+  say(user.name, text, "user");
+  live.session.sendUserMessage(text);
+  return true;
+}
+
 function start() {
   const voice = document.querySelector("input[name=mode]:checked").value === "voice";
   const attempt = (live = { voice, typed: [], session: null });
@@ -552,12 +561,14 @@ $("start").addEventListener("click", start);
 $("end").addEventListener("click", () => live?.connection.end());
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = $("message").value.trim();
-  if (!text || !live?.session?.isOpen()) return;
-  live.typed.push(text);
-  say(user.name, text, "user");
-  live.session.sendUserMessage(text);
-  $("message").value = "";
+  if (send($("message").value.trim())) $("message").value = "";
+});
+$("chips").addEventListener("click", ({ target }) => {
+  if (target.matches("button")) send(target.textContent);
+});
+$("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText($("use-code").textContent);
+  $("copy").textContent = "Copied";
 });
 $("before").addEventListener("click", before);
 $("after").addEventListener("click", after);
