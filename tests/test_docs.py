@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,8 @@ def with_errors(document: str) -> str:
     """The page with its table made from the code, sorted by status; what the operator does is kept."""
     remedies = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", document, re.MULTILINE))
     rows = [
-        f"| `{refusal.code}` | {refusal.status} | {refusal.detail.replace('<', '&lt;')} | {remedies.get(refusal.code, '')} |"
+        f"| `{refusal.code}` | {refusal.status} | {escape(refusal.detail, quote=False)} "
+        f"| {remedies.get(refusal.code, '')} |"
         for refusal in sorted(refusals(), key=lambda refusal: refusal.status)
     ]
     head = "| code | status | what the user sees (`detail`) | what the operator does |\n|---|---|---|---|\n"

@@ -10,6 +10,7 @@ from voicepass.doctor.causes import CAUSES, CHECKS, Outcome
 from voicepass.doctor.closings import SYMPTOMS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+ANY = "anything else"
 BLANKS = re.compile(r"\{(\w+)\}")
 
 
@@ -27,21 +28,27 @@ def reason(pattern: str) -> str:
 
 
 def by_close() -> str:
+    """One row for each code and cause, with every text that means it."""
+    texts: dict[tuple[int | None, str], list[str]] = {}
+    for symptom in SYMPTOMS:
+        text = f"`{reason(symptom.text)}`" if symptom.text else ANY
+        texts.setdefault((symptom.code, symptom.cause), []).append(text)
     rows = [
-        f"| {symptom.code or ''} | {f'`{reason(symptom.text)}`' if symptom.text else 'none of these'} "
-        f"| {shown(CAUSES[symptom.cause].says)} | {shown(CAUSES[symptom.cause].remedy)} |"
-        for symptom in sorted(SYMPTOMS, key=lambda symptom: (symptom.code is None, symptom.code or 0))
+        f"| {code or ''} | {' or '.join(of_cause)} | {shown(CAUSES[cause].says)} | {shown(CAUSES[cause].remedy)} |"
+        for (code, cause), of_cause in sorted(texts.items(), key=lambda row: (row[0][0] or 9999, ANY in row[1]))
     ]
     return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
 
 
 def by_check() -> str:
+    """The causes that are not in the first table."""
+    in_first_table = {symptom.cause for symptom in SYMPTOMS}
     rows = [
         f"| `{check}` | {cause.outcome if cause.outcome is not Outcome.FAILED else '**failed**'} "
         f"| {shown(cause.says)} | {shown(cause.remedy)} |"
         for check in CHECKS
-        for cause in CAUSES.values()
-        if cause.check == check and cause.outcome in {Outcome.FAILED, Outcome.WARNING}
+        for name, cause in CAUSES.items()
+        if name not in in_first_table and cause.check == check and cause.outcome in {Outcome.FAILED, Outcome.WARNING}
     ]
     return "\n".join(["| check | outcome | what it found | what to do |", "|---|---|---|---|", *rows])
 
@@ -58,7 +65,7 @@ def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
     assert document == with_tables(document)
-    assert document.count("\n| ") > 80
+    assert document.count("\n| ") > 60
 
 
 if __name__ == "__main__":
