@@ -6,7 +6,7 @@ To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
 import re
 from pathlib import Path
 
-from voicepass.doctor.causes import CAUSES, CHECKS, Outcome
+from voicepass.doctor.causes import CAUSES, CHECKS
 from voicepass.doctor.closings import SYMPTOMS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
@@ -41,16 +41,7 @@ def by_close() -> str:
 
 
 def by_check() -> str:
-    """The causes that are not in the first table."""
-    in_first_table = {symptom.cause for symptom in SYMPTOMS}
-    rows = [
-        f"| `{check}` | {cause.outcome if cause.outcome is not Outcome.FAILED else '**failed**'} "
-        f"| {shown(cause.says)} | {shown(cause.remedy)} |"
-        for check in CHECKS
-        for name, cause in CAUSES.items()
-        if name not in in_first_table and cause.check == check and cause.outcome in {Outcome.FAILED, Outcome.WARNING}
-    ]
-    return "\n".join(["| check | outcome | what it found | what to do |", "|---|---|---|---|", *rows])
+    return "\n".join(f"- `{check}`: {meaning}" for check, meaning in CHECKS.items())
 
 
 def with_tables(document: str) -> str:
@@ -65,7 +56,7 @@ def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
     assert document == with_tables(document)
-    assert document.count("\n| ") > 60
+    assert document.count("\n| ") > 25
 
 
 if __name__ == "__main__":
