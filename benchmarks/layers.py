@@ -71,7 +71,7 @@ class Given:
 
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return one."""
-        credential = await AtOnce().credential(AGENT, request.transport)
+        credential = await AtOnce().fetch_credential(AGENT, request.transport)
         return VoicePass(
             transport=Transport.WEBSOCKET,
             credential=credential,

@@ -29,7 +29,7 @@ import psycopg
 import uvloop
 
 from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger
-from voicepass.config.policyfile import MAX_AMOUNT, LimitsEntry, LimitTables
+from voicepass.config.limits import MAX_AMOUNT, LimitsEntry, LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger
@@ -195,7 +195,7 @@ def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
             transport=Transport.WEBSOCKET,
             seconds=600,
         )
-        credential = await provider.credential(AGENT, reservation.transport)
+        credential = await provider.fetch_credential(AGENT, reservation.transport)
 
         def taken_out(_now: float) -> Dialogue[None]:
             yield "DELETE FROM passes WHERE pass_id = :pass_id", {"pass_id": reservation.pass_id}

@@ -21,7 +21,7 @@ class NoLedger:
 class NeverAtALimit:
     """What looks up open passes, for users whom no limit refuses."""
 
-    async def look_up(self, _reservation: Reservation, _limit: Limit, /) -> bool:
+    async def refresh(self, _reservation: Reservation, _limit: Limit, /) -> bool:
         return False
 
     async def reissue(self, _reservation: Reservation, _agent: Agent, refusal: LimitReached, /) -> Credential:
@@ -38,6 +38,6 @@ class Stranger:
 class AtOnce:
     """The provider: ElevenLabs, if it took no time."""
 
-    async def credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
+    async def fetch_credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
         conversation_id = f"conv_{uuid.uuid4().hex}"
         return Credential(secret=f"wss://{conversation_id}", conversation_id=conversation_id, expires_at=2e9)

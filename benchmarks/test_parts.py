@@ -20,11 +20,12 @@ from benchmarks.ports import AtOnce
 from tests.conftest import MakeToken, make_token, settings_with
 from voicepass.api.schemas import SignedUrlPass
 from voicepass.config.build import Configuration, configure
-from voicepass.config.policyfile import MAX_AMOUNT, LimitTables, UserLimitsEntry
+from voicepass.config.limits import MAX_AMOUNT, LimitTables, UserLimitsEntry
 from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Attempt, Credentials, Reservation, Transport, User, VoicePass
+from voicepass.model import Credentials, Reservation, Transport, User, VoicePass
+from voicepass.telemetry.attempt import Attempt, StepName
 from voicepass.telemetry.lines import AttemptLog
 from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.metrics import AttemptMetrics
@@ -101,7 +102,7 @@ def test_reserve_and_grant_on_disk(benchmark: BenchmarkFixture, on_disk: OnDisk)
             transport=Transport.WEBSOCKET,
             seconds=600,
         )
-        credential = await AtOnce().credential(configuration_agent, Transport.WEBSOCKET)
+        credential = await AtOnce().fetch_credential(configuration_agent, Transport.WEBSOCKET)
         await on_disk.ledger.reserve(reservation, LIMITS)
         await on_disk.ledger.grant(reservation, credential)
 
@@ -113,7 +114,7 @@ def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configura
     agent = configuration.policy.agents["default"].agent
     voice_pass = VoicePass(
         transport=Transport.WEBSOCKET,
-        credential=finished(AtOnce().credential(agent, Transport.WEBSOCKET)),
+        credential=finished(AtOnce().fetch_credential(agent, Transport.WEBSOCKET)),
         agent=agent,
         user_id=user.id,
         dynamic_variables=configuration.policy.variables_for(user, agent),
@@ -129,7 +130,7 @@ def attempt(configuration: Configuration, user: User) -> Attempt:
     attempt = Attempt(request_id="r", transport=Transport.WEBSOCKET, alias="default", client="127.0.0.1")
     attempt.user, attempt.agent = user, configuration.policy.agents["default"].agent
     attempt.outcome, attempt.conversation_id = "granted", "conv_1"
-    for name in ("verify", "reserve", "upstream", "grant"):
+    for name in (StepName.VERIFY, StepName.RESERVE, StepName.UPSTREAM, StepName.GRANT):
         with attempt.step(name):
             pass
     return attempt

@@ -1,9 +1,12 @@
 """What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
 
 import logging
+import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, ClassVar
 
@@ -11,6 +14,7 @@ import httpx
 import pytest
 import respx
 import structlog
+from fastapi import FastAPI
 from jose import jwt
 from pydantic import SecretStr
 from respx.mocks import AbstractRequestMocker
@@ -19,6 +23,10 @@ from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
 from voicepass.app import create_app
 from voicepass.config.settings import Settings
 from voicepass.demo import DemoSettings
+
+# Sixty tests start a process of ours. Without these caches, each process compiles the whole package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 AGENT_ID = "agent_7x"
 TOKEN_ISSUER = "https://login.example"
@@ -147,13 +155,27 @@ def signed_url(
     return f"{scheme}://{host}/v1/convai/conversation?{query}"
 
 
+@asynccontextmanager
+async def serving(**settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the service in this process until the block ends; yields a client. `settings` as in `settings_with`."""
+    async with serving_app(create_app(settings_with(**settings))) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving_app(app: FastAPI, *, peer: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+    """The same for an app that the test made itself. Requests come from the address `peer`."""
+    transport = httpx.ASGITransport(app, client=(peer, 4711))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as client,
+    ):
+        yield client
+
+
 @pytest.fixture
 async def api(request: pytest.FixtureRequest, upstream: respx.MockRouter) -> AsyncIterator[httpx.AsyncClient]:
     """The service, in process, in front of `upstream`. Parametrise indirectly with settings to change them."""
-    app = create_app(settings_with(**getattr(request, "param", {})))
     del upstream
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**getattr(request, "param", {})) as client:
         yield client

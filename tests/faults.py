@@ -212,7 +212,7 @@ FAULTS: dict[str, Fault] = {
     "reset": Fault(resetting, UNAVAILABLE),
     "headers trickle": Fault(trickling(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"), TIMEOUT),
     "body trickles": Fault(trickling(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b" "), TIMEOUT),
-    "body truncated": Fault(saying(http(200, b"{}").replace(b": 2", b": 99")), BAD_ANSWER),
+    "body truncated": Fault(saying(http(200, b"{}").replace(b": 2", b": 99")), UNAVAILABLE),
     "bad chunk": Fault(saying(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}"), BAD_ANSWER),
     "not HTTP": Fault(saying(b"SSH-2.0-OpenSSH_9.6\r\n"), BAD_ANSWER),
     "two lengths": Fault(saying(http(200, b"{}", "content-length: 3")), BAD_ANSWER),

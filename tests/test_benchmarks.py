@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 def test_voicepass_is_compared_and_who_does_not_run_is_said_to_be_missing() -> None:
     absent = Candidate("absent", "Not there", ("no-such-program",))
     figures = Figures()

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import settings_with
 from tests.servers import free_port, started
 from voicepass.app import create_app
-from voicepass.doctor.closings import SYMPTOMS
+from voicepass.elevenlabs.codes import CAUSES
 from voicepass.telemetry.logs import redact
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -35,12 +36,13 @@ FUNCTIONS = {"compile", "search", "match", "fullmatch", "sub", "subn", "split", 
 
 # Patterns that the source puts together, by file and expression.
 COMPOSED = {
-    "voicepass/doctor/closings.py: symptom.text": [symptom.text for symptom in SYMPTOMS if symptom.text],
+    "voicepass/elevenlabs/codes.py: pattern": [p for cause in CAUSES.values() for p in (*cause.reasons, *cause.lines)],
     r"elevenlabs_emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script._SMALL_TALK],
 }
 
 # Each pattern must find one of these texts: its worst cases are made from what it found.
 EXAMPLES = [
+    *(line["text"] for line in tomllib.loads((Path(__file__).parent / "doctor" / "lines.toml").read_text())["line"]),
     "missing the permission convai_read to",
     "counter_17.db",
     "tcp://10.0.0.1:8000",

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from tests.canaries import API_KEY, secrets_in
-from tests.conftest import UNLIMITED, MakeToken, policy_file, settings_with
+from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, settings_with
 from tests.faults import FAULTS, UNAVAILABLE, asked, good, http, legacy
 from tests.servers import listening, running
 from voicepass.app import create_app
@@ -29,11 +29,7 @@ PASS = "/v1/signed-url"
 @asynccontextmanager
 async def in_front_of(base_url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The service, in this loop."""
-    app = create_app(settings_with(elevenlabs_base_url=base_url, **settings))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(elevenlabs_base_url=base_url, **settings) as client:
         yield client
 
 
@@ -95,7 +91,7 @@ async def test_a_connection_that_was_kept_and_closed_is_no_fault_that_users_see(
     assert connections == 3
 
 
-async def test_when_all_fails_elevenlabs_is_called_at_most_12_times_for_10_requests(bearer: dict[str, str]) -> None:
+async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def be_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,10 +104,10 @@ async def test_when_all_fails_elevenlabs_is_called_at_most_12_times_for_10_reque
         answers = [await api.post(PASS, headers=bearer) for _ in range(50)]
 
     assert {answer.json()["code"] for answer in answers} == {"elevenlabs_busy"}
-    assert calls == 60
+    assert 50 + 10 <= calls <= 50 + 10 + 50 / 5
 
 
-async def test_where_the_line_breaks_a_call_is_made_again_by_the_budget_alone(bearer: dict[str, str]) -> None:
+async def test_after_a_broken_connection_a_call_is_made_again_and_so_is_the_first_call(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +119,7 @@ async def test_where_the_line_breaks_a_call_is_made_again_by_the_budget_alone(be
         answers = [await api.post(PASS, headers=bearer) for _ in range(5)]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {UNAVAILABLE}
-    assert calls == 6
+    assert calls == 10
 
 
 async def test_while_elevenlabs_is_out_of_order_it_is_left_alone_and_users_are_answered_at_once(
@@ -250,11 +246,12 @@ async def at_rest(client: httpx.AsyncClient) -> None:
     """Ask until what callers left behind has ended; a slot that is lost never comes back."""
     async with asyncio.timeout(10):
         told = ""
-        while not ("voicepass_calls_under_way 0.0" in told and "voicepass_calls_waiting 0.0" in told):
+        while not ("voicepass_calls_in_flight 0.0" in told and "voicepass_calls_waiting 0.0" in told):
             told = (await client.get("/metrics")).text
             await asyncio.sleep(0)  # asked in this loop, /metrics answers without once letting the calls go on
 
 
+@pytest.mark.long
 async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_pool(
     bearer: dict[str, str], tmp_path: Path
 ) -> None:
@@ -288,6 +285,7 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_p
     assert reserved == 0
 
 
+@pytest.mark.long
 async def test_500_peers_that_vanish_leave_nothing_reserved(make_token: MakeToken, tmp_path: Path) -> None:
     """Over sockets: a call that has begun is finished, so each pass is either granted or given back."""
     dice = random.Random(6)  # noqa: S311 - the same moments every time

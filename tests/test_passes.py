@@ -26,7 +26,6 @@ from voicepass.errors import (
 )
 from voicepass.model import (
     Agent,
-    Attempt,
     Counted,
     Credential,
     Credentials,
@@ -39,6 +38,7 @@ from voicepass.model import (
 )
 from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
+from voicepass.telemetry.attempt import Attempt
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,7 @@ class Ports:
         self.reservations.append(reservation)
         self._note("reserve")
 
-    async def credential(self, agent: Agent, transport: Transport) -> Credential:
+    async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         self._note("credential")
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
         return CREDENTIAL
@@ -90,8 +90,8 @@ class Ports:
         self._note("release")
         assert reservation == self.reservations[-1]
 
-    async def look_up(self, reservation: Reservation, limit: Limit) -> bool:
-        self._note("look_up")
+    async def refresh(self, reservation: Reservation, limit: Limit) -> bool:
+        self._note("refresh")
         assert (reservation, limit) == (self.reservations[-1], LIMITS[0])
         return self._lookup_changes
 
@@ -233,9 +233,7 @@ async def test_an_attempt_is_observed_and_given_back_whatever_happens(error: Bas
 
 
 def reached(kind: type[LimitReached]) -> LimitReached:
-    refusal = kind(operator_note="the limit n is reached")
-    refusal.limit_name = "n"
-    return refusal
+    return kind(operator_note="the limit n is reached", limit_name="n")
 
 
 @pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
@@ -246,7 +244,7 @@ async def test_before_a_user_is_refused_what_is_open_is_looked_up_and_the_ledger
 
     voice_pass = await passes(ports).issue(asked())
 
-    assert ports.calls == ["authenticate", "reserve", "look_up", "reserve", "credential", "grant"]
+    assert ports.calls == ["authenticate", "reserve", "refresh", "reserve", "credential", "grant"]
     assert voice_pass.credential is CREDENTIAL
     assert [(attempt.outcome, attempt.is_reissued) for attempt in ports.attempts] == [("granted", False)]
     (attempt,) = ports.attempts
@@ -260,7 +258,7 @@ async def test_a_user_who_is_at_the_limit_gets_the_unopened_pass_again(kind: typ
 
     voice_pass = await passes(ports).issue(asked())
 
-    assert ports.calls == ["authenticate", "reserve", "look_up", "reserve", "reissue"]
+    assert ports.calls == ["authenticate", "reserve", "refresh", "reserve", "reissue"]
     assert voice_pass.credential is unopened
     assert [(attempt.outcome, attempt.is_reissued, attempt.conversation_id) for attempt in ports.attempts] == [
         ("granted", True, "conv_0")
@@ -274,23 +272,21 @@ async def test_a_lookup_that_changed_nothing_is_not_followed_by_another_decision
     with pytest.raises(TooManyConversations):
         await passes(ports).issue(asked())
 
-    assert ports.calls == ["authenticate", "reserve", "look_up", "reissue"]
+    assert ports.calls == ["authenticate", "reserve", "refresh", "reissue"]
     assert [attempt.outcome for attempt in ports.attempts] == ["too_many_conversations"]
 
 
 async def test_a_ledger_that_fails_in_the_lookup_fails_closed() -> None:
-    ports = Ports({"reserve": reached(TooManyConversations), "look_up": LedgerUnavailable()})
+    ports = Ports({"reserve": reached(TooManyConversations), "refresh": LedgerUnavailable()})
 
     with pytest.raises(LedgerUnavailable):
         await passes(ports).issue(asked())
 
-    assert ports.calls == ["authenticate", "reserve", "look_up", "release"]
+    assert ports.calls == ["authenticate", "reserve", "refresh", "release"]
 
 
 def not_asked() -> Unavailable:
-    refusal = Unavailable(operator_note="not asked")
-    refusal.has_reached_elevenlabs = False
-    return refusal
+    return Unavailable(operator_note="not asked", has_reached_elevenlabs=False)
 
 
 @pytest.mark.parametrize(
@@ -355,8 +351,8 @@ async def test_a_pass_from_the_warm_store_that_cannot_be_granted_has_asked_nobod
     warm = replace(CREDENTIAL, is_warm=True)
 
     class Warm(Ports):
-        async def credential(self, agent: Agent, transport: Transport) -> Credential:
-            await super().credential(agent, transport)
+        async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
+            await super().fetch_credential(agent, transport)
             return warm
 
         async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None) -> None:

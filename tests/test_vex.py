@@ -58,6 +58,7 @@ def loaded(*, tmp_path: Path) -> set[str]:
     return {module.partition(".")[0] for module in json.loads(ended.stdout.splitlines()[-1])}
 
 
+@pytest.mark.long
 def test_a_running_service_imports_none_of_the_packages_that_the_vex_statement_names(tmp_path: Path) -> None:
     modules = loaded(tmp_path=tmp_path)
 

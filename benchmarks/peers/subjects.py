@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.peers.machine import BUILD, HERE, START_SECONDS, CannotRunError, Subject, Upstream, done, running
-from voicepass.config.policyfile import MAX_AMOUNT
+from voicepass.config.limits import MAX_AMOUNT
 from voicepass.config.settings import Settings
 
 AGENT_ID: Final = "agent_7x"

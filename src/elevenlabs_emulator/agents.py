@@ -1,32 +1,23 @@
 """An agent as its owner configured it, and how the vendor's API shows it."""
 
-from pydantic import BaseModel, ConfigDict
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Self
 
-# Every permission that the vendor's agent settings know by these paths, as in `conversation_config_override`.
-_OVERRIDES = (
-    "agent.first_message",
-    "agent.language",
-    "agent.prompt.prompt",
-    "agent.prompt.llm",
-    "tts.voice_id",
-    "tts.speed",
-    "tts.stability",
-    "tts.similarity_boost",
-    "asr.keywords",
-    "conversation.text_only",
-)
+from pydantic import BaseModel
+
+_FACTS = tomllib.loads(files(__package__).joinpath("agents.toml").read_text("utf-8"))
 
 
-class EmulatedAgent(BaseModel):
-    """What its owner set. The limits, `is_archived`, `is_shareable` and `webhook_id` are only shown.
+class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
+    """What the agent's owner set. `bursting`, `is_shareable` and `webhook_id` are only shown by the API.
 
-    `tool_variables` are the dynamic variables that its attached tool needs. `allowed_overrides` are dotted paths inside
-    `conversation_config_override`. `allowed_hosts`, when not empty, are the `host[:port]` an `Origin` may have; a
-    client without `Origin` is let in unless `requires_origin`, as with the real default. `languages` are those it
-    speaks beside its own.
+    `tool_variables` are the dynamic variables that its tool needs. `allowed_overrides` are dotted paths inside
+    `conversation_config_override`. `allowed_hosts` are the `host[:port]` that an `Origin` may have; a client without
+    `Origin` is admitted unless `requires_origin`, as the real default is. `languages` are those it speaks besides its
+    own. `client_events` are the frames that it sends; `vad_score` and `agent_tool_response` are off by default.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent_id: str
     requires_auth: bool = True
@@ -38,10 +29,14 @@ class EmulatedAgent(BaseModel):
     requires_origin: bool = False
     language: str = "en"
     languages: frozenset[str] = frozenset()
+    text_only: bool = False
+    client_events: frozenset[str] = frozenset(_FACTS["client_events"])
     is_archived: bool = False
     is_shareable: bool = False
     max_duration_seconds: int = 600
     concurrency_limit: int = -1
+    queueing: bool = True
+    queue_timeout_seconds: int = 60
     daily_limit: int = 100_000
     bursting: bool = True
     webhook_id: str | None = None
@@ -51,51 +46,61 @@ class EmulatedAgent(BaseModel):
         """Return the id of its one tool."""
         return f"tool_{self.agent_id}"
 
-    def shown(self) -> dict[str, object]:
-        """Return it in the shape of the vendor's agent model, without what nobody reads here."""
-        permissions: dict[str, object] = {}
-        for path in _OVERRIDES:
-            *sections, name = path.split(".")
-            node = permissions
-            for section in sections:
-                node = node.setdefault(section, {})  # type: ignore[assignment]
-            node[name] = path in self.allowed_overrides
-        return {
-            "agent_id": self.agent_id,
-            "name": self.agent_id,
-            "conversation_config": {
-                "agent": {
-                    "first_message": self.first_message,
-                    "language": self.language,
-                    "prompt": {"prompt": self.prompt, "tool_ids": [self.tool_id] if self.tool_variables else []},
-                    "dynamic_variables": {"dynamic_variable_placeholders": {}},
-                },
-                "conversation": {"text_only": False, "max_duration_seconds": self.max_duration_seconds},
-                "language_presets": {language: {"overrides": {}} for language in sorted(self.languages)},
-            },
-            "platform_settings": {
-                "auth": {
-                    "enable_auth": self.requires_auth,
-                    "allowlist": [{"hostname": host} for host in sorted(self.allowed_hosts)],
-                    "require_origin_header": self.requires_origin,
-                    "shareable_token": "shareable" if self.is_shareable else None,
-                },
-                "overrides": {"conversation_config_override": permissions},
-                "call_limits": {
-                    "agent_concurrency_limit": self.concurrency_limit,
-                    "daily_limit": self.daily_limit,
-                    "bursting_enabled": self.bursting,
-                },
-                "workspace_overrides": {"webhooks": self.webhook_id and {"post_call_webhook_id": self.webhook_id}},
-                "archived": self.is_archived,
-            },
-        }
+    def override(self, values: Mapping[str, object]) -> Self:
+        """Return the agent with these values of a client, by dotted path. Raises pydantic's `ValidationError`."""
+        changes = {field: values[path] for path, field in _FACTS["overrides"].items() if field and path in values}
+        return self.model_validate(self.model_dump() | changes)
 
-    def tool(self) -> dict[str, object]:
-        """Return its tool in the shape of the vendor's tool model: one variable in the URL, the others in the body."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the agent in the shape of the vendor's model, without what no caller reads."""
+        permissions = "platform_settings.overrides.conversation_config_override"
+        values = {path: getattr(self, field) for path, field in _FACTS["settings"].items()}
+        values |= {f"{permissions}.{path}": path in self.allowed_overrides for path in _FACTS["overrides"]}
+        values |= {
+            "metadata": {"created_at_unix_secs": 0, "updated_at_unix_secs": 0},
+            "conversation_config.agent.prompt.tool_ids": [self.tool_id] if self.tool_variables else [],
+            "conversation_config.agent.dynamic_variables.dynamic_variable_placeholders": {},
+            "conversation_config.conversation.client_events": sorted(self.client_events),
+            "conversation_config.language_presets": {each: {"overrides": {}} for each in sorted(self.languages)},
+            "platform_settings.auth.allowlist": [{"hostname": host} for host in sorted(self.allowed_hosts)],
+            "platform_settings.auth.shareable_token": "shareable" if self.is_shareable else None,
+            "platform_settings.workspace_overrides.webhooks": None,
+        }
+        if self.webhook_id:
+            values["platform_settings.workspace_overrides.webhooks"] = {"post_call_webhook_id": self.webhook_id}
+        return _nest(values)
+
+    def widget_as_json(self) -> dict[str, object]:
+        """Return the settings of the vendor's widget."""
+        widget = {
+            "language": self.language,
+            "supported_language_overrides": sorted(self.languages),
+            "first_message": self.first_message,
+            "text_only": self.text_only,
+            "supports_text_only": "conversation.text_only" in self.allowed_overrides,
+            "use_rtc": False,
+        }
+        return {"agent_id": self.agent_id, "widget_config": widget}
+
+    def tool_as_json(self) -> dict[str, Any]:
+        """Return its tool in the shape of the vendor's model: one variable in the URL, the others in the body."""
         first, *others = sorted(self.tool_variables)
-        body = {name: {"type": "string", "dynamic_variable": name} for name in others}
-        schema = {"url": f"https://shop.example/{{{{{first}}}}}", "request_body_schema": {"properties": body}}
-        learnt = [{"source": "response", "dynamic_variable": "order_id", "value_path": "id"}]
-        config = {"type": "webhook", "name": "create_product", "api_schema": schema, "assignments": learnt}
-        return {"id": self.tool_id, "tool_config": config}
+        properties = {name: {"type": "string", "dynamic_variable": name} for name in others}
+        schema = {
+            "url": f"https://shop.example/{{{{{first}}}}}",
+            "request_body_schema": {"type": "object", "properties": properties},
+        }
+        tool: dict[str, Any] = _FACTS["tool"]
+        return tool | {"id": self.tool_id, "tool_config": tool["tool_config"] | {"api_schema": schema}}
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Make an object of values by dotted path."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return nested

@@ -1,73 +1,50 @@
-"""Every way the emulator ends a conversation, with how sure we are that ElevenLabs ends it so."""
+"""The table of closings, read from `closings.toml`: facts of the wire, no meaning."""
 
+import tomllib
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import Literal
 
 # RFC 6455, 5.5: a control frame carries 125 bytes, two of them are the code.
 _REASON_BYTES = 123
+# The published schema allows no other code in an `error` event.
+_ERROR_EVENT_CODES = {1000, 1002, 1008, 1011}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Closing:
-    """One row of the table.
-
-    `moment` is `door` (before the metadata: an SDK never reports "connected") or `start` (after it, with an `error`
-    event that carries `error_type`). `basis` covers code, reason and moment together: `assumed` if any of them is a
-    guess, and `source` says which.
-    """
+    """One row of the table; `closings.toml` describes the columns."""
 
     name: str
     code: int
     reason: str
-    moment: Literal["door", "start"]
+    moment: Literal["before_metadata", "after_metadata", "during"]
     basis: Literal["documented", "observed", "assumed"]
     source: str
+    template: str | None = None
     error_type: str | None = None
+    record: Literal["done", "failed"] = "done"
+
+    @property
+    def error_event(self) -> dict[str, object] | None:
+        """Return the `error` event that comes before the close, or None if there is none."""
+        if self.name == "agent_ended" or self.code not in _ERROR_EVENT_CODES:
+            return None
+        event = {"code": self.code, "message": self.reason, "reason": self.reason}
+        return event | ({"error_type": self.error_type} if self.error_type else {})
 
 
-# fmt: off
-_TABLE = (
-    Closing("unauthorized", 3000, "Could not authorize the conversation.", "door",
-            "observed", "users' reports; absent, expired, spent and forged signatures are not told apart"),
-    Closing("unknown_agent", 3000, "The AI agent you are trying to reach does not exist", "door",
-            "assumed", "text: the vendor's help centre; code and moment: our guess"),
-    Closing("host_not_allowed", 3000, "Host {host} is not allowed to connect to this agent", "door",
-            "assumed", "text: the vendor's help centre; code and moment: our guess, 1008 is as likely"),
-    Closing("request_error", 3000, "Request error", "door",
-            "observed", "elevenlabs/packages#626: a stale branch in the URL"),
-    Closing("invalid_message", 1008, "Invalid message received", "door",
-            "assumed", "code: the published message schema; text and moment: our guess"),
-    Closing("first_frame_timeout", 1002, "No conversation initiation data received in time", "door",
-            "assumed", "code: the published message schema has 1002 for timeouts; text: our guess"),
-    # The braces that remain around the names are those of a printed Python set.
-    Closing("variables_missing", 1008, "Missing required dynamic variables in {place}: {{{variables}}}", "start",
-            "observed", "elevenlabs/elevenlabs-examples#138 (first message), elevenlabs/packages#360 (every tool's)",
-            "missing_dynamic_variable"),
-    Closing("override_not_allowed", 1008, "Override for field '{field}' is not allowed by config.", "start",
-            "observed", "elevenlabs/packages#23 and #337", "override_error"),
-    Closing("language_unsupported", 1008, "Language '{language}' is not supported by this agent", "start",
-            "assumed", "elevenlabs/packages#241 tells of the close, not of its code or text"),
-    Closing("quota_exceeded", 1002, "This request exceeds your quota limit.", "start",
-            "observed", "elevenlabs/packages#911: the URL is minted, the socket says no"),
-    Closing("agent_misconfigured", 1002, "The AI agent you are trying to reach appears to be misconfigured", "start",
-            "observed", "elevenlabs/elevenlabs-examples#137: wrong credentials of a custom LLM", "custom_llm_error"),
-    Closing("daily_limit", 1008, "Agent has exceeded its daily call limit of 100000", "start",
-            "assumed", "text: the vendor's help centre; code and moment: our guess"),
-    Closing("too_many_concurrent", 3008, "too many concurrent connections", "start",
-            "assumed", "a mock in the vendor's widget; nobody reports it from the wire"),
-    Closing("internal_error", 1011, "", "start",
-            "observed", "elevenlabs/elevenlabs-docs#768: no reason given"),
-)
-# fmt: on
-
-CLOSINGS = {row.name: row for row in _TABLE}
+CLOSINGS = {
+    name: Closing(name=name, **row)
+    for name, row in tomllib.loads(files(__package__).joinpath("closings.toml").read_text("utf-8")).items()
+}
 
 
-class Refused(Exception):  # noqa: N818  a refusal is an expected outcome here, not an error
-    """The conversation ends with the row of this name; `facts` fill its reason, cut to what a close frame carries."""
+class CloseConversation(Exception):  # noqa: N818 - to end a conversation is an expected outcome here
+    """Ends the conversation with the row of this name; `facts` fill its template, else the example is the reason."""
 
-    def __init__(self, name: str, **facts: str) -> None:
+    def __init__(self, name: str, **facts: object) -> None:
         super().__init__(name)
         row = CLOSINGS[name]
-        reason = row.reason.format(**facts).encode()[:_REASON_BYTES]
-        self.closing = replace(row, reason=reason.decode(errors="ignore"))
+        reason = row.template.format(**facts) if row.template and facts else row.reason
+        self.closing = replace(row, reason=reason.encode()[:_REASON_BYTES].decode(errors="ignore"))

@@ -1,223 +1,267 @@
-"""One open conversation: the handshake, the agent's turns, what the microphone brings, and the end.
-
-Frames have the shapes of the vendor's published message schema.
-"""
+"""One open conversation: the handshake, the agent's turns, the microphone, and the end."""
 
 import asyncio
-import base64
-import itertools
 import json
 import math
 import re
-import secrets
-import struct
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Mapping
 
-from pydantic import BaseModel, TypeAdapter
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
-from elevenlabs_emulator import script
+from elevenlabs_emulator import frames, script
+from elevenlabs_emulator.accounts import Account
 from elevenlabs_emulator.agents import EmulatedAgent
-from elevenlabs_emulator.closings import Refused
-from elevenlabs_emulator.records import RecordedConversation
-from elevenlabs_emulator.service import Emulator
+from elevenlabs_emulator.closings import CloseConversation
+from elevenlabs_emulator.emulator import CLOCK_POLL_SECONDS, Emulator, make_id
+from elevenlabs_emulator.frames import Channel, Initiation, split_speech
 
 _FIRST_FRAME_SECONDS = 10
 _PING_SECONDS = 2
+_CLOCK_CHECK_SECONDS = 0.25  # how often an idle conversation compares its duration with the limit
+_SECONDS_PER_SPOKEN_LINE = 3  # of microphone audio: enough for the agent to end its answer to the line before
 
-_FRAME = TypeAdapter(dict[str, object])
+_TOOL = {"type": "client", "tool_name": "create_product", "tool_has_been_called": True}
 _PLACEHOLDER = re.compile(r"\{\{\s*+([\w.-]++)\s*+\}\}")
-# The member that holds the event, where it is not `<type>_event`.
-_EVENTS = {
-    "agent_chat_response_part": "text_response_part",
-    "client_tool_call": "client_tool_call",
-    "user_transcript": "user_transcription_event",
-}
-
-_AUDIO_FORMAT = "pcm_16000"  # signed 16-bit little-endian mono samples, 16 000 a second
-_SAMPLES_PER_SECOND = 16_000
-_TONE_SECONDS = 0.25
-_SECONDS_PER_SPOKEN_LINE = 3  # of microphone audio: time enough for the agent to end its answer to the line before
-
-
-class Initiation(BaseModel):
-    """What matters of the client's first frame."""
-
-    type: Literal["conversation_initiation_client_data"]
-    conversation_config_override: dict[str, object] = {}
-    dynamic_variables: dict[str, str | int | float | bool] = {}
 
 
 class Conversation:
     """Talks to one accepted WebSocket until either side ends it.
 
-    One task does everything: pings are sent between two frames, so nothing is left running when the socket is gone.
+    One task does everything and sends pings between two frames, so no task is left when the socket is closed.
     """
 
-    def __init__(
-        self, websocket: WebSocket, *, emulator: Emulator, agent: EmulatedAgent, record: RecordedConversation
-    ) -> None:
-        self._websocket, self._emulator, self._agent, self._record = websocket, emulator, agent, record
-        self._event_ids = itertools.count(1)
-        self._text_only = False
+    def __init__(self, websocket: WebSocket, *, emulator: Emulator, account: Account) -> None:
+        self._channel = Channel(websocket, client_events=account.agent.client_events)
+        self._emulator, self._account, self._record = emulator, account, account.record
         self._order = script.Order()
         self._tool_calls: dict[str, script.Order] = {}
         self._spoken_lines = iter(script.SPOKEN_LINES)
         self._next_line_at_seconds = float(_SECONDS_PER_SPOKEN_LINE)
-        self._speaking_until = 0.0
+        self._speaks_from = self._speaks_until = 0.0
+        self._ping_sent_at = 0.0
+        self._ping_ms: int | None = None
+        self._language_mark = ""
+        self.has_begun = False
+        """Whether the client has got the metadata: an `error` event must not come before it."""
 
-    async def hold(self, *, forced: str | None = None) -> None:
-        """Hold the conversation, or only begin it when `forced` names the closing that it must end with.
+    @property
+    def _agent(self) -> EmulatedAgent:
+        return self._account.agent
 
-        Raises `Refused` or pydantic's `ValidationError` when the client must go, `WebSocketDisconnect` when it went.
+    async def hold(self, *, forced_closing: str | None = None) -> None:
+        """Hold the conversation, or only begin it if `forced_closing` names the closing that it must end with.
+
+        Raises `CloseConversation` or `ValidationError` to end it, `WebSocketDisconnect` when the client has ended it.
         """
-        initiation = await self._initiation()
-        # Nothing may come before the metadata: the JavaScript SDK hangs on any other first frame.
-        await self._send(
+        initiation = await self._receive_initiation()
+        # The JavaScript SDK hangs on any other first frame.
+        await self._channel.send(
             "conversation_initiation_metadata",
             conversation_id=self._record.conversation_id,
-            agent_output_audio_format=_AUDIO_FORMAT,
-            user_input_audio_format=_AUDIO_FORMAT,
+            agent_output_audio_format=frames.AUDIO_FORMAT,
+            user_input_audio_format=frames.AUDIO_FORMAT,
         )
-        if forced:
-            raise Refused(forced)
-        self._override(initiation.conversation_config_override)
-        await self._say(self._greeting(initiation.dynamic_variables))
-        await self._listen()
+        self.has_begun = True
+        if forced_closing:
+            raise CloseConversation(forced_closing)
+        self._override_agent(initiation.list_overrides())
+        self._check_variables(initiation.dynamic_variables or {})
+        self._emulator.count_start(self._agent)
+        await self._wait_in_queue()
+        agent_id = self._agent.agent_id
+        self._emulator.open_conversations[agent_id] += 1
+        try:
+            if self._account.queue_seconds is not None:
+                await self._channel.send("queue_status", status="admitted")
+            await self._say(_fill(self._agent.first_message, initiation.dynamic_variables or {}))
+            await self._listen()
+        finally:
+            self._emulator.open_conversations[agent_id] -= 1
 
-    async def _initiation(self) -> Initiation:
+    async def _receive_initiation(self) -> Initiation:
         try:
             async with asyncio.timeout(_FIRST_FRAME_SECONDS):
-                frame = await self._receive()
+                frame = await self._channel.receive()
         except TimeoutError as late:
-            raise Refused("first_frame_timeout") from late
-        self._record.initiation = self._emulator.records.scrubbed(frame)
-        return Initiation.model_validate(frame)
+            raise CloseConversation("first_frame_timeout") from late
+        scrubbed_frame = self._emulator.records.scrub(frame)
+        self._record.initiation = scrubbed_frame
+        initiation = Initiation.model_validate(frame)
+        self._account.initiation = scrubbed_frame
+        return initiation
 
-    def _override(self, override: Mapping[str, object]) -> None:
-        wishes = dict(_leaves(override))
-        # The Python SDK says text_only outside `conversation`, where no permission is asked for.
-        if forbidden := sorted(wishes.keys() - self._agent.allowed_overrides - {"text_only"}):
-            raise Refused("override_not_allowed", field=forbidden[0].rpartition(".")[2])
-        language = str(wishes.get("agent.language", self._agent.language))
+    def _override_agent(self, overrides: dict[str, object]) -> None:
+        # The Python SDK sends text_only outside `conversation`, which needs no permission.
+        text_only = overrides.pop("text_only", False) is True
+        if forbidden := sorted(overrides.keys() - self._agent.allowed_overrides):
+            raise CloseConversation("override_not_allowed", field=forbidden[0].rpartition(".")[2])
+        language = str(overrides.get("agent.language", self._agent.language))
         if language not in {self._agent.language, *self._agent.languages}:
-            raise Refused("language_unsupported", language=language)
-        self._text_only = True in (wishes.get("text_only"), wishes.get("conversation.text_only"))
+            raise CloseConversation("language_unsupported", language=language)
+        if text_only:
+            overrides["conversation.text_only"] = True
+        if language != self._agent.language:
+            self._language_mark = f"[{language}] "
+            overrides.setdefault("agent.first_message", self._mark_language(self._agent.first_message))
+        self._account.agent = self._agent.override(overrides)
+        self._channel.client_events = self._agent.client_events
 
-    def _greeting(self, variables: Mapping[str, object]) -> str:
-        first_message = self._agent.first_message
-        wanted = {
-            "first message": set(_PLACEHOLDER.findall(first_message)),
+    def _check_variables(self, variables: Mapping[str, object]) -> None:
+        needed = {
+            "first message": set(_PLACEHOLDER.findall(self._agent.first_message)),
             "prompt": set(_PLACEHOLDER.findall(self._agent.prompt)),
             "tools": self._agent.tool_variables,
         }
-        for place, names in wanted.items():
+        for place, names in needed.items():
             if missing := sorted(name for name in names - variables.keys() if not name.startswith("system__")):
-                raise Refused("variables_missing", place=place, variables=", ".join(map(repr, missing)))
-        return _PLACEHOLDER.sub(lambda match: str(variables.get(match[1], match[1])), first_message)
+                raise CloseConversation("variables_missing", place=place, variables=", ".join(map(repr, missing)))
+
+    async def _wait_in_queue(self) -> None:
+        """Wait until the agent has fewer open conversations than its limit, or refuse the client."""
+        agent, began_at = self._agent, self._emulator.now()
+        if not self._emulator.is_at_limit(agent):
+            return
+        if not agent.queueing:
+            raise CloseConversation("too_many_concurrent")
+        await self._channel.send("queue_status", status="waiting")
+        while self._emulator.is_at_limit(agent):
+            if self._emulator.now() - began_at >= agent.queue_timeout_seconds:
+                await self._channel.send("queue_status", status="timed_out")
+                raise CloseConversation("too_many_concurrent")
+            await self._receive_for(CLOCK_POLL_SECONDS)  # frames that come too early are dropped
+        self._account.started_at = self._emulator.now()
+        self._account.queue_seconds = self._account.started_at - began_at
 
     async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        ping_at = loop.time() + _PING_SECONDS
+        ends_at = self._account.started_at + self._agent.max_duration_seconds
+        ping_at = _monotonic() + _PING_SECONDS
         while True:
-            try:
-                async with asyncio.timeout_at(ping_at):
-                    frame = await self._receive()
-            except TimeoutError:
-                # Nothing is measured, but the key must be there: the Python SDK reads it without a default.
-                await self._send("ping", event_id=next(self._event_ids), ping_ms=None)
-                ping_at = loop.time() + _PING_SECONDS
-            else:
+            frame = await self._receive_for(min(_CLOCK_CHECK_SECONDS, max(0, ping_at - _monotonic())))
+            if frame is not None:
                 await self._handle(frame)
+            if self._emulator.now() >= ends_at:
+                raise CloseConversation("max_duration")
+            if _monotonic() >= ping_at:
+                # The Python SDK reads the key ping_ms without a default.
+                await self._channel.send_numbered("ping", ping_ms=self._ping_ms)
+                self._ping_sent_at = _monotonic()
+                ping_at = self._ping_sent_at + _PING_SECONDS
+
+    async def _receive_for(self, seconds: float) -> dict[str, object] | None:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._channel.receive()
+        except TimeoutError:
+            return None
 
     async def _handle(self, frame: Mapping[str, object]) -> None:
         kind = "user_audio_chunk" if "user_audio_chunk" in frame else str(frame.get("type"))
-        self._record.frames_received[self._emulator.records.scrubbed_text(kind)] += 1
+        self._record.frames_received[self._emulator.records.scrub_text(kind)] += 1
         match frame:
             case {"user_audio_chunk": str(chunk)}:
-                await self._hear(chunk)
+                await self._handle_audio(chunk)
             case {"type": "user_message", "text": str(text)}:
                 await self._answer(text)
+            case {"type": "multimodal_message", "text": {"text": str(text)}}:
+                await self._answer(text)
+            case {"type": "multimodal_message"}:
+                await self._say("I got your file, but I can only read text.")
+            case {"type": "pong"} if self._ping_sent_at:
+                self._ping_ms = round((_monotonic() - self._ping_sent_at) * 1000)
             case {"type": "client_tool_result", "tool_call_id": str(call_id)} if call_id in self._tool_calls:
-                order, is_error = self._tool_calls.pop(call_id), frame.get("is_error") is True
-                await self._say(script.outcome(order, str(frame.get("result")), is_error=is_error))
+                is_error = frame.get("is_error") is True
+                await self._handle_tool_result(call_id, str(frame.get("result")), is_error=is_error)
 
-    async def _hear(self, chunk_base_64: str) -> None:
-        """Count the audio, whatever is in it: enough of it, and the next line of the script counts as spoken."""
+    async def _handle_audio(self, chunk_base_64: str) -> None:
+        """Count the audio, whatever is in it; after enough of it, take the next line of the script as spoken."""
         samples = len(chunk_base_64) * 3 / 4 / 2
-        self._record.microphone_seconds += samples / _SAMPLES_PER_SECOND
-        if self._text_only or self._record.microphone_seconds < self._next_line_at_seconds:
+        self._record.microphone_seconds += samples / frames.SAMPLES_PER_SECOND
+        if self._agent.text_only:
+            return
+        await self._channel.send("vad_score", vad_score=1.0)
+        if self._record.microphone_seconds < self._next_line_at_seconds:
             return
         self._next_line_at_seconds += _SECONDS_PER_SPOKEN_LINE
         if line := next(self._spoken_lines, None):
-            await self._send("user_transcript", user_transcript=line, event_id=next(self._event_ids))
+            heard = " ".join(line.split()[:3])
+            event_id = await self._channel.send_numbered("tentative_user_transcript", user_transcript=heard)
+            await self._channel.send("user_transcript", user_transcript=line, event_id=event_id)
             await self._answer(line)
 
     async def _answer(self, line: str) -> None:
-        if asyncio.get_running_loop().time() < self._speaking_until:
-            self._speaking_until = 0
-            # Clients drop what they have of audio whose event id does not exceed this one.
-            await self._send("interruption", event_id=next(self._event_ids))
+        self._account.add_turn("user", line)
+        if _monotonic() < self._speaks_until:
+            await self._interrupt()
         words, self._order = script.answer(line, self._order)
-        await self._say(words)
+        await self._say(self._mark_language(words))
+        if words == script.GOODBYE:
+            await self._hang_up()
         if self._order.is_complete:
-            call_id = f"call_{secrets.token_hex(8)}"
-            await self._send(
-                "client_tool_call",
-                tool_name="create_product",
-                tool_call_id=call_id,
-                parameters=self._order.parameters,
-                event_id=next(self._event_ids),
-            )
-            self._tool_calls[call_id] = self._order
+            await self._call_tool(self._order)
             self._order = script.Order()
+
+    async def _interrupt(self) -> None:
+        """Stop speaking: the transcript keeps what the user can have heard."""
+        turn = next(turn for turn in reversed(self._account.turns) if turn["role"] == "agent" and turn["message"])
+        spoken = (_monotonic() - self._speaks_from) / (self._speaks_until - self._speaks_from)
+        text = turn["message"]
+        heard = text[: math.ceil(len(text) * spoken)]
+        turn.update(message=heard, original_message=text, interrupted=True)
+        self._speaks_until = 0
+        # Clients drop the audio that they still have if its event id does not exceed this one.
+        event_id = await self._channel.send_numbered("interruption")
+        correction = {"original_agent_response": text, "corrected_agent_response": heard, "event_id": event_id}
+        await self._channel.send("agent_response_correction", **correction)
 
     async def _say(self, text: str) -> None:
         if not text:
             return  # an agent without a first message waits for the user
-        event_id = next(self._event_ids)
-        if self._text_only:
-            parts = [("start", ""), *(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
+        self._account.add_turn("agent", text)
+        if self._agent.text_only:
+            event_id = await self._channel.send_numbered("agent_chat_response_part", type="start", text="")
+            parts = [*(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
             for kind, part in parts:
-                await self._send("agent_chat_response_part", type=kind, text=part, event_id=event_id)
-        await self._send("agent_response", agent_response=text, event_id=event_id)
-        if self._text_only:
+                await self._channel.send("agent_chat_response_part", type=kind, text=part, event_id=event_id)
+            await self._channel.send("agent_response", agent_response=text, event_id=event_id)
             return
-        for _ in range(min(2 + len(text) // 25, 6)):
-            await self._send("audio", audio_base_64=_TONE, event_id=next(self._event_ids))
-            self._speaking_until = max(self._speaking_until, asyncio.get_running_loop().time()) + _TONE_SECONDS
+        await self._channel.send_numbered("agent_response", agent_response=text)
+        speech = split_speech(text)
+        for audio in speech:
+            await self._channel.send_numbered("audio", **audio)
+        self._speaks_from = _monotonic()
+        self._speaks_until = max(self._speaks_until, self._speaks_from) + frames.TONE_SECONDS * len(speech)
 
-    async def _send(self, kind: str, **event: object) -> None:
-        await self._websocket.send_text(framed(kind, **event))
+    def _mark_language(self, text: str) -> str:
+        """Mark a text as said in the overriding language: the script knows English only."""
+        return self._language_mark + text if text else text
 
-    async def _receive(self) -> dict[str, object]:
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
-        return _FRAME.validate_json(message.get("text") or "")
+    async def _call_tool(self, order: script.Order) -> None:
+        call_id = make_id("call")
+        self._tool_calls[call_id] = order
+        recorded_call = _TOOL | {"request_id": call_id, "params_as_json": json.dumps(order.parameters)}
+        self._account.add_turn("agent", None, tool_calls=[recorded_call])
+        call = {"tool_name": "create_product", "tool_call_id": call_id, "parameters": order.parameters}
+        await self._channel.send_numbered("client_tool_call", **call)
 
+    async def _handle_tool_result(self, call_id: str, result: str, *, is_error: bool) -> None:
+        order = self._tool_calls.pop(call_id)
+        outcome = _TOOL | {"request_id": call_id, "result_value": result, "is_error": is_error}
+        self._account.add_turn("agent", None, tool_results=[outcome])
+        await self._send_tool_response("create_product", call_id, "client", is_error=is_error)
+        await self._say(self._mark_language(script.confirm(order, result, is_error=is_error)))
 
-def framed(kind: str, **event: object) -> str:
-    """Put an event into a frame of its type."""
-    return json.dumps({"type": kind, _EVENTS.get(kind, f"{kind}_event"): event})
+    async def _hang_up(self) -> None:
+        await self._send_tool_response("end_call", make_id("call"), "system", is_error=False)
+        raise CloseConversation("agent_ended")
 
-
-def _leaves(override: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """List what is overridden, by dotted path. An empty object, as the JavaScript SDK always sends, is nothing."""
-    for name, member in override.items():
-        if isinstance(member, dict):
-            yield from _leaves(member, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", member
-
-
-def _tone() -> str:
-    """Synthesise a soft tone that swells and fades, in base64."""
-    count = int(_TONE_SECONDS * _SAMPLES_PER_SECOND)
-    loudness = [2_600 * math.sin(math.pi * n / count) for n in range(count)]
-    samples = [int(loudness[n] * math.sin(math.tau * 330 * n / _SAMPLES_PER_SECOND)) for n in range(count)]
-    return base64.b64encode(struct.pack(f"<{count}h", *samples)).decode()
+    async def _send_tool_response(self, tool_name: str, call_id: str, tool_type: str, *, is_error: bool) -> None:
+        response = {"tool_name": tool_name, "tool_call_id": call_id, "tool_type": tool_type, "is_error": is_error}
+        await self._channel.send_numbered("agent_tool_response", **response, is_called=True)
 
 
-_TONE = _tone()
+def _fill(text: str, variables: Mapping[str, object]) -> str:
+    return _PLACEHOLDER.sub(lambda match: str(variables.get(match[1], match[1])), text)
+
+
+def _monotonic() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""Trouble on demand: what goes wrong, with which call, and how often."""
+"""Faults on demand: what goes wrong, with which call, and how often."""
 
 import asyncio
 import json
@@ -7,10 +7,11 @@ from typing import Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field, model_validator
 
 from elevenlabs_emulator.closings import CLOSINGS
+from elevenlabs_emulator.errors import Envelope, make_error, type_and_code
 
 Target = Literal["signed_url", "token", "conversation", "account", "list", "webhook"]
 BrokenAnswer = Literal["html200", "redirect", "slow_trickle"]
@@ -19,83 +20,70 @@ BrokenUrl = Literal["foreign_host", "http_scheme", "other_agent", "missing_conve
 
 _OVERSIZED_BYTES = 10 * 1024 * 1024
 
-# status -> (type, code): the vendor's error page for the new envelope; the code stands in the legacy one too.
-_ERRORS = {
-    400: ("invalid_request", "invalid_request"),
-    401: ("authentication_error", "invalid_api_key"),
-    402: ("payment_required", "insufficient_credits"),
-    403: ("authorization_error", "insufficient_permissions"),
-    404: ("not_found", "agent_not_found"),
-    409: ("conflict", "conflict"),
-    422: ("validation_error", "validation_error"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-    503: ("service_unavailable", "service_unavailable"),
-}
 
+class Fault(BaseModel, extra="forbid", frozen=True):
+    """One thing that goes wrong for the next `times` calls of `target`, or until cleared if `times` is None.
 
-class Fault(BaseModel):
-    """One thing that goes wrong for the next `times` calls of `target`, or until cleared when `times` is None.
-
-    For `signed_url`, `token`, `account` (of a conversation that somebody asks about) and `list` (of conversations):
-    wait `latency_seconds`, then answer with `status` in the given `envelope` (`code` and `retry_after_seconds` refine
-    it), or with the broken `body`, or, with neither, as usual.
-    For `conversation`: end it with the row `closing` of the table of closings. For `webhook`: wait likewise, then let
-    its `delivery` be lost, be made twice, or be held back until the next one has gone.
+    For `signed_url`, `token`, `account` (one conversation) and `list` (of conversations): wait `latency_seconds`, then
+    answer with the HTTP `status`, or with the broken `body`, or as usual. An answer with a `status` has the given
+    `envelope`; `code`, `vendor_status` (the same as `code` if absent), `message` and `retry_after_seconds` refine it.
+    For `conversation`: end it with the row `closing` of the table of closings. For `webhook`: wait likewise, then lose
+    the `delivery`, make it twice, or hold it back until after the next one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target: Target = "signed_url"
     times: int | None = Field(default=None, ge=1)
     latency_seconds: float = Field(default=0, ge=0, le=300)
     status: int | None = Field(default=None, ge=400, le=599)
-    envelope: Literal["legacy", "new"] = "legacy"
+    envelope: Envelope = "live"
     code: str | None = None
+    vendor_status: str | None = None
+    message: str = "The emulator was told to fail."
     retry_after_seconds: int | None = Field(default=None, ge=0)
     body: BrokenAnswer | BrokenJson | BrokenUrl | None = None
-    closing: str | None = None
+    closing: str | None = Field(default=None, json_schema_extra={"enum": [*CLOSINGS]})
     delivery: Literal["lost", "twice", "held_back"] | None = None
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if (self.target == "conversation") != (self.closing is not None):
-            raise ValueError("a conversation needs a closing, and nothing else can have one")
-        if self.closing is not None and (self.closing not in CLOSINGS or "{" in CLOSINGS[self.closing].reason):
-            raise ValueError("closing must name a row of the table whose reason needs no facts")
-        if self.delivery is not None and self.target != "webhook":
-            raise ValueError("only a webhook has a delivery")
-        if self.target == "webhook" and (self.status or self.body):
-            raise ValueError("a webhook is sent, not answered: it has a delivery or a latency")
-        if self.target == "list" and self.body in get_args(BrokenUrl):
-            raise ValueError("a list is no address that could be broken")
-        if bool(self.status) + bool(self.body) + bool(self.closing) > 1:
-            raise ValueError("choose one of status, body and closing")
+    def _check_combination(self) -> Self:
+        is_webhook, choices = self.target == "webhook", (self.status, self.body, self.closing)
+        rules = [
+            ((self.target == "conversation") == bool(self.closing), "a conversation has a closing, other targets none"),
+            (self.closing in {None, *CLOSINGS}, f"closing is one of {', '.join(CLOSINGS)}"),
+            (is_webhook or not self.delivery, "only a webhook has a delivery"),
+            (not is_webhook or not any(choices), "a webhook has a delivery or a latency, no status and no body"),
+            (self.target != "list" or self.body not in get_args(BrokenUrl), "a list is no URL that could be broken"),
+            (sum(map(bool, choices)) <= 1, "choose one of status, body and closing"),
+        ]
+        if broken := [text for is_kept, text in rules if not is_kept]:
+            raise ValueError("; ".join(broken))
         return self
 
-    async def refusal(self) -> Response | None:
-        """Wait for the latency, then return the forced refusal, if there is one."""
+    async def refuse(self) -> None:
+        """Wait for the latency, then raise the error that the fault asks for, if it asks for one."""
         await asyncio.sleep(self.latency_seconds)
         if not self.status:
-            return None
-        kind, usual_code = _ERRORS.get(self.status, ("internal_error", "internal_error"))
-        detail = {"status": self.code or usual_code, "message": "The emulator was told to fail."}
-        if self.envelope == "new":
-            detail |= {"type": kind, "code": detail["status"], "request_id": "req_emulated"}
-        headers = {} if self.retry_after_seconds is None else {"retry-after": str(self.retry_after_seconds)}
-        return JSONResponse({"detail": detail}, status_code=self.status, headers=headers)
+            return
+        error_type, usual_code = type_and_code(self.status)
+        code = self.code or usual_code
+        detail = {"type": error_type, "code": code, "status": self.vendor_status or code, "message": self.message}
+        error = make_error(self.status, detail, envelope=self.envelope)
+        if self.retry_after_seconds is not None:
+            error.headers = {"retry-after": str(self.retry_after_seconds)}
+        raise error
 
-    def answered(self, answer: dict[str, Any], request: Request) -> Response:
-        """Send a good answer, whose first member matters most (a credential, say), broken in the way `body` says."""
+    def answer(self, answer: dict[str, Any], request: Request) -> Response:
+        """Send a good answer, broken in the way `body` says. Its first member is the one that matters to a caller."""
         name, credential = next(iter(answer.items()))
         text = json.dumps(answer)
         match self.body:
             case "html200":
                 return HTMLResponse("<!doctype html><title>Please wait</title><h1>We will be right back</h1>")
             case "redirect":
-                # To itself: a client that follows shows up in the record a second time, with its key.
+                # To itself: a client that follows it is recorded a second time, with its key.
                 return RedirectResponse(request.url)
             case "slow_trickle":
-                return StreamingResponse(_one_character_a_second(text), media_type="application/json")
+                return StreamingResponse(_send_slowly(text), media_type="application/json")
             case "not_json":
                 text = "upstream connect error"
             case "truncated":
@@ -107,11 +95,11 @@ class Fault(BaseModel):
             case "oversized":
                 text = json.dumps(answer | {"padding": "x" * _OVERSIZED_BYTES})
             case "foreign_host" | "http_scheme" | "other_agent" | "missing_conversation_id":
-                text = json.dumps(answer | {name: _spoilt_url(credential, self.body)})
+                text = json.dumps(answer | {name: _break_url(credential, self.body)})
         return Response(text, media_type="application/json")
 
 
-def _spoilt_url(signed_url: str, how: BrokenUrl) -> str:
+def _break_url(signed_url: str, how: BrokenUrl) -> str:
     url = urlsplit(signed_url)
     query = dict(parse_qsl(url.query))
     match how:
@@ -126,7 +114,7 @@ def _spoilt_url(signed_url: str, how: BrokenUrl) -> str:
     return url._replace(query=urlencode(query)).geturl()
 
 
-async def _one_character_a_second(text: str) -> AsyncIterator[str]:
+async def _send_slowly(text: str) -> AsyncIterator[str]:
     for character in text:
         yield character
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""What the emulator was asked, for assertions; and the one place that knows what must never be kept or logged."""
+"""The calls and conversations that the emulator received, for assertions, without their secrets."""
 
 import re
 from collections import Counter, deque
@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Where the middleware leaves the query as it arrived; everyone else sees it without the signature.
+# The scope's key for the query as it arrived; all other code gets the query without the signature.
 RAW_QUERY = "elevenlabs_emulator.raw_query"
 
-_KEPT = 1_000  # of each kind; a forgotten emulator must not eat the machine
+_KEPT = 1_000  # of each kind, so that an emulator that runs for weeks needs a bounded memory
 _SIGNATURE = re.compile(r"cvtkn_\w*")
 
 
@@ -30,7 +30,7 @@ class RecordedCall:
 
 @dataclass(kw_only=True)
 class RecordedConversation:
-    """One WebSocket, filled in while it is open: the only value here that grows, because a log does."""
+    """One WebSocket, filled in while it is open."""
 
     query: Mapping[str, str]
     signed: bool
@@ -44,7 +44,7 @@ class RecordedConversation:
 
 
 class Records:
-    """The latest calls and conversations, oldest first, without the API keys and without signatures."""
+    """The latest calls and conversations, oldest first, without API keys and signatures."""
 
     def __init__(self, *, api_keys: Collection[str]) -> None:
         self._api_keys = api_keys
@@ -52,41 +52,41 @@ class Records:
         self.conversations: deque[RecordedConversation] = deque(maxlen=_KEPT)
 
     def clear(self) -> None:
-        """Forget everything so far."""
+        """Delete all that is recorded."""
         self.calls.clear()
         self.conversations.clear()
 
-    def judged(self, key: str | None) -> Literal["right", "wrong", "absent"]:
-        """Say what a key is worth, instead of keeping it."""
+    def classify_key(self, key: str | None) -> Literal["right", "wrong", "absent"]:
+        """Return whether a key is accepted; the key itself is not recorded."""
         if key is None:
             return "absent"
         return "right" if key in self._api_keys else "wrong"
 
-    def scrubbed_text(self, text: str) -> str:
-        """Take keys and signatures out of a text."""
+    def scrub_text(self, text: str) -> str:
+        """Remove keys and signatures from a text."""
         for key in self._api_keys:
             text = text.replace(key, "[secret]")
         return _SIGNATURE.sub("[signature]", text)
 
-    def scrubbed(self, value: object) -> object:
+    def scrub(self, value: object) -> object:
         """Copy JSON without keys, signatures, and the values of variables named `secret__…`."""
         if isinstance(value, str):
-            return self.scrubbed_text(value)
+            return self.scrub_text(value)
         if isinstance(value, list):
-            return [self.scrubbed(member) for member in value]
+            return [self.scrub(member) for member in value]
         if isinstance(value, dict):
             return {
-                self.scrubbed_text(name): "[secret]" if name.startswith("secret__") else self.scrubbed(member)
+                self.scrub_text(name): "[secret]" if name.startswith("secret__") else self.scrub(member)
                 for name, member in value.items()
             }
         return value
 
 
 class Recorder:
-    """ASGI middleware: records the calls under `/v1/` and takes signatures out of what the server will log.
+    """ASGI middleware: records the calls under `/v1/` and removes signatures from what the server will log.
 
-    uvicorn logs `"WebSocket <path?query>" [accepted]` from the very scope it handed us. So the query is taken from the
-    scope before anything is accepted and put back without the signature, in that same dict.
+    uvicorn logs `"WebSocket <path?query>" [accepted]` from the scope that it passed on. So the middleware replaces the
+    query in that same dict before the WebSocket is accepted.
     """
 
     def __init__(self, app: ASGIApp, *, records: Records) -> None:
@@ -99,22 +99,19 @@ class Recorder:
             return
         pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         scope[RAW_QUERY] = dict(pairs)
-        scrub = self._records.scrubbed_text
+        scrub = self._records.scrub_text
         shown = [(scrub(name), scrub(value)) for name, value in pairs if name != "conversation_signature"]
         scope["query_string"] = urlencode(shown).encode()
         path = scrub(scope["path"].removeprefix(scope.get("root_path", "")))
         key = Headers(scope=scope).get("xi-api-key")
 
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start" and path.startswith("/v1/"):
-                call = RecordedCall(
-                    method=scope["method"],
-                    path=path,
-                    query=dict(shown),
-                    key=self._records.judged(key),
-                    status=message["status"],
-                )
+        async def record_and_send(message: Message) -> None:
+            is_call = path.startswith("/v1/") and scope.get("method") != "OPTIONS"  # a browser's preflight is none
+            if message["type"] == "http.response.start" and is_call:
+                method, status = scope["method"], message["status"]
+                kind = self._records.classify_key(key)
+                call = RecordedCall(method=method, path=path, query=dict(shown), key=kind, status=status)
                 self._records.calls.append(call)
             await send(message)
 
-        await self._app(scope, receive, noting)
+        await self._app(scope, receive, record_and_send)

@@ -1,21 +1,23 @@
-"""The agent that takes orders: what it understands of a line, and what it says to it.
+"""The agent that takes orders: what it understands of a line, and what it answers.
 
-Pure: no clock, no socket. It stands in for a language model, so it understands only plain sentences about selling.
+It replaces a language model, so it understands only plain sentences about selling.
 """
 
 import re
 from dataclasses import asdict, dataclass, replace
 
 EXAMPLE = "I want to sell eggs for 2 dollars each"
-# What the microphone is taken to have said, one after the other.
+# What the emulator takes the user to have said into the microphone, one line after the other.
 SPOKEN_LINES = (EXAMPLE, "I am also selling honey for 7.50 a jar", "That is all, thank you, goodbye")
 
-_HEARD_CHARACTERS = 500  # of a line; the patterns never meet more
+GOODBYE = "Goodbye, and good luck with your sales!"
+
+_MAX_LINE_CHARACTERS = 500  # the patterns match no longer text
 
 _CURRENCIES = {"$": "USD", "dollar": "USD", "€": "EUR", "euro": "EUR", "£": "GBP", "pound": "GBP"}
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£"}
 
-# "sell 12 apples", up to the price. Single spaces, as in what `answer` hands over: to skip runs would be quadratic.
+# "sell 12 apples", up to the price. Single spaces, as `answer` makes them: to skip runs of them would be quadratic.
 _SALE = re.compile(
     r"\bsell(?:ing)? (?:(?:some|my|the) )?(?:(?P<quantity>\d{1,6}) )?"
     r"(?!for\b|at\b)(?P<item>[^\d$€£,.]+?)(?= (?:for|at)\b| ?[\d$€£,.]|$)"
@@ -29,7 +31,7 @@ _UNIT = re.compile(r"\beach\b|\b(?:per|an?)\s+(?P<measure>\w+)")
 
 _SMALL_TALK = {
     "help": f'Tell me what you want to sell, for how much, and per what. For example: "{EXAMPLE}".',
-    "bye|goodbye": "Goodbye, and good luck with your sales!",
+    "bye|goodbye": GOODBYE,
     "thanks|thank you": "You are welcome! Is there anything else you would like to sell?",
     "hello|hi|hey": "Hello! What would you like to sell?",
 }
@@ -37,7 +39,7 @@ _SMALL_TALK = {
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is known of an offer so far."""
+    """What the user has said about an offer so far."""
 
     item: str | None = None
     quantity: int | None = None
@@ -52,42 +54,42 @@ class Order:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """The arguments of the client tool; `quantity` is there only if the user said one."""
+        """Return the arguments of the client tool, without those that the user did not mention."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
-    def spoken(self) -> str:
-        """A complete offer in words, such as `12 apples for €3 per kilo`."""
+    def words(self) -> str:
+        """Return a complete offer in words, such as `12 apples for €3 per kilo`."""
         count = "" if self.quantity is None else f"{self.quantity} "
-        return f"{count}{self.item} for {self.spoken_price} {'each' if self.unit == 'each' else f'per {self.unit}'}"
+        return f"{count}{self.item} for {self.price_in_words} {'each' if self.unit == 'each' else f'per {self.unit}'}"
 
     @property
-    def spoken_price(self) -> str:
-        """The price with its currency, such as `$2.50`."""
+    def price_in_words(self) -> str:
+        """Return the price with its currency, such as `$2.50`."""
         return _SYMBOLS[self.currency] + f"{self.price or 0:.2f}".removesuffix(".00")
 
 
 def answer(line: str, draft: Order) -> tuple[str, Order]:
-    """Answer what the user said or typed; returns the agent's words and what is known of the order by now."""
-    text = " ".join(line[:_HEARD_CHARACTERS].lower().split()).strip(" .!?")
-    order = _understood(text, draft)
+    """Answer what the user said or typed; returns the agent's words and the order so far."""
+    text = " ".join(line[:_MAX_LINE_CHARACTERS].lower().split()).strip(" .!?")
+    order = _parse_order(text, draft)
     if order == draft:
         for words, reply in _SMALL_TALK.items():
             if re.search(rf"\b(?:{words})\b", text):
                 return reply, draft
         if text and draft.price is not None:  # a short answer to "for what?" or "per what?"
             order = replace(draft, unit=text.rsplit(maxsplit=1)[-1]) if draft.item else replace(draft, item=text)
-    return _words_about(order), order
+    return _ask_for_rest(order), order
 
 
-def outcome(order: Order, result: str, *, is_error: bool) -> str:
+def confirm(order: Order, result: str, *, is_error: bool) -> str:
     """Confirm the product that the client tool has created, or apologise for it."""
     if is_error:
         return f"I am sorry, I could not create {order.item}: {result}. Please try again."
-    return f"Done! You are now selling {order.spoken}. Is there anything else you would like to sell?"
+    return f"Done! You are now selling {order.words}. Is there anything else you would like to sell?"
 
 
-def _understood(text: str, draft: Order) -> Order:
+def _parse_order(text: str, draft: Order) -> Order:
     order, rest = draft, text
     if sale := _SALE.search(rest):
         order = replace(order, item=sale["item"], quantity=int(sale["quantity"]) if sale["quantity"] else None)
@@ -101,13 +103,13 @@ def _understood(text: str, draft: Order) -> Order:
     return order
 
 
-def _words_about(order: Order) -> str:
+def _ask_for_rest(order: Order) -> str:
     if order == Order():
         return f'I did not get that. You could say: "{EXAMPLE}".'
     if order.item is None:
-        return f"{order.spoken_price} for what? Which product would you like to sell?"
+        return f"{order.price_in_words} for what? Which product would you like to sell?"
     if order.price is None:
         return f"How much would you like for {order.item}?"
     if order.unit is None:
-        return f"{order.spoken_price} for {order.item}: is that each, per dozen, or per kilo?"
-    return f"Got it: {order.spoken}. I am creating the product now."
+        return f"{order.price_in_words} for {order.item}: is that each, per dozen, or per kilo?"
+    return f"Got it: {order.words}. I am creating the product now."

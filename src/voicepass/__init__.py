@@ -11,7 +11,7 @@ The map, in the order in which a pass goes through the modules:
     outbound     the one HTTP client, and the bounds on what it accepts
     api          HTTP in, HTTP out: routes, schemas, problems, middleware, client.js; server, draining, readiness
     identity     an unverified token becomes a User: every check, the credentials, the keys
-    elevenlabs   all knowledge of ElevenLabs: calls, answers, refusals, resilience, warm store
+    elevenlabs   all knowledge of ElevenLabs: calls, answers, the table of codes, resilience, warm store
     ledger       the only state: rules and limits, written once for SQLite and PostgreSQL
     config       settings and policy file become the parts of the service
     telemetry    an attempt or a settlement becomes a log line, metrics, a trace; logging setup

@@ -1,21 +1,24 @@
-"""The composition root: settings become services, services become the FastAPI application."""
+"""The composition root: settings become services, and services become the FastAPI application."""
 
 import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Final
 
+import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import State
 
 from voicepass.api.adminport import AdminPort
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
-from voicepass.api.problems import word_problems
-from voicepass.api.readiness import LedgerCheck, Readiness
+from voicepass.api.problems import handle_refusals
+from voicepass.api.readiness import LedgerCheck
 from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
 from voicepass.config.build import Configuration, configure, open_ledger
 from voicepass.config.settings import Settings, load_settings
@@ -26,19 +29,30 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.outbound import http_transport
-from voicepass.passes import Passes, VoiceProvider
+from voicepass.passes import Passes
 from voicepass.settlement import Settlements
+from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import Retention
 from voicepass.settlement.webhook import Webhook
-from voicepass.telemetry.lines import AttemptLog, Isolated, SettlementLog
+from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.metrics import AttemptMetrics, Exposition, LedgerMetrics, SettlementMetrics, StateMetrics
-from voicepass.telemetry.traces import traced
+from voicepass.telemetry.metrics import (
+    AttemptMetrics,
+    BypassMetrics,
+    Exposition,
+    LedgerMetrics,
+    ProcessState,
+    SettlementMetrics,
+    StateMetrics,
+)
+from voicepass.telemetry.traces import open_tracing
+
+_log = structlog.get_logger("voicepass.app")
 
 COLLECT_EVERY: Final = 10_000
-"""Objects that were made and not yet freed, between two looks for garbage; Python itself looks every 700."""
+"""Objects that Python creates, and does not free, between two garbage collections; its own default is 700."""
 
 
 def create_app(settings: Settings | None = None, *, admin_port: int | None = None) -> FastAPI:
@@ -49,29 +63,24 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
+    for host in settings.voicepass_plain_http_hosts:
+        _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
+    routers = (pass_routes, user_routes, backend_routes, webhook_routes, module_routes, probe_routes)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[
-            *pass_routes.routes,
-            *user_routes.routes,
-            *backend_routes.routes,
-            *webhook_routes.routes,
-            *module_routes.routes,
-            *probe_routes.routes,
-            *admin_routes,
-        ],
+        routes=[*(route for router in routers for route in router.routes), *admin_routes],
         lifespan=_lifespan(settings, configuration, draining),
-        # The framework's spans would bear the query and its logs the words of exceptions; `traces` tells it better.
+        # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url="/docs" if settings.voicepass_docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.voicepass_docs else None,
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
-    word_problems(app)
+    handle_refusals(app)
     if admin_port is not None:
         app.add_middleware(AdminPort, port=admin_port)
     app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)
@@ -90,122 +99,147 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.enter_context(log_writer.buffered())
-            ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
-            deadline_seconds = settings.voicepass_deadline_seconds
-            provider = ElevenLabs(
-                transport=await stack.enter_async_context(http_transport(connect_seconds=deadline_seconds / 4)),
-                workspaces=configuration.workspaces,
-                deadline_seconds=deadline_seconds,
-                max_calls=settings.voicepass_max_calls,
-                clock=time.time,
-            )
-            stack.push_async_callback(provider.aclose)
-            source: VoiceProvider = provider
-            warm: WarmStore | None = None
-            if settings.voicepass_warm_passes:
-                warm = WarmStore(
-                    source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic
-                )
-                stack.push_async_callback(warm.aclose)
-                source = warm
-            for issuer in configuration.trusted:
-                if isinstance(issuer.keys, PublishedKeys):
-                    stack.push_async_callback(issuer.keys.aclose)
+            await _open_services(stack, app.state, settings, configuration)
             stack.enter_context(draining.on_signals())
-            registry = CollectorRegistry()
-            state = StateMetrics(
-                registry=registry,
-                upstream=provider,
-                warm_held=lambda: warm.held if warm else {},
-                lines_dropped=lambda: log_writer.dropped,
-            )
-            await stack.enter_async_context(state.looking())
-            check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
             app.state.draining = draining
-            app.state.ledger = ledger
-            app.state.metrics = Exposition(
-                registry=registry,
-                state=state,
-                ledger=LedgerMetrics(ledger=ledger, check=check_ledger, ticks=time.monotonic),
-            )
-            app.state.service_tokens = ServiceTokens(settings.service_tokens)
-            app.state.policy = configuration.policy
-            app.state.authenticator = JwtAuthenticator(
-                trusted=configuration.trusted, clock=time.time, session=_session_cookie(settings)
-            )
-            app.state.readiness = Readiness(
-                {"ledger": check_ledger, "keys": app.state.authenticator.check_keys, "elevenlabs": provider.rest}
-            )
-            settlements = Settlements(
-                ledger=ledger,
-                observers=[Isolated(SettlementLog(), SettlementMetrics(registry=registry))],
-                clock=time.time,
-            )
-            seals = Seals(configuration.workspaces)
-            base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in configuration.policy.agents.values()}
-            open_passes = OpenPasses(
-                ledger=ledger,
-                provider=provider,
-                settlements=settlements,
-                seals=seals,
-                base_urls=base_urls,
-                deadline_seconds=deadline_seconds,
-                clock=time.time,
-                ticks=time.monotonic,
-            )
-            stack.push_async_callback(open_passes.aclose)
-            app.state.passes = Passes(
-                authenticator=app.state.authenticator,
-                policy=configuration.policy,
-                provider=source,
-                ledger=ledger,
-                open_passes=open_passes,
-                seal=seals.seal,
-                observers=[
-                    Isolated(
-                        AttemptLog(),
-                        AttemptMetrics(registry=registry),
-                        *await stack.enter_async_context(traced()),
-                    )
-                ],
-            )
-            stack.push_async_callback(app.state.passes.aclose)
-            app.state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
-            keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-            await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).running())
-            if settings.voicepass_reconcile_seconds:
-                reconciler = Reconciler(
-                    ledger=ledger,
-                    provider=provider,
-                    settlements=settlements,
-                    base_urls=base_urls,
-                    every_seconds=settings.voicepass_reconcile_seconds,
-                    conversation_seconds=configuration.policy.conversation_seconds,
-                    clock=time.time,
-                )
-                await stack.enter_async_context(reconciler.running())
-            stack.enter_context(_collecting_rarely())
+            stack.enter_context(_collect_rarely())
             yield
 
     return lifespan
 
 
-def _session_cookie(settings: Settings) -> SessionCookie | None:
-    name = settings.voicepass_session_cookie
-    return SessionCookie(name, frozenset(settings.voicepass_allowed_origins)) if name is not None else None
+async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
+    """Open what the routes need and put it into `state`; `stack` closes it."""
+    registry = CollectorRegistry()
+    ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
+    provider = await _open_provider(stack, settings, configuration)
+    warm = None
+    if settings.voicepass_warm_passes:
+        warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
+        stack.push_async_callback(warm.aclose)
+    check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
+    process = StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
+    await stack.enter_async_context(process.keep_updated())
+    state.metrics = Exposition(
+        registry=registry,
+        state=process,
+        ledger=LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
+    )
+    state.ledger = ledger
+    state.policy = configuration.policy
+    state.service_tokens = ServiceTokens(settings.service_tokens)
+    state.authenticator = _open_authenticator(stack, settings, configuration)
+    state.checks = {
+        "ledger": check_ledger,
+        "keys": state.authenticator.check_keys,
+        "elevenlabs": provider.explain_pause,
+    }
+    seals = Seals(configuration.workspaces)
+    traces = await stack.enter_async_context(open_tracing())
+    state.passes = Passes(
+        authenticator=state.authenticator,
+        policy=configuration.policy,
+        provider=warm or provider,
+        ledger=ledger,
+        open_passes=await _open_settlement(stack, state, settings, provider=provider, seals=seals, registry=registry),
+        seal=seals.seal,
+        observers=[isolate(AttemptLog(), AttemptMetrics(registry=registry), *traces)],
+    )
+    stack.push_async_callback(state.passes.aclose)
+    keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
+    await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).run())
+
+
+async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
+    deadline_seconds = settings.voicepass_deadline_seconds
+    provider = ElevenLabs(
+        transport=await stack.enter_async_context(http_transport(connect_seconds=deadline_seconds / 4)),
+        workspaces=configuration.workspaces,
+        deadline_seconds=deadline_seconds,
+        max_calls=settings.voicepass_max_calls,
+        clock=time.time,
+    )
+    stack.push_async_callback(provider.aclose)
+    return provider
+
+
+def _open_authenticator(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> JwtAuthenticator:
+    for issuer in configuration.trusted:
+        if isinstance(issuer.keys, PublishedKeys):
+            stack.push_async_callback(issuer.keys.aclose)
+    cookie = settings.voicepass_session_cookie
+    return JwtAuthenticator(
+        trusted=configuration.trusted,
+        clock=time.time,
+        session=SessionCookie(cookie, frozenset(settings.voicepass_allowed_origins)) if cookie is not None else None,
+    )
+
+
+async def _open_settlement(
+    stack: AsyncExitStack,
+    state: State,
+    settings: Settings,
+    *,
+    provider: ElevenLabs,
+    seals: Seals,
+    registry: CollectorRegistry,
+) -> OpenPasses:
+    """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
+    base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
+    settlements = Settlements(
+        ledger=state.ledger,
+        observers=[isolate(SettlementLog(), SettlementMetrics(registry=registry))],
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=BypassMetrics(registry=registry)),
+        clock=time.time,
+    )
+    state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
+    if settings.voicepass_reconcile_seconds:
+        reconciler = Reconciler(
+            ledger=state.ledger,
+            provider=provider,
+            settlements=settlements,
+            base_urls=base_urls,
+            every_seconds=settings.voicepass_reconcile_seconds,
+            conversation_seconds=state.policy.conversation_seconds,
+            clock=time.time,
+        )
+        await stack.enter_async_context(reconciler.run())
+    open_passes = OpenPasses(
+        ledger=state.ledger,
+        provider=provider,
+        settlements=settlements,
+        seals=seals,
+        base_urls=base_urls,
+        deadline_seconds=settings.voicepass_deadline_seconds,
+        clock=time.time,
+        ticks=time.monotonic,
+    )
+    stack.push_async_callback(open_passes.aclose)
+    return open_passes
+
+
+def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> ProcessState:
+    return ProcessState(
+        breakers=provider.breakers,
+        calls_in_flight=provider.bulkhead.under_way,
+        calls_waiting=provider.bulkhead.waiting,
+        warm_held=warm.held if warm else {},
+        lines_dropped=log_writer.dropped,
+    )
 
 
 @contextmanager
-def _collecting_rarely() -> Iterator[None]:
-    """Look for cycles of garbage seldom, and not in what the service is made of.
+def _collect_rarely() -> Iterator[None]:
+    """Let Python collect garbage less often, and skip the objects that the service consists of.
 
-    A pass leaves hardly any, but each look goes over all that is under way: at 500 connections a quarter of the time.
+    A pass leaves hardly any garbage, but each collection visits all objects in flight: with 500 connections it took a
+    quarter of the time.
     """
-    usual = gc.get_threshold()
+    before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(COLLECT_EVERY, *usual[1:])
+    gc.set_threshold(COLLECT_EVERY, *before[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*usual)
+        gc.set_threshold(*before)
         gc.unfreeze()

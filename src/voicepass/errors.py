@@ -1,4 +1,4 @@
-"""Every refusal voicepass can give: its stable code, its HTTP status, and the sentence its reader may see.
+"""Every refusal of voicepass: its stable code, its HTTP status, and the text for the caller.
 
     Refusal
     ├── the caller must act ──  Malformed 400 · CredentialsConflict 400
@@ -8,13 +8,13 @@
     │   │                       BodyTooLarge 413 · UnsupportedMediaType 415 · RequestInvalid 422
     │   │                       HeadersTooLarge 431
     │   └── LimitReached ─────  RateLimited 429 · QuotaExceeded 429 · TooManyConversations 429
-    ├── we are at fault ──────  KeysUnavailable 503 · LedgerUnavailable 503 · Overloaded 503
+    ├── voicepass failed ─────  KeysUnavailable 503 · LedgerUnavailable 503 · Overloaded 503
     │                           ShuttingDown 503 · InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
-`detail` is public: it never holds a vendor's text, a token or a key. `operator_note` is for the log alone: what went
-wrong and what whoever runs the service should do about it. The technical cause is chained with `raise ... from`.
+`detail` is public: it never holds a vendor's text, a token or a key. `operator_note` is for the log only: what failed
+and what the operator should do. The technical cause is chained with `raise ... from`.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,10 @@ from typing import ClassVar
 
 
 class Refusal(Exception):
-    """Something voicepass will not do, worded for the person who asked for it.
+    """What voicepass will not do, in words for the caller. It is complete when it is raised: nothing changes it later.
 
-    `retry_after_seconds` is set where waiting helps; it becomes the `Retry-After` header.
+    `operator_note` is for the log. `retry_after_seconds` is set if waiting helps; it becomes the `Retry-After` header.
+    `checks` holds the outcome of each readiness check, if one of them failed.
     """
 
     code: ClassVar[str]
@@ -33,28 +34,31 @@ class Refusal(Exception):
     title: ClassVar[str]
     detail: str
     retry_after_seconds: int | None = None
-    headers: Mapping[str, str] = MappingProxyType({})
-    checks: Mapping[str, str] = MappingProxyType({})
-    """How each of the named checks of readiness ended, where one of them is the refusal."""
-    has_reached_elevenlabs: bool = True
-    """Whether ElevenLabs was asked, where the refusal came instead of its answer: then the request counts."""
     is_operators_fault: ClassVar[bool] = False
-    """Whether it stays until whoever runs the service does something: the log says so as an error."""
+    """Whether only the operator can end it: then it is logged as an error."""
+    has_reached_elevenlabs: bool = True
+    """Whether voicepass called ElevenLabs before it refused. If so, the request counts as one that reached it."""
 
     def __init__(
-        self, detail: str | None = None, *, operator_note: str = "", retry_after_seconds: int | None = None
+        self,
+        detail: str | None = None,
+        *,
+        operator_note: str = "",
+        retry_after_seconds: int | None = None,
+        checks: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if detail is not None:
             self.detail = detail
         if retry_after_seconds is not None:
             self.retry_after_seconds = retry_after_seconds
         self.operator_note = operator_note
+        self.checks = checks
         super().__init__(self.detail)
 
 
 class Malformed(Refusal):
-    code, status, title = "request_malformed", 400, "Not HTTP as it should be"
-    detail = "The request is not HTTP/1.x, or is HTTP that two readers could take in two ways."
+    code, status, title = "request_malformed", 400, "Malformed request"
+    detail = "The request is not valid HTTP/1.x, or two servers could understand it differently."
 
 
 class TokenMissing(Refusal):
@@ -79,21 +83,20 @@ class SignatureInvalid(Refusal):
 
     code, status, title = "signature_invalid", 401, "Signature not accepted"
     detail = "The webhook's signature was not accepted; the service's log says which check failed."
-    headers = MappingProxyType({"WWW-Authenticate": "ElevenLabs-Signature"})
 
 
 class CredentialsConflict(Refusal):
     code, status, title = "credentials_conflict", 400, "Two users in one request"
-    detail = "The Authorization header and the session cookie speak of different users. Send one of them."
+    detail = "The Authorization header and the session cookie name different users. Send only one of them."
 
 
 class OriginNotAllowed(Refusal):
     code, status, title = "origin_not_allowed", 403, "Origin not allowed"
-    detail = "This service does not answer pages of that origin. Whoever runs it can list it."
+    detail = "This service does not answer web pages of that origin. Its operator can allow the origin."
 
 
 class AgentNotAllowed(Refusal):
-    """The same answer for an alias that does not exist and one that is closed to this user: neither can be probed."""
+    """The same answer if the alias does not exist and if this user may not use it: nobody can find out which."""
 
     code, status, title = "agent_not_allowed", 403, "Agent not allowed"
     detail = "There is no agent of this name that you may use. Ask for it by its alias, or send none for the default."
@@ -101,24 +104,40 @@ class AgentNotAllowed(Refusal):
 
 class UserBlocked(Refusal):
     code, status, title = "user_blocked", 403, "Blocked"
-    detail = "Passes are switched off for you at the moment. Whoever runs the service can switch them on again."
+    detail = "You are blocked at the moment. The operator of this service can unblock you."
 
 
 class LimitReached(Refusal):
-    """A limit of the policy is reached. `resets_at`: seconds since the epoch, from when a new try can succeed."""
+    """A limit of the policy is reached: `most` in any window of `window_seconds`.
 
-    resets_at: float = 0.0
-    limit_name: str = ""
+    `resets_at`: seconds since the epoch, from when a new try can succeed.
+    """
+
+    def __init__(
+        self,
+        *,
+        operator_note: str = "",
+        retry_after_seconds: int | None = None,
+        resets_at: float = 0.0,
+        limit_name: str = "",
+        most: int = 0,
+        window_seconds: int = 0,
+    ) -> None:
+        super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
+        self.resets_at = resets_at
+        self.limit_name = limit_name
+        self.most = most
+        self.window_seconds = window_seconds
 
 
 class RateLimited(LimitReached):
     code, status, title = "rate_limited", 429, "Too many passes"
-    detail = "Too many passes were asked for. Wait until the reset."
+    detail = "You asked for too many passes. Wait until the reset."
 
 
 class QuotaExceeded(LimitReached):
     code, status, title = "quota_exceeded", 429, "Minutes used up"
-    detail = "The minutes of conversation are used up. Wait until the reset."
+    detail = "Your minutes of conversation are used up. Wait until the reset."
 
 
 class TooManyConversations(LimitReached):
@@ -151,106 +170,112 @@ class HeadersTooLarge(Refusal):
 
 class NotFound(Refusal):
     code, status, title = "not_found", 404, "No such route"
-    detail = "There is nothing at this path. Paths are exact: mind a slash too many at the end."
+    detail = "There is nothing at this path. Paths are exact: check for an extra slash at the end."
 
 
 class ConversationUnknown(Refusal):
     code, status, title = "conversation_unknown", 404, "Conversation unknown"
-    detail = "This conversation was not issued here: do not act for anyone on its word."
+    detail = "This service did not issue this conversation. Do not act for any user because of it."
 
 
 class MethodNotAllowed(Refusal):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
-    detail = "This path does not answer that method; the header 'Allow' says which it does."
+    detail = "This path does not answer that method. The header 'Allow' lists the methods that it answers."
 
 
 class InternalError(Refusal):
     is_operators_fault = True
     code, status, title = "internal_error", 500, "Internal error"
-    detail = "Something broke inside voicepass. Give the request id to whoever runs it."
+    detail = "voicepass failed. Give the request id to the operator of this service."
 
 
 class KeysUnavailable(Refusal):
-    """Fails closed: without its issuer's keys no token can be told from a forged one."""
+    """Fails closed: without the issuer's keys, voicepass cannot distinguish a token from a forged one."""
 
     is_operators_fault = True
     code, status, title = "keys_unavailable", 503, "Signing keys unavailable"
-    detail = "The keys that tokens are verified with cannot be had at the moment. Try again shortly."
+    detail = "The keys that verify tokens are not available at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
 class LedgerUnavailable(Refusal):
-    """Fails closed: a pass that nobody wrote down is not handed out."""
+    """Fails closed: voicepass returns no pass that the ledger does not hold."""
 
     is_operators_fault = True
     code, status, title = "ledger_unavailable", 503, "Ledger unavailable"
-    detail = "The service cannot write down what it hands out, so it hands out nothing. Try again shortly."
+    detail = "The service cannot record passes at the moment, so it issues none. Try again shortly."
     retry_after_seconds = 5
 
 
 class Overloaded(Refusal):
-    """Shed at once, so that those who are served are served in time."""
+    """voicepass refuses at once, so that the requests in flight finish in time."""
 
     has_reached_elevenlabs = False
     code, status, title = "overloaded", 503, "Too many at once"
-    detail = "More passes are asked for at this moment than the service can give. Try again shortly."
+    detail = "The service receives more requests than it can answer at the moment. Try again shortly."
     retry_after_seconds = 2
 
 
 class ShuttingDown(Refusal):
-    """Said by `/readyz` alone: until the end, whoever is sent here is served."""
+    """Only the answer of `/readyz`. Until the process ends, it serves every request."""
 
     code, status, title = "shutting_down", 503, "Shutting down"
-    detail = "This instance is about to end. It still serves, but send new requests to another."
+    detail = "This instance is about to end. It still serves requests, but send new ones to another instance."
 
 
 class ElevenLabsRefusal(Refusal):
     """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words.
 
-    `vendor_code` is ElevenLabs' code for it, empty where it gave none.
+    `vendor_code` is ElevenLabs' code for it, or empty. `pause_seconds` is how long ElevenLabs asked voicepass to wait.
     """
 
     is_operators_fault = True
-    pause_seconds: float = 0.0
-    """For how long ElevenLabs wants to be left alone; 0 where it did not say."""
 
     def __init__(
-        self, *, operator_note: str = "", retry_after_seconds: int | None = None, vendor_code: str = ""
+        self,
+        *,
+        operator_note: str = "",
+        retry_after_seconds: int | None = None,
+        vendor_code: str = "",
+        pause_seconds: float = 0.0,
+        has_reached_elevenlabs: bool = True,
     ) -> None:
         super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
         self.vendor_code = vendor_code
+        self.pause_seconds = pause_seconds
+        self.has_reached_elevenlabs = has_reached_elevenlabs
 
 
 class KeyRejected(ElevenLabsRefusal):
     code, status, title = "elevenlabs_key_rejected", 502, "ElevenLabs refused the service's key"
-    detail = "ElevenLabs did not accept this service's API key. Whoever runs the service has to mend it."
+    detail = "ElevenLabs did not accept this service's API key. The operator of this service has to fix it."
 
 
 class AgentUnknown(ElevenLabsRefusal):
     code, status, title = "elevenlabs_agent_unknown", 502, "ElevenLabs does not know the agent"
-    detail = "ElevenLabs does not know the agent that this service is set up with. Whoever runs it has to mend it."
+    detail = "ElevenLabs does not know the agent of this service. The operator of this service has to fix it."
 
 
 class BadAnswer(ElevenLabsRefusal):
     code, status, title = "elevenlabs_bad_answer", 502, "ElevenLabs gave an unusable answer"
-    detail = "ElevenLabs answered with something that cannot be handed on safely. Try again; if it stays, report it."
+    detail = "ElevenLabs gave an answer that is not safe to use. Try again. If it happens again, report it."
 
 
 class Busy(ElevenLabsRefusal):
     is_operators_fault = False
     code, status, title = "elevenlabs_busy", 503, "ElevenLabs is busy"
-    detail = "ElevenLabs takes no further conversations at the moment. Try again shortly."
+    detail = "ElevenLabs accepts no more conversations at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
 class QuotaExhausted(ElevenLabsRefusal):
     code, status, title = "elevenlabs_quota_exhausted", 503, "ElevenLabs quota exhausted"
-    detail = "This service's quota at ElevenLabs is used up. Whoever runs the service has to raise it."
+    detail = "This service's quota at ElevenLabs is used up. The operator of this service has to raise it."
 
 
 class Unavailable(ElevenLabsRefusal):
     code, status, title = "elevenlabs_unavailable", 503, "ElevenLabs unavailable"
-    detail = "ElevenLabs cannot be reached or is out of order. Try again shortly."
+    detail = "ElevenLabs cannot be reached, or does not work at the moment. Try again shortly."
     retry_after_seconds = 5
 
 

@@ -1,24 +1,25 @@
-"""The nouns: who asks, for which agent, what they are given, and what is remembered of it."""
+"""The frozen data types: who asks, for which agent, what they get, and what the ledger keeps of it."""
 
 import hashlib
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
 
 Clock = Callable[[], float]
-"""Wall time in seconds since the epoch; injected everywhere, so that tests own the time."""
+"""The wall clock: seconds since the epoch. It may step when the system corrects its time."""
+
+MonotonicClock = Callable[[], float]
+"""Seconds since an unknown start. It never steps, so it measures durations and deadlines."""
 
 Scalar = str | int | float | bool
-"""All that a dynamic variable may be (ElevenLabs, "Dynamic variables")."""
+"""The types that a dynamic variable may have (ElevenLabs, "Dynamic variables")."""
 
 DEFAULT_ALIAS = "default"
 
 
 def new_id() -> str:
-    """Return 32 hexadecimal digits that name one thing and no other. They are no secret, and may be guessed."""
+    """Return a new id of 32 hexadecimal digits. It is not a secret: others may guess it."""
     return f"{random.getrandbits(128):032x}"
 
 
@@ -31,7 +32,7 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Everything in a request that may say who sent it: header values as they came, none of them trusted."""
+    """The headers of a request that may identify its user, as they came. None is trusted."""
 
     authorization: tuple[str, ...] = field(default=(), repr=False)
     cookies: tuple[str, ...] = field(default=(), repr=False)
@@ -61,7 +62,7 @@ class PassRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A signed-in user: who vouched for them (`issuer`), their exact `id` there, and every claim that was signed."""
+    """A signed-in user: the issuer of the token, the user's exact `id` there, and all signed claims."""
 
     issuer: str
     id: str
@@ -83,18 +84,18 @@ class Agent:
 class Credential:
     """What opens one conversation: a signed URL (WebSocket) or a conversation token (WebRTC).
 
-    `conversation_id` and `expires_at` (seconds since the epoch) are None where ElevenLabs did not tell.
+    `conversation_id` and `expires_at` (seconds since the epoch) are None if ElevenLabs did not name them.
     """
 
     secret: str = field(repr=False)
     conversation_id: str | None
     expires_at: float | None
     is_warm: bool = False
-    """Whether it was fetched before anyone asked."""
+    """Whether it was fetched before a user asked."""
 
     @property
     def sha256(self) -> str:
-        """The only trace of the secret that may be stored or logged."""
+        """The only form of the secret that voicepass stores or logs."""
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
 
@@ -110,7 +111,7 @@ class VoicePass:
 
 
 class Scope(StrEnum):
-    """Whom a limit counts together."""
+    """Whose use a limit adds up."""
 
     USER = "user"
     AGENT = "agent"
@@ -122,16 +123,16 @@ class Counted(StrEnum):
 
     PASSES = "passes"
     REQUESTS = "requests"
-    """Passes, and requests that reached ElevenLabs and came to nothing."""
+    """Passes, and requests that reached ElevenLabs and failed."""
     CONVERSATIONS = "conversations"
     """Open at once: passes that may still be used, and conversations that have not ended."""
     SECONDS = "seconds"
-    """Of conversation: those really used, and those set aside for what is still open."""
+    """Seconds of conversation: those used, and those reserved for what is still open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A question to the ledger: at most `most` of `counted`, for each `scope`, in any window of `window_seconds`."""
+    """At most `most` of `counted`, for each `scope`, in any window of `window_seconds`."""
 
     name: str
     scope: Scope
@@ -142,7 +143,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The answer: how much is used, and when less will be (seconds since the epoch; None while nothing is used)."""
+    """How much of a limit is used, and when it will be less (seconds since the epoch; None while nothing is used)."""
 
     limit: Limit
     used: int
@@ -156,7 +157,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """A pass that is asked for, counted before it exists. `seconds` is the longest that its conversation may last."""
+    """A pass that the ledger counts before it exists. `seconds` is the longest that its conversation may last."""
 
     pass_id: str
     request_id: str
@@ -170,9 +171,9 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What a conversation really was, as ElevenLabs tells it.
+    """What a conversation used, as ElevenLabs reports it.
 
-    `user_id` and `variable_user_id` are what the browser claimed there: as its user, and as a dynamic variable.
+    `user_id` and `variable_user_id` are what the browser sent there: as its user, and as a dynamic variable.
     """
 
     conversation_id: str
@@ -202,7 +203,7 @@ class IssuedPass:
     conversation_id: str | None
     credential_sha256: str | None
     opened_at: float | None
-    """When its conversation began, as ElevenLabs says; None while nobody is known to have opened it."""
+    """When its conversation began, as ElevenLabs reports; None until voicepass learns of it."""
     settled_at: float | None
     settled_by: str | None
     cost: int | None
@@ -210,7 +211,7 @@ class IssuedPass:
 
     @property
     def identity_mismatch(self) -> bool:
-        """Whether the browser told ElevenLabs another user than the one this was issued to."""
+        """Whether the browser named another user to ElevenLabs than the one of the pass."""
         return self.reported_user_id not in {None, self.user_id}
 
     @property
@@ -221,7 +222,7 @@ class IssuedPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedPass:
-    """A pass that nobody is known to have opened, with its credential sealed under the workspace's API key."""
+    """A pass that, as far as voicepass knows, nobody opened. Its credential is sealed under the workspace's API key."""
 
     pass_id: str
     sealed: bytes = field(repr=False)
@@ -232,9 +233,9 @@ class Turn(StrEnum):
 
     OURS = "ours"
     RUNNING = "running"
-    """Another caller asks at the moment."""
+    """Another caller is looking it up."""
     PAUSED = "paused"
-    """The last lookup freed nothing, a moment ago."""
+    """A lookup a moment ago changed nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,74 +273,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Where the ledger stands: conversations open now, and passes that nobody has accounted for though it is time.
+    """What the ledger holds: conversations open now, and passes that should be settled by now and are not.
 
-    Neither is counted beyond 10,000. `oldest_unsettled_seconds` is the age of the oldest of the latter, or 0.
+    Neither is counted beyond 10,000. `oldest_unsettled_seconds` is the age of the oldest unsettled pass, or 0.
     """
 
     open_conversations: int
     unsettled: int
     oldest_unsettled_seconds: float
-
-
-@dataclass(slots=True)
-class Step:
-    """A part of an attempt, timed while its block runs: when it began, by the monotonic clock, and how it went."""
-
-    name: str
-    began: float = 0.0
-    seconds: float = 0.0
-    has_failed: bool = False
-
-    def __enter__(self) -> Self:
-        self.began = time.monotonic()
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        self.seconds = time.monotonic() - self.began
-        self.has_failed = error is not None
-
-
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One request for a pass, granted or refused: filled in as facts are learnt, shown to the observers once.
-
-    `outcome` is "granted", "cancelled" (the caller hung up) or the refusal's code; `operator_note` is for the log.
-    """
-
-    request_id: str
-    transport: Transport
-    alias: str
-    client: str | None = None
-    client_request_id: str | None = None
-    traceparent: str | None = None
-    user: User | None = None
-    agent: Agent | None = None
-    conversation_id: str | None = None
-    credential_sha256: str | None = None
-    is_warm: bool = False
-    has_asked: bool = False
-    """Whether a credential was asked for."""
-    is_reissued: bool = False
-    """Whether it got an unopened pass of its user again."""
-    outcome: str = "internal_error"
-    is_operators_fault: bool = False
-    operator_note: str = ""
-    cause: BaseException | None = None
-    began: float = field(default_factory=time.monotonic)
-    duration_seconds: float = 0.0
-    steps: list[Step] = field(default_factory=list)
-
-    def note_credential(self, credential: Credential) -> None:
-        """Note which credential the attempt got; its secret only as a hash."""
-        self.conversation_id, self.is_warm = credential.conversation_id, credential.is_warm
-        self.credential_sha256 = credential.sha256
-
-    def step(self, name: str) -> Step:
-        """Time a part: `with attempt.step("verify"): …`."""
-        step = Step(name)
-        self.steps.append(step)
-        return step
 
 
 def claim_at(claims: Mapping[str, object], path: str) -> object:

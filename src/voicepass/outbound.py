@@ -1,12 +1,13 @@
-"""The HTTP client towards ElevenLabs: which one it is, and the bounds on what it takes in.
+"""The one HTTP client, and the bounds on the answers that it accepts.
 
-httpx's requests, answers and errors, carried by aiohttp: `benchmarks/README.md` says what that saves and how it was
-chosen. Another client is another body of `http_transport`, and nothing else.
+Callers see httpx's requests, answers and errors, and aiohttp transports them. `benchmarks/README.md` compares it with
+other clients. To use another one, change only `http_transport`.
 """
 
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Collection
 from functools import cache, lru_cache
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 IDLE_SECONDS: Final = 30
 
 HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "voicepass"}
-"""Of every request. Compression is not asked for: a bomb would inflate before any cap could see it."""
+"""Of every request. voicepass asks for no compression; some proxies compress all the same."""
 
 
 def is_loopback(host: str | None) -> bool:
@@ -37,29 +38,33 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def is_safe_url(url: str) -> bool:
-    """Whether a secret, or trust in what comes back, may travel there: https://, or http:// to this machine."""
+def is_safe_url(url: str, *, plain_http_hosts: Collection[str] = ()) -> bool:
+    """Whether a secret, or trust in what comes back, may travel there.
+
+    It may over https://, and over http:// to this machine or to a host that the operator named.
+    """
     # `urlsplit` drops line breaks and takes spaces for part of a host; what dials the URL would not agree with it.
     if not url.isprintable() or any(mark in url for mark in " \\#"):
         return False
     try:
         parts = urlsplit(url)
-        secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+        may_be_plain = is_loopback(parts.hostname) or parts.hostname in plain_http_hosts
+        secure = parts.scheme == "https" or (parts.scheme == "http" and may_be_plain)
         return secure and bool(parts.hostname) and parts.username is None and parts.port != 0
     except ValueError:  # a port that is no number
         return False
 
 
 class AnswerUnusableError(Exception):
-    """The answer is beyond what is taken in. The message is for the log and repeats nothing of it."""
+    """The answer is outside the bounds. The message is for the log and repeats nothing of the answer."""
 
 
 class CertificateRefusedError(httpx.ConnectError):
-    """The server's certificate does not prove who it is. The message is for the log: the reason, and what to do."""
+    """The server's certificate is not valid for it. The message is for the log: the reason, and what to do."""
 
 
 class Answer(NamedTuple):
-    """A whole answer, within its bounds."""
+    """A whole answer, within the bounds."""
 
     status: int
     headers: httpx.Headers
@@ -69,10 +74,10 @@ class Answer(NamedTuple):
 def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
     """Return the one shared transport, in a running loop; `async with` closes it.
 
-    No redirect is followed, for it would carry `xi-api-key` to another origin. No proxy is taken from the environment.
-    Certificates are verified against the system's roots (or SSL_CERT_FILE) and certifi's, so an image without any will
-    do. Only to connect, its name's lookup included, has a time limit of its own; a call that is cancelled gives its
-    connection up at once.
+    It follows no redirect, because that would send `xi-api-key` to another origin. It uses no proxy of the environment.
+    It verifies certificates against the system's roots (or SSL_CERT_FILE) and certifi's, so it also works in an image
+    without roots. Only connecting, with the lookup of the name, has a time limit of its own. A cancelled call closes
+    its connection at once.
     """
     return _Aiohttp(
         aiohttp.ClientSession(
@@ -95,12 +100,12 @@ def _trusting() -> ssl.SSLContext:
 
 
 async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, most_bytes: int) -> Answer:
-    """Send `request`, which may be sent again, and return the whole answer.
+    """Send `request` and return the whole answer.
 
-    Raises AnswerUnusableError, httpx.ConnectError where the line broke before any answer, and other httpx errors. None
-    of them repeats a header of the request.
+    Raises AnswerUnusableError, httpx.ConnectError if the connection broke before any answer, httpx.ReadError if it
+    broke in the middle of one, and other httpx errors. None of them repeats a header of the request.
     """
-    # httpx's client in front of the transport would cost as much again as all the rest of a call.
+    # httpx's client in front of the transport would double the cost of a call.
     response = await transport.handle_async_request(request)
     try:
         return Answer(response.status_code, response.headers, await _body(response, most_bytes))
@@ -111,37 +116,51 @@ async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, mo
 async def _body(response: httpx.Response, most_bytes: int) -> bytes:
     if sum(len(name) + len(value) for name, value in response.headers.raw) > MAX_HEADER_BYTES:
         raise AnswerUnusableError(f"the answer's headers are longer than {MAX_HEADER_BYTES} bytes")
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise AnswerUnusableError("the answer is compressed, though compression was not asked for")
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding not in {"identity", "gzip", "x-gzip", "deflate"}:
+        raise AnswerUnusableError("the answer is compressed in a way that voicepass did not ask for and cannot read")
     body = bytearray()
-    # The stream itself: httpx's own readers would inflate it, or refuse an answer that a test has made.
+    # The raw stream, because httpx's own readers would inflate it, or refuse an answer that a test made.
     async for chunk in cast("httpx.AsyncByteStream", response.stream):
         body += chunk
         if len(body) > most_bytes:
             raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes")
-    return bytes(body)
+    return bytes(body) if encoding == "identity" else _inflate(bytes(body), most_bytes)
+
+
+def _inflate(body: bytes, most_bytes: int) -> bytes:
+    """Return what `body` was before a proxy compressed it without being asked. It stops at `most_bytes`."""
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as the body's first bytes say
+    try:
+        inflated = inflater.decompress(body, most_bytes + 1)
+    except zlib.error as error:
+        raise AnswerUnusableError("the answer is not compressed as it says") from error
+    if len(inflated) > most_bytes or not inflater.eof or inflater.unused_data:
+        raise AnswerUnusableError(f"the answer is longer than {most_bytes} bytes when inflated, or not complete")
+    return inflated
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's, but what it does not keep it drops at once, and it keeps none that speaks before it is asked.
+    """aiohttp's connector, with two changes to the connections that it keeps.
 
-    What it overrides is aiohttp's own affair: hence the narrow bound on its version.
+    It aborts what it does not keep, and keeps none on which the peer sent something before the next request. Both
+    methods are private to aiohttp, so pyproject.toml has a narrow bound on its version.
     """
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
-        # aiohttp looks only when it puts a connection by: what comes later would be the answer to the next request.
+        # aiohttp checks only when it stores a connection. Bytes that come later would answer the next request.
         while (kept := await super()._get(key, traces)) and kept.protocol and kept.protocol.should_close:
             kept.close()
         return kept
 
     def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         if should_close or protocol.should_close:
-            protocol.abort()  # to close TLS would take until the peer has said goodbye too, or half a minute
+            protocol.abort()  # closing TLS would wait for the peer, up to half a minute
         super()._release(key, protocol, should_close=should_close)
 
 
 async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Send a request once. aiohttp would send it again where the line breaks, whatever anyone's budget for that is."""
+    """Send a request once. aiohttp would send it again if the connection breaks; `resilience` decides about retries."""
     try:
         return await send(request)
     except aiohttp.ClientConnectorCertificateError as error:
@@ -151,7 +170,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 
 class _CertificateRefused(aiohttp.ClientConnectionError):
-    """In aiohttp's hierarchy, yet no ClientOSError: aiohttp would send the request again after one."""
+    """One of aiohttp's errors, but no ClientOSError, after which aiohttp would send the request again."""
 
 
 def _explain(error: aiohttp.ClientConnectorCertificateError) -> str:
@@ -180,7 +199,7 @@ class _Aiohttp(httpx.AsyncBaseTransport):
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, ValueError) as error:
-            failed = _as_httpx_words_it(error)
+            failed = _to_httpx_error(error)
         else:
             return httpx.Response(response.status, headers=response.raw_headers, stream=_Stream(response))
         raise failed
@@ -190,7 +209,7 @@ class _Aiohttp(httpx.AsyncBaseTransport):
 
 
 class _Stream(httpx.AsyncByteStream):
-    """The body of an aiohttp answer. Closed before its end, it takes its connection with it."""
+    """The body of an aiohttp answer. Closing it before its end also closes the connection."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -200,7 +219,7 @@ class _Stream(httpx.AsyncByteStream):
             async for chunk in self._response.content.iter_any():
                 yield chunk
         except aiohttp.ClientError as error:
-            failed = _as_httpx_words_it(error)
+            failed = _to_httpx_error(error)
         else:
             return
         raise failed
@@ -209,16 +228,18 @@ class _Stream(httpx.AsyncByteStream):
         self._response.release()
 
 
-def _as_httpx_words_it(error: Exception) -> httpx.HTTPError:
-    """Return the error of httpx for one of aiohttp's: to be raised unchained, as that one may hold the key."""
+def _to_httpx_error(error: Exception) -> httpx.HTTPError:
+    """Return httpx's error for one of aiohttp's. Raise it unchained, because aiohttp's may hold the API key."""
     match error:
         case aiohttp.ConnectionTimeoutError():
-            return httpx.ConnectTimeout("it took too long to connect")
+            return httpx.ConnectTimeout("connecting took too long")
         case _CertificateRefused():
             return CertificateRefusedError(str(error))
         case aiohttp.ClientConnectionError():
             return httpx.ConnectError(str(error))
+        case aiohttp.ClientPayloadError():
+            return httpx.ReadError("the connection broke in the middle of the answer")
         case ValueError():
-            return httpx.LocalProtocolError("a header of the request holds what none can carry")
+            return httpx.LocalProtocolError("a header of the request holds a character that headers must not hold")
         case _:
             return httpx.DecodingError(type(error).__name__)

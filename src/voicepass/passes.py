@@ -1,9 +1,13 @@
-"""The use case: who asks, may they, get a credential, write it down, hand it over. No HTTP, vendor or database here."""
+"""The use case, and the page to read first: `Passes.issue` shows how a request becomes a pass.
+
+The four ports below hide the token, the vendor and the database. `settlement` settles the conversation afterwards.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from voicepass.errors import (
@@ -17,7 +21,6 @@ from voicepass.errors import (
 )
 from voicepass.model import (
     Agent,
-    Attempt,
     Credential,
     Credentials,
     Limit,
@@ -29,160 +32,88 @@ from voicepass.model import (
     new_id,
 )
 from voicepass.policy import Policy
+from voicepass.telemetry.attempt import Attempt, StepName
 
 
 class Authenticator(Protocol):
-    """Raises a refusal for anyone who is not a signed-in user."""
+    """Raises TokenMissing, TokenInvalid, TokenExpired or KeysUnavailable for anyone but a signed-in user."""
 
     async def authenticate(self, credentials: Credentials, /) -> User: ...
 
 
 class VoiceProvider(Protocol):
-    """Raises an ElevenLabsRefusal when it has no credential to give."""
+    """Raises an ElevenLabsRefusal or Overloaded if it has no credential."""
 
-    async def credential(self, agent: Agent, transport: Transport, /) -> Credential: ...
+    async def fetch_credential(self, agent: Agent, transport: Transport, /) -> Credential: ...
 
 
 class Ledger(Protocol):
-    """Every method raises LedgerUnavailable where it was not done; what `grant` has done survives a power cut."""
+    """Every method raises LedgerUnavailable if it did nothing. A grant survives a power cut."""
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
-        """Count one more pass, or raise UserBlocked or LimitReached; then nothing is counted."""
+        """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step."""
 
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
-        """Bind the conversation to its user, or raise BadAnswer where it is someone else's."""
+        """Bind the conversation to its user, or raise BadAnswer if another user has it."""
 
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None:
-        """Count the pass no more; where its request has reached ElevenLabs, that still counts for a minute."""
+        """Stop counting a pass. If its request has reached ElevenLabs, it counts as a request for a minute."""
 
 
 class OpenPasses(Protocol):
-    """What a user really has open, by ElevenLabs' word. Every method raises LedgerUnavailable."""
+    """Finds out what a user really has open. Every method raises LedgerUnavailable."""
 
-    async def look_up(self, reservation: Reservation, limit: Limit, /) -> bool:
-        """Ask about what `limit` counts; return whether the ledger may decide otherwise now."""
+    async def refresh(self, reservation: Reservation, limit: Limit, /) -> bool:
+        """Ask ElevenLabs about what `limit` counts. Returns whether the ledger may decide differently now."""
 
     async def reissue(self, reservation: Reservation, agent: Agent, refusal: LimitReached, /) -> Credential:
-        """Return the credential of a pass that the user holds and nobody opened, or raise `refusal`."""
+        """Return the credential of an unopened pass that the user holds, or raise `refusal`."""
 
 
 Seal = Callable[[Agent, str, Credential], bytes | None]
-"""Makes a credential unreadable for all but the holder of the API key, bound to the id of its pass."""
-
+"""Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
 Observer = Callable[[Attempt], None]
-"""Is shown every attempt once, when it is over. Must be quick; what it raises changes nothing."""
+"""Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Passes:
-    """Issues passes: the product, in its order."""
+    """Issues passes."""
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        policy: Policy,
-        provider: VoiceProvider,
-        ledger: Ledger,
-        open_passes: OpenPasses,
-        seal: Seal,
-        observers: Sequence[Observer],
-    ) -> None:
-        self._authenticator = authenticator
-        self._policy = policy
-        self._provider = provider
-        self._ledger = ledger
-        self._open_passes = open_passes
-        self._seal = seal
-        self._observers = observers
-        self._releases: set[asyncio.Future[None]] = set()
+    authenticator: Authenticator
+    policy: Policy
+    provider: VoiceProvider
+    ledger: Ledger
+    open_passes: OpenPasses
+    seal: Seal
+    observers: Sequence[Observer]
+    _releases: set[asyncio.Future[None]] = field(default_factory=set, init=False)
 
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not."""
-        with self._attempt(request) as attempt:
-            with attempt.step("verify"):
-                attempt.user = user = await self._authenticator.authenticate(request.credentials)
-                attempt.agent = agent = self._policy.agent_for(user, request.alias)
-            reservation = self._reservation_for(attempt, user, agent)
+        with self._observe(request) as attempt:
+            with attempt.step(StepName.VERIFY):
+                attempt.user = user = await self.authenticator.authenticate(request.credentials)
+                attempt.agent = agent = self.policy.agent_for(user, request.alias)
+            reservation = self._make_reservation(request, user, agent)
             try:
-                async with self._reserved(attempt, reservation):
-                    with attempt.step("upstream") as step:
-                        attempt.has_asked = True
-                        credential = await self._provider.credential(agent, request.transport)
-                        step.name = "warm" if credential.is_warm else "upstream"
-                    attempt.note_credential(credential)
-                    attempt.has_asked = not credential.is_warm
-                    with attempt.step("grant"):
-                        sealed = self._seal(agent, reservation.pass_id, credential)
-                        await self._ledger.grant(reservation, credential, sealed=sealed)  # no row, no pass
+                async with self._reserve(attempt, reservation):
+                    credential = await self._fetch_credential(attempt, agent)
+                    await self._grant(attempt, reservation, agent, credential)
             except (TooManyConversations, QuotaExceeded) as refusal:
-                with attempt.step("lookup"):
-                    credential = await self._open_passes.reissue(reservation, agent, refusal)
-                attempt.note_credential(credential)
-                attempt.is_reissued = True
+                credential = await self._reissue(attempt, reservation, agent, refusal)
             return VoicePass(
                 transport=request.transport,
                 credential=credential,
                 agent=agent,
                 user_id=user.id,
-                dynamic_variables=self._policy.variables_for(user, agent),
+                dynamic_variables=self.policy.variables_for(user, agent),
             )
 
-    async def aclose(self) -> None:
-        """Wait until what came to nothing has been given back."""
-        await asyncio.gather(*self._releases, return_exceptions=True)
-
-    def _reservation_for(self, attempt: Attempt, user: User, agent: Agent) -> Reservation:
-        return Reservation(
-            pass_id=new_id(),
-            request_id=attempt.request_id,
-            token_issuer=user.issuer,
-            user_id=user.id,
-            agent_alias=agent.alias,
-            agent_id=agent.agent_id,
-            transport=attempt.transport,
-            seconds=self._policy.conversation_seconds,
-        )
-
-    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
-        """Count one more pass. Before a user is refused, look up what is really open and decide once more."""
-        try:
-            with attempt.step("reserve"):
-                await self._ledger.reserve(reservation, self._policy.limits)
-        except (TooManyConversations, QuotaExceeded) as refusal:
-            (limit,) = [limit for limit in self._policy.limits if limit.name == refusal.limit_name]
-            with attempt.step("lookup"):
-                has_changed = await self._open_passes.look_up(reservation, limit)
-            if not has_changed:
-                raise
-            with attempt.step("reserve"):
-                await self._ledger.reserve(reservation, self._policy.limits)
-
-    @asynccontextmanager
-    async def _reserved(self, attempt: Attempt, reservation: Reservation) -> AsyncIterator[None]:
-        """Count one more pass within the limits, and give it back where the block comes to nothing."""
-        try:
-            await self._reserve(attempt, reservation)
-            yield
-        except (LimitReached, UserBlocked):
-            raise  # nothing was counted
-        except BaseException as error:
-            has_reached = attempt.has_asked and getattr(error, "has_reached_elevenlabs", True)
-            release = asyncio.ensure_future(self._ledger.release(reservation, has_reached=has_reached))
-            self._releases.add(release)
-            release.add_done_callback(self._released)
-            with suppress(LedgerUnavailable), attempt.step("release"):  # then it lapses by itself, after 15 minutes
-                await asyncio.shield(release)  # even while the caller hangs up
-            raise
-
-    def _released(self, release: asyncio.Future[None]) -> None:
-        self._releases.discard(release)
-        if not release.cancelled():
-            release.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
-
     @contextmanager
-    def _attempt(self, request: PassRequest) -> Iterator[Attempt]:
-        """Open an attempt and close it exactly once, whatever happens; the observers see it then."""
+    def _observe(self, request: PassRequest) -> Iterator[Attempt]:
+        """Open an attempt, and show it to the observers exactly once, however the block ends."""
         attempt = Attempt(
             request_id=request.request_id,
             transport=request.transport,
@@ -196,8 +127,7 @@ class Passes:
             attempt.outcome = "granted"
         except Refusal as refusal:
             attempt.outcome, attempt.operator_note = refusal.code, refusal.operator_note
-            attempt.is_operators_fault = refusal.is_operators_fault
-            attempt.cause = refusal.__cause__
+            attempt.is_operators_fault, attempt.cause = refusal.is_operators_fault, refusal.__cause__
             raise
         except asyncio.CancelledError:
             attempt.outcome = "cancelled"
@@ -207,6 +137,84 @@ class Passes:
             raise
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
-            for observe in self._observers:
-                with suppress(Exception):  # a granted pass is granted; `observe.Isolated` logs the mistake
+            for observe in self.observers:
+                with suppress(Exception):  # The outcome stands. `lines.isolate` logs the exception.
                     observe(attempt)
+
+    def _make_reservation(self, request: PassRequest, user: User, agent: Agent) -> Reservation:
+        return Reservation(
+            pass_id=new_id(),
+            request_id=request.request_id,
+            token_issuer=user.issuer,
+            user_id=user.id,
+            agent_alias=agent.alias,
+            agent_id=agent.agent_id,
+            transport=request.transport,
+            seconds=self.policy.conversation_seconds,
+        )
+
+    @asynccontextmanager
+    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> AsyncIterator[None]:
+        """Count one more pass within the limits, and release it if the block fails."""
+        try:
+            await self._check_limits(attempt, reservation)
+            yield
+        except (LimitReached, UserBlocked):
+            raise  # The ledger has counted nothing.
+        except BaseException as error:
+            has_reached = attempt.has_asked and getattr(error, "has_reached_elevenlabs", True)
+            release = asyncio.ensure_future(self.ledger.release(reservation, has_reached=has_reached))
+            self._releases.add(release)
+            release.add_done_callback(self._forget_release)
+            # A reservation that cannot be released lapses after 15 minutes.
+            with suppress(LedgerUnavailable), attempt.step(StepName.RELEASE):
+                await asyncio.shield(release)  # The release goes on if the caller hangs up.
+            raise
+
+    async def _check_limits(self, attempt: Attempt, reservation: Reservation) -> None:
+        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+        try:
+            with attempt.step(StepName.RESERVE):
+                await self.ledger.reserve(reservation, self.policy.limits)
+        except (TooManyConversations, QuotaExceeded) as refusal:
+            (limit,) = [limit for limit in self.policy.limits if limit.name == refusal.limit_name]
+            with attempt.step(StepName.LOOKUP):
+                has_changed = await self.open_passes.refresh(reservation, limit)
+            if not has_changed:
+                raise
+            with attempt.step(StepName.RESERVE):
+                await self.ledger.reserve(reservation, self.policy.limits)
+
+    async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
+        with attempt.step(StepName.UPSTREAM) as step:
+            attempt.has_asked = True
+            credential = await self.provider.fetch_credential(agent, attempt.transport)
+            step.name = StepName.WARM if credential.is_warm else StepName.UPSTREAM
+        attempt.note_credential(credential)
+        attempt.has_asked = not credential.is_warm
+        return credential
+
+    async def _grant(self, attempt: Attempt, reservation: Reservation, agent: Agent, credential: Credential) -> None:
+        """Write the pass into the ledger. The credential leaves voicepass only after this commit."""
+        with attempt.step(StepName.GRANT):
+            sealed = self.seal(agent, reservation.pass_id, credential)
+            await self.ledger.grant(reservation, credential, sealed=sealed)
+
+    async def _reissue(
+        self, attempt: Attempt, reservation: Reservation, agent: Agent, refusal: LimitReached
+    ) -> Credential:
+        """Return an unopened pass of the user again, so that the user does not reach the limit."""
+        with attempt.step(StepName.LOOKUP):
+            credential = await self.open_passes.reissue(reservation, agent, refusal)
+        attempt.note_credential(credential)
+        attempt.is_reissued = True
+        return credential
+
+    async def aclose(self) -> None:
+        """Wait for the releases in flight."""
+        await asyncio.gather(*self._releases, return_exceptions=True)
+
+    def _forget_release(self, release: asyncio.Future[None]) -> None:
+        self._releases.discard(release)
+        if not release.cancelled():
+            release.exception()  # Without this, asyncio reports the exception as lost if the caller is gone.

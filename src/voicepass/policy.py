@@ -121,8 +121,8 @@ def clean(claim: object) -> Scalar | None:
             return None
 
 
-def clean_text(text: str) -> str:
-    """Return `text` without what could steer a terminal, a reader or the agent's template, at most 200 characters.
+def clean_text(text: str, *, most_characters: int = MAX_VARIABLE_CHARACTERS) -> str:
+    """Return `text` without what could steer a terminal, a reader or the agent's template, and not longer.
 
     Control, bidirectional, surrogate and unassigned characters go; `{{` and `}}` are broken up with a space, so that
     no value can name another variable. (Breaking up can lengthen, so the cut comes last.)
@@ -131,7 +131,7 @@ def clean_text(text: str) -> str:
     kept = kept.strip()
     while "{{" in kept or "}}" in kept:
         kept = kept.replace("{{", "{ {").replace("}}", "} }")
-    return kept[:MAX_VARIABLE_CHARACTERS].rstrip()
+    return kept[:most_characters].rstrip()
 
 
 def is_visible(character: str) -> bool:

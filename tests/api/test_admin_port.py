@@ -20,7 +20,7 @@ from tests.api.test_server import ask
 from tests.cli.test_cli import ENVIRONMENT, run
 from tests.conftest import settings_with
 from tests.servers import free_port, running, started
-from voicepass.api.server import UVICORN_OPTIONS, Parser, protocol
+from voicepass.api.server import UVICORN_OPTIONS
 from voicepass.app import create_app
 
 SERVICE_TOKEN = "canary-service-token-of-the-operator-5d1e"
@@ -88,10 +88,9 @@ class Ports:
     admin: int
 
 
-@pytest.fixture(scope="module", params=["h11", "httptools"])
-def ports(request: pytest.FixtureRequest) -> Iterator[Ports]:
-    """One service on two ports, in this process, with each of the two parsers."""
-    parser: Parser = request.param
+@pytest.fixture(scope="module")
+def ports() -> Iterator[Ports]:
+    """One service on two ports, in this process."""
     settings = settings_with(voicepass_service_tokens=SERVICE_TOKEN)
     with socket.socket() as admin:
         admin.bind(("127.0.0.1", 0))
@@ -99,7 +98,6 @@ def ports(request: pytest.FixtureRequest) -> Iterator[Ports]:
         with running(
             lambda _url: create_app(settings, admin_port=admin_port),
             more_sockets=[admin],
-            http=protocol(parser),
             **UVICORN_OPTIONS,
         ) as url:
             yield Ports(public=int(url.rpartition(":")[2]), admin=admin_port)

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+import structlog
 
 from tests.conftest import MakeToken
 
@@ -163,18 +164,77 @@ async def test_the_other_route_guards_the_cookie_as_well(
     assert not upstream.calls
 
 
+SERVED = (200, "u-1")
+INVALID = (401, "token_invalid")
+CONFLICT = (400, "credentials_conflict")
+SPLIT = "session.0={0}; session.1={1}; session.2={2}"
+COOKIES: dict[str, tuple[list[str], tuple[int, str]]] = {
+    "one": (["session={token}"], SERVED),
+    "the same one twice": (["session={token}; session={token}"], SERVED),
+    "two of one user": (["session={token}; session={same_user}"], SERVED),
+    "two of one user, in two headers": (["session={token}", "session={same_user}"], SERVED),
+    "a good one after a bad one": (["session=x.y.z; session={token}"], SERVED),
+    "a good one before a bad one": (["session={token}; session=x.y.z"], SERVED),
+    "a good one beside an expired one": (["session={expired}; session={token}"], SERVED),
+    "a good one beside an empty one": (["session=; session={token}"], SERVED),
+    "two users": (["session={token}; session={other_user}"], CONFLICT),
+    "two users, in two headers": (["session={other_user}", "session={token}"], CONFLICT),
+    "two bad ones": (["session=x.y.z; session=a.b.c"], INVALID),
+    "an expired one before a bad one": (["session={expired}; session=x.y.z"], (401, "token_expired")),
+    "eight, one of them good": (["; ".join(f"session=x.y.{n}" for n in range(7)) + "; session={token}"], SERVED),
+    "nine, one of them good": (["; ".join(f"session=x.y.{n}" for n in range(8)) + "; session={token}"], INVALID),
+    "parts": ([SPLIT], SERVED),
+    "parts in another order": (["session.2={2}; session.0={0}; session.1={1}"], SERVED),
+    "parts in two headers": (["session.1={1}; session.2={2}", "session.0={0}"], SERVED),
+    "one part": (["session.0={token}"], SERVED),
+    "parts twice": ([f"{SPLIT}; {SPLIT}"], SERVED),
+    "parts of two users": ([SPLIT, "session.0={other_0}; session.1={other_1}; session.2={other_2}"], CONFLICT),
+    "parts beside a whole one of one user": (["session={same_user}; " + SPLIT], SERVED),
+    "parts beside a whole one of another user": (["session={other_user}; " + SPLIT], CONFLICT),
+    "a stray part beside a whole one": (["session={token}; session.4=x"], SERVED),
+    "a cookie whose name only begins alike": (["session={token}; session.theme=dark; session.=x"], SERVED),
+    "the first part missing": (["session.1={1}; session.2={2}"], INVALID),
+    "a part missing": (["session.0={0}; session.2={2}"], INVALID),
+    "the last part missing": (["session.0={0}; session.1={1}"], INVALID),
+    "a part empty": (["session.0={0}; session.1=; session.2={2}"], INVALID),
+    "one part twice": ([SPLIT + "; session.1={1}"], INVALID),
+    "a part too many": ([SPLIT + "; session.4=x"], INVALID),
+    "parts with leading zeros": (["session.00={0}; session.01={1}; session.02={2}"], INVALID),
+    "parts beyond the longest token": (
+        ["session.0=" + "a" * 5000 + "; session.1=" + "a" * 5000],
+        (431, "headers_too_large"),
+    ),
+}
+
+
 @with_the_cookie
-async def test_a_cookie_that_is_there_twice_is_refused_because_nobody_knows_which_one_the_page_set(
-    api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
+async def test_a_cookie_may_come_in_parts_and_more_than_once_as_long_as_it_names_one_user(
+    api: httpx.AsyncClient, make_token: MakeToken
 ) -> None:
-    pair = f"session={make_token()}"
-    origin = [("origin", OURS), ("content-type", "application/json")]
+    other = make_token(sub="u-2")
+    texts = {"token": make_token(), "same_user": make_token(name="Eve"), "other_user": other}
+    texts |= {"expired": make_token(exp=1_700_000_000)}
+    texts |= {f"other_{n}": other[n * 80 :][: 80 if n < 2 else None] for n in range(3)}
+    parts = [texts["token"][:80], texts["token"][80:160], texts["token"][160:]]
+    seen = {}
+    for name, (cookies, _) in COOKIES.items():
+        headers = [("cookie", cookie.format(*parts, **texts)) for cookie in cookies]
+        response = await api.post(
+            "/v1/signed-url", content=b"{}", headers=[*headers, *(JSON | {"origin": OURS}).items()]
+        )
+        answer = response.json()
+        seen[name] = (response.status_code, answer.get("user_id") or answer.get("code"))
 
-    in_one_header = await api.post("/v1/signed-url", headers=[("cookie", f"{pair}; {pair}"), *origin])
-    in_two_headers = await api.post("/v1/signed-url", headers=[("cookie", pair), ("cookie", pair), *origin])
+    assert seen == {name: expected for name, (_, expected) in COOKIES.items()}
 
-    assert [outcome(in_one_header), outcome(in_two_headers)] == [(401, "token_invalid")] * 2
-    assert not upstream.calls
+
+@with_the_cookie
+@pytest.mark.parametrize("cookie", ["", "theme=dark", "session=", "Session=x.y.z", "session.=x.y.z"])
+async def test_where_the_cookie_is_missing_the_refusal_names_it(api: httpx.AsyncClient, cookie: str) -> None:
+    response = await api.post("/v1/signed-url", json={}, headers={"origin": OURS, "cookie": cookie})
+
+    assert outcome(response) == (401, "token_missing")
+    assert "the cookie 'session'" in response.json()["detail"]
 
 
 @with_the_cookie
@@ -257,3 +317,18 @@ async def test_no_cookie_counts_until_it_is_named(
 
     assert outcome(response) == (401, "token_missing")
     assert not upstream.calls
+
+
+@with_the_cookie
+async def test_a_proxy_that_rewrites_host_is_named_in_the_log_as_a_reason_to_list_the_origin(
+    api: httpx.AsyncClient, cookie: dict[str, str]
+) -> None:
+    rewritten = {"origin": "https://public.example", "host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}
+
+    with structlog.testing.capture_logs() as logged:
+        response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | rewritten)
+
+    (note,) = [line["note"] for line in logged if line.get("code") == "origin_not_allowed"]
+    assert response.status_code == 403
+    assert "rewrites the Host header" in note
+    assert "VOICEPASS_ALLOWED_ORIGINS" in note

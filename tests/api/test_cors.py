@@ -3,8 +3,10 @@
 import httpx
 import pytest
 import respx
+import structlog
 
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -85,8 +87,6 @@ async def test_a_hostile_preflight_is_refused_as_a_problem(api: httpx.AsyncClien
     [
         {"access-control-request-method": "DELETE"},
         {"access-control-request-method": "post"},
-        {"access-control-request-headers": "authorization,x-api-key"},
-        {"access-control-request-headers": "cookie"},
         {"access-control-request-private-network": "true"},
     ],
 )
@@ -97,6 +97,66 @@ async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
 
     assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
     assert permission(response) is None
+    assert "GET and POST" in response.json()["detail"], "it reads differently from the refusal of an origin"
+
+
+MANY = [f"x-{number}" for number in range(25)]
+
+
+@pytest.mark.parametrize("api", [LISTED], indirect=True)
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        ("authorization,baggage,sentry-trace", "authorization, baggage, sentry-trace"),
+        ("x-datadog-trace-id, x-csrf-token , ngrok-skip-browser-warning", None),
+        ("X-Requested-With", "X-Requested-With"),
+        ("a b,<script>,x-a:1,,x-\u00e9,x-good", "x-good"),
+        (",".join(MANY), ", ".join(MANY[:20])),
+        ("", ""),
+        (" , ", ""),
+    ],
+)
+async def test_a_page_of_a_listed_origin_may_send_any_header(
+    api: httpx.AsyncClient, asked: str, allowed: str | None
+) -> None:
+    headers = httpx.Headers(PREFLIGHT | {"origin": OURS, "access-control-request-headers": asked}, encoding="utf-8")
+
+    response = await api.options("/v1/signed-url", headers=headers)
+
+    assert response.status_code == 200
+    expected = ", ".join(name.strip() for name in asked.split(",")) if allowed is None else allowed
+    assert response.headers.get("access-control-allow-headers", "") == expected
+
+
+@pytest.mark.parametrize("api", [LISTED], indirect=True)
+async def test_the_log_says_whether_a_preflight_was_refused_for_its_origin_or_for_its_method(
+    api: httpx.AsyncClient,
+) -> None:
+    put = PREFLIGHT | {"access-control-request-method": "PUT"}
+
+    with structlog.testing.capture_logs() as logged:
+        await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": "https://evil.example"})
+        await api.options("/v1/signed-url", headers=put | {"origin": OURS})
+
+    origin, method = [line["note"] for line in logged if line["event"] == "request.refused"]
+    assert "list it in VOICEPASS_ALLOWED_ORIGINS" in origin
+    assert "is listed" in method
+    assert "'PUT'" in method
+
+
+@pytest.mark.parametrize("api", [LISTED], indirect=True)
+async def test_two_origins_in_one_request_are_refused(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+    two = [("origin", OURS), ("origin", "https://evil.example")]
+
+    preflight = await api.options("/v1/signed-url", headers=[*PREFLIGHT.items(), *two])
+    answers = [
+        await api.request(method, path, headers=[*bearer.items(), *pair])
+        for method, path in (("POST", "/v1/signed-url"), ("GET", "/v1/usage"))
+        for pair in (two, [*reversed(two)], [two[0], two[0]])
+    ]
+
+    assert (preflight.status_code, preflight.json()["code"]) == (403, "origin_not_allowed")
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(400, "request_malformed")}
 
 
 @pytest.mark.parametrize("api", [LISTED, WITH_COOKIES], indirect=True)

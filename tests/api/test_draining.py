@@ -117,6 +117,7 @@ def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
     assert '"event": "drain.begun"' in "".join(log)
 
 
+@pytest.mark.long
 def test_under_nohup_the_server_ignores_sighup(client: httpx.Client, tmp_path: Path) -> None:
     port = free_port()
     command = ["nohup", sys.executable, "-m", "voicepass", "serve", "--port", str(port)]

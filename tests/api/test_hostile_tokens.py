@@ -13,9 +13,8 @@ import pytest
 import respx
 
 from tests.canaries import JWT_SECRET
-from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, settings_with, signed_url
+from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
 from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
-from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -27,8 +26,13 @@ SERVICES: dict[str, Mapping[str, object]] = {
         "voicepass_jwt_secret": None,
         "voicepass_jwt_public_key": signer_for("RS256").published,
     },
+    "EdDSA": {
+        "voicepass_jwt_algorithm": "EdDSA",
+        "voicepass_jwt_secret": None,
+        "voicepass_jwt_public_key": signer_for("EdDSA").published,
+    },
 }
-both_kinds_of_key = pytest.mark.parametrize("algorithm", SERVICES)
+both_kinds_of_key = pytest.mark.parametrize("algorithm", ["HS256", "RS256"])
 
 
 @pytest.fixture
@@ -39,11 +43,7 @@ async def service(algorithm: str, upstream: respx.MockRouter, tmp_path: Path) ->
         200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
     )
     overrides: dict[str, Any] = {**SERVICES[algorithm], "voicepass_database_url": f"sqlite:///{tmp_path}/ledger.db"}
-    app = create_app(settings_with(**overrides))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**overrides) as client:
         yield client
 
 
@@ -86,7 +86,7 @@ async def test_every_hostile_token_earns_its_own_refusal_and_nothing_else(
     assert rows_in(tmp_path) == 0
 
 
-@both_kinds_of_key
+@pytest.mark.parametrize("algorithm", SERVICES)
 async def test_every_good_token_of_the_same_mint_gets_a_pass(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:

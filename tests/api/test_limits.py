@@ -11,8 +11,7 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import UNLIMITED, MakeToken, policy_file, settings_with, signed_url
-from voicepass.app import create_app
+from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, signed_url
 
 pytestmark = pytest.mark.anyio
 
@@ -69,11 +68,7 @@ async def test_a_step_of_the_machines_clock_moves_no_limit(
     stepped, real = [0.0], time.time
     monkeypatch.setattr(time, "time", lambda: real() + stepped[0])  # as every module reads it
     text = UNLIMITED.replace('passes_per_minute = "off"', "passes_per_minute = 1")
-    app = create_app(settings_with(voicepass_policy_file=policy_file(text)))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(voicepass_policy_file=policy_file(text)) as client:
 
         async def ask() -> httpx.Response:
             return await client.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token()}"})
@@ -203,6 +198,7 @@ FAULTS: list[Any] = [
 ]
 
 
+@pytest.mark.long
 @limited(passes_per_day=100_000, minutes_per_day=1_000_000)
 async def test_after_1000_mints_amid_random_faults_the_ledger_adds_up_to_the_last_unit(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
@@ -271,11 +267,7 @@ async def test_a_limit_for_an_agent_or_for_all_counts_every_user_together(
     scope: str, upstream: respx.MockRouter, make_token: MakeToken
 ) -> None:
     text = f"{UNLIMITED}\n[limits.{scope}]\npasses_per_minute = 3\n"
-    app = create_app(settings_with(voicepass_policy_file=policy_file(text)))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(voicepass_policy_file=policy_file(text)) as client:
         users = [{"Authorization": f"Bearer {make_token(sub=f'u-{number}')}"} for number in range(4)]
         answers = [await client.post("/v1/signed-url", headers=user) for user in users]
 

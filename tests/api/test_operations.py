@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 import pytest
 import respx
+from starlette.responses import HTMLResponse
 
-from tests.conftest import policy_file, settings_with
-from voicepass.api.readiness import Readiness
+from tests.conftest import policy_file, serving
+from voicepass.api.middleware import Surface
+from voicepass.api.readiness import run_checks
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
-from voicepass.app import COLLECT_EVERY, create_app
+from voicepass.app import COLLECT_EVERY
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
 
 pytestmark = pytest.mark.anyio
@@ -34,10 +36,30 @@ async def test_liveness_and_readiness_answer_without_a_token(api: httpx.AsyncCli
     assert health.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/client.js", "/v1/client.d.ts"])
+async def test_a_probe_may_ask_by_head(api: httpx.AsyncClient, path: str) -> None:
+    head, get, post = await api.head(path), await api.get(path), await api.post(path)
+
+    assert (head.status_code, head.headers["content-type"]) == (200, get.headers["content-type"])
+    assert set(post.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("policy", [None, b"default-src 'self'"])
+async def test_a_page_keeps_its_own_content_security_policy(policy: bytes | None) -> None:
+    page = HTMLResponse("x", headers={"Content-Security-Policy": policy.decode()} if policy else None)
+    transport = httpx.ASGITransport(Surface(page))
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as client:
+        answer = await client.get("/")
+
+    assert answer.status_code == 200
+    assert answer.headers.get("content-security-policy") == (policy and policy.decode())
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_while_the_service_runs_garbage_is_looked_for_seldom_and_afterwards_as_before() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
-    app = create_app(settings_with())
-    async with app.router.lifespan_context(app):
+    async with serving():
         every, frozen = gc.get_threshold()[0], gc.get_freeze_count()
 
     assert every == COLLECT_EVERY
@@ -60,11 +82,7 @@ audience = "voicepass"
 
 
 async def readiness(**settings: object) -> httpx.Response:
-    app = create_app(settings_with(**settings))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(**settings) as client:
         return await client.get("/readyz")
 
 
@@ -103,7 +121,7 @@ async def test_the_ledger_is_reported_before_the_keys() -> None:
         raise KeysUnavailable
 
     with pytest.raises(LedgerUnavailable) as refused:
-        await Readiness({"ledger": no_ledger, "keys": no_keys}).checked()
+        await run_checks({"ledger": no_ledger, "keys": no_keys})
 
     assert refused.value.checks == {"settings": "ok", "ledger": "failed", "keys": "failed"}
 
@@ -126,16 +144,18 @@ async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.Asy
 
     for method, path in PASSES:
         answers = document["paths"][path][method]["responses"]
-        examples = {
-            code: int(status)
-            for status, answer in answers.items()
-            for code in answer["content"].get("application/problem+json", {}).get("examples", {})
+        described = {
+            code: int(status) for status, answer in answers.items() for code in codes_in(answer["description"])
         }
-        assert examples == {refusal.code: refusal.status for refusal in (*OF_A_PASS, *ANYWHERE)}
-    described = set(re.findall(r"urn:voicepass:problem:([a-z_]+)", json.dumps(document)))
+        assert described == {refusal.code: refusal.status for refusal in (*OF_A_PASS, *ANYWHERE)}
+        assert "application/problem+json" in answers["422"]["content"]
     all_codes = {refusal.code for refusal in every(Refusal)}
-    assert all_codes - described == {"not_found", "method_not_allowed"}, "these are for what is no route"
+    assert all_codes - set(codes_in(json.dumps(document))) == {"not_found", "method_not_allowed"}, "no route has these"
     assert "HTTPValidationError" not in json.dumps(document)
+
+
+def codes_in(text: str) -> list[str]:
+    return re.findall(r"`([a-z_]+)`", text)
 
 
 def every(refusal: type[Refusal]) -> list[type[Refusal]]:

@@ -2,11 +2,10 @@
 
 from ipaddress import ip_network
 
-import httpx
 import pytest
 import respx
 
-from tests.conftest import settings_with
+from tests.conftest import serving_app, settings_with
 from voicepass.api.proxies import client_address
 from voicepass.app import create_app
 from voicepass.outbound import is_safe_url
@@ -84,9 +83,19 @@ HOPS: dict[str, tuple[list[str], str]] = {
     "unknown, as a privacy proxy writes": (["198.51.100.1, unknown"], PROXY),
     "nonsense behind a second proxy": (["nonsense, 10.0.0.2"], "10.0.0.2"),
     "a name": (["localhost"], PROXY),
-    "a port": (["198.51.100.1:4711"], PROXY),
-    "IPv6 with a port": (["[2001:db8::9]:4711"], PROXY),
-    "IPv6 in brackets": (["[2001:db8::9]"], PROXY),
+    "a port": (["198.51.100.1:4711"], "198.51.100.1"),
+    "a port of a second trusted proxy": (["198.51.100.1:4711, 10.0.0.2:80"], "198.51.100.1"),
+    "IPv6 with a port": (["[2001:db8::9]:4711"], "2001:db8::9"),
+    "IPv6 in brackets": (["[2001:db8::9]"], "2001:db8::9"),
+    "a trusted proxy in brackets": (["198.51.100.1, [2001:db8:aaaa::5]:443"], "198.51.100.1"),
+    "IPv4 in brackets": (["[198.51.100.1]:4711"], PROXY),
+    "half a pair of brackets": (["[2001:db8::9"], PROXY),
+    "text behind the brackets": (["[2001:db8::9]x"], PROXY),
+    "IPv6 with a zone in brackets": (["[fe80::1%eth0]:4711"], PROXY),
+    "a port that is none": (["198.51.100.1:http"], PROXY),
+    "a port without its number": (["198.51.100.1:"], PROXY),
+    "a port of another script": (["198.51.100.1:４７"], PROXY),
+    "only a port": ([":4711"], PROXY),
     "IPv6 with a zone": (["fe80::1%eth0"], PROXY),
     "IPv6 with a zone that is a text": (["2001:db8::9%\x1b[31mforged"], PROXY),
     "a network": (["198.51.100.0/24"], PROXY),
@@ -156,13 +165,8 @@ async def test_the_log_names_the_address_that_the_request_came_from(
     upstream: respx.MockRouter, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     trusted, peer, headers, client = ARRIVALS[case]
-    app = create_app(settings_with(voicepass_trusted_proxies=trusted))
-    transport = httpx.ASGITransport(app, client=(peer, 4711))
 
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as api,
-    ):
+    async with serving_app(create_app(settings_with(voicepass_trusted_proxies=trusted)), peer=peer) as api:
         await api.post("/v1/signed-url", headers=headers)
 
     assert f'"client": "{client}"' in capsys.readouterr().err

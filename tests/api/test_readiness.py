@@ -3,12 +3,10 @@
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.conftest import settings_with
+from tests.conftest import serving
 from voicepass.api.readiness import CHECK_SECONDS, LedgerCheck
-from voicepass.app import create_app
 from voicepass.errors import LedgerUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -83,11 +81,7 @@ async def test_a_probe_that_hangs_up_leaves_the_check_to_the_next(probed: Probed
 
 async def test_readiness_and_metrics_report_a_deleted_ledger_and_name_its_path_to_the_operator(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    app = create_app(settings_with(voicepass_database_url=f"sqlite:///{path}"))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving(voicepass_database_url=f"sqlite:///{path}") as client:
         path.unlink()
 
         ready, metrics = await client.get("/readyz"), await client.get("/metrics")

@@ -6,7 +6,7 @@ import json
 import queue
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import pytest
 import respx
 import structlog
 from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, MakeToken, settings_with
+from tests.conftest import AGENT_ID, MakeToken, serving, settings_with
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
@@ -170,12 +172,8 @@ async def test_a_ledger_that_is_out_asks_for_another_delivery(
     tmp_path: Path, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     path = tmp_path / "ledger.db"
-    app = create_app(settings_with(**SETTINGS, voicepass_database_url=f"sqlite:///{path}"))
     del upstream
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as api,
-    ):
+    async with serving(**SETTINGS, voicepass_database_url=f"sqlite:///{path}") as api:
         await api.post("/v1/signed-url", headers=bearer)
         with contextlib.closing(sqlite3.connect(path)) as blocker:
             blocker.execute("BEGIN IMMEDIATE")
@@ -297,6 +295,50 @@ async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_i
     assert sender.status == 401
 
 
+LARGE = json.dumps(json.loads(event()) | {"filler": "x" * 17_000}).encode()
+
+
+def mounted(app: ASGIApp) -> ASGIApp:
+    return Starlette(routes=[Mount("/voice", app)])
+
+
+def behind_prefix(app: ASGIApp) -> ASGIApp:
+    """As uvicorn calls an app with --root-path /voice: the prefix stands before every path."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": "/voice", "path": f"/voice{scope['path']}"}, receive, send)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [(mounted, "/voice"), (behind_prefix, ""), (behind_prefix, "/voice")],
+    ids=["mounted", "a proxy that removes the prefix", "a proxy that keeps the prefix"],
+)
+@pytest.mark.usefixtures("upstream")
+async def test_everything_works_behind_a_path_prefix(
+    place: Callable[[ASGIApp], ASGIApp], prefix: str, bearer: dict[str, str]
+) -> None:
+    app = create_app(settings_with(**SETTINGS))
+    large = LARGE, {"ElevenLabs-Signature": signature(int(time.time()), LARGE, secret=SECRET)}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(place(app)), base_url="http://voicepass.test") as api,
+    ):
+        webhook = await api.post(prefix + WEBHOOK_PATH, content=large[0], headers=large[1])
+        answers = [
+            await api.get(f"{prefix}{path}", headers=bearer)
+            for path in ("/v1/signed-url", "/v1/client.js", "/v1/usage", "/healthz", "/readyz", "/metrics")
+        ]
+        too_large = await api.post(f"{prefix}/v1/signed-url", content=LARGE, headers=bearer)
+        nothing = await api.get(f"{prefix}/voice/voice/healthz")
+
+    assert (webhook.status_code, webhook.json()) == (200, {"status": "received"})
+    assert {answer.status_code for answer in answers} == {200}
+    assert (too_large.status_code, nothing.status_code) == (413, 404)
+
+
 # The whole way, over real sockets.
 
 
@@ -371,8 +413,7 @@ async def test_what_runs_beside_the_service_ends_with_it(upstream: respx.MockRou
     before = asyncio.all_tasks()
     running_ones = {}
     for every_seconds in (0, 60):
-        app = create_app(settings_with(voicepass_reconcile_seconds=every_seconds))
-        async with app.router.lifespan_context(app):
+        async with serving(voicepass_reconcile_seconds=every_seconds):
             running_ones[every_seconds] = len(asyncio.all_tasks() - before)
 
     assert running_ones[60] == running_ones[0] + 1  # the reconciler; old data is deleted in either case

@@ -223,6 +223,8 @@ def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: 
         "daily_limit": "daily_limit",
         "too_many_concurrent": "too_many_concurrent",
         "internal_error": "agent_failed",
+        "max_duration": "agent_ended",  # its error event, which tells the two apart, is not part of a row
+        "agent_ended": "agent_ended",
     }
 
 
@@ -275,6 +277,55 @@ def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) ->
         "status": 401,
         "detail": detail,
     }
+
+
+def test_without_a_token_nobody_is_signed_in_and_no_request_is_sent(lab: Laboratory, world: World) -> None:
+    seen = lab.begin("""
+        const told = ({ cause, error }) => [cause, error.name, error.code, error.status];
+        const seen = [];
+        for (const nothing of [null, undefined, ""]) {
+          seen.push(told(await lab.open({ token: () => nothing }).ended));
+          seen.push(told(await lab.open({ token: async () => nothing }).ended));
+        }
+        return seen;""")
+
+    assert seen == [["pass_refused", "PassError", "not_signed_in", 0]] * 6
+    assert world.passes_asked_for == 0
+
+
+def test_a_token_that_cannot_be_renewed_after_a_drop_is_asked_for_again(lab: Laboratory, world: World) -> None:
+    lab.begin("""
+        const answers = [() => lab.token, () => { throw new Error("offline"); }, () => lab.token, () => null];
+        const token = async () => answers.shift()();
+        window.connection = lab.open({ token });
+        await connection.connected; await lab.until('connected')""")
+
+    world.cable.pull()
+    dropped = lab.go_on("const { because } = await lab.until('waiting'); return because.cause")
+    world.cable.plug_in()
+    failed = lab.go_on("""
+        lab.sleeps.at(-1).pass();
+        const { because, attempt } = await lab.until('waiting');
+        return [because.error.message, attempt]""")
+    back = lab.go_on("lab.sleeps.at(-1).pass(); return (await lab.until('connected')).reconnects")
+    world.cable.pull()
+    signed_out = lab.go_on("""
+        await lab.until('waiting');
+        lab.sleeps.at(-1).pass();
+        return (await connection.ended).error.code""")
+    world.cable.plug_in()
+
+    assert (dropped, failed, back, signed_out) == ("connection_lost", ["offline", 2], 1, "not_signed_in")
+    assert world.passes_asked_for == 2
+
+
+def test_a_token_that_cannot_be_had_before_the_first_conversation_is_asked_for_once(lab: Laboratory) -> None:
+    seen = lab.begin("""
+        let asked = 0;
+        const { cause, error } = await lab.open({ token: () => { asked += 1; throw new Error("offline"); } }).ended;
+        return [asked, cause, error.message]""")
+
+    assert seen == [1, "not_started", "offline"]
 
 
 def test_what_stands_in_between_is_named_as_such(lab: Laboratory) -> None:

@@ -12,7 +12,7 @@ from elevenlabs_emulator import Fault
 from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 CLIENT = Path(__file__).parents[2] / "src" / "voicepass" / "api" / "client.js"
 
@@ -103,7 +103,6 @@ def end_on_a_bare_page(page: Page, url: str) -> tuple[list[str], list[str]]:
     return ending, asked_for
 
 
-@pytest.mark.long
 def test_a_missing_microphone_sends_no_request(launch_chromium: Callable[..., Browser]) -> None:
     browser = launch_chromium("--disable-audio-input")
     try:

@@ -143,6 +143,7 @@ def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
     assert (tmp_path / "voicepass.db").exists()
 
 
+@pytest.mark.long
 def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
     port = free_port()
 
@@ -156,19 +157,22 @@ def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(t
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
 
 
-def test_the_emulator_takes_faults_and_explains_bad_ones(tmp_path: Path) -> None:
+def test_the_emulator_takes_faults_and_further_agents_and_explains_bad_faults(tmp_path: Path) -> None:
     port = free_port()
 
-    with serving("emulator", "--port", str(port), "--fault", '{"status": 503}', cwd=tmp_path):
-        url = f"http://127.0.0.1:{port}/v1/convai/conversation/get-signed-url?agent_id=agent_demo"
-        response = httpx.get(url, headers={"xi-api-key": "sk_emulator"}, trust_env=False)
+    once = '{"status": 503, "times": 1}'
+    with serving("emulator", "--port", str(port), "--fault", once, "--agent", "agent_x", cwd=tmp_path):
+        url = f"http://127.0.0.1:{port}/v1/convai/conversation/get-signed-url?agent_id="
+        with httpx.Client(headers={"xi-api-key": "sk_emulator"}, trust_env=False) as http:
+            response, demo, added = [http.get(url + agent) for agent in ("agent_x", "agent_demo", "agent_x")]
     refused = run("emulator", "--fault", '{"status": 7}', cwd=tmp_path)
 
-    assert response.status_code == 503
+    assert (response.status_code, demo.status_code, added.status_code) == (503, 200, 200)
     assert refused.returncode == 2
     assert "--fault" in refused.stderr
 
 
+@pytest.mark.long
 def test_the_emulator_takes_the_time_until_a_conversation_is_done(tmp_path: Path) -> None:
     port = free_port()
 

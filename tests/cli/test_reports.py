@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,18 @@ def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
     assert rows[2]["user_id"] == "'=u-3", "a spreadsheet would run it"
     assert json.loads(lines[2])["user_id"] == "=u-3"
     assert "cvtkn_" not in (desk.folder / "all.csv").read_text()
+
+
+def test_an_export_of_an_empty_ledger_has_its_header_line(desk: Desk) -> None:
+    full = desk("export", "-").splitlines()
+    with sqlite3.connect(desk.folder / "ledger.db") as ledger:
+        ledger.execute("DELETE FROM passes")
+    ledger.close()
+
+    empty, lines = desk("export", "-").splitlines(), desk("export", "-", "--format", "jsonl")
+
+    assert len(full) == 4
+    assert (empty, lines) == (full[:1], "")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from voicepass.config.settings import _SECRET_SUFFIXES, Settings
+from voicepass.config.environment import SECRET_SUFFIXES
+from voicepass.config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 TO_FILL_IN = (
@@ -65,7 +66,7 @@ def _sections() -> Iterator[str]:
     for name, field in _fields():
         if name.lower() in SECTIONS:
             yield f"\n## {SECTIONS[name.lower()]}\n\n| variable | default | must be | meaning |\n|---|---|---|---|\n"
-        file = f" or `{name}_FILE`" if name.endswith(_SECRET_SUFFIXES) else ""
+        file = f" or `{name}_FILE`" if name.endswith(SECRET_SUFFIXES) else ""
         default = _default(field) and f"`{_default(field)}`"
         yield f"| `{name}`{file} | {default} | {_must_be(field)} | {field.description} |\n"
     yield "\n"
@@ -85,7 +86,7 @@ def _must_be(field: FieldInfo) -> str:
         return "comma-separated"
     if get_origin(field.annotation) is dict:
         return "comma-separated pairs"
-    return "secret" if SecretStr in kinds else ""
+    return "secret" if SecretStr.__name__ in str(field.annotation) else ""
 
 
 if __name__ == "__main__":

@@ -13,11 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.canaries import API_KEY, secrets_in
-from tests.conftest import AUDIENCE, SIGNED_URL_PATH, TOKEN_ISSUER, UPSTREAM, MakeToken, settings_with, signed_url
+from tests.conftest import (
+    AUDIENCE,
+    SIGNED_URL_PATH,
+    TOKEN_ISSUER,
+    UPSTREAM,
+    MakeToken,
+    serving,
+    settings_with,
+    signed_url,
+)
 from tests.identity.hostile_tokens import Mint, Signer, signer_for
-from voicepass.app import create_app
 from voicepass.config.build import Configuration, configure
-from voicepass.config.settings import SettingsRefusedError
+from voicepass.config.environment import SettingsRefusedError
 
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
@@ -51,10 +59,18 @@ NO_ISSUER: dict[str, object] = {
 }
 OTHER = "https://other.example"
 HERE = "VOICEPASS_POLICY_FILE"
-PLAIN_ISSUER = "must not be an http:// address: anyone on the way could publish keys in its name"
-TWICE = "this issuer is there twice; each has one algorithm"
+PLAIN_ISSUER = (
+    "must not be an http:// address: anyone on the way could publish keys in its name."
+    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
+)
+NO_AUDIENCE = (
+    "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
+    ' such as { azp = ["https://app.example"] }'
+)
+UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
+TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
 AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put it there, with its rules"
-NO_API_KEY = "ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'"
+NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
 
 # The file, the settings that differ, the environment, and every line that is printed.
 CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str]]] = {
@@ -75,43 +91,49 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", OPEN) + agent("b", *IN_EU),
         NO_AGENT | {"elevenlabs_api_key": None},
         {"EU_KEY": EU_KEY},
-        [NO_API_KEY],
+        [f"ELEVENLABS_API_KEY {NO_API_KEY.format(UPSTREAM)}"],
     ),
     "a region's key that is not there": (
         agent("a", *IN_EU),
         NO_AGENT,
         {},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that is empty": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": " , "},
-        [f"EU_KEY is not set, though {HERE} names it as the key for {EU}"],
+        [f"EU_KEY {NO_API_KEY.format(EU)}"],
     ),
     "a region's key that no header can carry": (
         agent("a", *IN_EU),
         NO_AGENT,
         {"EU_KEY": "sk_canary-valué"},
-        ["EU_KEY holds a character that no HTTP header can carry"],
+        ["EU_KEY holds a space, a line break or a character that no HTTP header can carry"],
+    ),
+    "one agent on two hosts": (
+        agent("a", OPEN) + agent("b", *IN_EU).replace("agent_b", "agent_a"),
+        NO_AGENT,
+        {"EU_KEY": EU_KEY},
+        [f"{HERE} names the agent agent_a on two hosts: give all its aliases one base_url"],
     ),
     "two keys of one host": (
         agent("a", *IN_EU) + agent("b", IN_EU[0], 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"EU_KEY": EU_KEY, "SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {EU}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {EU}: write both into one variable, separated by a comma"],
     ),
     "two keys of the usual host": (
         agent("a", OPEN) + agent("b", f'base_url = "{UPSTREAM}/"', 'api_key_env = "SECOND_KEY"'),
         NO_AGENT,
         {"SECOND_KEY": "sk_canary-value"},
-        [f"SECOND_KEY is a second key for {UPSTREAM}: two keys of one host stand in one variable, by comma"],
+        [f"SECOND_KEY is a second key for {UPSTREAM}: write both into one variable, separated by a comma"],
     ),
     "an issuer here and there": (
         issuer(TOKEN_ISSUER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": SECRET},
-        [f"{HERE} issuers.0: {TWICE}"],
+        [f"VOICEPASS_JWT_ISSUER {TWICE}"],
     ),
     "an issuer twice": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"') * 2,
@@ -119,30 +141,24 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {"OTHER_SECRET": SECRET},
         [f"{HERE} issuers.1: {TWICE}"],
     ),
-    "HS and RS for one issuer": (
-        issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"')
-        + issuer(OTHER, "RS256", public_key(signer_for("RS256").published)),
+    "a tenant of a template by its own name": (
+        issuer(OTHER + "/{tid}", "RS256", 'jwks_url = "https://other.example/jwks"\ntenants = ["a", "b"]')
+        + issuer(OTHER + "/b", "RS256", 'jwks_url = "https://other.example/jwks"'),
         {},
-        {"OTHER_SECRET": SECRET},
+        {},
         [f"{HERE} issuers.1: {TWICE}"],
-    ),
-    "HS here and RS there for one issuer": (
-        issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"'),
-        {},
-        {},
-        [f"{HERE} issuers.0: {TWICE}"],
     ),
     "a secret that is not there": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a secret that is empty": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": ""},
-        [f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a short secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -154,7 +170,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": " " * 40},
-        ["OTHER_SECRET is blank; make one with: openssl rand -base64 48"],
+        [f"OTHER_SECRET {UNSET}"],
     ),
     "a public key for a secret": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -167,20 +183,20 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"{HERE} issuers.0.public_key is a private key; voicepass needs, and should hold, the public half only",
+            f"{HERE} issuers.0.public_key: is a private key; give voicepass the public key only",
         ],
     ),
     "a text for a public key": (
         issuer(OTHER, "ES256", public_key("canary-value")),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a PEM public key or certificate"],
+        [f"{HERE} issuers.0.public_key: is not a PEM public key or certificate"],
     ),
     "a key of another kind": (
         issuer(OTHER, "ES256", public_key(signer_for("RS256").published)),
         {},
         {},
-        [f"{HERE} issuers.0.public_key is not a key on curve P-256, which ES256 needs"],
+        [f"{HERE} issuers.0.public_key: is not a key on curve P-256, which ES256 needs"],
     ),
     "an issuer over http": (
         issuer("http://login.example", "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -193,8 +209,8 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         NO_ISSUER | {"voicepass_jwt_issuer": TOKEN_ISSUER},
         {"OTHER_SECRET": SECRET},
         [
-            "VOICEPASS_JWT_SECRET is not set, so no token could be verified: make one with: openssl rand -base64 48",
-            "VOICEPASS_JWT_AUDIENCE is not set: give the 'aud' that your tokens name for this service",
+            "VOICEPASS_JWT_SECRET is not set, and HS256 needs it: make one with: openssl rand -base64 48",
+            f"VOICEPASS_JWT_AUDIENCE {NO_AUDIENCE}",
         ],
     ),
     "everything at once": (
@@ -202,10 +218,10 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"OTHER_SECRET is not set, though {HERE} issuers.0.secret_env names it",
-            f"{HERE} issuers.0: {TWICE}",
-            f"EU_KEY is not set, though {HERE} names it as the key for {EU}",
+            f"EU_KEY {NO_API_KEY.format(EU)}",
+            f"OTHER_SECRET {UNSET}",
             AGENT_TWICE,
+            f"VOICEPASS_JWT_ISSUER {TWICE}",
         ],
     ),
 }
@@ -228,12 +244,8 @@ def written(text: str) -> str:
 
 
 @asynccontextmanager
-async def serving(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings_with(voicepass_policy_file=written(text), **overrides))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as api,
-    ):
+async def serving_policy(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(voicepass_policy_file=written(text), **overrides) as api:
         yield api
 
 
@@ -283,7 +295,7 @@ def test_secrets_that_the_file_names_may_come_from_files_or_dotenv(
 
     (workspace,) = configuration.workspaces
     assert (workspace.base_url, workspace.keys) == (EU, (EU_KEY, "sk_second"))
-    assert [trusted.token_issuer for trusted in configuration.trusted] == [TOKEN_ISSUER, OTHER]
+    assert [trusted.token_issuer for trusted in configuration.trusted] == [OTHER, TOKEN_ISSUER]
     assert SECRET not in repr(configuration.trusted)
 
 
@@ -295,9 +307,20 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
     none = configured("").trusted
 
     assert [[trusted.token_issuer for trusted in each] for each in (beside, alone, none)] == [
-        [TOKEN_ISSUER, OTHER],
+        [OTHER, TOKEN_ISSUER],
         [OTHER],
         [TOKEN_ISSUER],
+    ]
+
+
+def test_an_issuer_may_have_one_algorithm_in_the_environment_and_another_in_the_file() -> None:
+    published = issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"')
+
+    trusted = configured(published).trusted
+
+    assert [(entry.token_issuer, entry.algorithm) for entry in trusted] == [
+        (TOKEN_ISSUER, "RS256"),
+        (TOKEN_ISSUER, "HS256"),
     ]
 
 
@@ -331,7 +354,7 @@ def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[respx.MockRouter]:
 async def test_each_agent_is_asked_for_at_its_own_host_with_its_own_key(
     two_hosts: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving(TWO_HOSTS, **NO_AGENT) as api:
+    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
         answers = {
             alias: await api.post("/v1/signed-url", headers=bearer, json={"agent": alias}) for alias in ("home", "eu")
         }
@@ -356,7 +379,7 @@ async def test_a_rejected_key_is_not_tried_at_another_host_nor_another_hosts_key
 ) -> None:
     two_hosts["eu"].respond(401, json={"detail": {"status": "invalid_api_key"}})
 
-    async with serving(TWO_HOSTS, **NO_AGENT) as api:
+    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer, json={"agent": "eu"})
 
     assert (response.status_code, response.json()["code"]) == (502, "elevenlabs_key_rejected")
@@ -407,7 +430,7 @@ async def test_four_issuers_side_by_side_believe_each_its_own_key_alone(
         disguised = mint.token(header=mint.header(alg=SIGNERS[claimed].algorithm), sign=SIGNERS[by].sign)
         return [mint.token(), disguised, mint.token(header=mint.header(alg="HS256"), sign=published.sign)]
 
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
             for claimed, by in CROSSES
@@ -423,7 +446,7 @@ async def test_four_issuers_side_by_side_believe_each_its_own_key_alone(
 async def test_no_issuer_signs_for_the_audience_of_another(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for issued_by, other in CROSSES
@@ -441,7 +464,7 @@ async def test_each_of_four_issuers_signs_its_users_in(
 ) -> None:
     mint = mint_of(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
 
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
 
     assert response.status_code == 200
@@ -452,7 +475,7 @@ async def test_each_of_four_issuers_signs_its_users_in(
 async def test_one_id_at_two_issuers_is_two_users(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving(**four_issuers) as api:
+    async with serving_policy(**four_issuers) as api:
         answers = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for name in (SECOND, THIRD)
@@ -487,7 +510,7 @@ async def test_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})
     headers = {"Authorization": f"Bearer {make_token(**claims)}"}
 
-    async with serving(THREE_AGENTS, **NO_AGENT) as api:
+    async with serving_policy(THREE_AGENTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=headers, json={"agent": alias})
 
     assert response.status_code == 200
@@ -505,7 +528,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}
     aliases = ["seller", "closed", "unknown", "agent_seller", "Seller", "seller ", "ѕeller", "s", "x" * 64, "__class__"]
 
-    async with serving(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
+    async with serving_policy(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
         posted = [await api.post(route, headers=headers, json={"agent": alias}) for alias in aliases]
         got = [await api.get(route, headers=headers, params={"agent": alias}) for alias in aliases]
 
@@ -519,7 +542,7 @@ async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there
 async def test_where_no_agent_is_called_default_a_bare_request_gets_none(
     upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving(agent("seller", OPEN), **NO_AGENT) as api:
+    async with serving_policy(agent("seller", OPEN), **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (403, "agent_not_allowed")

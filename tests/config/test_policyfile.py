@@ -65,21 +65,32 @@ SECRET = 'secret_env = "S"'
 SALES, SHOP, FIRST = "agents.sales", "agents.sales.variables.shop", "issuers.0"
 OF_AN_AGENT = "there is no such key; allowed here: id, allow, variables, base_url, api_key_env"
 OF_AN_ISSUER = (
-    "there is no such key; allowed here: issuer, algorithm, secret_env, public_key, jwks_url, audience, "
-    "required_claims, user_id_claim, user_name_claim"
+    "there is no such key; allowed here: issuer, tenants, algorithm, secret_env, jwks_url, public_key, "
+    "required_claims, audience, user_id_claim, user_name_claim"
 )
 WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
 SCALARS = "must be text, a number, true or false, or a list of these"
 DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
 BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
-BASE_URL = "must be https://, or http:// to a loopback address, without path, query or user"
+SAFE = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
+BASE_URL = f"{SAFE}, without path, query or user"
 ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
-    "must be one of ES256, ES384, ES512, HS256, HS384, HS512, RS256, RS384, RS512 "
-    "(python-jose implements no PS*, EdDSA or ES256K)"
+    "must be one of ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, RS256, RS384, RS512 "
+    "(voicepass verifies no PS* and no ES256K)"
 )
-ADDRESSEE = 'needs audience, or required_claims such as { azp = ["https://app.example"] }'
+NO_ID = "is not set: copy your agent's id (agent_…) from the dashboard"
+PLAIN_ISSUER = (
+    "must not be an http:// address: anyone on the way could publish keys in its name."
+    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
+)
+NO_ISSUER = "is not set: give the exact 'iss' of your tokens"
+NO_SECRET = "is not set, and HS256 needs it: make one with: openssl rand -base64 48"
+ADDRESSEE = (
+    "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
+    ' such as { azp = ["https://app.example"] }'
+)
 ALIASES = "agents: must have aliases of lower-case letters, digits, - and _"
 RESERVED = "agents.sales.variables: may not define system__ or secret__ variables: the browser would see or forge them"
 OWN = "agents.sales.variables: may not define user_id or user_name: the user's id and name claims do"
@@ -99,7 +110,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "an alias of another script": ('[agents."ѕales"]\nid = "agent_1"', ALIASES),
     "an alias with a line break": ('[agents."sales\\n"]\nid = "agent_1"', ALIASES),
     "an empty alias": ('[agents.""]\nid = "agent_1"', ALIASES),
-    "an agent without an id": ("[agents.sales]", f"{SALES}.id: is missing"),
+    "an agent without an id": (
+        "[agents.sales]",
+        f"{SALES}.id: {NO_ID}",
+    ),
     "an id that is a number": ("[agents.sales]\nid = 7", f"{SALES}.id: should be a valid string"),
     "an id with a branch": (f'[agents.sales]\nid = "{CANARY}&branch_id=x"', f"{SALES}.id: {BARE_ID}"),
     "an id with a line break": (f'[agents.sales]\nid = "{CANARY}\\n"', f"{SALES}.id: {BARE_ID}"),
@@ -204,23 +218,23 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "an issuer that is no table": (f'issuers = ["{CANARY}"]', f"{FIRST}: must be a table"),
     "an issuer without a name": (
         f'[[issuers]]\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: is missing",
+        f"{FIRST}.issuer: {NO_ISSUER}",
     ),
     "an issuer without an algorithm": (
         f'[[issuers]]\nissuer = "i"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.algorithm: is missing",
+        f"{FIRST}.algorithm: {ALGORITHM}",
     ),
     "a blank issuer": (
         f'[[issuers]]\nissuer = " "\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: must be the exact 'iss' of the tokens",
+        f"{FIRST}.issuer: {NO_ISSUER}",
     ),
     "an issuer over http": (
         f'[[issuers]]\nissuer = "http://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+        f"{FIRST}.issuer: {PLAIN_ISSUER}",
     ),
     "an issuer over http, in capitals": (
         f'[[issuers]]\nissuer = "HTTP://{CANARY}.example"\nalgorithm = "HS256"\naudience = "a"\n{SECRET}',
-        f"{FIRST}.issuer: must not be an http:// address: anyone on the way could publish keys in its name",
+        f"{FIRST}.issuer: {PLAIN_ISSUER}",
     ),
     "no algorithm at all": (
         issuer(SECRET, algorithm="none"),
@@ -230,39 +244,39 @@ MISTAKES: dict[str, tuple[str, str]] = {
         '[[issuers]]\nissuer = "i"\nalgorithm = ["HS256", "RS256"]\naudience = "a"',
         f"{FIRST}.algorithm: should be a valid string",
     ),
-    "a secret algorithm without a secret": (issuer(""), f"{FIRST}: needs secret_env, and no other key, for HS256"),
+    "a secret algorithm without a secret": (issuer(""), f"{FIRST}.secret_env: {NO_SECRET}"),
     "a secret algorithm with published keys": (
         issuer('jwks_url = "https://login.example/jwks"'),
-        f"{FIRST}: needs secret_env, and no other key, for HS256",
+        f"{FIRST}.secret_env: {NO_SECRET}",
     ),
     "a secret and published keys": (
         issuer(f'{SECRET}\njwks_url = "https://login.example/jwks"'),
-        f"{FIRST}: needs secret_env, and no other key, for HS256",
+        f"{FIRST}.jwks_url: does not go with the algorithm HS256: change one of the two",
     ),
     "a public algorithm with a secret": (
         issuer(SECRET, algorithm="RS256"),
-        f"{FIRST}: needs either jwks_url or public_key for RS256",
+        f"{FIRST}.secret_env: does not go with the algorithm RS256: change one of the two",
     ),
     "a public algorithm with both": (
         issuer('public_key = "x"\njwks_url = "https://login.example/jwks"', algorithm="ES256"),
-        f"{FIRST}: needs either jwks_url or public_key for ES256",
+        f"{FIRST}.public_key: is set, and so is the URL of a JWKS: remove one of the two",
     ),
     "a public algorithm with nothing": (
         issuer("", algorithm="ES256"),
-        f"{FIRST}: needs either jwks_url or public_key for ES256",
+        f"{FIRST}.public_key: is not set, and ES256 needs it: give your provider's key as PEM, or the URL of its JWKS",
     ),
     "a plain JWKS URL": (
         issuer(f'jwks_url = "http://{CANARY}.example/jwks"', algorithm="RS256"),
-        f"{FIRST}.jwks_url: must be https://, or http:// to a loopback address",
+        f"{FIRST}.jwks_url: {SAFE}",
     ),
     "the secret itself in place of its variable's name": (
         issuer(f'secret_env = "{CANARY}-{CANARY}-{CANARY}-{CANARY}"'),
         f"{FIRST}.secret_env: {ENVIRONMENT_NAME}",
     ),
-    "no addressee": (issuer(SECRET, addressee=""), f"{FIRST}: {ADDRESSEE}"),
+    "no addressee": (issuer(SECRET, addressee=""), f"{FIRST}.audience: {ADDRESSEE}"),
     "no addressee but an empty condition": (
         issuer(SECRET, addressee="required_claims = {}"),
-        f"{FIRST}: {ADDRESSEE}",
+        f"{FIRST}.audience: {ADDRESSEE}",
     ),
     "two audiences": (
         issuer(SECRET, addressee=f'audience = ["a", "{CANARY}"]'),

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.config import settings_reference
 from tests.config.settings_reference import SECTIONS, WRITTEN
 from voicepass.config.build import configure
-from voicepass.config.settings import Settings, SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 SECRET = "canary-value-0123456789-0123456789-0123456789"
@@ -188,11 +189,11 @@ def test_every_problem_is_named_at_once() -> None:
         settings_to_serve()
 
     assert [problem.split()[0] for problem in refused.value.problems] == [
-        "VOICEPASS_JWT_SECRET",
-        "VOICEPASS_JWT_ISSUER",
-        "VOICEPASS_JWT_AUDIENCE",
-        "ELEVENLABS_API_KEY",
         "ELEVENLABS_AGENT_ID",
+        "ELEVENLABS_API_KEY",
+        "VOICEPASS_JWT_ISSUER",
+        "VOICEPASS_JWT_SECRET",
+        "VOICEPASS_JWT_AUDIENCE",
     ]
 
 
@@ -372,7 +373,7 @@ def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_
     settings = settings_to_serve()
 
     assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (2, 512)
-    assert settings.api_keys == ["sk_from_file"]
+    assert settings.read_secret("ELEVENLABS_API_KEY") == "sk_from_file"
 
 
 def test_no_env_file_is_read_where_dev_null_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,11 +18,35 @@ from tests.elevenlabs_emulator.wire import Serve
 from voicepass.config.build import configure, open_ledger
 from voicepass.doctor import examine
 from voicepass.doctor.case import Case
-from voicepass.doctor.causes import Finding
+from voicepass.doctor.findings import Finding
 
 AGENT_ID = "agent_market"
 ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")
 WEBHOOK_SECRET = "wsec_canary_0123456789"
+
+
+# A new agent waits for ever on silence, and queues.
+SOUND_AGENT = {
+    "conversation_config.turn.silence_end_call_timeout": 60,
+    "platform_settings.queueing_config.enabled": False,
+}
+
+
+class ConfiguredAgent(EmulatedAgent):
+    """An emulated agent with any settings of the vendor's model, by dotted path; by default a sound one."""
+
+    at: Mapping[str, Any] = {}
+
+    def as_json(self) -> dict[str, object]:
+        """Return the agent with these settings."""
+        shown: dict[str, object] = super().as_json()
+        for path, value in (SOUND_AGENT | dict(self.at)).items():
+            *sections, name = path.split(".")
+            node: Any = shown
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[name] = value
+        return shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +84,7 @@ def ledger_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def pretend(state: State) -> Emulator:
     """The ElevenLabs of this state."""
     return Emulator(
-        agents=[EmulatedAgent(**{"agent_id": AGENT_ID} | dict(state.agent))],
+        agents=[ConfiguredAgent(**{"agent_id": AGENT_ID} | dict(state.agent))],
         api_keys={API_KEY: frozenset(state.permissions)},
         faults=[Fault(**state.fault)] if state.fault else [],
     )

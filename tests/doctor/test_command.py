@@ -9,7 +9,7 @@ from tests.canaries import API_KEY, secrets_in
 from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.elevenlabs_emulator.wire import Serve
-from voicepass.doctor.causes import CHECKS
+from voicepass.doctor.findings import CHECKS
 
 
 def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> Ended:
@@ -29,7 +29,7 @@ def test_the_failure_and_its_remedy_are_the_last_thing_on_the_screen(serve: Serv
     assert (ended.returncode, ended.stderr) == (1, "")
     about, empty, *rows, last_empty, verdict = ended.stdout.splitlines()
     assert about.startswith(f"agent default ({AGENT_ID}) at 127.0.0.1:")
-    assert (empty, last_empty, verdict) == ("", "", "2 of 20 checks failed; warnings: 4.")
+    assert (empty, last_empty, verdict) == ("", "", "2 of 24 checks failed; warnings: 4.")
     assert [row[:6] for row in rows if row[0] != " "] == ["ok    ", *["warn  "] * 4, "FAIL  "]
     fail = " ".join(" ".join(rows).rpartition("FAIL")[2].split())
     assert fail.startswith("variables, conversation: The agent needs username (in its first message), and nobody sends")
@@ -56,6 +56,8 @@ def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
     (variables,) = [finding for finding in answer["checks"] if finding["name"] == "variables"]
     assert variables["outcome"] == "failed"
     assert variables["cause"] == "variables_missing"
+    assert variables["id"] == "variables.variables_missing"
+    assert {"archived.ok", "shareable_link.shareable_link"} <= {finding["id"] for finding in answer["checks"]}
     assert variables["remedy"].startswith("Did you mean {{user_name}}?")
 
 
@@ -66,7 +68,7 @@ def test_warnings_do_not_fail(serve: Serve, tmp_path: Path) -> None:
 
     assert ended.returncode == 0
     assert "skip  archived, authentication, allowlist" in ended.stdout
-    assert "0 of 20 checks failed" in ended.stdout
+    assert "0 of 24 checks failed" in ended.stdout
     assert "the key lacks convai_read" in " ".join(ended.stdout.split())
 
 
@@ -78,7 +80,7 @@ def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_
     ended = ask(serve, tmp_path, "--no-conversation", state=state)
 
     fail = " ".join(ended.stdout.rpartition("FAIL")[2].split())
-    assert (ended.returncode, "1 of 20 checks failed" in ended.stdout) == (1, True)
+    assert (ended.returncode, "1 of 24 checks failed" in ended.stdout) == (1, True)
     assert fail.startswith("webhook: voicepass cannot see that a conversation has ended: the key lacks convai_read")
     assert "without either, users are locked out for 25 minutes after three conversations" in fail
     _, _, remedy = fail.partition("-> ")
@@ -113,7 +115,7 @@ def test_settings_that_do_not_start_are_a_finding_too(
         (UNTOLD, ("--json",)),
         (State(fault={"target": "conversation", "closing": "unauthorized"}), ()),
         (State(fault={"body": "truncated"}), ("--json",)),
-        (State(fault={"status": 401, "envelope": "new"}), ("--json",)),
+        (State(fault={"status": 401, "envelope": "legacy"}), ("--json",)),
         (State(permissions=()), ()),
     ],
 )
@@ -176,7 +178,7 @@ def test_explain_tells_what_a_close_means_and_admits_what_it_does_not_know(tmp_p
     says, remedy, *_ = known.stdout.splitlines()
     assert (known.returncode, says) == (0, "The agent needs item (in its tools), and nobody sends it.")
     assert remedy.startswith("-> Supply it from a claim")
-    assert (unknown.returncode, unknown.stdout.splitlines()[0][:23]) == (1, "This is not known here.")
+    assert (unknown.returncode, unknown.stdout.splitlines()[0][:24]) == (1, "The doctor does not know")
 
 
 def lacking(permission: str) -> str:

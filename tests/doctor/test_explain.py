@@ -1,11 +1,16 @@
 """Whatever somebody pastes: a close code, a reason, an error's body, a console line, or nothing that we know."""
 
+import json
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
-from elevenlabs_emulator import CLOSINGS
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
-from voicepass.doctor.causes import CAUSES, CHECKS
-from voicepass.doctor.closings import SYMPTOMS, explain
+from voicepass.doctor.explain import explain
+from voicepass.doctor.findings import CAUSES, CHECKS
+from voicepass.elevenlabs.codes import BY_EVENT
 
 PASTED = [
     ("1008 Missing required dynamic variables in tools: {'a', 'b'}", "variables_missing", "a, b (in its tools)"),
@@ -16,8 +21,8 @@ PASTED = [
     ("code 3000", "not_authorized", ""),
     ("3008", "concurrency_reached", ""),
     ("1000", "ended", ""),
-    ("1005", "no_code", ""),
-    ("1006", "no_goodbye", ""),
+    ("1005", "close_code_missing", ""),
+    ("1006", "connection_broken", ""),
     ("Agent has exceeded its daily call limit of 100000", "daily_limit_reached", ""),
     ("Host app.example is not allowed to connect to this agent", "host_not_allowed", "app.example"),
     ("4711", "unknown_closing", "4711"),
@@ -59,22 +64,67 @@ def test_a_code_alone_is_not_quoted_back() -> None:
     assert "1008" not in finding.says
 
 
-def test_every_close_of_the_emulator_is_known() -> None:
-    for closing in CLOSINGS.values():
-        reason = closing.reason.replace("{{{variables}}}", "{'x'}")
-        finding = explain(f"{closing.code} {reason}")
-
-        assert finding is not None
-        assert finding.cause != "unknown_closing", closing.name
-
-
 def test_secrets_that_are_pasted_are_not_repeated() -> None:
     for secret in (API_KEY, f"wss://x/?conversation_signature={SIGNATURE}"):
         for pasted in (f"1008 {secret}", f"1002 {secret}", f"Host {secret} is not allowed", f"1006 {secret}"):
             assert secrets_in(repr(explain(pasted))) == []
 
 
-def test_the_tables_agree_with_each_other() -> None:
+def test_every_cause_is_of_a_check() -> None:
     assert {cause.check for cause in CAUSES.values()} <= CHECKS.keys()
-    assert {symptom.cause for symptom in SYMPTOMS} <= CAUSES.keys()
-    assert len({(symptom.code, symptom.text) for symptom in SYMPTOMS}) == len(SYMPTOMS)
+
+
+WIRE = [
+    "missing_fields",
+    "override_error",
+    "missing_dynamic_variable",
+    "missing_dynamic_variable_transfer",
+    "invalid_message",
+    "value_error",
+    "llm_timeout",
+    "llm_error",
+    "custom_llm_error",
+    "cascade_brain_error",
+    "asr_transcription_error",
+    "tts_cascade_error",
+    "safety_violation",
+    "max_duration_exceeded",
+    "transport_receive_timeout",
+    "websocket_disconnect",
+    "asyncio_timeout",
+    "redis_timeout_error",
+    "http_exception",
+    "mcp_tool_error",
+    "vad_error",
+    "turn_probability_error",
+    "mcp_https_error",
+    "telephony_agent_error",
+    "unknown_websocket_crash",
+]
+
+
+@pytest.mark.parametrize("kind", WIRE)
+def test_every_error_type_of_the_wire_is_known_alone_and_in_a_pasted_event(kind: str) -> None:
+    event = {"type": "error", "error_event": {"code": 1008, "error_type": kind, "message": "vendor words"}}
+
+    alone, in_event = explain(kind), explain(json.dumps(event))
+
+    assert alone is not None
+    assert in_event is not None
+    assert alone.cause == in_event.cause != "contract_broken"
+    assert kind in BY_EVENT or kind == "value_error"
+
+
+LINES = tomllib.loads((Path(__file__).parent / "lines.toml").read_text())["line"]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.get("from", line["text"][:40]))
+def test_a_line_that_people_posted_is_explained_or_not_guessed(line: dict[str, str]) -> None:
+    finding = explain(line["text"])
+
+    assert (finding and finding.cause) == line.get("cause")
+    assert finding is None or not re.search(r"\{\w+\}", f"{finding.says} {finding.remedy}")
+
+
+def test_thirty_of_the_lines_are_from_public_reports() -> None:
+    assert sum("#" in line.get("from", "") for line in LINES) >= 30

@@ -15,7 +15,9 @@ import pytest
 
 from tests.conftest import settings_with
 from tests.doctor.conftest import Examined, State, troubles
-from voicepass.doctor.closings import explain
+from voicepass.config.build import configure
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.doctor.explain import explain
 
 PROMPT = {"overrides": {"agent.prompt.prompt": "You are a pirate."}}
 GERMAN = {"overrides": {"agent.language": "de"}}
@@ -74,8 +76,8 @@ def test_what_the_settings_told_the_conversation_confirms(examined: Examined, ca
     ],
 )
 def test_a_pasted_agent_id_never_gets_so_far(story: str, agent_id: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.partition(" ")[2]) as refused:
-        settings_with(elevenlabs_agent_id=agent_id)
+    with pytest.raises(SettingsRefusedError, match=said) as refused:
+        configure(settings_with(elevenlabs_agent_id=agent_id))
 
     assert "cvtkn_1" not in str(refused.value), story
 
@@ -91,7 +93,7 @@ PASTED = [
     ("elevenlabs-python#407", "KeyError: 'signed_url'", "error_taken_for_answer"),
     ("elevenlabs-python#413", 'HTTP 405 {"detail":"Method Not Allowed"}', "answer_unusable"),
     ("swift-sdk#86", "invalid authorization token", "wrong_credential"),
-    ("packages#694", "GET https://livekit.rtc.elevenlabs.io/rtc/v1/validate 404 (Not Found)", "validate_404"),
+    ("packages#694", "GET https://livekit.rtc.elevenlabs.io/rtc/v1/validate 404 (Not Found)", "rtc_path_404"),
     ("packages#472", "Invalid agent ID", "agent_unknown"),
     ("elevenlabs/cli#80", '401 {"detail":{"status":"missing_permissions","message":"…"}}', "permission_missing"),
     ("elevenlabs-docs#768", "1011", "internal_error"),

@@ -1,16 +1,16 @@
 """docs/troubleshooting.md says what the doctor's tables say.
 
-To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
+To write its table and list again: `python -m tests.doctor.test_troubleshooting`.
 """
 
 import re
 from pathlib import Path
 
-from voicepass.doctor.causes import CAUSES, CHECKS
-from voicepass.doctor.closings import SYMPTOMS
+from voicepass.doctor.findings import CHECKS
+from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
+from voicepass.elevenlabs.codes import Cause
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
-ANY = "anything else"
 BLANKS = re.compile(r"\{(\w+)\}")
 
 
@@ -21,23 +21,35 @@ def shown(template: str) -> str:
     return text.replace("\0", "{").replace("\1", "}").replace("<", "&lt;").replace("|", "\\|")
 
 
-def reason(pattern: str) -> str:
+def as_seen(pattern: str) -> str:
     """The text that a pattern looks for, as people see it."""
-    text = re.sub(r"\(\?P<(\w+)>(\w+|\\?[^()]*)\)", lambda group: group[2] if group[2].isalpha() else "…", pattern)
-    return text.replace("\\{", "{").replace(":? '?", ": '").replace("'?", "'").replace("|", "` or `")
+    for part, text in (
+        (r"\(\?!.*?\)|\\b|\^?\\W\{0,9\}\$?|\{0,1\}|(?<=')\?|(?<=:)\?", ""),
+        (r"\(\?P<\w+>transfer\)", "transfer"),
+        (r"\(\?P<\w+>[^()]*\)|(?:\[[^\]]*\]|\\\S|\.)(?:\{[\d,]*\}|\+|\*)", "…"),
+        (r"\[(.)[^\]]*\]", r"\1"),
+        (r"\\(.)", r"\1"),
+        (r"… ?…", "…"),
+    ):
+        pattern = re.sub(part, text, pattern)
+    return pattern
 
 
-def by_close() -> str:
-    """One row for each code and cause, with every text that means it."""
-    texts: dict[tuple[int | None, str], list[str]] = {}
-    for symptom in SYMPTOMS:
-        text = f"`{reason(symptom.text)}`" if symptom.text else ANY
-        texts.setdefault((symptom.code, symptom.cause), []).append(text)
+def seen(cause: Cause) -> str:
+    """All texts that the table knows a cause by. `doctor explain` also knows codes of the API and their HTTP statuses."""
+    patterns = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
+    alone = ["the code alone"] if cause.is_usual else []
+    return ", ".join([*(f"`{text}`" for text in patterns), *alone]).replace("|", "\\|")
+
+
+def by_sign() -> str:
     rows = [
-        f"| {code or ''} | {' or '.join(of_cause)} | {shown(CAUSES[cause].says)} | {shown(CAUSES[cause].remedy)} |"
-        for (code, cause), of_cause in sorted(texts.items(), key=lambda row: (row[0][0] or 9999, ANY in row[1]))
+        f"| {cause.close or ''} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} |"
+        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: (cause.close is None, cause.close or 0))
+        if seen(cause)
     ]
-    return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
+    head = "| code | reason or line | what it means | what to do |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
 
 
 def by_check() -> str:
@@ -45,7 +57,7 @@ def by_check() -> str:
 
 
 def with_tables(document: str) -> str:
-    for name, table in {"closes": by_close(), "checks": by_check()}.items():
+    for name, table in {"signs": by_sign(), "checks": by_check()}.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]
@@ -56,7 +68,7 @@ def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
     assert document == with_tables(document)
-    assert document.count("\n| ") > 25
+    assert len(by_sign().splitlines()) > 40
 
 
 if __name__ == "__main__":

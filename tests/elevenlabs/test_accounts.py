@@ -43,14 +43,14 @@ async def test_only_elevenlabs_own_word_makes_a_conversation_unknown(
 
     async with provider_at(UPSTREAM, Clock()) as provider:
         with pytest.raises(error):
-            await provider.conversation(UPSTREAM, "conv_1")
+            await provider.fetch_conversation(UPSTREAM, "conv_1")
 
 
 async def test_a_transcript_longer_than_any_credential_is_read(upstream: respx.MockRouter) -> None:
     upstream.get(ACCOUNT).respond(json={"status": "done", "transcript": ["x" * 1024 * 1024]})
 
     async with provider_at(UPSTREAM, Clock()) as provider:
-        assert (await provider.conversation(UPSTREAM, "conv_1"))["status"] == "done"
+        assert (await provider.fetch_conversation(UPSTREAM, "conv_1"))["status"] == "done"
 
 
 async def test_a_key_that_may_only_read_is_not_preferred_for_passes(upstream: respx.MockRouter) -> None:
@@ -61,9 +61,9 @@ async def test_a_key_that_may_only_read_is_not_preferred_for_passes(upstream: re
 
     upstream.get(ACCOUNT).mock(side_effect=answer)
     async with provider_at(UPSTREAM, Clock(), "sk_writer", "sk_reader") as provider:
-        await provider.conversation(UPSTREAM, "conv_1")
+        await provider.fetch_conversation(UPSTREAM, "conv_1")
         agent = Agent(alias="default", agent_id=AGENT_ID, base_url=UPSTREAM)
-        await provider.credential(agent, Transport.WEBSOCKET)
+        await provider.fetch_credential(agent, Transport.WEBSOCKET)
 
     assert upstream["signed_url"].calls.last.request.headers["xi-api-key"] == "sk_writer"
     assert upstream["signed_url"].call_count == 1
@@ -73,7 +73,7 @@ async def test_an_id_cannot_lead_the_call_elsewhere(upstream: respx.MockRouter) 
     route = upstream.get(path__regex=r".*").respond(json={"status": "done"})
 
     async with provider_at(UPSTREAM, Clock()) as provider:
-        await provider.conversation(UPSTREAM, "../agents?x=1#y")
+        await provider.fetch_conversation(UPSTREAM, "../agents?x=1#y")
 
     assert route.calls.last.request.url.raw_path == b"/v1/convai/conversations/..%2Fagents%3Fx%3D1%23y"
 
@@ -83,7 +83,7 @@ async def test_an_account_of_another_conversation_is_not_believed(upstream: resp
 
     async with provider_at(UPSTREAM, Clock()) as provider:
         with pytest.raises(BadAnswer) as refused:
-            await provider.conversation(UPSTREAM, "conv_1")
+            await provider.fetch_conversation(UPSTREAM, "conv_1")
 
     assert "another conversation" in refused.value.operator_note
 
@@ -97,7 +97,7 @@ async def test_a_page_of_the_list_is_asked_for_by_agent_and_time(upstream: respx
     )
 
     async with provider_at(UPSTREAM, Clock()) as provider:
-        page = await provider.conversations(UPSTREAM, AGENT_ID, since=NOW + 0.5, until=NOW + 60.5, cursor="c/1")
+        page = await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW + 0.5, until=NOW + 60.5, cursor="c/1")
 
     assert [each["conversation_id"] for each in page.rows] == ["conv_1"]
     assert page.next_cursor == "c/2"
@@ -116,7 +116,7 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
     upstream.get(LIST).respond(json={"conversations": [], **last})
 
     async with provider_at(UPSTREAM, Clock()) as provider:
-        page = await provider.conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
+        page = await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
 
     assert page == ([], "")
 
@@ -144,4 +144,4 @@ async def test_what_is_no_page_of_conversations_is_a_bad_answer(
 
     async with provider_at(UPSTREAM, Clock()) as provider:
         with pytest.raises(BadAnswer):
-            await provider.conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
+            await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)

@@ -14,6 +14,7 @@ import structlog
 
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
+from tests.faults import asked, good, http
 from tests.servers import listening
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.refusals import refusal_for, vendor_error
@@ -52,7 +53,7 @@ async def adapter(
 @pytest.mark.usefixtures("upstream")
 async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end() -> None:
     async with adapter() as provider:
-        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+        credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.secret == signed_url()
     assert credential.conversation_id == "conv_1"
@@ -75,7 +76,7 @@ async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
     upstream["signed_url"].respond(json=answer)
 
     async with adapter() as provider:
-        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+        credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.conversation_id == conversation_id
 
@@ -116,7 +117,7 @@ async def test_a_url_that_leads_elsewhere_is_never_handed_on(upstream: respx.Moc
 
     async with adapter() as provider:
         with pytest.raises(BadAnswer) as refused:
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert secrets_in(refused.value.operator_note) == []
 
@@ -126,7 +127,7 @@ async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: resp
 
     with structlog.testing.capture_logs() as logged:
         async with adapter() as provider:
-            credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+            credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.secret.startswith("wss://api.us.elevenlabs.io/")
     assert [line["event"] for line in logged] == ["signed_url.host_differed"]
@@ -138,7 +139,7 @@ async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None
 
         async with adapter("https://proxy.example") as provider:
             with pytest.raises(BadAnswer):
-                await provider.credential(agent_at("https://proxy.example"), Transport.WEBSOCKET)
+                await provider.fetch_credential(agent_at("https://proxy.example"), Transport.WEBSOCKET)
 
 
 @pytest.mark.parametrize("token", [None, "", 7, "a b", "a\r\nX: y"])
@@ -147,7 +148,7 @@ async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, 
 
     async with adapter() as provider:
         with pytest.raises(BadAnswer):
-            await provider.credential(AGENT, Transport.WEBRTC)
+            await provider.fetch_credential(AGENT, Transport.WEBRTC)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, an
 
     async with adapter() as provider:
         with pytest.raises(BadAnswer):
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 1, "a redirect was followed, and with it went the key"
 
@@ -194,10 +195,41 @@ async def test_a_broken_line_becomes_a_refusal_with_a_remedy(
 
     async with adapter() as provider:
         with pytest.raises(refusal) as refused:
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert error.__name__ in refused.value.operator_note
     assert API_KEY not in refused.value.operator_note
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        http(200, b"{").replace(b": 1", b": 99"),
+        http(200).replace(b": 0", b": 99"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+    ],
+    ids=["in the body", "before the body", "in a chunk", "in the headers"],
+)
+async def test_an_answer_that_is_cut_short_is_an_outage_and_the_call_is_made_again(part: bytes) -> None:
+    script = [good, good, good, good, good, None, good, None, None]  # five calls pay for one retry
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await asked(reader):
+            say = script.pop(0)
+            writer.write(say(base_url) if say else part)
+            if say is None:
+                return
+
+    async with listening(answer) as base_url, adapter(base_url) as provider:
+        for _ in range(6):
+            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+        after_the_retry = len(script)
+        with pytest.raises(Unavailable) as refused:
+            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+
+    assert after_the_retry == 2
+    assert "is the base URL right" not in refused.value.operator_note
 
 
 def legacy(status: str, message: str = "vendor words") -> dict[str, object]:
@@ -220,8 +252,8 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
         (401, legacy("quota_exceeded"), "elevenlabs_quota_exhausted", "used up"),
         (402, current("insufficient_credits"), "elevenlabs_quota_exhausted", "used up"),
         (402, {"detail": "pay"}, "elevenlabs_quota_exhausted", "used up"),
-        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "check its id"),
-        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "check its id"),
+        (404, legacy("document_not_found"), "elevenlabs_agent_unknown", "Check its id"),
+        (404, current("agent_not_found"), "elevenlabs_agent_unknown", "Check its id"),
         (400, {"detail": "Invalid agent ID"}, "elevenlabs_agent_unknown", "Invalid agent ID"),
         (
             422,
@@ -268,7 +300,7 @@ def differing(status: object, code: object) -> dict[str, object]:
     [
         (401, lacking("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
         (401, lacking("convai_write"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Write'"),
-        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read: give"),
+        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read. Give"),
         (401, differing("quota_exceeded", "unauthorized"), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
         (401, differing("quota_exceeded", None), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
         (401, differing("detected_unusual_activity", "unauthorized"), "detected_unusual_activity",
@@ -330,8 +362,9 @@ def test_an_error_of_any_shape_is_refused_in_one_short_printable_line(body: byte
         (None, 5),
         ("1", 1),
         ("0", 1),
-        ("3600", 3600),
-        ("99999999999999999999", 3600),
+        ("60", 60),
+        ("3600", 60),
+        ("99999999999999999999", 60),
         ("Mon, 21 Sep 2026 14:13:50 GMT", 30),
         ("Mon, 21 Sep 2020 14:13:50 GMT", 1),
         ("soon", 5),
@@ -380,7 +413,7 @@ async def test_no_upstream_outlives_the_deadline(behave: Any) -> None:
         begun = loop.time()
 
         with pytest.raises(Timeout):
-            await provider.credential(agent_at(base_url), Transport.WEBSOCKET)
+            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
 
         assert loop.time() - begun < 3
 
@@ -395,13 +428,13 @@ async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: r
     upstream["signed_url"].mock(side_effect=answer_late)
 
     async with adapter() as provider:
-        caller = asyncio.create_task(provider.credential(AGENT, Transport.WEBSOCKET))
+        caller = asyncio.create_task(provider.fetch_credential(AGENT, Transport.WEBSOCKET))
         await asyncio.sleep(0)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
         release.set()
-        credential = await provider.credential(AGENT, Transport.WEBSOCKET)
+        credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.conversation_id == "conv_1"
 
@@ -423,7 +456,7 @@ async def test_while_keys_are_rotated_the_one_that_works_is_tried_once_and_remem
     with structlog.testing.capture_logs() as logged:
         async with adapter(api_keys=("sk_old", "sk_new")) as provider:
             for _ in range(3):
-                await provider.credential(AGENT, Transport.WEBSOCKET)
+                await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert [call.request.headers["xi-api-key"] for call in upstream.calls] == ["sk_old", "sk_new", "sk_new", "sk_new"]
     assert [(line["event"], line["position"], line["of"]) for line in logged] == [("api_key.switched", 2, 2)]
@@ -435,7 +468,7 @@ async def test_two_rejected_keys_are_one_refusal(upstream: respx.MockRouter) -> 
 
     async with adapter(api_keys=("sk_old", "sk_new")) as provider:
         with pytest.raises(KeyRejected):
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 2
 
@@ -445,7 +478,7 @@ async def test_another_fault_than_the_key_spends_no_second_key(upstream: respx.M
 
     async with adapter(api_keys=("sk_old", "sk_new")) as provider:
         with pytest.raises(AgentUnknown):
-            await provider.credential(AGENT, Transport.WEBSOCKET)
+            await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 1
 
@@ -480,7 +513,7 @@ async def pausing(ticks: Ticks) -> AsyncIterator[ElevenLabs]:
 
 async def refusal_of(provider: ElevenLabs) -> ElevenLabsRefusal | None:
     try:
-        await provider.credential(AGENT, Transport.WEBSOCKET)
+        await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
     except ElevenLabsRefusal as refusal:
         return refusal
     return None
@@ -535,7 +568,7 @@ async def test_what_elevenlabs_asks_for_with_429_everyone_of_the_workspace_obeys
         asked = await refusal_of(provider)
         ticks.now += 2.5
         others = [await refusal_of(provider) for _ in range(20)]
-        word = await provider.rest()
+        word = await provider.explain_pause()
         ticks.now += 4.5
         after = await refusal_of(provider)
 
@@ -548,6 +581,21 @@ async def test_what_elevenlabs_asks_for_with_429_everyone_of_the_workspace_obeys
     assert route.call_count == 2
 
 
+async def test_a_429_that_asks_for_an_hour_is_obeyed_for_a_minute(upstream: respx.MockRouter) -> None:
+    route = upstream["signed_url"]
+    busy = httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": {"status": "rate_limit_exceeded"}})
+    route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
+    ticks = Ticks()
+    async with pausing(ticks) as provider:
+        asked = await refusal_of(provider)
+        ticks.now += 59
+        held_back = await refusal_of(provider)
+        ticks.now += 1
+        after = await refusal_of(provider)
+
+    assert [refusal and refusal.retry_after_seconds for refusal in (asked, held_back, after)] == [60, 1, None]
+
+
 async def test_a_key_that_is_rejected_for_one_agent_holds_back_no_other(upstream: respx.MockRouter) -> None:
     other = Agent(alias="other", agent_id="agent_other", base_url=UPSTREAM)
     route = upstream["signed_url"]
@@ -557,9 +605,9 @@ async def test_a_key_that_is_rejected_for_one_agent_holds_back_no_other(upstream
     ]
     async with pausing(Ticks()) as provider:
         with pytest.raises(KeyRejected):
-            await provider.credential(other, Transport.WEBSOCKET)
+            await provider.fetch_credential(other, Transport.WEBSOCKET)
         with pytest.raises(KeyRejected):
-            await provider.credential(other, Transport.WEBSOCKET)
+            await provider.fetch_credential(other, Transport.WEBSOCKET)
 
         assert await refusal_of(provider) is None
     assert route.call_count == 2

@@ -5,29 +5,25 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import structlog
 
 from voicepass.elevenlabs.resilience import (
     FAILURES,
+    MAX_SAVED_RETRIES,
     OPEN_SECONDS,
-    BreakerOpenError,
     Bulkhead,
-    DeadlinePassedError,
-    FailedError,
-    FullError,
+    FailedCallError,
     Guard,
 )
+from voicepass.errors import AgentUnknown, Overloaded, Timeout, Unavailable
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_SECONDS = 4.0
 
 
-class OutageError(Exception):
-    pass
-
-
-class ElsewhereError(Exception):
-    """An answer, if not a welcome one."""
+class OutageRefusal(Unavailable):
+    """What an attempt raises, unlike the breaker."""
 
 
 class Upstream:
@@ -37,20 +33,23 @@ class Upstream:
         self.now = 1000.0
         self.slept: list[float] = []
         self.calls = 0
-        self.changes: list[bool] = []
         self.failing: Exception | None = None
+        self.recovers_while_waiting = False
         self.bulkhead = Bulkhead(most=100)
         self.guard = Guard(
+            host="host",
+            calls="passes",
             deadline_seconds=DEADLINE_SECONDS,
             clock=lambda: self.now,
             sleep=self._sleep,
             jitter=lambda: 0.5,
-            on_change=self.changes.append,
         )
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds
+        if self.recovers_while_waiting:
+            self.failing = None
 
     async def _attempt(self) -> str:
         self.calls += 1
@@ -71,7 +70,8 @@ class Upstream:
 
 
 def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float | None = None) -> Exception:
-    return FailedError(OutageError(), is_outage=is_outage, may_retry=may_retry, retry_after_seconds=retry_after_seconds)
+    refusal = OutageRefusal()
+    return FailedCallError(refusal, is_outage=is_outage, may_retry=may_retry, retry_after_seconds=retry_after_seconds)
 
 
 OUTAGE = failure(is_outage=True)
@@ -81,13 +81,22 @@ OUTAGE = failure(is_outage=True)
 
 
 @pytest.mark.parametrize("requests", [1, 4, 5, 6, 37, 1000])
-async def test_when_all_fails_there_are_at_most_12_calls_for_10_requests(requests: int) -> None:
+async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(requests: int) -> None:
     upstream = Upstream()
     upstream.failing = failure()
 
     await upstream.ask_often(requests)
 
-    assert upstream.calls == requests + requests // 5 <= 1.2 * requests
+    retries = upstream.calls - requests
+    assert min(requests, MAX_SAVED_RETRIES) <= retries <= MAX_SAVED_RETRIES + requests // 5
+
+
+async def test_the_first_call_after_a_start_is_retried() -> None:
+    upstream = Upstream()
+    upstream.failing, upstream.recovers_while_waiting = OUTAGE, True
+
+    assert await upstream.ask() == "an answer"
+    assert upstream.calls == 2
 
 
 async def test_of_an_hour_of_success_ten_retries_are_kept() -> None:
@@ -108,13 +117,10 @@ async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
     await upstream.ask_often(5)
     upstream.failing = OUTAGE
 
-    async def mend(_seconds: float) -> None:
-        upstream.failing = None
-
-    upstream.guard._sleep = mend
+    upstream.recovers_while_waiting = True
 
     assert await upstream.ask() == "an answer"
-    assert upstream.changes == []
+    assert not upstream.guard.breaker.is_open
 
 
 @pytest.mark.parametrize(
@@ -126,7 +132,7 @@ async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
         (failure(retry_after_seconds=4), []),
         (failure(retry_after_seconds=3600), []),
         (failure(may_retry=False), []),
-        (ElsewhereError(), []),
+        (AgentUnknown(), []),
     ],
 )
 async def test_a_retry_waits_as_long_as_it_is_told_and_never_past_the_deadline(
@@ -161,15 +167,15 @@ async def test_five_failures_within_ten_seconds_open_it_and_then_nobody_is_calle
     for _ in range(5):
         answers.append(await upstream.ask())
         upstream.now += 2.4
-    assert {type(answer) for answer in answers} == {OutageError}
+    assert {type(answer) for answer in answers} == {OutageRefusal}
     assert upstream.guard.breaker.is_open
     calls = upstream.calls
 
     answers = await upstream.ask_often(1000)
-    assert {type(answer) for answer in answers} == {BreakerOpenError}
-    assert {answer.retry_after_seconds for answer in answers if isinstance(answer, BreakerOpenError)} == {3}
+    assert {type(answer) for answer in answers} == {Unavailable}
+    assert {answer.retry_after_seconds for answer in answers if isinstance(answer, Unavailable)} == {3}
     assert upstream.calls == calls
-    assert upstream.changes == [True]
+    assert upstream.guard.breaker.is_open
 
 
 async def test_five_failures_in_a_longer_time_do_not_open_it() -> None:
@@ -185,12 +191,12 @@ async def test_five_failures_in_a_longer_time_do_not_open_it() -> None:
 
 async def test_what_is_an_answer_never_opens_it() -> None:
     upstream = Upstream()
-    upstream.failing = ElsewhereError()
+    upstream.failing = AgentUnknown()
     await upstream.ask_often(100)
     upstream.failing = failure(is_outage=False)
     await upstream.ask_often(100)
 
-    assert upstream.changes == []
+    assert not upstream.guard.breaker.is_open
 
 
 async def test_a_few_failures_among_many_answers_do_not_open_it() -> None:
@@ -200,21 +206,25 @@ async def test_a_few_failures_among_many_answers_do_not_open_it() -> None:
         upstream.failing = failure(is_outage=True, may_retry=False) if number % 3 == 0 else None
         await upstream.ask()
 
-    assert upstream.changes == []
+    assert not upstream.guard.breaker.is_open
 
 
 async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> None:
-    upstream = await opened()
-    upstream.now += OPEN_SECONDS
-    upstream.failing = None
+    with structlog.testing.capture_logs() as logged:
+        upstream = await opened()
+        upstream.now += OPEN_SECONDS
+        upstream.failing = None
 
-    answers = await asyncio.gather(*(upstream.ask() for _ in range(50)))
+        answers = await asyncio.gather(*(upstream.ask() for _ in range(50)))
 
     assert upstream.calls == 1
     assert answers.count("an answer") == 1
-    assert sum(isinstance(answer, BreakerOpenError) for answer in answers) == 49
+    assert sum(isinstance(answer, Unavailable) for answer in answers) == 49
     assert await upstream.ask_often(10) == ["an answer"] * 10
-    assert upstream.changes == [True, False]
+    assert [(line["event"], line["log_level"], line["host"], line["calls"]) for line in logged] == [
+        ("breaker.opened", "error", "host", "passes"),
+        ("breaker.closed", "info", "host", "passes"),
+    ]
 
 
 async def test_a_failed_probe_is_not_repeated_and_keeps_it_open_for_as_long_again() -> None:
@@ -224,7 +234,7 @@ async def test_a_failed_probe_is_not_repeated_and_keeps_it_open_for_as_long_agai
         await upstream.ask_often(10)
 
     assert upstream.calls == 3
-    assert upstream.changes == [True]
+    assert upstream.guard.breaker.is_open
 
 
 async def test_a_late_answer_to_an_old_call_does_not_close_it() -> None:
@@ -252,7 +262,7 @@ async def test_whoever_waited_for_a_slot_while_it_opened_does_not_call() -> None
 
     answers = await asyncio.gather(*(upstream.ask() for _ in range(10)))
 
-    assert [type(answer) for answer in answers] == [OutageError] * 5 + [BreakerOpenError] * 5
+    assert [type(answer) for answer in answers] == [OutageRefusal] * 5 + [Unavailable] * 5
     assert upstream.calls == 5
 
 
@@ -296,7 +306,7 @@ async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> Non
     held = Held()
     callers = await held.fill(4)
 
-    with pytest.raises(FullError):
+    with pytest.raises(Overloaded):
         await held.call()
 
     assert (held.bulkhead.under_way, held.bulkhead.waiting, held.begun) == (2, 2, 2)
@@ -312,7 +322,7 @@ async def test_what_nobody_waits_for_never_takes_a_slot_from_a_user() -> None:
     idle = asyncio.create_task(held.call(only_if_idle=True))
     await asyncio.sleep(0)
 
-    with pytest.raises(FullError):
+    with pytest.raises(Overloaded):
         await held.call(only_if_idle=True)
 
     assert held.bulkhead.waiting == 0
@@ -350,9 +360,7 @@ async def test_a_call_whose_caller_is_gone_keeps_its_slot_until_it_is_over() -> 
 
 
 async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_failure() -> None:
-    guard = Guard(
-        deadline_seconds=0.05, clock=asyncio.get_running_loop().time, sleep=asyncio.sleep, jitter=float, on_change=print
-    )
+    guard = Guard(host="host", calls="passes", deadline_seconds=0.05, clock=asyncio.get_running_loop().time)
     bulkhead = Bulkhead(most=10)
 
     async def hang() -> None:
@@ -361,7 +369,7 @@ async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_fa
     calls = [guard.call(hang, bulkhead=bulkhead) for _ in range(FAILURES)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
 
-    assert {type(outcome) for outcome in outcomes} == {DeadlinePassedError}
+    assert {type(outcome) for outcome in outcomes} == {Timeout}
     assert guard.breaker.is_open
     assert bulkhead.under_way == 0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.warm import DEMAND_SECONDS, SPARED_SECONDS, WarmStore
 from voicepass.errors import AgentUnknown, Busy, KeyRejected, Refusal, Unavailable
 from voicepass.model import Agent, Credential, Transport
@@ -30,7 +31,7 @@ class Time:
 
 
 @dataclass
-class Source:
+class Source(ElevenLabs):
     """Gives numbered URLs, at once or when a test lets it, and remembers what was asked."""
 
     time: Time
@@ -45,7 +46,7 @@ class Source:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
+    async def fetch_credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
         if only_if_idle:
             self.ahead += 1
         else:
@@ -58,7 +59,8 @@ class Source:
         given = Credential(secret=f"wss://x/{transport}/{name}", conversation_id=name, expires_at=expires_at)
         return replace(given, **self.changes)  # type: ignore[arg-type]
 
-    def key_in_use(self, _agent: Agent) -> int:
+    def get_key_position(self, agent: Agent) -> int:
+        del agent
         return self.key
 
 
@@ -86,14 +88,14 @@ async def settled() -> None:
 
 
 async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
-    credential = await store.credential(agent, Transport.WEBSOCKET)
+    credential = await store.fetch_credential(agent, Transport.WEBSOCKET)
     await settled()
     return credential
 
 
 async def refused(store: WarmStore, refusal: Refusal) -> None:
     with pytest.raises(type(refusal)):
-        await store.credential(AGENT, Transport.WEBSOCKET)
+        await store.fetch_credential(AGENT, Transport.WEBSOCKET)
     await settled()
 
 
@@ -102,7 +104,7 @@ async def test_the_first_user_waits_and_the_next_does_not(source: Source) -> Non
 
     first = await taken(store)
     source.gate.clear()  # from now on ElevenLabs takes for ever
-    second = await asyncio.wait_for(store.credential(AGENT, Transport.WEBSOCKET), 1)
+    second = await asyncio.wait_for(store.fetch_credential(AGENT, Transport.WEBSOCKET), 1)
 
     assert (first.is_warm, second.is_warm) == (False, True)
     assert first.secret != second.secret
@@ -115,7 +117,7 @@ async def test_ten_thousand_who_come_at_once_get_ten_thousand_urls(source: Sourc
         await taken(store)
     assert store.held == {"default": 500}
 
-    credentials = await asyncio.gather(*(store.credential(AGENT, Transport.WEBSOCKET) for _ in range(10_000)))
+    credentials = await asyncio.gather(*(store.fetch_credential(AGENT, Transport.WEBSOCKET) for _ in range(10_000)))
 
     assert len({credential.secret for credential in credentials}) == 10_000
     assert sum(credential.is_warm for credential in credentials) >= 500
@@ -208,7 +210,7 @@ async def test_one_agents_urls_are_never_anothers(source: Source, other: Agent) 
 async def test_what_an_old_key_made_is_not_handed_out(source: Source) -> None:
     store = opened(source)
     source.gate.clear()
-    waiting = asyncio.create_task(store.credential(AGENT, Transport.WEBSOCKET))
+    waiting = asyncio.create_task(store.fetch_credential(AGENT, Transport.WEBSOCKET))
     await settled()  # one for the user, one ahead, both under way when the key changes
     source.key = 1
     source.gate.set()
@@ -289,7 +291,7 @@ async def test_conversation_tokens_are_asked_for_one_by_one(source: Source) -> N
     store = opened(source)
 
     for _ in range(3):
-        await store.credential(AGENT, Transport.WEBRTC)
+        await store.fetch_credential(AGENT, Transport.WEBRTC)
         await settled()
 
     assert (source.users, source.ahead) == (3, 0)
@@ -298,7 +300,7 @@ async def test_conversation_tokens_are_asked_for_one_by_one(source: Source) -> N
 async def test_a_user_who_hangs_up_takes_nothing_from_the_others(source: Source) -> None:
     store = opened(source)
     source.gate.clear()
-    hanging = [asyncio.create_task(store.credential(AGENT, Transport.WEBSOCKET)) for _ in range(5)]
+    hanging = [asyncio.create_task(store.fetch_credential(AGENT, Transport.WEBSOCKET)) for _ in range(5)]
     await settled()
     for task in hanging:
         task.cancel()

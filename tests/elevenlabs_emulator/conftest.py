@@ -5,6 +5,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elevenlabs_emulator import Emulator, create_emulator
+from tests.elevenlabs_emulator.contract import check_answer
 from tests.elevenlabs_emulator.wire import AGENT, Serve, Service
 from tests.servers import running
 from voicepass.telemetry.logs import configure_logging
@@ -30,7 +31,18 @@ def stage() -> Iterator[tuple[_Stage, str]]:
 
 @pytest.fixture
 def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
-    with httpx.Client(base_url=stage[1], trust_env=False) as http:
+    """Serves an emulator, and compares what it answers with the vendor's models unless a fault breaks it."""
+    has_broken_answers = False
+
+    def check(response: httpx.Response) -> None:
+        nonlocal has_broken_answers
+        request = response.request
+        if request.url.path == "/_emulator/faults":
+            has_broken_answers |= b'"body"' in request.content or b'"legacy"' in request.content
+        if request.url.path.startswith("/v1/") and not has_broken_answers:
+            check_answer(request.method, request.url.path, response.status_code, response.read().decode())
+
+    with httpx.Client(base_url=stage[1], trust_env=False, event_hooks={"response": [check]}) as http:
 
         def served(emulator: Emulator) -> Service:
             stage[0].app = create_emulator(emulator)

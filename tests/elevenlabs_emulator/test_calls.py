@@ -9,8 +9,25 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
-from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
+from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, TOKEN, Serve, Service, parameters, talking
 from tests.servers import running
+
+# Members of the bodies that users quoted from the live service.
+QUOTED = {
+    "a permission is missing": {
+        "type": "authentication_error",
+        "code": "unauthorized",
+        "message": "The API key you used is missing the permission convai_write to execute this operation.",
+        "status": "missing_permissions",
+    },
+    "no key": {
+        "status": "needs_authorization",
+        "message": "Neither authorization header nor xi-api-key received, please provide one.",
+    },
+    "a wrong key": {"status": "invalid_api_key", "message": "Invalid API key"},
+    "an unknown agent": {"status": "document_not_found", "message": "Document with id agent_x not found."},
+    "an unknown conversation": {"code": "conversation_not_found", "status": "conversation_history_not_found"},
+}
 
 
 @pytest.mark.parametrize("path", [SIGN, SIGN.replace("-", "_")])
@@ -22,7 +39,7 @@ def test_both_spellings_of_the_path_mint_a_url_that_leads_back_here(service: Ser
     assert re.fullmatch(r"cvtkn_[0-9a-z]{28}", parameters(url)["conversation_signature"])
 
 
-def test_the_conversation_id_stands_in_the_url_and_not_in_the_answer(service: Service) -> None:
+def test_the_conversation_id_is_in_the_url_and_not_a_member_of_the_answer(service: Service) -> None:
     answer = service.ask(include_conversation_id="true").json()
 
     assert answer.keys() == {"signed_url"}
@@ -34,19 +51,46 @@ def test_a_missing_or_wrong_key_is_refused(service: Service, path: str) -> None:
     wrong = service.ask(path, key="sk_wrong")
     missing = service.http.get(path, params={"agent_id": AGENT.agent_id})
 
-    for answer in (wrong, missing):
+    for answer, quoted in ((wrong, QUOTED["a wrong key"]), (missing, QUOTED["no key"])):
         assert answer.status_code == 401
-        assert answer.json() == {"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}
+        assert answer.json()["detail"].items() >= quoted.items()
 
 
-def test_a_key_without_the_permission_is_refused_with_401_and_the_permissions_name(serve: Serve) -> None:
-    service = serve(Emulator(agents=[AGENT], api_keys={"sk_reader": frozenset({"convai_read"})}))
+def test_each_error_that_users_have_quoted_has_its_live_form(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], api_keys={KEY: frozenset({"convai_read"})}))
 
-    answer = service.ask(key="sk_reader")
+    permission = service.ask()
+    conversation = service.http.get("/v1/convai/conversations/conv_x", headers={"xi-api-key": KEY})
+    agent = service.http.get("/v1/convai/agents/agent_x", headers={"xi-api-key": KEY})
+    query = service.http.get(SIGN, headers={"xi-api-key": KEY})
+    method = service.http.post(SIGN)
 
-    assert answer.status_code == 401
-    assert answer.json()["detail"]["status"] == "missing_permissions"
-    assert "missing the permission convai_write" in answer.json()["detail"]["message"]
+    assert [each.status_code for each in (permission, conversation, agent, query, method)] == [401, 404, 404, 422, 405]
+    assert permission.json()["detail"].items() >= QUOTED["a permission is missing"].items()
+    assert conversation.json()["detail"].items() >= QUOTED["an unknown conversation"].items()
+    assert agent.json()["detail"].items() >= QUOTED["an unknown agent"].items()
+    (mistake,) = query.json()["detail"]
+    assert (mistake["loc"], mistake["type"]) == (["query", "agent_id"], "missing")
+    assert method.json() == {"detail": "Method Not Allowed"}
+
+
+def test_a_call_that_the_emulator_does_not_have_is_answered_with_a_sentence(service: Service) -> None:
+    for method, path in (("GET", "/v1/voices"), ("POST", "/v1/convai/conversations/conv_x/files")):
+        answer = service.http.request(method, path)
+
+        assert answer.status_code == 501
+        assert answer.json()["detail"]["message"].startswith(f"The emulator does not have {method} {path}.")
+
+
+def test_a_page_of_any_origin_may_call(service: Service) -> None:
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
+    preflight = service.http.options(TOKEN, headers=asked | {"Access-Control-Request-Headers": "xi-api-key"})
+    call = service.http.get(TOKEN, headers={"Origin": "https://shop.example"})
+
+    assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, "xi-api-key")
+    for answer in (preflight, call):
+        assert answer.headers["access-control-allow-origin"] == "*"
+    assert [call.method for call in service.emulator.records.calls] == ["GET"]
 
 
 @pytest.mark.parametrize("path", [SIGN, TOKEN])
@@ -75,7 +119,7 @@ def test_a_public_agent_gives_its_token_without_a_key_but_no_signed_url(serve: S
     assert (token.status_code, signed_url.status_code) == (200, 401)
 
 
-def test_mounted_under_a_prefix_the_signed_url_bears_the_prefix_and_works() -> None:
+def test_mounted_under_a_prefix_the_signed_url_has_the_prefix_and_works() -> None:
     emulator = Emulator(agents=[AGENT])
     app = Starlette(routes=[Mount("/_elevenlabs", app=create_emulator(emulator))])
 

@@ -1,10 +1,13 @@
-"""What is said over the WebSocket once the door is open."""
+"""What both sides send over the WebSocket of a conversation."""
 
 import base64
+import itertools
+import json
 
 import pytest
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
+from tests.elevenlabs_emulator.contract import FRAMES, Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
     JS_TEXT_INITIATION,
@@ -18,46 +21,40 @@ from tests.elevenlabs_emulator.wire import (
 SECOND_OF_AUDIO = base64.b64encode(bytes(32_000)).decode()
 SALE = "I want to sell eggs for 2 dollars each"
 
-# The members of each type's event, from the vendor's message schema.
-SHAPES = {
-    "conversation_initiation_metadata": (
-        "conversation_initiation_metadata_event",
-        {"conversation_id", "agent_output_audio_format", "user_input_audio_format"},
-    ),
-    "ping": ("ping_event", {"event_id", "ping_ms"}),
-    "agent_response": ("agent_response_event", {"event_id", "agent_response"}),
-    "agent_chat_response_part": ("text_response_part", {"event_id", "type", "text"}),
-    "audio": ("audio_event", {"event_id", "audio_base_64"}),
-    "interruption": ("interruption_event", {"event_id"}),
-    "user_transcript": ("user_transcription_event", {"event_id", "user_transcript"}),
-    "client_tool_call": ("client_tool_call", {"event_id", "tool_call_id", "tool_name", "parameters"}),
-    "error": ("error_event", {"code", "message", "reason", "error_type"}),
-}
 
-
-def test_every_frame_has_the_documented_shape_and_event_ids_never_fall(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold_every_kind_of_conversation(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
+    """Hold conversations in which every kind of frame is sent; returns the frames. Talk checks each of them."""
     monkeypatch.setattr("elevenlabs_emulator.conversation._PING_SECONDS", 0.05)
-
+    events = AGENT.client_events | {"vad_score", "agent_tool_response"}
+    agent = AGENT.model_copy(update={"client_events": events, "concurrency_limit": 1})
+    service = serve(Emulator(agents=[agent]))
     with talking(service.mint(), JS_VOICE_INITIATION) as voice:
         for _ in range(3):
             voice.send("", user_audio_chunk=SECOND_OF_AUDIO)
-        voice.next("client_tool_call")
+        call = voice.next("client_tool_call")["client_tool_call"]
+        voice.send("client_tool_result", tool_call_id=call["tool_call_id"], result="ok", is_error=False)
+        voice.next("agent_tool_response")
+        voice.send("pong", event_id=voice.next("ping")["ping_event"]["event_id"])
         voice.next("ping")
-    with talking(service.mint()) as text:
-        text.says()
+        with talking(service.mint()) as queued:
+            queued.next("queue_status")
+            voice.socket.close()
+            queued.says()
     with talking(service.mint(), JS_TEXT_INITIATION | {"dynamic_variables": {}}) as refused:
         refused.closed()
+    return [*voice.frames, *queued.frames, *refused.frames]
 
-    frames = [*voice.frames, *text.frames, *refused.frames]
-    for frame in frames:
-        event_name, members = SHAPES[frame["type"]]
-        assert frame.keys() == {"type", event_name}
-        assert frame[event_name].keys() == members
-    assert {frame["type"] for frame in frames} == SHAPES.keys()
-    ids = [event["event_id"] for frame in voice.frames for event in frame.values() if "event_id" in event]
+
+def test_every_kind_of_frame_is_sent_and_event_ids_never_fall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = hold_every_kind_of_conversation(serve, monkeypatch)
+
+    assert {frame["type"] for frame in frames} == FRAMES.keys()
+    of_voice = list(itertools.takewhile(lambda frame: frame["type"] != "queue_status", frames))
+    ids = [event["event_id"] for frame in of_voice for event in frame.values() if "event_id" in event]
     assert ids == sorted(ids)
+    round_trips = [frame["ping_event"]["ping_ms"] for frame in of_voice if frame["type"] == "ping"]
+    assert round_trips[0] is None
+    assert 0 <= round_trips[-1] < 5_000
 
 
 def test_the_first_frame_is_the_metadata_and_names_the_conversation_of_the_url(service: Service) -> None:
@@ -105,14 +102,14 @@ def test_in_text_the_sentence_comes_in_parts_and_then_whole(service: Service) ->
     assert "".join(part["text"] for part in parts) == whole
 
 
-def test_a_line_is_heard_for_every_three_seconds_of_audio_until_the_script_ends(service: Service) -> None:
+def test_three_seconds_of_audio_are_a_spoken_line_and_after_goodbye_the_agent_hangs_up(service: Service) -> None:
     with talking(service.mint(), JS_VOICE_INITIATION) as talk:
-        for _ in range(20):
+        for _ in range(9):
             talk.send("", user_audio_chunk=SECOND_OF_AUDIO)
-        talk.send("user_message", text="hello")
-        while not talk.says().startswith("Hello!"):
-            pass
+        closing = talk.closed()
 
+    assert closing == (1000, "")
+    assert "error" not in talk.kinds
     heard = [frame["user_transcription_event"] for frame in talk.frames if frame["type"] == "user_transcript"]
     assert [event["user_transcript"] for event in heard] == [
         SALE,
@@ -121,13 +118,18 @@ def test_a_line_is_heard_for_every_three_seconds_of_audio_until_the_script_ends(
     ]
 
 
-def test_speaking_over_the_agent_interrupts_it_and_later_audio_is_newer(service: Service) -> None:
+def test_speaking_over_the_agent_interrupts_and_corrects_it_and_later_audio_is_newer(service: Service) -> None:
     with talking(service.mint(), JS_VOICE_INITIATION) as talk:
+        greeting = talk.says()
         talk.next("audio")
         talk.send("user_message", text="hello")
         interrupted = talk.next("interruption")["interruption_event"]["event_id"]
+        correction = talk.next("agent_response_correction")["agent_response_correction_event"]
         audio = talk.next("audio")["audio_event"]
 
+    assert correction["original_agent_response"] == greeting
+    assert greeting.startswith(correction["corrected_agent_response"])
+    assert correction["corrected_agent_response"] != greeting
     assert audio["event_id"] > interrupted
     assert any(base64.b64decode(audio["audio_base_64"]))
     assert "agent_chat_response_part" not in talk.kinds
@@ -152,6 +154,48 @@ def test_frames_without_an_answer_are_tolerated_and_counted(service: Service) ->
         "user_message": 2,
         "user_audio_chunk": 1,
     }
+
+
+def test_the_audio_of_a_sentence_says_which_characters_it_stands_for(service: Service) -> None:
+    with talking(service.mint(), JS_VOICE_INITIATION) as talk:
+        greeting = talk.says()
+        spoken = ""
+        while spoken != greeting:
+            spoken += "".join(talk.next("audio")["audio_event"]["alignment"]["chars"])
+            assert greeting.startswith(spoken)
+
+
+def test_a_file_and_text_are_answered_and_binary_frames_are_read(service: Service) -> None:
+    file = {"type": "file_input", "file_id": "file_1"}
+    with talking(service.mint(), None) as talk:
+        talk.socket.send(json.dumps(JS_TEXT_INITIATION).encode())
+        talk.says()
+        talk.send("multimodal_message", file=file)
+        about_file = talk.says()
+        talk.send("multimodal_message", text={"type": "user_message", "text": "hello"}, file=file)
+        about_text = talk.says()
+
+    assert about_file == "I got your file, but I can only read text."
+    assert about_text == "Hello! What would you like to sell?"
+
+
+def test_a_broken_frame_in_mid_conversation_gets_an_error_event_before_the_close(service: Service) -> None:
+    with talking(service.mint()) as talk:
+        talk.says()
+        talk.socket.send("{")
+        closing = talk.closed()
+
+    error = talk.frames[-1]["error_event"]
+    assert closing == (1008, "Invalid message received")
+    assert (error["code"], error["error_type"]) == (1008, "invalid_message")
+
+
+def test_null_overrides_and_variables_are_none(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT.model_copy(update={"first_message": "Hi"})]))
+    nothing = {"conversation_config_override": None, "dynamic_variables": None, "user_id": None}
+
+    with talking(service.mint(), JS_VOICE_INITIATION | nothing) as talk:
+        assert talk.says() == "Hi"
 
 
 def test_an_agent_without_a_first_message_waits_for_the_user(serve: Serve) -> None:

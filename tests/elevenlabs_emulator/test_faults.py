@@ -1,11 +1,12 @@
-"""Trouble on demand, by constructor and by the control routes."""
+"""Faults on demand, by constructor and by the control routes."""
 
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
-from elevenlabs_emulator import Emulator, Fault
+from elevenlabs_emulator import Emulator, Fault, create_emulator
 from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
 
 
@@ -33,15 +34,18 @@ def test_each_target_has_its_own_fault(service: Service) -> None:
     assert service.ask().status_code == 200
 
 
-def test_the_envelopes_are_the_old_and_the_new(serve: Serve) -> None:
-    service = serve(Emulator(agents=[AGENT], faults=[Fault(status=429, code="system_busy")]))
+def test_an_error_has_the_live_form_or_the_legacy_one_and_any_code_and_status(serve: Serve) -> None:
+    service = serve(Emulator(agents=[AGENT], faults=[Fault(status=429)]))
+    live = service.ask().json()["detail"]
+    _put(service, status=401, code="unauthorized", vendor_status="missing_permissions", message="No.")
+    both = service.ask().json()["detail"]
+    _put(service, status=429, code="system_busy", envelope="legacy")
     legacy = service.ask().json()["detail"]
-    _put(service, status=429, envelope="new")
-    new = service.ask().json()["detail"]
 
+    assert live.keys() == {"type", "code", "message", "status", "request_id"}
+    assert (live["type"], live["code"], live["status"]) == ("rate_limit_error", "rate_limit_exceeded", live["code"])
+    assert (both["code"], both["status"], both["message"]) == ("unauthorized", "missing_permissions", "No.")
     assert legacy == {"status": "system_busy", "message": "The emulator was told to fail."}
-    assert new.keys() == {"type", "code", "message", "status", "request_id"}
-    assert (new["type"], new["code"], new["status"]) == ("rate_limit_error", "rate_limit_exceeded", new["code"])
 
 
 def test_broken_bodies_are_broken_in_the_way_they_are_named(service: Service) -> None:
@@ -67,7 +71,7 @@ def test_broken_bodies_are_broken_in_the_way_they_are_named(service: Service) ->
     assert "conversation_id" not in parameters(spoilt("missing_conversation_id"))
 
 
-def test_who_follows_a_redirect_is_seen_doing_it(service: Service) -> None:
+def test_a_client_that_follows_a_redirect_is_recorded_twice(service: Service) -> None:
     _put(service, body="redirect", times=1)
 
     redirect = service.ask()
@@ -80,7 +84,7 @@ def test_who_follows_a_redirect_is_seen_doing_it(service: Service) -> None:
 
 
 @pytest.mark.parametrize("fault", [{"body": "slow_trickle"}, {"latency_seconds": 1}])
-def test_a_slow_answer_outlasts_the_callers_patience(service: Service, fault: dict[str, object]) -> None:
+def test_a_slow_answer_takes_longer_than_the_callers_timeout(service: Service, fault: dict[str, object]) -> None:
     _put(service, **fault)
     service.http.timeout = httpx.Timeout(0.1)
 
@@ -98,11 +102,34 @@ def test_a_slow_answer_outlasts_the_callers_patience(service: Service, fault: di
         {"surprise": True},
         {"closing": "internal_error"},
         {"target": "conversation", "closing": "nonsense"},
-        {"target": "conversation", "closing": "override_not_allowed"},
+        {"target": "signed_url", "delivery": "lost"},
+        {"target": "webhook", "delivery": "eaten"},
+        {"target": "webhook", "status": 500},
+        {"target": "list", "body": "foreign_host"},
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(service: Service, fault: dict[str, object]) -> None:
-    assert service.http.put("/_emulator/faults", json=fault).status_code == 422
+def test_a_wrong_fault_is_refused_with_the_keys_that_exist(service: Service, fault: dict[str, object]) -> None:
+    refusal = service.http.put("/_emulator/faults", json=fault)
+
+    assert refusal.status_code == 422
+    assert refusal.json()["keys"].keys() == Fault.model_fields.keys()
+    assert "internal_error" in str(refusal.json()["keys"]["closing"])
+
+
+def test_every_control_is_listed_and_its_example_works(service: Service) -> None:
+    listed = service.http.get("/_emulator").json()["controls"]
+
+    answers = [
+        service.http.request(*control["call"].split(" "), json=control.get("example")).status_code for control in listed
+    ]
+    existing = {
+        f"{method} {route.path}"
+        for route in create_emulator(service.emulator).routes
+        if isinstance(route, APIRoute) and route.path.startswith("/_emulator/")
+        for method in route.methods or ()
+    }
+    assert {control["call"] for control in listed} == existing
+    assert set(answers) == {200, 204}
 
 
 def test_an_agent_can_be_put_over_the_wire(service: Service) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from elevenlabs_emulator import CLOSINGS, Fault
 from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, Service
 
 with warnings.catch_warnings():
@@ -116,7 +117,7 @@ def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: S
     assert [(call.path, call.key) for call in service.emulator.records.calls] == [(SIGN, "right")]
 
 
-def test_a_voice_conversation_hears_the_microphone_and_plays_the_agent(service: Service) -> None:
+def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(service: Service) -> None:
     microphone = _Microphone()
 
     call = _Call(service, audio_interface=microphone)
@@ -137,6 +138,13 @@ def test_a_voice_conversation_hears_the_microphone_and_plays_the_agent(service: 
 )
 def test_a_refusal_reaches_the_sdks_user(service: Service, changed: dict[str, Any], code: int, reason: str) -> None:
     assert _Call(service, **changed).refusal() == (code, reason)
+
+
+def test_every_closing_reaches_the_sdks_user(service: Service) -> None:
+    for name, row in CLOSINGS.items():
+        service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
+
+        assert _Call(service).refusal() == (row.code, row.reason), name
 
 
 def test_a_refused_call_is_an_api_error(service: Service) -> None:

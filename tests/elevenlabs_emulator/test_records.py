@@ -1,4 +1,4 @@
-"""What is remembered of the calls, and what never is."""
+"""What the emulator records of calls and conversations, and what it never records."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def test_a_call_is_recorded_with_everything_but_its_secrets_until_cleared(servic
             "key": "right",
             "status": 200,
         },
-        {"method": "GET", "path": "/v1/nowhere", "query": {}, "key": "wrong", "status": 404},
+        {"method": "GET", "path": "/v1/nowhere", "query": {}, "key": "wrong", "status": 501},
         {"method": "POST", "path": TOKEN, "query": {}, "key": "absent", "status": 405},
     ]
     service.http.delete("/_emulator/requests")

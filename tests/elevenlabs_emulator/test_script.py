@@ -1,6 +1,6 @@
 import pytest
 
-from elevenlabs_emulator.script import SPOKEN_LINES, Order, answer, outcome
+from elevenlabs_emulator.script import SPOKEN_LINES, Order, answer, confirm
 
 EGGS = Order(item="eggs", price=2, unit="each")
 
@@ -71,8 +71,8 @@ def test_small_talk_is_answered_and_orders_nothing(line: str, reply: str) -> Non
 
 
 def test_the_tools_outcome_is_confirmed_or_apologised_for() -> None:
-    assert outcome(EGGS, "ok", is_error=False).startswith("Done! You are now selling eggs for $2 each.")
-    assert outcome(EGGS, "closed", is_error=True) == "I am sorry, I could not create eggs: closed. Please try again."
+    assert confirm(EGGS, "ok", is_error=False).startswith("Done! You are now selling eggs for $2 each.")
+    assert confirm(EGGS, "closed", is_error=True) == "I am sorry, I could not create eggs: closed. Please try again."
 
 
 @pytest.mark.timeout(2)

@@ -1,11 +1,11 @@
-"""How agents, tools and the webhook are set up: shown as the official SDK reads them, and changed over the wire."""
+"""Agents, tools and the webhook: as the official SDK reads them, and how they are set over the wire."""
 
 import pytest
 from elevenlabs import ElevenLabs
 from elevenlabs.core.api_error import ApiError
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
-from tests.elevenlabs_emulator.wire import AGENT, JS_VOICE_INITIATION, KEY, Serve, Service, talking
+from tests.elevenlabs_emulator.wire import AGENT, JS_VOICE_INITIATION, KEY, Serve, Service, parameters, talking
 
 EVERYTHING = {
     "requires_auth": True,
@@ -77,6 +77,20 @@ def test_the_official_sdk_reads_the_tool_and_the_webhook(sdk: tuple[ElevenLabs, 
     assert settings.webhooks.post_call_webhook_id == webhook.webhook_id
 
 
+def test_the_widget_gets_its_settings_without_a_key_but_of_a_private_agent_with_a_signature(serve: Serve) -> None:
+    public = EmulatedAgent(agent_id="agent_public", requires_auth=False)
+    service = serve(Emulator(agents=[AGENT, public]))
+    private_path = f"/v1/convai/agents/{AGENT.agent_id}/widget"
+
+    settings = service.http.get("/v1/convai/agents/agent_public/widget").json()
+    refused = service.http.get(private_path)
+    signature = parameters(service.mint())["conversation_signature"]
+    admitted = service.http.get(private_path, params={"conversation_signature": signature})
+
+    assert settings["widget_config"]["first_message"] == public.first_message
+    assert (refused.status_code, admitted.status_code) == (401, 200)
+
+
 def test_what_needs_a_permission_is_refused_without_it(sdk: tuple[ElevenLabs, Service]) -> None:
     client = ElevenLabs(api_key="sk_writer", base_url=sdk[1].url, httpx_client=sdk[1].http)
 
@@ -91,10 +105,12 @@ def test_keys_and_the_webhook_can_be_put_over_the_wire(sdk: tuple[ElevenLabs, Se
     client, service = sdk
 
     keys = service.http.put("/_emulator/keys", json={KEY: ["webhooks_write"]})
-    webhook = service.http.put("/_emulator/webhook", json={"url": "http://127.0.0.1:1/other", "is_disabled": True})
+    changed = {"url": "http://127.0.0.1:1/other", "is_disabled": True, "secret": "wsec_another"}
+    webhook = service.http.put("/_emulator/webhook", json=changed)
     misspelt = service.http.put("/_emulator/webhook", json={"uri": "http://127.0.0.1:1/other"})
 
     assert (keys.status_code, webhook.status_code, misspelt.status_code) == (204, 204, 422)
+    assert service.emulator.webhooks.secret == "wsec_another"
     (shown,) = client.webhooks.list().webhooks
     assert (shown.webhook_url, shown.is_disabled) == ("http://127.0.0.1:1/other", True)
     with pytest.raises(ApiError, match="missing the permission convai_read"):
@@ -110,7 +126,7 @@ def test_keys_and_the_webhook_can_be_put_over_the_wire(sdk: tuple[ElevenLabs, Se
         ({"prompt": "{{system__time}}"}, {}, None),
     ],
 )
-def test_languages_and_the_prompts_variables_are_held_to(
+def test_languages_and_the_prompts_variables_are_checked(
     serve: Serve, settings: dict[str, object], override: dict[str, object], reason: str | None
 ) -> None:
     values = {"agent_id": AGENT.agent_id, "allowed_overrides": {"agent.language"}} | settings
@@ -118,12 +134,12 @@ def test_languages_and_the_prompts_variables_are_held_to(
 
     with talking(service.mint(), JS_VOICE_INITIATION | {"conversation_config_override": override}) as talk:
         if reason is None:
-            assert talk.says().startswith("Hello Ada")
+            assert "Hello Ada" in talk.says()
         else:
             assert talk.closed() == (1008, reason)
 
 
-def test_a_client_without_an_origin_is_kept_out_where_one_is_required(serve: Serve) -> None:
+def test_a_client_without_an_origin_is_refused_if_one_is_required(serve: Serve) -> None:
     values = {"agent_id": AGENT.agent_id, "allowed_hosts": {"shop.example"}, "requires_origin": True}
     service = serve(Emulator(agents=[EmulatedAgent.model_validate(values)]))
 

@@ -1,11 +1,10 @@
-"""What the tests of the emulator share: an emulator on a loopback port, and a client that speaks raw frames."""
+"""What the tests of the emulator share: an emulator on a loopback port, and a client that sends raw frames."""
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -15,8 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
-
-Frame = dict[str, Any]
+from tests.elevenlabs_emulator.contract import Frame, check_frame
 
 AGENT = EmulatedAgent(agent_id="agent_market")
 KEY = "sk_emulator"
@@ -56,7 +54,7 @@ class Service:
         self.http.post("/_emulator/clock", json={"advance_seconds": seconds}).raise_for_status()
 
     def await_end(self, conversation_id: str) -> None:
-        """Wait until the emulator has noticed that the client hung up, which it does in a thread of its own."""
+        """Wait until the emulator, in its own thread, has closed the account of a conversation that ended."""
         deadline = time.monotonic() + 5
         while self.emulator.accounts[conversation_id].seconds is None:
             assert time.monotonic() < deadline
@@ -68,7 +66,7 @@ Serve = Callable[[Emulator], Service]
 
 @dataclass(kw_only=True)
 class Talk:
-    """A client's side of one conversation; keeps every frame it was sent."""
+    """A client's side of one conversation; it checks and keeps every frame that it receives."""
 
     socket: ClientConnection
     frames: list[Frame] = field(default_factory=list)
@@ -81,10 +79,11 @@ class Talk:
         self.socket.send(json.dumps({"type": kind} | members))
 
     def next(self, kind: str | None = None) -> Frame:
-        """The next frame, or the next of this type; what is passed over is kept too."""
+        """The next frame, or the next of this type; the frames before it are kept too."""
         deadline = time.monotonic() + 5  # for the whole wait: pings would prolong a limit on each frame
         while True:
             frame: Frame = json.loads(self.socket.recv(timeout=deadline - time.monotonic()))
+            check_frame(frame)
             self.frames.append(frame)
             if kind is None or frame["type"] == kind:
                 return frame
@@ -113,7 +112,7 @@ def talking(
     headers = {"Origin": origin} if origin else {}
     with connect(url, subprotocols=offered, additional_headers=headers, proxy=None) as socket:
         if initiation is not None:
-            with contextlib.suppress(ConnectionClosed):  # refused at the door, it may be closed already
+            with contextlib.suppress(ConnectionClosed):  # a refused client may be closed already
                 socket.send(json.dumps(initiation))
         yield Talk(socket=socket)
 

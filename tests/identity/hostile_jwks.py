@@ -1,6 +1,6 @@
-"""Key sets that no issuer should publish: by mistake, in malice, or out of a broken proxy. And what each is good for.
+"""Key sets that no issuer should publish: by mistake, in malice, or because of a broken proxy.
 
-`hostile_sets()` is the corpus, for a service that trusts RS256 and looks for the provider's key by the name `key-1`.
+`hostile_sets()` is the corpus. Each set says what a service that trusts RS256 must do with a token that names `key-1`.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.identity.hostile_tokens import base64url, ec_key_of, rsa_key_of
 from voicepass.errors import KeysUnavailable, Refusal, TokenInvalid
@@ -24,11 +24,15 @@ Named = Iterator[tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostileSet:
-    """`expected` is what asking for `key-1` comes to when nothing is cached; None where the right key is served."""
+    """`expected`: the refusal of a token that names `key-1`, while no key is cached. None: the right key serves.
+
+    `serves_stranger`: the issuer publishes the stranger's key under that name too, so it serves as well.
+    """
 
     name: str
     body: bytes
     expected: type[Refusal] | None
+    serves_stranger: bool = False
 
 
 def hostile_sets() -> list[HostileSet]:
@@ -37,17 +41,21 @@ def hostile_sets() -> list[HostileSet]:
         HostileSet(name=name, body=body, expected=expected)
         for expected, bodies in groups.items()
         for name, body in bodies
-    ]
+    ] + [HostileSet(name=name, body=body, expected=None, serves_stranger=True) for name, body in _several_that_fit()]
 
 
 # Keys ---------------------------------------------------------------------------------------------------------------
 
 
-def jwk_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **members: object) -> dict[str, object]:
+def jwk_of(
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, **members: object
+) -> dict[str, object]:
     """Return the public half of `key` as a JWK with these further members; None takes a member out."""
     if isinstance(key, rsa.RSAPrivateKey):
         modulus = key.public_key().public_numbers().n
         jwk: dict[str, object] = {"kty": "RSA", "n": base64url(modulus.to_bytes(key.key_size // 8)), "e": "AQAB"}
+    elif isinstance(key, ed25519.Ed25519PrivateKey):
+        jwk = {"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_key().public_bytes_raw())}
     else:
         point, length = key.public_key().public_numbers(), (key.curve.key_size + 7) // 8
         x, y = base64url(point.x.to_bytes(length)), base64url(point.y.to_bytes(length))
@@ -74,6 +82,10 @@ def _short_rsa_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - that is the point
 
 
+def _modulus() -> int:
+    return rsa_key_of("provider").public_key().public_numbers().n
+
+
 def _private_exponent() -> str:
     return base64url(rsa_key_of("provider").private_numbers().d.to_bytes(256))
 
@@ -87,7 +99,7 @@ def _with_literal(jwk: Jwk, member: str, literal: str) -> bytes:
 
 
 def _usable() -> Named:
-    """Odd company and odd spelling do not hurt: the right key is found, and is the only one served."""
+    """The right key is found beside odd members and in odd spellings, and is the only one that serves."""
     off_curve = jwk_of(ec_key_of("provider", "ES256"), kid="ec", y="AQ")
     company: dict[str, object] = {
         "an EC key": jwk_of(ec_key_of("provider", "ES256"), kid="ec"),
@@ -123,6 +135,15 @@ def _usable() -> Named:
     yield "beside the right key: another name twice", set_of(stranger(), right(), right(kid="key-2"))
     yield "100 keys, the right one last", set_of(*[stranger(kid=f"k{n}") for n in range(MAX_KEYS - 1)], right())
     yield "one key, without a name", set_of(right(kid=None))
+    yield "one key, twice", set_of(right(), right())
+    yield "one key, without a name, twice", set_of(right(kid=None), right(kid=None))
+    yield (
+        "null for its use, algorithm and operations",
+        json.dumps({"keys": [right() | {"use": None, "alg": None, "key_ops": None}]}).encode(),
+    )
+    yield "its numbers padded", set_of(right(n=f"{right()['n']}==", e="AQAB===="))
+    yield "its modulus in standard base64", set_of(right(n=str(right()["n"]).replace("-", "+").replace("_", "/")))
+    yield "its modulus after a zero byte", set_of(right(n=base64url(b"\0" + _modulus().to_bytes(256))))
     yield "a byte order mark", b"\xef\xbb\xbf" + set_of(right())
     yield "UTF-16", json.dumps({"keys": [right()]}).encode("utf-16")
     yield "spaces around it", b" \r\n\t" + set_of(right()) + b" " * 10_000
@@ -142,10 +163,18 @@ def _without_the_key() -> Named:
     yield "the name with a space", set_of(right(kid=f"{KID} "))
     yield "the name with a NUL", set_of(right(kid=f"{KID}\0"))
     yield "no name, and another key", set_of(right(kid=None), stranger())
-    yield "the name twice, and another key", set_of(right(), stranger(kid=KID), stranger())
-    yield "the name thrice, and another key", set_of(right(), stranger(kid=KID), right(), stranger())
     yield "a private key, and another key", set_of(right(d=_private_exponent()), stranger())
     yield "a name twice, the last one wrong", _with_literal(right(), "kid", '"key-2"')
+
+
+def _several_that_fit() -> Named:
+    """The token's key name fits two keys of the issuer: both serve."""
+    yield "two keys: one name, the right one first", set_of(right(), stranger(kid=KID))
+    yield "two keys: one name, the right one last", set_of(stranger(kid=KID), right())
+    yield "two keys: no names", set_of(right(kid=None), stranger(kid=None))
+    yield "the name twice, and another key", set_of(right(), stranger(kid=KID), stranger(kid="key-3"))
+    yield "the name thrice, and another key", set_of(right(), stranger(kid=KID), right(), stranger(kid="key-3"))
+    yield "eight keys of one name, the right one last", set_of(*[stranger(kid=KID)] * 7, right())
 
 
 def _useless() -> Named:
@@ -192,16 +221,11 @@ def _useless() -> Named:
     }
     for name, keys in no_keys.items():
         yield f"keys: {name}", json.dumps({"keys": keys}).encode()
-    yield "two keys: one name, one key", set_of(right(), right())
-    yield "two keys: one name, the right one first", set_of(right(), stranger(kid=KID))
-    yield "two keys: one name, the right one last", set_of(stranger(kid=KID), right())
-    yield "two keys: no names", set_of(right(kid=None), stranger(kid=None))
     for name, jwk in _useless_keys().items():
         yield f"one key: {name}", set_of(jwk)
 
 
 def _useless_keys() -> dict[str, Jwk]:
-    modulus = rsa_key_of("provider").public_key().public_numbers().n
     return {
         "its name a number": right(kid=1),
         "its name a boolean": right(kid=True),
@@ -220,14 +244,15 @@ def _useless_keys() -> dict[str, Jwk]:
         "a modulus of zero": right(n="AA"),
         "an exponent of 1": right(e="AQ"),
         "an even exponent": right(e="AQAA"),
-        "an exponent beyond the modulus": right(e=base64url((modulus + 2).to_bytes(256))),
+        "an exponent beyond the modulus": right(e=base64url((_modulus() + 2).to_bytes(256))),
         "an exponent of 3 million bits": right(e=base64url(b"\xff" * 375_000)),
         "its type in small letters": right(kty="rsa"),
         "its type missing": right(kty=None),
         "its modulus missing": right(n=None),
         "its exponent missing": right(e=None),
         "its exponent a number": right(e=65537),
-        "its modulus padded": right(n=f"{right()['n']}=="),
+        "its modulus padded in front": right(n=f"=={right()['n']}"),
+        "its modulus padded within": right(n=f"{right()['n']}==AA"),
         "its modulus with a line break": right(n=f"{right()['n']}\n"),
         "its modulus beyond ASCII": right(n="\u00e9" * 342),
         "its modulus a surrogate": right(n="\ud800"),

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -35,7 +35,7 @@ _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2F
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """Who signs. `published` is what a service verifies with: the secret of HS*, the PEM of RS* and ES*."""
+    """Who signs. `published` is what a service verifies with: the secret of HS*, the PEM of the others."""
 
     algorithm: str
     published: str
@@ -126,15 +126,18 @@ def _invalid(mint: Mint) -> Named:
 
 
 def signer_for(algorithm: str, *, owner: Owner = "provider", secret: str = SECRET) -> Signer:
-    """Return a signer for any of the nine algorithms; the keys of RS* and ES* are made once and shared."""
+    """Return a signer for any of the ten algorithms. Each key pair is made once and shared."""
     if algorithm.startswith("HS"):
         key = secret if owner == "provider" else "attacker's " + secret
         return Signer(algorithm=algorithm, published=key, sign=_mac(key.encode("utf-8", "surrogateescape"), algorithm))
     if algorithm.startswith("RS"):
         rsa_key = rsa_key_of(owner)
         return Signer(algorithm=algorithm, published=_pem(rsa_key), sign=_rsa(rsa_key, algorithm))
+    if algorithm == "EdDSA":
+        ed_key = ed25519_key_of(owner)
+        return Signer(algorithm=algorithm, published=_pem(ed_key), sign=ed_key.sign)
     ec_key = ec_key_of(owner, algorithm)
-    return Signer(algorithm=algorithm, published=_pem(ec_key), sign=_ecdsa(ec_key, algorithm))
+    return Signer(algorithm=algorithm, published=_pem(ec_key), sign=ecdsa(ec_key, algorithm))
 
 
 @cache
@@ -149,7 +152,13 @@ def ec_key_of(owner: Owner, algorithm: str) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(_CURVES[algorithm])
 
 
-def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
+@cache
+def ed25519_key_of(owner: Owner) -> ed25519.Ed25519PrivateKey:
+    del owner
+    return ed25519.Ed25519PrivateKey.generate()
+
+
+def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
@@ -161,7 +170,7 @@ def _rsa(key: rsa.RSAPrivateKey, algorithm: str) -> Sign:
     return lambda signing_input: key.sign(signing_input, padding.PKCS1v15(), _HASHES[algorithm[2:]])
 
 
-def _ecdsa(key: ec.EllipticCurvePrivateKey, algorithm: str) -> Sign:
+def ecdsa(key: ec.EllipticCurvePrivateKey, algorithm: str) -> Sign:
     length = (key.curve.key_size + 7) // 8
 
     def sign(signing_input: bytes) -> bytes:
@@ -342,8 +351,20 @@ def _algorithms(mint: Mint) -> Named:
     for none in ("none", "None", "NONE", "nOnE", "none ", "", "null", "no\u0000ne", "\uff4eone"):
         yield f"alg: {none!r} without a signature", mint.token(header=mint.header(alg=none), sign=lambda _: b"")
         yield f"alg: {none!r} with a good signature", mint.token(header=mint.header(alg=none))
-    others = ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "ES256K", "PS256"]
-    others += ["EdDSA", "RSA1_5", "dir", "A256KW", "HS1", configured.lower(), configured.title(), configured + " "]
+    others = ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256"]
+    others += [
+        "EdDSA",
+        "Ed25519",
+        "Ed448",
+        "ES256K",
+        "RSA1_5",
+        "dir",
+        "A256KW",
+        "HS1",
+        configured.lower(),
+        configured.title(),
+        configured + " ",
+    ]
     others += [" " + configured, configured + "\0", configured + "\n", configured[:-1], configured + "6", "*", "any"]
     others += [configured.replace("S", "\uff33"), f"{configured},none", "SHA256", "HMAC", "../" + configured]
     for other in others:
@@ -368,7 +389,7 @@ def _confused_keys(mint: Mint) -> Named:
                 yield f"key: {name}, as {algorithm}", mint.token(header=mint.header(alg=algorithm), sign=mac)
             if key != published:
                 yield f"key: {name}, {algorithm} under alg {configured}", mint.token(sign=mac)
-    for algorithm in ("HS256", "HS512", "RS256", "RS512", "ES256", "ES384"):
+    for algorithm in ("HS256", "HS512", "RS256", "RS512", "ES256", "ES384", "EdDSA"):
         attacker = signer_for(algorithm, owner="attacker")
         if algorithm != configured:
             yield f"key: attacker's, {algorithm}", mint.token(header=mint.header(alg=algorithm), sign=attacker.sign)
@@ -466,6 +487,9 @@ def _jwk(signer: Signer) -> dict[str, object]:
     if algorithm.startswith("RS"):
         numbers = rsa_key_of("attacker").public_key().public_numbers()
         return {"kty": "RSA", "alg": algorithm, "n": base64url(numbers.n.to_bytes(256)), "e": "AQAB"}
+    if algorithm == "EdDSA":
+        x = base64url(ed25519_key_of("attacker").public_key().public_bytes_raw())
+        return {"kty": "OKP", "alg": algorithm, "crv": "Ed25519", "x": x}
     key = ec_key_of("attacker", algorithm)
     point = key.public_key().public_numbers()
     length = (key.curve.key_size + 7) // 8
@@ -719,11 +743,12 @@ def _subjects(mint: Mint) -> Named:
         "null": None,
         "true": True,
         "false": False,
-        "zero": 0,
-        "a number": 7,
+        "zero in words": "0\u200b",
         "a fraction": 7.5,
+        "a whole number as a fraction": 7.0,
         "an empty list": [],
         "a list": ["u-1"],
+        "a list of a number": [7],
         "an object": {"id": "u-1"},
         "empty": "",
         "256 characters": "u" * 256,
@@ -802,11 +827,11 @@ def _signatures_of_the_kind(mint: Mint) -> Named:
                 yield f"signature: {name}", mint.token(sign=sign)
         case "ES256":
             ec_key = ec_key_of("provider", "ES256")
-            good = _ecdsa(ec_key, "ES256")
+            good = ecdsa(ec_key, "ES256")
             order = _P256_ORDER.to_bytes(32)
             for name, sign in {
                 "ECDSA in DER": lambda data: ec_key.sign(data, ec.ECDSA(hashes.SHA256())),
-                "ECDSA with SHA-384": _ecdsa(ec_key, "ES384"),
+                "ECDSA with SHA-384": ecdsa(ec_key, "ES384"),
                 "ECDSA, r and s swapped": lambda data: good(data)[32:] + good(data)[:32],
                 "ECDSA, r zero": lambda data: bytes(32) + good(data)[32:],
                 "ECDSA, s zero": lambda data: good(data)[:32] + bytes(32),
@@ -818,6 +843,8 @@ def _signatures_of_the_kind(mint: Mint) -> Named:
                 "ECDSA, numbers of 66 bytes": lambda data: bytes(34) + good(data)[:32] + bytes(34) + good(data)[32:],
             }.items():
                 yield f"signature: {name}", mint.token(sign=sign)
+        case "EdDSA":
+            yield from _ed25519_signatures(mint)
         case "HS256":
             key_bytes = mint.signer.published.encode("utf-8", "surrogateescape")
             for name, sign in {
@@ -828,6 +855,51 @@ def _signatures_of_the_kind(mint: Mint) -> Named:
                 "a hash of secret and input": lambda data: hashlib.sha256(key_bytes + data).digest(),
             }.items():
                 yield f"signature: {name}", mint.token(sign=sign)
+
+
+_ED25519_ORDER: Final = 2**252 + 27742317777372353535851937790883648493
+_ED25519_IDENTITY: Final = (1).to_bytes(32, "little")
+_ED25519_FIELD: Final = 2**255 - 19
+
+
+def _ed25519_signatures(mint: Mint) -> Named:
+    """Signatures that only a lenient verifier takes (RFC 8032, section 5.1.7), and those of its relatives."""
+    key = ed25519_key_of("provider")
+
+    def with_s(signature: bytes, change: Callable[[int], int]) -> bytes:
+        return signature[:32] + (change(int.from_bytes(signature[32:], "little")) % 2**256).to_bytes(32, "little")
+
+    for name, sign in {
+        "s plus the order": lambda data: with_s(key.sign(data), lambda s: s + _ED25519_ORDER),
+        "s plus eight times the order": lambda data: with_s(key.sign(data), lambda s: s + 8 * _ED25519_ORDER),
+        "s negated": lambda data: with_s(key.sign(data), lambda s: _ED25519_ORDER - s),
+        "s zero": lambda data: with_s(key.sign(data), lambda _: 0),
+        "s the order": lambda data: with_s(key.sign(data), lambda _: _ED25519_ORDER),
+        "s with its highest bit set": lambda data: with_s(key.sign(data), lambda s: s | 1 << 255),
+        "R the identity, s zero": lambda _: _ED25519_IDENTITY + bytes(32),
+        "R the identity, not canonical": lambda _: (_ED25519_FIELD + 1).to_bytes(32, "little") + bytes(32),
+        "R of order 2, s zero": lambda _: (_ED25519_FIELD - 1).to_bytes(32, "little") + bytes(32),
+        "R the public key, s zero": lambda _: key.public_key().public_bytes_raw() + bytes(32),
+        "R negated": lambda data: _flip(key.sign(data), 31, 0x80),
+        "R and s swapped": lambda data: key.sign(data)[32:] + key.sign(data)[:32],
+        "Ed25519 of a hash": lambda data: key.sign(hashlib.sha512(data).digest()),
+        "Ed25519ph": lambda data: key.sign(_dom2(1, b"") + hashlib.sha512(data).digest()),
+        "Ed25519ctx": lambda data: key.sign(_dom2(0, b"JWT") + data),
+        "Ed25519 of the hexadecimal input": lambda data: key.sign(data.hex().encode()),
+        "an ECDSA signature": signer_for("ES256").sign,
+        "an HMAC with the public key": _mac(key.public_key().public_bytes_raw(), "HS512"),
+        "an HMAC with the PEM": _mac(mint.signer.published.encode(), "HS512"),
+    }.items():
+        yield f"signature: {name}", mint.token(sign=sign)
+
+
+def _dom2(flag: int, context: bytes) -> bytes:
+    """RFC 8032, section 2: what the two variants of Ed25519 sign before the message."""
+    return b"SigEd25519 no Ed25519 collisions" + bytes([flag, len(context)]) + context
+
+
+def _flip(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
 def _plus_modulus(signature: bytes, key: rsa.RSAPrivateKey) -> bytes:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -22,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import Certificate, CertificateBuilder, Name, NameAttribute, random_serial_number
 from cryptography.x509.oid import NameOID
 
-from tests.identity.hostile_tokens import SECRET, base64url, ec_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import SECRET, base64url, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
 from voicepass.identity.keys import (
     ALGORITHMS,
     HMAC_ALGORITHMS,
@@ -83,14 +85,46 @@ def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -
     assert not key.verifies(b"signing input", b"")
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS - HMAC_ALGORITHMS))
 def test_a_jwk_is_the_same_key_as_the_text(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
     key = key_from_jwk(jwk_of(algorithm, kid="key-1", use="sig", alg=algorithm, key_ops=["verify"]), algorithm)
 
-    assert (key.kid, key.algorithm) == ("key-1", algorithm)
+    assert (key.names, key.algorithm) == ({"kid": "key-1"}, algorithm)
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
+
+
+ODD_JWKS: dict[str, Any] = {
+    "null for what is left out": {"use": None, "alg": None, "key_ops": None, "kid": None, "d": None},
+    "padding at the end of each number": lambda text: text + "=" * (-len(text) % 4 or 4),
+    "the standard alphabet": lambda text: base64.b64encode(base64url_decode(text)).decode(),
+    "a zero byte in front of each number, as in ASN.1": lambda text: base64url(b"\0" + base64url_decode(text)),
+}
+
+
+# An Ed25519 key is no number: it always has 32 bytes.
+ODD_CASES = [
+    (o, a) for o in ODD_JWKS for a in ("RS256", "ES256", "ES512", "EdDSA") if (o[:6], a) != ("a zero", "EdDSA")
+]
+
+
+@pytest.mark.parametrize(("oddity", "algorithm"), ODD_CASES)
+def test_a_jwk_that_an_issuer_writes_in_another_way_is_the_same_key(oddity: str, algorithm: str) -> None:
+    change, jwk = ODD_JWKS[oddity], jwk_of(algorithm)
+    odd = jwk | (change if isinstance(change, dict) else {name: change(jwk[name]) for name in "nexy" if name in jwk})
+
+    key = key_from_jwk(odd, algorithm)
+
+    assert odd != jwk
+    assert key.verifies(b"signing input", signer_for(algorithm).sign(b"signing input"))
+
+
+def test_a_key_has_the_names_that_its_jwk_gives_it() -> None:
+    names = {"kid": "key-1", "x5t": "AAAA", "x5t#S256": "BBBB"}
+
+    assert key_from_jwk(jwk_of("ES256", **names), "ES256").names == names
+    assert key_from_jwk(jwk_of("ES256", kid=None, x5t=7, **{"x5t#S256": ["BBBB"]}), "ES256").names == {}
 
 
 def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None:
@@ -101,7 +135,7 @@ def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
 
 
-@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "ES384", "ES512"])
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "ES384", "ES512", "EdDSA"])
 def test_a_certificate_serves_as_its_public_key(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
@@ -207,6 +241,12 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
         "secp256k1 for ES256": (spki(ec.generate_private_key(ec.SECP256K1()).public_key()), "ES256", "curve P-256"),
         "Ed25519 for ES256": (ed25519_pem, "ES256", "is not a key on curve P-256"),
         "Ed25519 for RS256": (ed25519_pem, "RS256", "is not an RSA key"),
+        "Ed448 for EdDSA": (spki(ed448.Ed448PrivateKey.generate().public_key()), "EdDSA", "is not an Ed25519 key"),
+        "X25519 for EdDSA": (spki(x25519.X25519PrivateKey.generate().public_key()), "EdDSA", "is not an Ed25519 key"),
+        "RSA for EdDSA": (pem, "EdDSA", "is not an Ed25519 key"),
+        "P-256 for EdDSA": (ec_pem, "EdDSA", "is not an Ed25519 key"),
+        "Ed25519 of order 1": (ed25519_pem_of(1), "EdDSA", "anyone can sign"),
+        "a private Ed25519 key": (private_pem(ed25519_key_of("provider")), "EdDSA", private_half),
         "a certificate of another kind": (
             certificate_of("RS256").public_bytes(Encoding.PEM).decode(),
             "ES256",
@@ -228,14 +268,15 @@ def test_a_pem_that_is_no_public_key_for_the_algorithm_is_refused() -> None:
 
 
 def unusable_jwks() -> dict[str, tuple[object, str, str]]:
-    rsa_jwk, ec_jwk, oct_jwk = jwk_of("RS256"), jwk_of("ES256"), jwk_of("HS256")
+    rsa_jwk, ec_jwk, oct_jwk = jwk_of("RS256"), jwk_of("ES256"), {"kty": "oct", "k": base64url(SECRET.encode())}
     numbers = rsa_key_of("provider").private_numbers()
     d = base64url(numbers.d.to_bytes(256))
     ec_d = base64url(ec_key_of("provider", "ES256").private_numbers().private_value.to_bytes(32))
     modulus = numbers.public_numbers.n
     y = int.from_bytes(base64url_decode(ec_jwk["y"]))
     other_y = base64url((y ^ 1).to_bytes(32))
-    okp = {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(32))}
+    ed_jwk = jwk_of("EdDSA")
+    weak = "is malformed, or a key with which anyone can sign"
     not_meant, another, malformed = "is not meant for verifying", "is meant for another algorithm", "is malformed"
     return {
         "null": (None, "RS256", "is not a JSON object"),
@@ -244,31 +285,25 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
         "an empty object": ({}, "RS256", "is no RSA key with a member 'n'"),
         "a key set": ({"keys": [rsa_jwk]}, "RS256", "is no RSA key with"),
         "use: enc": (rsa_jwk | {"use": "enc"}, "RS256", not_meant),
-        "use: null": (rsa_jwk | {"use": None}, "RS256", not_meant),
+        "use: empty": (rsa_jwk | {"use": ""}, "RS256", not_meant),
         "use: a list": (rsa_jwk | {"use": ["sig"]}, "RS256", not_meant),
-        "key_ops: only sign": (oct_jwk | {"key_ops": ["sign"]}, "HS256", not_meant),
+        "key_ops: only sign": (rsa_jwk | {"key_ops": ["sign"]}, "RS256", not_meant),
         "key_ops: encrypt": (rsa_jwk | {"key_ops": ["encrypt", "wrapKey"]}, "RS256", not_meant),
         "key_ops: empty": (rsa_jwk | {"key_ops": []}, "RS256", not_meant),
         "key_ops: text": (rsa_jwk | {"key_ops": "verify"}, "RS256", not_meant),
         "key_ops: an object": (rsa_jwk | {"key_ops": {"verify": True}}, "RS256", not_meant),
         "alg: RS384": (rsa_jwk | {"alg": "RS384"}, "RS256", another),
         "alg: RSA-OAEP": (rsa_jwk | {"alg": "RSA-OAEP"}, "RS256", another),
-        "alg: null": (rsa_jwk | {"alg": None}, "RS256", another),
+        "alg: empty": (rsa_jwk | {"alg": ""}, "RS256", another),
+        "alg: Ed25519 for EdDSA": (ed_jwk | {"alg": "Ed25519"}, "EdDSA", another),
         "alg: a list": (rsa_jwk | {"alg": ["RS256"]}, "RS256", another),
         "alg: in small letters": (rsa_jwk | {"alg": "rs256"}, "RS256", another),
         "kid: a number": (rsa_jwk | {"kid": 1}, "RS256", "has a kid that is not text"),
         "kid: a list": (rsa_jwk | {"kid": ["key-1"]}, "RS256", "has a kid that is not text"),
         "kid: false": (rsa_jwk | {"kid": False}, "RS256", "has a kid that is not text"),
-        "a secret of 31 bytes": (oct_jwk | {"k": base64url(b"k" * 31)}, "HS256", "must be at least 32 bytes"),
-        "a secret that is empty": (oct_jwk | {"k": ""}, "HS256", "is no oct key with a member 'k'"),
-        "a secret that is a number": (oct_jwk | {"k": 7}, "HS256", "is no oct key with a member 'k'"),
-        "a secret that is missing": ({"kty": "oct"}, "HS256", "is no oct key with a member 'k'"),
-        "a secret with padding": (oct_jwk | {"k": base64url(b"k" * 40) + "=="}, "HS256", "malformed member 'k'"),
-        "a secret not in base64url": (oct_jwk | {"k": "?" * 48}, "HS256", "malformed member 'k'"),
+        "a secret for HS256": (oct_jwk, "HS256", "is not a key for HS256"),
         "a secret for RS256": (oct_jwk, "RS256", "is no RSA key with"),
         "a secret for ES256": (oct_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
-        "RSA for HS256": (rsa_jwk, "HS256", "is no oct key with"),
-        "RSA for HS256, with a k": (rsa_jwk | {"k": rsa_jwk["n"]}, "HS256", "is no oct key with"),
         "RSA for ES256": (rsa_jwk, "ES256", "is not a key for ES256"),
         "RSA for ES256, with a crv": (rsa_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
         "RSA for PS256": (rsa_jwk, "PS256", "is not a key for PS256"),
@@ -286,11 +321,25 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
         "EC, far beyond the field": (ec_jwk | {"x": base64url(b"\xff" * 3000)}, "ES256", malformed),
         "EC, x a number": (ec_jwk | {"x": y}, "ES256", "with a member 'x'"),
         "EC, x with a space": (ec_jwk | {"x": ec_jwk["x"] + " "}, "ES256", "malformed member 'x'"),
-        "OKP for ES256": (okp, "ES256", "is not a key for ES256"),
-        "OKP for EdDSA": (okp, "EdDSA", "is not a key for EdDSA"),
+        "OKP for ES256": (ed_jwk, "ES256", "is not a key for ES256"),
+        "OKP for ES256, called P-256": (ed_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
+        "RSA for EdDSA": (rsa_jwk, "EdDSA", "is not a key for EdDSA"),
+        "RSA for EdDSA, with a crv": (rsa_jwk | {"crv": "Ed25519"}, "EdDSA", "is no OKP key with"),
+        "EC for EdDSA": (ec_jwk, "EdDSA", "is not a key for EdDSA"),
+        "EC for EdDSA, called Ed25519": (ec_jwk | {"crv": "Ed25519"}, "EdDSA", "is no OKP key with"),
+        "a secret for EdDSA": (oct_jwk | {"crv": "Ed25519"}, "EdDSA", "is no OKP key with"),
+        "OKP, X25519": (ed_jwk | {"crv": "X25519"}, "EdDSA", "is not a key for EdDSA"),
+        "OKP, Ed448": (ed_jwk | {"crv": "Ed448", "x": base64url(b"x" * 57)}, "EdDSA", "is not a key for EdDSA"),
+        "OKP, no curve": ({k: v for k, v in ed_jwk.items() if k != "crv"}, "EdDSA", "is not a key for EdDSA"),
+        "OKP, no x": ({k: v for k, v in ed_jwk.items() if k != "x"}, "EdDSA", "with a member 'x'"),
+        "OKP, x a number": (ed_jwk | {"x": 7}, "EdDSA", "with a member 'x'"),
+        "OKP, 31 bytes": (ed_jwk | {"x": base64url(b"x" * 31)}, "EdDSA", malformed),
+        "OKP, 33 bytes": (ed_jwk | {"x": base64url(b"\0" + base64url_decode(ed_jwk["x"]))}, "EdDSA", malformed),
+        "OKP, published private key": (ed_jwk | {"d": base64url(bytes(32))}, "EdDSA", "is a private key, published"),
+        **{f"OKP, a weak point: {name}": (ed_jwk | {"x": x}, "EdDSA", weak) for name, x in weak_points().items()},
         "a published private RSA key": (rsa_jwk | {"d": d}, "RS256", "is a private key, published"),
         "a published private EC key": (ec_jwk | {"d": ec_d}, "ES256", "is a private key, published"),
-        "a private key, its d null": (rsa_jwk | {"d": None}, "RS256", "is a private key, published"),
+        "a private key, its d empty": (rsa_jwk | {"d": ""}, "RS256", "is a private key, published"),
         "RSA of 1,024 bits": (rsa_jwk | {"n": base64url(b"\xff" * 128)}, "RS256", "2048 to 8192 bits"),
         "RSA of 2,047 bits": (rsa_jwk | {"n": base64url((modulus >> 1 | 1).to_bytes(256))}, "RS256", "one has 2047"),
         "RSA of 16,384 bits": (rsa_jwk | {"n": base64url(b"\xff" * 2048)}, "RS256", "2048 to 8192 bits"),
@@ -302,8 +351,9 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
         "RSA, no exponent": ({k: v for k, v in rsa_jwk.items() if k != "e"}, "RS256", "with a member 'e'"),
         "RSA, the exponent a number": (rsa_jwk | {"e": 65537}, "RS256", "with a member 'e'"),
         "RSA, modulus zero": (rsa_jwk | {"n": "AA"}, "RS256", malformed),
-        "RSA, modulus with padding": (rsa_jwk | {"n": rsa_jwk["n"] + "=="}, "RS256", "malformed member 'n'"),
-        "RSA, modulus in the other alphabet": (rsa_jwk | {"n": "+" + rsa_jwk["n"][1:]}, "RS256", "member 'n'"),
+        "RSA, modulus with padding within": (rsa_jwk | {"n": "AA==" + rsa_jwk["n"]}, "RS256", "malformed member 'n'"),
+        "RSA, modulus of padding": (rsa_jwk | {"n": "===="}, "RS256", "is malformed"),
+        "RSA, modulus with a line break": (rsa_jwk | {"n": rsa_jwk["n"] + "\n"}, "RS256", "malformed member 'n'"),
         "RSA, modulus with spare bits": (rsa_jwk | {"n": rsa_jwk["n"][:-1] + "B"}, "RS256", "malformed member 'n'"),
     }
 
@@ -317,8 +367,15 @@ def test_a_jwk_that_is_no_key_for_the_algorithm_is_refused() -> None:
     assert [name for name, (jwk, _, _) in jwks.items() if gives_away(json.dumps(jwk), answers[name])] == []
 
 
+def test_an_ed25519_key_that_is_no_point_of_the_curve_verifies_nothing() -> None:
+    key = key_from_jwk(jwk_of("EdDSA", x=base64url((2).to_bytes(32, "little"))), "EdDSA")
+    signatures = [signer_for("EdDSA").sign(b"text"), bytes(64), (1).to_bytes(32, "little") + bytes(32)]
+
+    assert [key.verifies(b"text", signature) for signature in signatures] == [False] * 3
+
+
 def test_a_key_shows_nothing_of_itself_in_a_log_line() -> None:
-    key = key_from_secret(SECRET, "HS256", kid="key-1")
+    key = replace(key_from_secret(SECRET, "HS256"), names={"kid": "key-1"})
 
     shown = f"{key} {key!r}"
 
@@ -375,8 +432,9 @@ def key_of(published: str, algorithm: str) -> VerificationKey:
 def jwk_of(algorithm: str, **members: object) -> dict[str, Any]:
     """Return the provider's JWK for `algorithm`."""
     jwk: Mapping[str, object]
-    if algorithm in HMAC_ALGORITHMS:
-        jwk = {"kty": "oct", "k": base64url(SECRET.encode())}
+    if algorithm == "EdDSA":
+        x = base64url(ed25519_key_of("provider").public_key().public_bytes_raw())
+        jwk = {"kty": "OKP", "crv": "Ed25519", "x": x}
     elif algorithm.startswith("RS"):
         jwk = {"kty": "RSA", "n": base64url(rsa_key_of("provider").public_key().public_numbers().n.to_bytes(256))}
         jwk = {**jwk, "e": "AQAB"}
@@ -390,7 +448,11 @@ def jwk_of(algorithm: str, **members: object) -> dict[str, Any]:
 
 @cache
 def certificate_of(algorithm: str) -> Certificate:
-    key = rsa_key_of("provider") if algorithm.startswith("RS") else ec_key_of("provider", algorithm)
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey = rsa_key_of("provider")
+    if algorithm == "EdDSA":
+        key = ed25519_key_of("provider")
+    elif algorithm.startswith("ES"):
+        key = ec_key_of("provider", algorithm)
     name = Name([NameAttribute(NameOID.COMMON_NAME, "login.example")])
     today = dt.datetime.now(tz=dt.UTC)
     return (
@@ -401,7 +463,7 @@ def certificate_of(algorithm: str) -> Certificate:
         .serial_number(random_serial_number())
         .not_valid_before(today)
         .not_valid_after(today + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
+        .sign(key, None if algorithm == "EdDSA" else hashes.SHA256())
     )
 
 
@@ -426,11 +488,32 @@ def der_item(tag: int, *contents: bytes) -> bytes:
     return bytes([tag]) + sized + content
 
 
-def spki(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> str:
+def weak_points() -> dict[str, str]:
+    """Ed25519 keys of order 1, 2, 4 and 8, and numbers beyond the field: libsodium and RFC 8032 refuse them too."""
+    field, order_8 = 2**255 - 19, bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
+    numbers = {
+        "order 1": 1,
+        "order 2": field - 1,
+        "order 4": 0,
+        "order 8": int.from_bytes(order_8, "little"),
+        "order 8, negated": field - int.from_bytes(order_8, "little"),
+        "order 4, not canonical": field,
+        "order 1, not canonical": field + 1,
+        "the largest number": 2**255 - 1,
+    }
+    signed = numbers | {f"{name}, x odd": number | 1 << 255 for name, number in numbers.items()}
+    return {name: base64url(number.to_bytes(32, "little")) for name, number in signed.items()}
+
+
+def ed25519_pem_of(number: int) -> str:
+    return spki(ed25519.Ed25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
+
+
+def spki(key: PublicKeyTypes) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def private_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, style: PrivateFormat = PrivateFormat.PKCS8) -> str:
+def private_pem(key: PrivateKeyTypes, style: PrivateFormat = PrivateFormat.PKCS8) -> str:
     return key.private_bytes(Encoding.PEM, style, NoEncryption()).decode()
 
 

@@ -212,6 +212,21 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     assert isinstance(await refusal(ledger, limits), TooManyConversations)
 
 
+async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    minutes = [limit(60, counted=Counted.SECONDS, window_seconds=DAY)]
+    opened, ended = await granted(ledger, minutes, seconds=600), await granted(ledger, seconds=60)
+    clock.now += 930
+    for conversation_id in (opened, ended):
+        await ledger.expire(conversation_id)
+
+    await ledger.note_opened(opened, START + 899)
+    await ledger.note_ended(ended)
+
+    assert [(await ledger.issued(each)).seconds for each in (opened, ended)] == [60, 60]
+
+
 async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
     ledger: Ledger, clock: TurnedClock
 ) -> None:

@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import psycopg
 import pytest
 
 from tests.canaries import secrets_in
-from tests.conftest import settings_with, signed_url
+from tests.conftest import serving, serving_app, settings_with, signed_url
 from tests.ledger.given import (
     TOKEN_ISSUER,
     Engine,
@@ -320,12 +319,8 @@ async def test_limits_hold_where_the_database_prefers_another_isolation(engine: 
 async def test_the_service_runs_on_it_and_shows_the_password_to_nobody(engine: Engine) -> None:
     url = engine.url.replace("postgres:@", "postgres:hunter2canary@")  # the server of the tests asks for none
     settings = settings_with(voicepass_database_url=url)
-    app = create_app(settings)
 
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving_app(create_app(settings)) as client:
         ready = await client.get("/readyz")
 
     assert ready.status_code == 200
@@ -351,11 +346,7 @@ async def test_a_read_only_server_is_not_ready_and_ready_again_without_a_restart
     engine: Engine, postgres: Postgres
 ) -> None:
     async def ready() -> tuple[int, bool]:
-        app = create_app(settings_with(voicepass_database_url=engine.url))
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-        ):
+        async with serving(voicepass_database_url=engine.url) as client:
             answer, metrics = await client.get("/readyz"), await client.get("/metrics")
             return answer.status_code, "voicepass_ledger_up 1.0" in metrics.text
 

@@ -1,4 +1,4 @@
-"""What the settlement's tests share: a clock they turn, a granted pass, an ElevenLabs by hand and one over sockets."""
+"""What the tests of settlement share: a clock, a granted pass, a fake provider, and the emulator over real sockets."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -14,6 +14,8 @@ from voicepass.ledger import Ledger
 from voicepass.model import Clock as AnyClock
 from voicepass.model import Credential, Reservation, Transport
 from voicepass.outbound import http_transport
+from voicepass.settlement import Observer, Settlements
+from voicepass.settlement.bypasses import Bypasses
 
 NOW = 1_790_000_000
 HERE = "https://here"
@@ -27,7 +29,7 @@ class Clock:
         return self.now
 
 
-async def granted(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: str = AGENT_ID) -> None:
+async def grant(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: str = AGENT_ID) -> None:
     reservation = Reservation(
         pass_id=f"pass of {conversation_id}",
         request_id="r-1",
@@ -42,6 +44,16 @@ async def granted(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: 
     await ledger.grant(reservation, Credential(secret="s", conversation_id=conversation_id, expires_at=None))
 
 
+def make_settlements(
+    ledger: Ledger, clock: AnyClock, *observers: Observer, bypasses: list[str] | None = None
+) -> Settlements:
+    """Make the part that writes reports. `bypasses` gets the reason of each conversation without a pass."""
+    count = ([] if bypasses is None else bypasses).append
+    return Settlements(
+        ledger=ledger, observers=observers, bypasses=Bypasses(agent_ids=[AGENT_ID], count=count), clock=clock
+    )
+
+
 def account(status: str, **metadata: object) -> dict[str, object]:
     return {"status": status, "user_id": "u-1", "metadata": metadata}
 
@@ -52,8 +64,8 @@ def row(conversation_id: str, status: str, seconds: object = 0, *, began: float 
     return {"conversation_id": conversation_id, "status": status, "call_duration_secs": seconds} | known | facts
 
 
-class Told:
-    """A provider by hand: answers with the accounts and pages it was given, raises what is an exception, notes calls.
+class FakeProvider:
+    """A provider that returns the given records and pages, raises a record that is an exception, and notes each call.
 
     `pages` are the list's, one after the other; without any the list is empty.
     """
@@ -73,10 +85,11 @@ class Told:
         self.pages: list[list[dict[str, Any]]] = pages or [[]]
         self._listing = listing
 
-    async def conversation(
+    async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> Mapping[str, object]:
         del is_lookup
+        assert agent_base_url
         self.asked.append(conversation_id)
         answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
         if isinstance(answer, Exception):
@@ -84,7 +97,7 @@ class Told:
         assert isinstance(answer, dict)
         return answer
 
-    async def conversations(
+    async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
     ) -> ConversationsPage:
         assert agent_base_url

@@ -1,4 +1,4 @@
-"""Before a user is refused: what ElevenLabs says frees them, nothing else does, and an unopened pass is given again."""
+"""Before a user is refused, ElevenLabs' answers free their limits, and an unopened pass is returned again."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import structlog
 
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, signed_url
-from tests.settlement.given import HERE, NOW, Clock, Told, account
+from tests.settlement.given import HERE, NOW, Clock, FakeProvider, account
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (
@@ -28,8 +28,10 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
-from voicepass.settlement import Settlements
-from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses, Provider
+from voicepass.settlement import Outcome, Settlements
+from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses
+from voicepass.settlement.reports import Provider, Report
 
 pytestmark = pytest.mark.anyio
 
@@ -54,20 +56,27 @@ class Ticks:
         await asyncio.sleep(0)
 
 
-class House:
-    """A ledger in memory, a clock, and what looks up in front of a provider."""
+class Setup:
+    """A ledger in memory, a clock, and the open passes with a provider."""
 
     def __init__(self, ledger: Ledger, clock: Clock, provider: Provider) -> None:
         self.ledger, self.clock, self.ticks = ledger, clock, Ticks()
         self.settled: list[IssuedPass] = []
         self.open_passes = self.instance(provider)
 
-    def instance(self, provider: Provider, *, seals: Seals = SEALS, deadline_seconds: float = 4.0) -> OpenPasses:
+    def instance(
+        self, provider: Provider, *, settlements: type[Settlements] = Settlements, deadline_seconds: float = 4.0
+    ) -> OpenPasses:
         return OpenPasses(
             ledger=self.ledger,
             provider=provider,
-            settlements=Settlements(ledger=self.ledger, observers=[self.settled.append], clock=self.clock),
-            seals=seals,
+            settlements=settlements(
+                ledger=self.ledger,
+                observers=[self.settled.append],
+                bypasses=Bypasses(agent_ids=[AGENT_ID], count=pytest.fail),
+                clock=self.clock,
+            ),
+            seals=SEALS,
             base_urls={AGENT_ID: HERE},
             deadline_seconds=deadline_seconds,
             clock=self.clock,
@@ -109,10 +118,10 @@ def reservation(**facts: Any) -> Reservation:
 
 
 @contextlib.asynccontextmanager
-async def house(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[House]:
+async def set_up(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[Setup]:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        built = House(ledger, clock, provider or Told())
+        built = Setup(ledger, clock, provider or FakeProvider())
         for conversation_id in conversations:
             await built.grant(conversation_id)
         clock.now += 60
@@ -154,11 +163,11 @@ THREE = ("conv_1", "conv_2", "conv_3")
 async def test_only_a_conversation_that_has_ended_makes_room(
     answer: object, *, is_freed: bool, settled_by: str | None, seconds: int
 ) -> None:
-    provider = Told({"conv_2": answer}, default=account("in-progress"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider({"conv_2": answer}, default=account("in-progress"))
+    async with set_up(provider, conversations=THREE) as given:
         before = await given.refusal()
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         after = await given.refusal()
         found = await given.ledger.issued("conv_2")
@@ -170,10 +179,10 @@ async def test_only_a_conversation_that_has_ended_makes_room(
 
 
 async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup() -> None:
-    async with house(Told(default=ConversationUnknown()), conversations=THREE) as given:
+    async with set_up(FakeProvider(default=ConversationUnknown()), conversations=THREE) as given:
         given.clock.now += 900
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         found = [await given.ledger.issued(each) for each in THREE]
         assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
@@ -181,9 +190,9 @@ async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup()
 
 
 async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        await given.open_passes.refresh(reservation(), LIMIT)
         asked = len(provider.asked)
 
         for _ in range(3):
@@ -192,27 +201,27 @@ async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> N
 
 
 async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_any_instance() -> None:
-    provider = Told(default=account("in-progress"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=account("in-progress"))
+    async with set_up(provider, conversations=THREE) as given:
         instances = [given.open_passes, given.instance(provider)]
-        changed = [await instances[0].look_up(reservation(), LIMIT)]
-        changed += [await instance.look_up(reservation(), LIMIT) for instance in instances]
+        changed = [await instances[0].refresh(reservation(), LIMIT)]
+        changed += [await instance.refresh(reservation(), LIMIT) for instance in instances]
         during = len(provider.asked)
         given.clock.now += 2
-        changed.append(await instances[1].look_up(reservation(), LIMIT))
+        changed.append(await instances[1].refresh(reservation(), LIMIT))
 
     assert (during, len(provider.asked)) == (3, 6)
     assert changed == [True, False, False, True]
 
 
 async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_the_other() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider) as given:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider) as given:
         for number in range(10):
             try:
                 await given.grant(f"conv_{number}")
             except TooManyConversations:
-                await given.open_passes.look_up(reservation(), LIMIT)
+                await given.open_passes.refresh(reservation(), LIMIT)
                 await given.grant(f"conv_{number}")
             given.clock.now += 1
 
@@ -220,9 +229,9 @@ async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_th
 
 
 async def test_callers_who_come_together_share_one_lookup() -> None:
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
-        changed = await asyncio.gather(*(given.open_passes.look_up(reservation(), LIMIT) for _ in range(40)))
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        changed = await asyncio.gather(*(given.open_passes.refresh(reservation(), LIMIT) for _ in range(40)))
 
         assert changed == [True] * 40
         assert len(provider.asked) == 3
@@ -231,19 +240,19 @@ async def test_callers_who_come_together_share_one_lookup() -> None:
 async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    class Slow(Told):
-        async def conversation(
+    class Slow(FakeProvider):
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             asked.set()
             await answer.wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
-        first = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+    async with set_up(provider, conversations=THREE) as given:
+        first = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
-        second = asyncio.create_task(given.instance(provider).look_up(reservation(), LIMIT))
+        second = asyncio.create_task(given.instance(provider).refresh(reservation(), LIMIT))
         while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
             await asyncio.sleep(0)
         was_waiting = not second.done()
@@ -256,10 +265,10 @@ async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> 
 
 
 async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about() -> None:
-    async with house(UNOPENED) as given:
+    async with set_up(UNOPENED) as given:
         asked = reservation()
         await given.ledger.reserve(asked, [LIMIT])
-        lookup = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+        lookup = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
             await asyncio.sleep(0)
         fresh = Credential(secret="s", conversation_id="conv_9", expires_at=NOW + 900)
@@ -271,27 +280,27 @@ async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about(
 
 
 async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup_may_take() -> None:
-    async with house() as given:
+    async with set_up() as given:
         await given.ledger.reserve(reservation(), [LIMIT])
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
     assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
 
 
 async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
-    class Slow(Told):
-        async def conversation(
+    class Slow(FakeProvider):
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             if conversation_id == "conv_2":
                 await asyncio.Event().wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
     provider = Slow(default=account("done", call_duration_secs=1))
-    async with house(conversations=THREE) as given:
+    async with set_up(conversations=THREE) as given:
         async with asyncio.timeout(5):
-            await given.instance(provider, deadline_seconds=0.3).look_up(reservation(), LIMIT)
+            await given.instance(provider, deadline_seconds=0.3).refresh(reservation(), LIMIT)
 
         found = [(await given.ledger.issued(each)).settled_by for each in THREE]
     assert found == ["lookup", None, "lookup"]
@@ -300,16 +309,16 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
 async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    class Slow(Told):
-        async def conversation(
+    class Slow(FakeProvider):
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
             asked.set()
             await answer.wait()
-            return await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
-    async with house(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
-        caller = asyncio.create_task(given.open_passes.look_up(reservation(), LIMIT))
+    async with set_up(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
+        caller = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
         await asked.wait()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -322,33 +331,39 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
 
 async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
     class Failing(Settlements):
-        async def record(self, issued: IssuedPass, account: object) -> Any:
-            del issued, account
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            del issued, report
             raise LedgerUnavailable(operator_note="the disk is full")
 
-    provider = Told(default=account("done", call_duration_secs=1))
-    async with house(provider, conversations=THREE) as given:
-        open_passes = OpenPasses(
-            ledger=given.ledger,
-            provider=provider,
-            settlements=Failing(ledger=given.ledger, observers=[], clock=given.clock),
-            seals=SEALS,
-            base_urls={AGENT_ID: HERE},
-            deadline_seconds=4,
-            clock=given.clock,
-            ticks=given.ticks,
-        )
-
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         with pytest.raises(LedgerUnavailable):
-            await open_passes.look_up(reservation(), LIMIT)
+            await given.instance(provider, settlements=Failing).refresh(reservation(), LIMIT)
+
+
+async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_observed() -> None:
+    class Slow(Settlements):
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            outcome = await super().apply(issued, report)
+            await asyncio.sleep(0.2)  # longer than a third of the deadline
+            return outcome
+
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        open_passes = given.instance(provider, settlements=Slow, deadline_seconds=0.3)
+        await open_passes.refresh(reservation(), LIMIT)
+
+        is_paused = not await open_passes.refresh(reservation(), LIMIT)
+    assert not is_paused  # a lookup that freed nothing would be followed by a pause
+    assert len(given.settled) == 3
 
 
 async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
-    provider = Told(default=KeyRejected(operator_note="it lacks convai_read"))
-    async with house(provider, conversations=THREE) as given:
+    provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
+    async with set_up(provider, conversations=THREE) as given:
         with structlog.testing.capture_logs() as logged:
             for _ in range(121):
-                await given.open_passes.look_up(reservation(), LIMIT)
+                await given.open_passes.refresh(reservation(), LIMIT)
                 given.clock.now += 60
                 given.ticks.now += 60
                 if given.clock.now < NOW + 1500:
@@ -359,21 +374,62 @@ async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_wi
 
     warnings = [line for line in logged if line["event"] == "lookup.not_possible"]
     assert len(warnings) == 3  # at 0, 60 and 120 minutes
+    assert {line["host"] for line in warnings} == {HERE}
     assert "convai_read" in warnings[0]["note"]
     assert "webhook" in warnings[0]["note"]
     assert {line["log_level"] for line in warnings} == {"warning"}
 
 
+async def test_after_a_rejected_key_lookups_ask_no_more_for_a_minute() -> None:
+    provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
+    asked = []
+    async with set_up(provider, conversations=["conv_1"]) as given:
+        for seconds in (0, 59, 1):
+            given.clock.now += 3  # longer than the pause after a lookup
+            given.ticks.now += seconds
+            await given.open_passes.refresh(reservation(), LIMIT)
+            asked.append(len(provider.asked))
+
+    assert asked == [1, 1, 2]
+
+
+async def test_nobody_is_asked_about_a_pass_of_an_agent_that_is_no_longer_configured() -> None:
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider) as given:
+        await given.grant("conv_1", agent_id="agent_gone")
+
+        await given.open_passes.refresh(reservation(), LIMIT)
+
+    assert provider.asked == []
+
+
+async def test_a_question_without_an_answer_is_logged() -> None:
+    provider = FakeProvider(default=Unavailable(operator_note="it is down"))
+    async with set_up(provider, conversations=["conv_1"]) as given:
+        with structlog.testing.capture_logs() as logged:
+            await given.open_passes.refresh(reservation(), LIMIT)
+
+    assert logged == [
+        {
+            "event": "lookup.failed",
+            "log_level": "info",
+            "conversation_id": "conv_1",
+            "code": "elevenlabs_unavailable",
+            "note": "it is down",
+        }
+    ]
+
+
 # The unopened pass.
 
 
-UNOPENED = Told(default=ConversationUnknown())
+UNOPENED = FakeProvider(default=ConversationUnknown())
 
 
 async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
     refusal = TooManyConversations()
-    async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+    async with set_up(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.refresh(reservation(), LIMIT)
         credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
 
     assert (credential.secret, credential.conversation_id) == (signed_url(conversation_id="conv_3"), "conv_3")
@@ -383,8 +439,8 @@ async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
 @pytest.mark.parametrize("facts", [{"user_id": "u-2"}, {"agent_id": "agent_2"}, {"transport": Transport.WEBRTC}])
 async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
     refusal = TooManyConversations()
-    async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+    async with set_up(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.refresh(reservation(), LIMIT)
         with pytest.raises(TooManyConversations) as raised:
             await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
 
@@ -396,16 +452,16 @@ async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts
     [account("in-progress"), account("processing"), account("done"), {}, Unavailable(), Timeout(), KeyRejected()],
 )
 async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_again(answer: object) -> None:
-    async with house(Told(default=answer), conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+    async with set_up(FakeProvider(default=answer), conversations=THREE) as given:
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         with pytest.raises(TooManyConversations):
             await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
 
 
 async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_no_longer() -> None:
-    async with house(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.look_up(reservation(), LIMIT)
+    async with set_up(UNOPENED, conversations=THREE) as given:
+        await given.open_passes.refresh(reservation(), LIMIT)
         given.clock.now += 2
         within = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
         given.clock.now += 3
@@ -415,10 +471,10 @@ async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_
     assert within.conversation_id == "conv_3"
 
 
-async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minutes() -> None:
-    async with house(UNOPENED, conversations=["conv_1"]) as given:
-        given.clock.now = NOW + 780
-        await given.open_passes.look_up(reservation(), LIMIT)
+async def test_a_pass_is_returned_again_only_while_it_is_valid_for_thirty_more_seconds() -> None:
+    async with set_up(UNOPENED, conversations=["conv_1"]) as given:
+        given.clock.now = NOW + 870
+        await given.open_passes.refresh(reservation(), LIMIT)
         last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
         given.clock.now += 1
 
@@ -428,7 +484,7 @@ async def test_a_pass_is_returned_again_only_while_it_is_valid_for_two_more_minu
 
 
 async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_it_is_returned() -> None:
-    async with house(UNOPENED, conversations=["conv_1"]) as given:
+    async with set_up(UNOPENED, conversations=["conv_1"]) as given:
         changed = reservation()
         await given.ledger.reserve(changed, [LIMIT])
         newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
@@ -436,7 +492,7 @@ async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_
         sealed[-1] ^= 1
         await given.ledger.grant(changed, newest, sealed=bytes(sealed))
 
-        await given.open_passes.look_up(reservation(), LIMIT)
+        await given.open_passes.refresh(reservation(), LIMIT)
 
         with structlog.testing.capture_logs() as logged:
             credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())

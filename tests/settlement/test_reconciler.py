@@ -1,4 +1,4 @@
-"""What no webhook told: the list of conversations settles it, few calls for many, on one instance at a time."""
+"""The list of conversations settles what no webhook reported, with few calls, on one instance at a time."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,18 @@ from websockets.sync.client import connect
 
 from elevenlabs_emulator import Emulator, Fault
 from tests.conftest import AGENT_ID
-from tests.settlement.given import HERE, NOW, Clock, Told, account, elevenlabs, granted, provider_at, row
+from tests.settlement.given import (
+    HERE,
+    NOW,
+    Clock,
+    FakeProvider,
+    account,
+    elevenlabs,
+    grant,
+    make_settlements,
+    provider_at,
+    row,
+)
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import (
@@ -29,8 +40,15 @@ from voicepass.errors import (
 )
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.settlement import NEVER_OPENED_SECONDS, Settlements, repeating
-from voicepass.settlement.reconciler import CALLS_PER_ROUND, LIST_SECONDS, UNACCOUNTED_SECONDS, Provider, Reconciler
+from voicepass.settlement import NEVER_OPENED_SECONDS, run_periodically
+from voicepass.settlement.reconciler import (
+    CALLS_PER_ROUND,
+    LIST_SECONDS,
+    MIN_LEASE_SECONDS,
+    UNACCOUNTED_SECONDS,
+    Reconciler,
+)
+from voicepass.settlement.reports import Provider
 
 pytestmark = pytest.mark.anyio
 
@@ -43,18 +61,19 @@ IN_FULL = ("reconciler", 600)
 USED = ("reconciler", 42)
 
 
-def reconciler_of(
+def make_reconciler(
     ledger: Ledger,
     provider: Provider,
     clock: Clock,
     *,
     base_urls: Mapping[str, str] | None = None,
     every_seconds: float = 60,
+    bypasses: list[str] | None = None,
 ) -> Reconciler:
     return Reconciler(
         ledger=ledger,
         provider=provider,
-        settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+        settlements=make_settlements(ledger, clock, bypasses=bypasses),
         base_urls={AGENT_ID: HERE} if base_urls is None else base_urls,
         every_seconds=every_seconds,
         conversation_seconds=600,
@@ -89,10 +108,10 @@ async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> Non
     listed, expected = ROWS[case]
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         clock.now += 300
 
-        await reconciler_of(ledger, Told(pages=[[listed]]), clock).round()
+        await make_reconciler(ledger, FakeProvider(pages=[[listed]]), clock).run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == expected
@@ -102,12 +121,12 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(250):
-            await granted(ledger, f"conv_{number}")
+            await grant(ledger, f"conv_{number}")
         clock.now += 300
         rows = [row(f"conv_{number}", "done", 42) for number in range(250)]
-        provider = Told(pages=[rows[:100], rows[100:200], rows[200:]])
+        provider = FakeProvider(pages=[rows[:100], rows[100:200], rows[200:]])
 
-        await reconciler_of(ledger, provider, clock).round()
+        await make_reconciler(ledger, provider, clock).run_round()
 
         settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(250)]
     assert settled == ["reconciler"] * 250
@@ -115,22 +134,18 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
     assert provider.asked == []
 
 
-async def test_the_list_is_read_every_four_minutes_and_only_while_it_may_tell_something() -> None:
-    clock, provider = Clock(), Told()
+async def test_the_list_is_read_every_four_minutes() -> None:
+    clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        reconciler = reconciler_of(ledger, provider, clock)
-        await reconciler.round()
-        nothing_issued = len(provider.listed)
-        clock.now += LIST_SECONDS
-        await granted(ledger)
+        reconciler = make_reconciler(ledger, provider, clock)
+        await grant(ledger)
         clock.now += 30
         calls = []
         for _ in range(9):
-            await reconciler.round()
+            await reconciler.run_round()
             calls.append(len(provider.listed))
             clock.now += 60
 
-    assert nothing_issued == 0
     assert calls == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
@@ -143,7 +158,7 @@ def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
         await asyncio.sleep([20, 0, 150, 0, 0][len(began) - 1])
 
     async def repeat() -> None:
-        async with repeating(60, act, report=pytest.fail):
+        async with run_periodically(60, act, report_failure=pytest.fail):
             await asyncio.sleep(400)
 
     run(time, repeat)
@@ -152,18 +167,18 @@ def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
 
 
 async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_open_conversation() -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        reconciler = reconciler_of(ledger, provider, clock)
-        await granted(ledger, "conv_1")
+        reconciler = make_reconciler(ledger, provider, clock)
+        await grant(ledger, "conv_1")
         clock.now += 100
-        await reconciler.round()
-        await granted(ledger, "conv_2")
+        await reconciler.run_round()
+        await grant(ledger, "conv_2")
         provider.pages = [[row("conv_2", "in-progress", began=NOW + 101)]]
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
 
     first, second, third = provider.listed
     assert first == (NOW - 60, NOW + 85)  # a minute of overlap; what began in the last 15 s may be missing
@@ -172,15 +187,15 @@ async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_o
 
 
 async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_released() -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     released = []
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(30):
-            await granted(ledger, f"conv_{number}")
-        reconciler = reconciler_of(ledger, provider, clock)
+            await grant(ledger, f"conv_{number}")
+        reconciler = make_reconciler(ledger, provider, clock)
         for _ in range(20):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
             passes = await ledger.listed(most=30)
             released.append(sum(each.settled_by == "expiry" for each in passes))
 
@@ -190,14 +205,26 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
     assert provider.asked == []
 
 
-async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
-    clock, provider = Clock(), Told(listing=Unavailable())
+async def test_one_round_releases_more_passes_than_it_reads_at_once_and_logs_how_many() -> None:
+    clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
-        reconciler = reconciler_of(ledger, provider, clock)
+        for number in range(101):
+            await grant(ledger, f"conv_{number}")
+        clock.now += NEVER_OPENED_SECONDS + 60
+        with structlog.testing.capture_logs() as logged:
+            await make_reconciler(ledger, FakeProvider(), clock).run_round()
+
+    assert logged == [{"event": "passes.reconciled", "log_level": "info", "expired": 101}]
+
+
+async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
+    clock, provider = Clock(), FakeProvider(listing=Unavailable())
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await grant(ledger)
+        reconciler = make_reconciler(ledger, provider, clock)
         for _ in range(19):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == OPEN
@@ -205,10 +232,10 @@ async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() ->
 
 @pytest.mark.parametrize("cursors", [["1", "1"], ["1", "2", "1"], ["same"] * 2])
 async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cursors: list[str]) -> None:
-    class Endless(Told):
+    class Endless(FakeProvider):
         calls = 0
 
-        async def conversations(
+        async def list_conversations(
             self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
         ) -> ConversationsPage:
             del agent_base_url, agent_id, since, until, cursor
@@ -218,11 +245,11 @@ async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cur
     clock, provider = Clock(), Endless()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for conversation_id in ("conv_1", "conv_2"):
-            await granted(ledger, conversation_id)
+            await grant(ledger, conversation_id)
         clock.now += NEVER_OPENED_SECONDS + 60
 
         with structlog.testing.capture_logs() as logged:
-            await reconciler_of(ledger, provider, clock).round()
+            await make_reconciler(ledger, provider, clock).run_round()
 
         found = [await ledger.issued(conversation_id) for conversation_id in ("conv_1", "conv_2")]
     assert provider.calls <= 3
@@ -232,13 +259,13 @@ async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cur
 
 async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_settles_them() -> None:
     clock = Clock()
-    provider = Told(pages=[[row("conv_1", "in-progress", began=NOW)]])
+    provider = FakeProvider(pages=[[row("conv_1", "in-progress", began=NOW)]])
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         reconciler = Reconciler(
             ledger=ledger,
             provider=provider,
-            settlements=Settlements(ledger=ledger, observers=[], clock=clock),
+            settlements=make_settlements(ledger, clock),
             base_urls={AGENT_ID: HERE},
             every_seconds=60,
             conversation_seconds=3600,
@@ -246,12 +273,12 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
         )
         for _ in range(50):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
         asked = list(provider.asked)
         provider.pages = [[row("conv_1", "done", 3000, began=NOW)]]
         for _ in range(5):
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
         found = await ledger.issued("conv_1")
     assert asked == []
@@ -259,21 +286,21 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
 
 
 async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_again() -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        reconciler = reconciler_of(ledger, provider, clock)
-        await granted(ledger)
+        reconciler = make_reconciler(ledger, provider, clock)
+        await grant(ledger)
         clock.now += NEVER_OPENED_SECONDS + 30
-        await reconciler.round()
+        await reconciler.run_round()
         released = await ledger.issued("conv_1")
         provider.pages = [[row("conv_1", "in-progress", began=clock.now - 20)]]
-        await granted(ledger, "conv_2")
+        await grant(ledger, "conv_2")
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         open_again = await ledger.issued("conv_1")
         provider.pages = [[row("conv_1", "done", 42)]]
         clock.now += LIST_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         found = await ledger.issued("conv_1")
 
     assert (released.settled_by, released.seconds) == EXPIRED
@@ -307,38 +334,64 @@ async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
     answer, age_seconds, expected = ANSWERS[case]
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         await ledger.note_opened("conv_1", NOW) if "opened" not in case else None
         clock.now += age_seconds
 
-        await reconciler_of(ledger, Told({"conv_1": answer}), clock).round()
+        await make_reconciler(ledger, FakeProvider({"conv_1": answer}), clock).run_round()
 
         found = await ledger.issued("conv_1")
     assert (found.settled_by, found.seconds) == expected
 
 
-async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> None:
-    clock, provider = Clock(), Told()
+async def test_a_round_logs_what_it_could_not_read_what_it_charges_in_full_and_its_outcomes() -> None:
+    clock, provider = Clock(), FakeProvider(default=BadAnswer(operator_note="the answer is not JSON"))
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        for conversation_id in ("conv_1", "conv_2"):
+            await grant(ledger, conversation_id)
+            await ledger.note_opened(conversation_id, NOW)
+        clock.now += UNACCOUNTED_SECONDS - OLD
+        await grant(ledger, "conv_3")
+        await ledger.note_opened("conv_3", clock.now)
+        clock.now += OLD
+        with structlog.testing.capture_logs() as logged:
+            await make_reconciler(ledger, provider, clock).run_round()
+
+    ids = ("conv_1", "conv_2", "conv_3")
+    unreadable = {"event": "conversation.unreadable", "log_level": "warning", "note": "the answer is not JSON"}
+    in_full = {"event": "conversation.unaccounted", "log_level": "warning", "seconds": 600}
+    outcomes = {"event": "passes.reconciled", "log_level": "info", "settled": 2, "left": 1}
+    assert [line for line in logged if line["event"] == unreadable["event"]] == [
+        {"conversation_id": conversation_id} | unreadable for conversation_id in ids
+    ]
+    assert [line for line in logged if line["event"] == in_full["event"]] == [
+        {"conversation_id": conversation_id} | in_full for conversation_id in ids[:2]
+    ]
+    assert logged[-1] == outcomes
+
+
+async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> None:
+    clock, provider = Clock(), FakeProvider()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await grant(ledger)
         await ledger.note_opened("conv_1", NOW)
         clock.now += OLD - 1
 
-        await reconciler_of(ledger, provider, clock).round()
+        await make_reconciler(ledger, provider, clock).run_round()
 
     assert provider.asked == []
 
 
 async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_day() -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger, agent_id="agent_gone")
-        reconciler = reconciler_of(ledger, provider, clock)
+        await grant(ledger, agent_id="agent_gone")
+        reconciler = make_reconciler(ledger, provider, clock)
         clock.now += OLD
-        await reconciler.round()
+        await reconciler.run_round()
         left = await ledger.issued("conv_1")
         clock.now += UNACCOUNTED_SECONDS
-        await reconciler.round()
+        await reconciler.run_round()
         found = await ledger.issued("conv_1")
 
     assert provider.asked == []
@@ -347,17 +400,17 @@ async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_
 
 
 async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(25):
             clock.now += 1
-            await granted(ledger, f"conv_{number}")
+            await grant(ledger, f"conv_{number}")
             await ledger.note_opened(f"conv_{number}", clock.now)
         clock.now += OLD
-        reconciler = reconciler_of(ledger, provider, clock)
+        reconciler = make_reconciler(ledger, provider, clock)
         per_round = []
         for _ in range(3):
-            await reconciler.round()
+            await reconciler.run_round()
             per_round.append(provider.asked[:])
             provider.asked.clear()
             clock.now += 60
@@ -368,16 +421,16 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
 
 @pytest.mark.parametrize("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
 async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_go_on(refusal: Exception) -> None:
-    clock, provider = Clock(), Told({"https://there": refusal}, default=account("done", call_duration_secs=42))
+    clock, provider = Clock(), FakeProvider({"https://there": refusal}, default=account("done", call_duration_secs=42))
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(6):
-            await granted(ledger, f"conv_{number}", agent_id=AGENT_ID if number % 2 else "agent_there")
+            await grant(ledger, f"conv_{number}", agent_id=AGENT_ID if number % 2 else "agent_there")
             await ledger.note_opened(f"conv_{number}", NOW)
         clock.now += OLD
         base_urls = {AGENT_ID: HERE, "agent_there": "https://there"}
 
         with structlog.testing.capture_logs() as logged:
-            await reconciler_of(ledger, provider, clock, base_urls=base_urls).round()
+            await make_reconciler(ledger, provider, clock, base_urls=base_urls).run_round()
 
         settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
@@ -389,19 +442,19 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_go_on(re
 
 
 async def test_two_instances_ask_once(tmp_path: Path) -> None:
-    clock, provider = Clock(), Told()
+    clock, provider = Clock(), FakeProvider()
     path = str(tmp_path / "ledger.db")
     async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
-        await granted(one)
+        await grant(one)
         await one.note_opened("conv_1", NOW)
         clock.now += OLD
-        instances = [reconciler_of(ledger, provider, clock) for ledger in (one, other)]
+        instances = [make_reconciler(ledger, provider, clock) for ledger in (one, other)]
 
         held = await one.lease("reconciler", 60)
-        await asyncio.gather(*(instance.round() for instance in instances))
+        await asyncio.gather(*(instance.run_round() for instance in instances))
         while_held = len(provider.asked)
         await one.end_lease("reconciler")
-        await instances[0].round()
+        await instances[0].run_round()
 
     assert held
     assert while_held == 0
@@ -422,13 +475,81 @@ async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> Non
     assert got == [True, False, True, False, True, False, True]
 
 
+async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_next_one(tmp_path: Path) -> None:
+    class Failing(FakeProvider):
+        async def list_conversations(
+            self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+        ) -> ConversationsPage:
+            await super().list_conversations(agent_base_url, agent_id, since=since, until=until, cursor=cursor)
+            raise LedgerUnavailable(operator_note="the disk is full")
+
+    clock, failing, working = Clock(), Failing(), FakeProvider(pages=[[row("conv_1", "done", 42)]])
+    path = str(tmp_path / "ledger.db")
+    async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
+        await grant(one)
+        clock.now += 300
+
+        await make_reconciler(one, failing, clock).run_round()
+        is_free = await other.lease("reconciler", MIN_LEASE_SECONDS)
+        await other.end_lease("reconciler")
+        clock.now += LIST_SECONDS
+        await make_reconciler(other, working, clock).run_round()
+
+        found = await one.issued("conv_1")
+    assert is_free
+    assert len(failing.listed) == 1
+    assert (found.settled_by, found.seconds) == USED
+
+
+async def test_a_listed_conversation_that_was_never_issued_is_reported_once() -> None:
+    clock, bypasses = Clock(), list[str]()
+    rows = [row("conv_1", "in-progress"), row("conv_9", "done", 42), row("conv_9", "done", 42), {"status": "done"}]
+    provider = FakeProvider(pages=[rows])
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await grant(ledger)
+        reconciler = make_reconciler(ledger, provider, clock, bypasses=bypasses)
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                clock.now += LIST_SECONDS
+                await reconciler.run_round()
+
+    assert len(provider.listed) == 3
+    assert bypasses == ["not_issued"]
+    lines = [line for line in logged if line["event"] == "conversation.bypassed"]
+    assert [(line["conversation_id"], line["agent_id"], line["reason"]) for line in lines] == [
+        ("conv_9", AGENT_ID, "not_issued")
+    ]
+
+
+async def test_the_list_is_read_for_conversations_without_a_pass_even_if_no_pass_is_open() -> None:
+    clock, bypasses = Clock(), list[str]()
+    provider = FakeProvider(pages=[[row("conv_9", "in-progress", began=NOW - 30)]])
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await make_reconciler(ledger, provider, clock, bypasses=bypasses).run_round()
+
+    assert bypasses == ["not_issued"]
+
+
+async def test_a_record_of_a_conversation_that_anyone_could_begin_is_reported() -> None:
+    clock, bypasses = Clock(), list[str]()
+    record = account("in-progress", authorization_method="public") | {"agent_id": AGENT_ID}
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await grant(ledger)
+        await ledger.note_opened("conv_1", NOW)
+        clock.now += OLD
+
+        await make_reconciler(ledger, FakeProvider({"conv_1": record}), clock, bypasses=bypasses).run_round()
+
+    assert bypasses == ["public"]
+
+
 async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> None:
     class Out:
         async def lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:
-        await reconciler_of(Out(), Told(), Clock()).round()  # type: ignore[arg-type]
+        await make_reconciler(Out(), FakeProvider(), Clock()).run_round()  # type: ignore[arg-type]
 
     assert [(line["event"], line["note"]) for line in logged] == [("reconciler.stopped", "the disk is full")]
 
@@ -436,11 +557,11 @@ async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> N
 async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() -> None:
     clock, enough = Clock(), asyncio.Event()
 
-    class Broken(Told):
-        async def conversation(
+    class Broken(FakeProvider):
+        async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
         ) -> Mapping[str, object]:
-            await super().conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+            await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
             clock.now += 200  # the lease has lapsed
             if len(self.asked) == 3:
                 enough.set()
@@ -449,13 +570,13 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
 
     before = asyncio.all_tasks()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         await ledger.note_opened("conv_1", NOW)
         clock.now += OLD
-        reconciler = reconciler_of(ledger, Broken(), clock, every_seconds=0.01)
+        reconciler = make_reconciler(ledger, Broken(), clock, every_seconds=0.01)
 
         with structlog.testing.capture_logs() as logged:
-            async with reconciler.running(), asyncio.timeout(5):
+            async with reconciler.run(), asyncio.timeout(5):
                 await enough.wait()
 
     assert [(line["event"], line["cause"]) for line in logged] == [("reconciler.failed", "RuntimeError")] * 2
@@ -466,12 +587,12 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
 
 
 @contextlib.asynccontextmanager
-async def asking(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
+async def open_reconciler(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
     async with provider_at(url, clock) as provider:
-        yield reconciler_of(ledger, provider, clock, base_urls={AGENT_ID: url})
+        yield make_reconciler(ledger, provider, clock, base_urls={AGENT_ID: url})
 
 
-async def conversed(emulator: Emulator, url: str, *, seconds: int) -> str:
+async def converse(emulator: Emulator, url: str, *, seconds: int) -> str:
     """Hold a conversation of so many seconds, as far as the emulator's clock is concerned; returns its id."""
     conversation_signature, conversation_id = emulator.issue(AGENT_ID, bound=True)
     query = f"agent_id={AGENT_ID}&conversation_signature={conversation_signature}"
@@ -483,47 +604,47 @@ async def conversed(emulator: Emulator, url: str, *, seconds: int) -> str:
     assert conversation_id is not None
     async with asyncio.timeout(5):
         while emulator.accounts[conversation_id].seconds is None:  # noqa: ASYNC110 - no event of this loop tells it
-            await asyncio.sleep(0.001)  # the server hears of the end in its own thread
+            await asyncio.sleep(0.001)  # the server notices the end in its own thread
     return conversation_id
 
 
 async def test_an_outage_is_waited_out() -> None:
     clock = Clock()
     with elevenlabs("convai_read") as (emulator, url):
-        async with open_sqlite(":memory:", clock=clock) as ledger, asking(url, ledger, clock) as reconciler:
-            ids = [await conversed(emulator, url, seconds=5) for _ in range(3)]
+        async with open_sqlite(":memory:", clock=clock) as ledger, open_reconciler(url, ledger, clock) as reconciler:
+            ids = [await converse(emulator, url, seconds=5) for _ in range(3)]
             for conversation_id in ids:
-                await granted(ledger, conversation_id)
+                await grant(ledger, conversation_id)
                 await ledger.note_opened(conversation_id, NOW)
             clock.now += OLD
             emulator.faults["account"] = Fault(target="account", status=503)
-            await reconciler.round()
+            await reconciler.run_round()
             during = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
             calls = len(emulator.records.calls)
 
             emulator.faults.clear()
             clock.now += 60
-            await reconciler.round()
+            await reconciler.run_round()
 
             after = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
-    assert (during, calls) == ([None] * 3, 1)
+    assert (during, calls) == ([None] * 3, 3)  # the list, the first conversation and its retry
     assert after == ["reconciler"] * 3
 
 
 async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -> None:
     clock = Clock()
     with elevenlabs() as (emulator, url):
-        async with open_sqlite(":memory:", clock=clock) as ledger, asking(url, ledger, clock) as reconciler:
+        async with open_sqlite(":memory:", clock=clock) as ledger, open_reconciler(url, ledger, clock) as reconciler:
             for number in range(3):
-                await granted(ledger, f"conv_{number}")
+                await grant(ledger, f"conv_{number}")
                 await ledger.note_opened(f"conv_{number}", NOW)
             clock.now += OLD
 
             with structlog.testing.capture_logs() as logged:
-                await reconciler.round()
+                await reconciler.run_round()
 
     (line,) = logged
     assert (line["event"], line["code"]) == ("reconciler.stopped", "elevenlabs_key_rejected")
-    assert "lacks the permission convai_read: give the key 'ElevenAgents: Read'" in line["note"]
+    assert "lacks the permission convai_read. Give that same key 'ElevenAgents: Read'" in line["note"]
     assert "VOICEPASS_RECONCILE_SECONDS=0" in line["note"]
     assert len(emulator.records.calls) == 1

@@ -1,9 +1,12 @@
 """What the ledger need not keep is deleted, with or without a reconciler."""
 
+import asyncio
+
 import pytest
 import structlog
 
-from tests.settlement.given import NOW, Clock, granted
+from tests.settlement.given import NOW, Clock, grant
+from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.settlement.retention import Retention
@@ -16,12 +19,12 @@ DAY = 24 * 3600
 async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         remembered = []
 
         for days in (30, 2):
             clock.now += days * DAY
-            await Retention(ledger=ledger, keep_seconds=31 * DAY).round()
+            await Retention(ledger=ledger, keep_seconds=31 * DAY).run_round()
             remembered.append(len(await ledger.listed(most=10)))
 
     assert remembered == [1, 0]
@@ -30,13 +33,45 @@ async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() ->
 async def test_one_instance_deletes_and_the_others_do_not() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         await ledger.lease("retention", 60)
         clock.now += 59
 
-        await Retention(ledger=ledger, keep_seconds=1).round()
+        await Retention(ledger=ledger, keep_seconds=1).run_round()
 
         assert len(await ledger.listed(most=10)) == 1
+
+
+async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_next_round() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await Retention(ledger=ledger, keep_seconds=1).run_round()
+        got = []
+        for seconds in (53.9, 0.2):
+            clock.now += seconds
+            got.append(await ledger.lease("retention", 54))
+
+    assert got == [False, True]
+
+
+def test_a_round_follows_every_minute_even_if_one_fails() -> None:
+    time = VirtualTime()
+    rounds: list[float] = []
+
+    class Failing:
+        async def lease(self, _name: str, _seconds: float) -> bool:
+            rounds.append(time.now)
+            raise RuntimeError("a bug")
+
+    async def repeat() -> None:
+        async with Retention(ledger=Failing(), keep_seconds=1).run():  # type: ignore[arg-type]
+            await asyncio.sleep(150)
+
+    with structlog.testing.capture_logs() as logged:
+        run(time, repeat)
+
+    assert rounds == [60, 120]
+    assert logged == [{"event": "retention.failed", "log_level": "error", "cause": "RuntimeError"}] * 2
 
 
 async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
@@ -45,6 +80,13 @@ async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:
-        await Retention(ledger=Out(), keep_seconds=NOW).round()  # type: ignore[arg-type]
+        await Retention(ledger=Out(), keep_seconds=NOW).run_round()  # type: ignore[arg-type]
 
-    assert [(line["event"], line["note"]) for line in logged] == [("retention.stopped", "the disk is full")]
+    assert logged == [
+        {
+            "event": "retention.stopped",
+            "log_level": "warning",
+            "code": "ledger_unavailable",
+            "note": "the disk is full",
+        }
+    ]

@@ -1,4 +1,4 @@
-"""ElevenLabs' webhook: whose signature counts, what a body tells, and that it counts once."""
+"""ElevenLabs' webhook: which signatures are accepted, how a body is parsed, and that it settles once."""
 
 import base64
 import hashlib
@@ -12,12 +12,12 @@ import structlog
 
 from tests.conftest import AGENT_ID
 from tests.ledger.given import rows
-from tests.settlement.given import NOW, Clock, granted
+from tests.settlement.given import NOW, Clock, grant, make_settlements
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import IssuedPass, Settlement
-from voicepass.settlement import Settlements, read_settlement
+from voicepass.settlement.reports import parse_record
 from voicepass.settlement.webhook import Webhook, verify_signature
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +134,7 @@ def hostile(now: int) -> dict[str, tuple[Sequence[str | bytes], bytes]]:
         "the secret cut by one": sent(signature(now, body, secret=SECRET[:-1])),
         "both secrets as configured": sent(signature(now, body, secret=f"{SECRET},{OLD_SECRET}")),
         "another body": ([good], changed),
-        "a body written anew": ([good], json.dumps(json.loads(body), separators=(",", ":")).encode()),
+        "a body that was serialised again": ([good], json.dumps(json.loads(body), separators=(",", ":")).encode()),
         "a body with a line feed": ([good], body + b"\n"),
         "a body with a byte order mark": ([good], b"\xef\xbb\xbf" + body),
         "no body": ([good], b""),
@@ -179,7 +179,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
     assert "ELEVENLABS_WEBHOOK_SECRET is not set" in refused.value.operator_note
 
 
-# What ElevenLabs tells, as it is understood.
+# What a report means.
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
         ([42], None),
     ],
 )
-def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: tuple[int, int | None] | None) -> None:
-    settlement = read_settlement("conv_1", {"metadata": metadata}, source="webhook")
+def test_no_length_is_made_up(metadata: object, counted: tuple[int, int | None] | None) -> None:
+    settlement = parse_record("conv_1", {"metadata": metadata}, source="webhook").settlement
 
     assert (settlement and (settlement.seconds, settlement.cost)) == counted
 
@@ -226,14 +226,14 @@ def test_a_duration_that_is_not_told_is_not_made_up(metadata: object, counted: t
     ],
 )
 async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object, kept: str | None) -> None:
-    settlement = read_settlement(
+    settlement = parse_record(
         "conv_1", {"user_id": claimed, "metadata": {"call_duration_secs": 1}}, source="webhook"
-    )
+    ).settlement
 
     assert settlement is not None
     assert settlement.user_id == kept
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         await ledger.settle(settlement)
 
 
@@ -262,7 +262,7 @@ async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object,
 )
 async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(body: bytes) -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
 
         with pytest.raises(RequestInvalid):
             await receive(ledger, body)
@@ -272,7 +272,7 @@ async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(bo
 
 async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_free() -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
 
         await receive(ledger, event(seconds=None))
 
@@ -282,11 +282,32 @@ async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_fre
 @pytest.mark.parametrize("kind", ["post_call_audio", "call_initiation_failure", "something_new"])
 async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
 
         await receive(ledger, event(type=kind))
 
         assert (await ledger.issued("conv_1")).settled_at is None
+
+
+async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no_event_a_sentence() -> None:
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        with structlog.testing.capture_logs() as logged:
+            await receive(ledger, event(type="x" * 65))
+            await receive(ledger, event(seconds=None))
+        sentences = []
+        for body in (event(None), b"{}"):
+            with pytest.raises(RequestInvalid) as refused:
+                await receive(ledger, body)
+            sentences.append(refused.value.detail)
+
+    assert logged == [
+        {"event": "webhook.ignored", "log_level": "info", "kind": "x" * 64},
+        {"event": "webhook.duration_missing", "log_level": "warning", "conversation_id": "conv_1"},
+    ]
+    assert sentences == [
+        "The event names no conversation.",
+        "The body is no event of ElevenLabs: an object with 'type' and 'data'.",
+    ]
 
 
 async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None:
@@ -294,13 +315,13 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
     told["data"]["agent_id"] = "agent_other"
     body = json.dumps(told).encode()
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
         with structlog.testing.capture_logs() as logged:
             await receive(ledger, body)
         found = await ledger.issued("conv_1")
 
         await receive(ledger, body.replace(b"conv_1", b"conv_2"))  # before its pass
-        await granted(ledger, "conv_2")
+        await grant(ledger, "conv_2")
         early = await ledger.issued("conv_2")
 
     assert (found.settled_at, early.settled_at) == (None, None)
@@ -329,7 +350,7 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
     told = json.loads(event(user_id=user_id))
     told["data"]["conversation_initiation_client_data"] = {"dynamic_variables": variables}
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
 
         await receive(ledger, json.dumps(told).encode())
 
@@ -337,13 +358,45 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
     assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
 
 
+@pytest.mark.parametrize(
+    ("method", "agent_id", "reasons"),
+    [
+        ("public", AGENT_ID, ["public"]),
+        ("shareable_link", AGENT_ID, ["shareable_link"]),
+        ("public", "agent_other", []),
+        ("signed_url", AGENT_ID, []),
+        ("livekit_token", AGENT_ID, []),
+        (None, AGENT_ID, []),
+        (["public"], AGENT_ID, []),
+    ],
+)
+async def test_an_event_of_a_conversation_that_anyone_could_begin_is_reported_once(
+    method: object, agent_id: str, reasons: list[str]
+) -> None:
+    sent = json.loads(event("conv_9"))
+    sent["data"]["agent_id"] = agent_id
+    sent["data"]["metadata"]["authorization_method"] = method
+    body, bypasses = json.dumps(sent).encode(), list[str]()
+    async with open_sqlite(":memory:", clock=Clock()) as ledger:
+        webhook = Webhook(
+            settlements=make_settlements(ledger, lambda: NOW, bypasses=bypasses), secrets=[SECRET], clock=lambda: NOW
+        )
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(2):
+                await webhook.receive(signature=signature(NOW, body), body=body)
+
+    assert bypasses == reasons
+    lines = [line for line in logged if line["event"] == "conversation.bypassed"]
+    assert [(line["conversation_id"], line["agent_id"], line["reason"]) for line in lines] == [
+        ("conv_9", AGENT_ID, reason) for reason in reasons
+    ]
+
+
 # Late, twice, early: one ledger.
 
 
 async def receive(ledger: Ledger, body: bytes) -> None:
-    webhook = Webhook(
-        settlements=Settlements(ledger=ledger, observers=[], clock=lambda: NOW), secrets=[SECRET], clock=lambda: NOW
-    )
+    webhook = Webhook(settlements=make_settlements(ledger, lambda: NOW), secrets=[SECRET], clock=lambda: NOW)
     await webhook.receive(signature=signature(NOW, body), body=body)
 
 
@@ -354,9 +407,9 @@ async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> N
     seen: list[IssuedPass] = []
     settlement = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="webhook")
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        await granted(ledger)
+        await grant(ledger)
 
-        await Settlements(ledger=ledger, observers=[broken, seen.append], clock=Clock()).settle(settlement)
+        await make_settlements(ledger, Clock(), broken, seen.append).settle(settlement)
 
     assert [settled.seconds for settled in seen] == [40]
 
@@ -375,7 +428,7 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
             for step in order:
                 match step:
                     case "grant":
-                        await granted(ledger)
+                        await grant(ledger)
                     case "expire":
                         await ledger.expire("conv_1")
                     case "reconcile":

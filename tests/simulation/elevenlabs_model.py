@@ -76,7 +76,7 @@ class ElevenLabsModel:
 
     # What voicepass calls.
 
-    async def credential(self, agent: Agent, transport: Transport) -> Credential:
+    async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         assert (agent.agent_id, transport) == (AGENT_ID, Transport.WEBSOCKET)
         self.calls["signed URL"] += 1
         await asyncio.sleep(self._chance.uniform(0.1, 0.4))
@@ -89,7 +89,7 @@ class ElevenLabsModel:
         self.conversations_by_id[conversation_id] = self._by_url[created.url] = created
         return Credential(secret=created.url, conversation_id=conversation_id, expires_at=created.expires_at)
 
-    async def conversation(
+    async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> Mapping[str, object]:
         assert agent_base_url
@@ -105,7 +105,7 @@ class ElevenLabsModel:
             metadata["start_time_unix_secs"] = int(asked.opened_at)
         return {"conversation_id": conversation_id, "status": status, "user_id": asked.user_id, "metadata": metadata}
 
-    async def conversations(
+    async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
     ) -> ConversationsPage:
         assert (bool(agent_base_url), agent_id) == (True, AGENT_ID)

@@ -11,7 +11,7 @@ from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, TOKEN_ISSUER
 from tests.simulation.elevenlabs_model import Conversation, ElevenLabsModel
 from tests.simulation.virtual_time import FreezingLedger, VirtualTime
-from voicepass.config.policyfile import LimitTables
+from voicepass.config.limits import LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.ledger import Ledger
@@ -29,6 +29,7 @@ from voicepass.model import (
 from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
 from voicepass.settlement import Settlements
+from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import Retention
@@ -65,6 +66,7 @@ class Service:
         self.time = time
         self.chance = chance
         self.instances: list[Instance] = []
+        self.bypasses: list[str] = []
         self.elevenlabs = ElevenLabsModel(
             clock=self.clock, chance=chance, deliver=self._take_webhook if has_webhook else None
         )
@@ -111,7 +113,8 @@ class Service:
 
     @asynccontextmanager
     async def _instance(self, ledger: Ledger) -> AsyncIterator[None]:
-        settlements = Settlements(ledger=ledger, observers=[], clock=self.clock)
+        bypasses = Bypasses(agent_ids=[AGENT_ID], count=self.bypasses.append)
+        settlements = Settlements(ledger=ledger, observers=[], bypasses=bypasses, clock=self.clock)
         seals = Seals([Workspace(base_url=HERE, api_keys=[API_KEY])])
         open_passes = OpenPasses(
             ledger=ledger,
@@ -148,7 +151,7 @@ class Service:
         )
         self.instances.append(Instance(ledger=ledger, passes=passes, settlements=settlements))
         await asyncio.sleep(self.chance.uniform(0, RECONCILE_SECONDS))  # instances do not start at the same moment
-        async with reconciler.running(), Retention(ledger=ledger, keep_seconds=400 * 86_400).running():
+        async with reconciler.run(), Retention(ledger=ledger, keep_seconds=400 * 86_400).run():
             yield
             await open_passes.aclose()
             await passes.aclose()

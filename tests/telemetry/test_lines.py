@@ -10,8 +10,9 @@ import structlog
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
 from voicepass import errors
-from voicepass.model import Agent, Attempt, Transport, User
-from voicepass.telemetry.lines import AttemptLog, Isolated
+from voicepass.model import Agent, Transport, User
+from voicepass.telemetry.attempt import Attempt
+from voicepass.telemetry.lines import AttemptLog, isolate
 from voicepass.telemetry.logs import LogFormat, configure_logging
 
 HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
@@ -72,7 +73,7 @@ def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_forma
         (errors.InternalError, "error"),
     ],
 )
-def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_mend(
+def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
     capsys: pytest.CaptureFixture[str], refusal: type[errors.Refusal], level: str
 ) -> None:
     configure_logging(log_format="json", level="info")
@@ -127,7 +128,7 @@ def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_t
     configure_logging(log_format="json", level="info")
     seen: list[Attempt] = []
 
-    Isolated(Broken(), seen.append)(attempt())
+    isolate(Broken(), seen.append)(attempt())
 
     written = capsys.readouterr().err
     line = json.loads(written)

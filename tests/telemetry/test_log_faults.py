@@ -158,6 +158,7 @@ def test_passes_are_granted_while_the_disk_of_the_log_is_full(
     assert dropped >= 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command", ["serve", *(pytest.param(name, marks=pytest.mark.long) for name in ("workers", "uvicorn"))]
 )

@@ -23,30 +23,38 @@ from tests.cli.test_cli import ENVIRONMENT, serving
 from tests.conftest import MakeToken
 from tests.servers import free_port, running
 from tests.telemetry.test_lines import attempt
-from voicepass.elevenlabs.resilience import Bulkhead
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import Standing, User
 from voicepass.telemetry.metrics import (
     LEDGER_SECONDS,
-    LOOK_SECONDS,
+    UPDATE_SECONDS,
     AttemptMetrics,
     Exposition,
     LedgerMetrics,
+    ProcessState,
     StateMetrics,
 )
-from voicepass.telemetry.workers import without_dead_workers
+from voicepass.telemetry.workers import lock_and_clean
 
 pytestmark = pytest.mark.anyio
 
 
 @dataclass
 class Process:
-    """A process to be looked at."""
+    """A process whose state changes."""
 
-    bulkhead: Bulkhead = field(default_factory=lambda: Bulkhead(most=2))
     breakers: dict[tuple[str, str], bool] = field(default_factory=lambda: {("api.elevenlabs.io", "passes"): False})
+    calls_in_flight: int = 0
     warm: dict[str, int] = field(default_factory=lambda: {"default": 0})
-    lines_dropped: int = 0
+
+    def read(self) -> ProcessState:
+        return ProcessState(
+            breakers=self.breakers,
+            calls_in_flight=self.calls_in_flight,
+            calls_waiting=0,
+            warm_held=self.warm,
+            lines_dropped=0,
+        )
 
 
 @dataclass
@@ -75,17 +83,14 @@ class Ticks:
         return self.now
 
 
-def exposition(process: Process, ledger: TurnedLedger, ticks: Ticks | None = None) -> Exposition:
-    registry = CollectorRegistry()
+def exposition(
+    process: Process, ledger: TurnedLedger, ticks: Ticks | None = None, *, registry: CollectorRegistry | None = None
+) -> Exposition:
+    registry = registry or CollectorRegistry()
     return Exposition(
         registry=registry,
-        state=StateMetrics(
-            registry=registry,
-            upstream=process,
-            warm_held=lambda: process.warm,
-            lines_dropped=lambda: process.lines_dropped,
-        ),
-        ledger=LedgerMetrics(ledger=ledger, check=ledger.check, ticks=ticks or Ticks()),
+        state=StateMetrics(registry=registry, read=process.read),
+        ledger=LedgerMetrics(check=ledger.check, read=ledger.standing, ticks=ticks or Ticks()),
     )
 
 
@@ -125,15 +130,16 @@ async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> Non
     answer = exposition(process, TurnedLedger())
     before = samples(await answer.text())
 
-    await process.bulkhead.enter(most_seconds=0)
+    process.calls_in_flight = 1
     process.breakers["api.elevenlabs.io", "passes"] = True
     process.warm["default"] = 7
     after = samples(await answer.text())
 
     breaker = "voicepass_breaker_open calls=passes host=api.elevenlabs.io"
-    names = ("voicepass_calls_under_way", "voicepass_calls_waiting", breaker, "voicepass_warm_held agent=default")
-    assert [before[name] for name in names] == [0, 0, 0, 0]
-    assert [after[name] for name in names] == [1, 0, 1, 7]
+    calls = ("voicepass_calls_in_flight", "voicepass_calls_under_way", "voicepass_calls_waiting")
+    names = (*calls, breaker, "voicepass_warm_held agent=default")
+    assert [before[name] for name in names] == [0, 0, 0, 0, 0]
+    assert [after[name] for name in names] == [1, 1, 0, 1, 7]
 
 
 @pytest.mark.parametrize("is_up", [pytest.param(0, id="not writable"), pytest.param(1, id="slow to tell what is open")])
@@ -142,11 +148,11 @@ async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(
     answer = exposition(Process(), ledger, ticks)
     before = samples(await answer.text())
 
-    ticks.now += LOOK_SECONDS
+    ticks.now += UPDATE_SECONDS
     ledger.failing, ledger.is_frozen = (None, True) if is_up else (LedgerUnavailable(), False)
     async with asyncio.timeout(LEDGER_SECONDS + 2):
         down = samples(await answer.text())
-    ticks.now += LOOK_SECONDS if is_up else 0  # a ledger that can be written again is asked at once
+    ticks.now += UPDATE_SECONDS if is_up else 0  # a ledger that can be written again is asked at once
     ledger.failing, ledger.is_frozen = None, False
     up = samples(await answer.text())
 
@@ -155,7 +161,7 @@ async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(
         "voicepass_passes_unsettled",
         "voicepass_oldest_unsettled_seconds",
     }
-    assert (down["voicepass_ledger_up"], down["voicepass_calls_under_way"]) == (is_up, 0)
+    assert (down["voicepass_ledger_up"], down["voicepass_calls_in_flight"]) == (is_up, 0)
     assert up == before
     assert (up["voicepass_ledger_up"], up["voicepass_open_conversations"]) == (1, 3)
     assert (up["voicepass_passes_unsettled"], up["voicepass_oldest_unsettled_seconds"]) == (2, 4000)
@@ -167,7 +173,7 @@ async def test_however_many_scrape_the_ledger_is_asked_once_in_five_seconds() ->
 
     await asyncio.gather(*(answer.text() for _ in range(100)))
     at_first = ledger.asked
-    ticks.now += LOOK_SECONDS
+    ticks.now += UPDATE_SECONDS
     await answer.text()
 
     assert (at_first, ledger.asked) == (1, 2)
@@ -214,10 +220,10 @@ async def test_the_files_of_dead_workers_are_removed_and_their_counts_stay(tmp_p
     for pid, count in ((alive, 1), (dead[0], 20), (dead[1], 300)):
         write_counts(tmp_path, pid=pid, count=count)
 
-    async with without_dead_workers(tmp_path):
+    async with lock_and_clean(tmp_path):
         first = counted(tmp_path)
     write_counts(tmp_path, pid=dead_process(), count=4000)
-    async with without_dead_workers(tmp_path):
+    async with lock_and_clean(tmp_path):
         second = counted(tmp_path)
 
     assert first == {"asked_total": 321, "took_sum": 321, "waiting": 1}
@@ -229,12 +235,12 @@ async def test_the_files_of_dead_workers_are_removed_and_their_counts_stay(tmp_p
 
 
 async def test_while_another_worker_is_scraped_no_file_is_removed(tmp_path: Path) -> None:
-    async with without_dead_workers(tmp_path):
+    async with lock_and_clean(tmp_path):
         write_counts(tmp_path, pid=dead_process(), count=20)
         before = files_in(tmp_path)
-        async with without_dead_workers(tmp_path, lock_seconds=0.05):
+        async with lock_and_clean(tmp_path, lock_seconds=0.05):
             meanwhile = files_in(tmp_path)
-    async with without_dead_workers(tmp_path):
+    async with lock_and_clean(tmp_path):
         after = files_in(tmp_path)
 
     assert before == meanwhile

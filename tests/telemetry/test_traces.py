@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from starlette.types import Receive, Scope, Send
 
 from tests.canaries import CanaryLog, secrets_in
-from tests.conftest import MakeToken, settings_with
+from tests.conftest import MakeToken, serving, settings_with
 from tests.servers import free_port, running
 from voicepass.app import create_app
 from voicepass.telemetry.traces import FLUSH_SECONDS
@@ -72,11 +72,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 @asynccontextmanager
 async def service() -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings_with())
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client,
-    ):
+    async with serving() as client:
         yield client
 
 

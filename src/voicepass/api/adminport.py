@@ -13,7 +13,7 @@ _ON_ADMIN_PORT: Final = (*admin_routes, *probe_routes.routes)
 
 
 class AdminPort:
-    """Plain ASGI: serves the admin routes on the admin port only. That port serves nothing else but the probes.
+    """Plain ASGI: serves the admin routes on the admin port only. Besides them, that port serves only the probes.
 
     The port is the one of the connection's own socket, which no header changes. If it is unknown, the request is
     treated as public.
@@ -26,18 +26,13 @@ class AdminPort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises NotFound, as for a path that does not exist."""
         if scope["type"] == "http":
-            is_admin = _port(scope) == self._port
+            is_admin = (scope.get("server") or (None, None))[1] == self._port
             is_served = _matches_any(_ON_ADMIN_PORT, scope) if is_admin else not _matches_any(admin_routes, scope)
             if not is_served:
                 raise NotFound
         await self._app(scope, receive, send)
 
 
-def _port(scope: Scope) -> int | None:
-    server = scope.get("server")
-    return server[1] if server else None
-
-
 def _matches_any(routes: Sequence[BaseRoute], scope: Scope) -> bool:
-    # The router's own test: it also takes "/metrics\n", which is equal to no path in a list.
+    # The router's own test, because it also accepts "/metrics\n".
     return any(route.matches(scope)[0] is not Match.NONE for route in routes)

@@ -21,14 +21,17 @@ export interface PassOptions {
   /** The agent's alias. Left out: `default`. */
   agent?: string;
   transport?: "websocket" | "webrtc";
-  /** Gives the user's JWT, asked for each pass. Left out: the session cookie is sent instead. */
-  token?: () => string | Promise<string>;
+  /**
+   * Gives the user's JWT, asked for each pass. Without this option, the session cookie is sent instead.
+   * If it gives nothing, nobody is signed in: no request is sent. If it throws after a drop, the client tries again.
+   */
+  token?: () => string | null | undefined | Promise<string | null | undefined>;
   signal?: AbortSignal;
 }
 
 /** A pass was not given. */
 export class PassError extends Error {
-  /** Stable; branch on this. The service's own, or `unreachable`, or `bad_answer` from what is in between. */
+  /** Stable; branch on this. The service's own, or `unreachable`, `not_signed_in`, or `bad_answer` from a proxy. */
   readonly code: string;
   /** The HTTP status; 0 where there was no answer. */
   readonly status: number;

@@ -2,6 +2,7 @@
  * voicepass in the browser: a fresh pass for every conversation, a new one after a network drop, and why it ended.
  * It imports nothing: hand in the `Conversation` of `@elevenlabs/client`. The types are in client.d.ts beside it.
  *
+ * @typedef {import("./client.js").Cause} Cause
  * @typedef {import("./client.js").Ending} Ending
  * @typedef {import("./client.js").Pass} Pass
  * @typedef {import("./client.js").State} State
@@ -15,28 +16,33 @@ const BACKOFF_MS = 500; // doubled with each attempt
 const MOST_BACKOFF_MS = 8_000;
 const OFFLINE_GRACE_MS = 10_000;
 
-/** What ElevenLabs' reason for closing means; its codes are too few to tell. The first match counts. */
-const BY_REASON = /** @type {const} */ ([
-  [/missing.*dynamic variable/i, "variables_missing", "The agent needs variables that it was not given."],
-  [/^language .* not supported/i, "language_unsupported", "The agent does not speak this language."],
-  [/override/i, "override_not_allowed", "The agent does not let the page change this setting."],
-  [/quota/i, "quota_exceeded", "The quota at ElevenLabs is used up."],
-  [/daily call limit/i, "daily_limit", "The agent has had all its calls for today."],
-  [/concurrent/i, "too_many_concurrent", "Too many conversations are open at once. Try again in a while."],
-  [/misconfigured/i, "agent_misconfigured", "The agent is not set up correctly."],
-  [/does not exist/i, "agent_unknown", "There is no such agent."],
-  [/^host .* not allowed/i, "host_not_allowed", "The agent does not talk to pages of this site."],
-]);
-
-/** And what the code means where the reason says nothing we know. */
-const BY_CODE = /** @type {const} */ ({
-  1000: ["agent_ended", "The agent ended the conversation."],
-  1002: ["agent_failed", "Something went wrong at ElevenLabs."],
-  1008: ["refused", "ElevenLabs did not accept what the page sent."],
-  1011: ["agent_failed", "Something went wrong at ElevenLabs."],
-  3000: ["unauthorized", "ElevenLabs did not accept the pass."],
-  3008: ["too_many_concurrent", "Too many conversations are open at once. Try again in a while."],
-});
+// codes: written by `python -m tests.elevenlabs.test_codes` from elevenlabs/codes.toml
+/**
+ * Cause, sentence, close reason, and names of errors, events or close codes. The first row counts.
+ * @type {[Cause, string, RegExp | null, (string | number)[]][]}
+ */
+const CAUSES = [
+  ["microphone_denied", "The browser may not use the microphone.", null, ["NotAllowedError"]],
+  ["microphone_missing", "There is no microphone.", null, ["NotFoundError"]],
+  ["microphone_unavailable", "The microphone cannot be opened.", null, ["NotReadableError"]],
+  ["agent_unknown", "There is no such agent.", /agent you are trying to reach does not exist/i, []],
+  ["quota_exceeded", "The quota at ElevenLabs is used up.", /exceeds your quota/i, []],
+  ["too_many_concurrent", "Too many conversations are open at once. Try again in a while.", /too many concurrent/i, [3008]],
+  ["variables_missing", "The agent needs variables that it was not given.", /Missing required dynamic variables in [^:]{1,99}: \{[^}]*|Missing dynamic variable after agent transfer/i, []],
+  ["override_not_allowed", "The agent does not let the page change this setting.", /Override for field '[^']+' is not allowed|Override is not allowed/i, []],
+  ["language_unsupported", "The agent does not speak this language.", /Language '[^']+' is not supported/i, []],
+  ["daily_limit", "The agent has had all its calls for today.", /daily call limit of \d+/i, []],
+  ["host_not_allowed", "The agent does not talk to pages of this site.", /Host \S+ is not allowed/i, []],
+  ["agent_misconfigured", "The agent is not set up correctly.", /appears to be misconfigured/i, []],
+  ["unauthorized", "ElevenLabs did not accept the pass.", /Could not authorize/i, [3000]],
+  ["max_duration", "The conversation reached its longest duration.", null, ["max_duration_exceeded"]],
+  ["agent_failed", "Something went wrong at ElevenLabs.", null, [1002, 1011]],
+  ["refused", "ElevenLabs did not accept what the page sent.", null, [1008]],
+  ["agent_ended", "The agent ended the conversation.", null, [1000]],
+  ["connection_lost", "The connection was lost.", null, [1001, 1005, 1006]],
+];
+const NEW_PASS_HELPS = ["connection_lost"];
+// end of codes
 
 /** @type {Ending} */
 const INSECURE_PAGE = {
@@ -44,7 +50,7 @@ const INSECURE_PAGE = {
   sentence: "The browser offers the microphone only to pages that are served over https or from localhost.",
 };
 
-/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, or `bad_answer` from what is in between. */
+/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, `bad_answer` or `not_signed_in`. */
 export class PassError extends Error {
   /** @param {Record<string, any>} problem */
   constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }) {
@@ -71,7 +77,7 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   const url = new URL(`${service.replace(/\/+$/, "")}/v1/${path}`, location.href);
   /** @type {Record<string, string>} */
   const headers = { "Content-Type": "application/json" };
-  if (token) headers.Authorization = `Bearer ${await token()}`;
+  if (token) headers.Authorization = `Bearer ${await userJwt(token)}`;
   const tooLong = AbortSignal.timeout(ANSWER_MS);
   let response, text;
   try {
@@ -100,6 +106,13 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   });
 }
 
+/** @param {NonNullable<import("./client.js").PassOptions["token"]>} token */
+async function userJwt(token) {
+  const jwt = await token();
+  if (jwt) return jwt;
+  throw new PassError({ code: "not_signed_in", status: 0, detail: "Sign in to start a conversation." });
+}
+
 /**
  * What a pass is in the words of the SDK's `startSession`.
  *
@@ -121,26 +134,22 @@ export function explain(what) {
   const closeCode = what?.closeCode ?? what?.context?.code;
   const closeReason = what?.closeReason ?? what?.context?.reason;
   const error = what instanceof Error ? what : undefined;
-  /** @type {(cause: import("./client.js").Cause, sentence: string) => Ending} */
+  /** @type {(cause: Cause, sentence: string) => Ending} */
   const because = (cause, sentence) => ({ cause, sentence, closeCode, closeReason, error });
+  /** @type {(name: any) => (typeof CAUSES)[number] | undefined} */
+  const named = (name) => CAUSES.find(([, , , names]) => names.includes(name));
 
   if (what instanceof PassError) return because("pass_refused", what.detail);
   if (what?.reason === "user") return because("user_ended", "You ended the conversation.");
-  if (what?.reason === "agent") return because(...BY_CODE[1000]);
-  if (what?.context?.type === "max_duration_exceeded") {
-    return because("max_duration", "The conversation reached its longest duration.");
-  }
-  if (error?.name === "NotAllowedError") return because("microphone_denied", "The browser may not use the microphone.");
-  if (error?.name === "NotFoundError") return because("microphone_missing", "There is no microphone.");
-  if (error?.name === "NotReadableError") return because("microphone_unavailable", "The microphone cannot be opened.");
-  const known = BY_REASON.find(([pattern]) => pattern.test(closeReason ?? ""));
-  if (known) return because(known[1], known[2]);
-  const usual = BY_CODE[/** @type {keyof typeof BY_CODE} */ (closeCode)];
-  if (usual) return because(usual[0], usual[1]);
   // A drop has no code of its own: 1006, or one of a server that goes away, or none at all. LiveKit's has a name.
-  if (!error || closeCode !== undefined || /ConnectionError$/.test(error.name)) {
-    return because("connection_lost", "The connection was lost.");
-  }
+  const isDrop = !error || closeCode !== undefined || /ConnectionError$/.test(error.name);
+  const known =
+    named(what?.reason === "agent" ? 1000 : what?.context?.type) ??
+    named(error?.name) ??
+    CAUSES.find(([, , reason]) => reason?.test(closeReason ?? "")) ??
+    named(closeCode) ??
+    (isDrop && named(1006));
+  if (known) return because(known[0], known[1]);
   return because("not_started", "The conversation could not be opened.");
 }
 
@@ -165,7 +174,7 @@ const TIMERS = {
  */
 function mayHelp({ cause, error }, wasConnected) {
   if (cause === "pass_expired") return true;
-  if (cause === "connection_lost") return wasConnected;
+  if (NEW_PASS_HELPS.includes(cause)) return wasConnected;
   if (!(error instanceof PassError)) return false;
   const inBetween = error.code === "unreachable" || (error.code === "bad_answer" && error.status >= 500);
   return error.retryAfterSeconds !== undefined || (wasConnected && inBetween);
@@ -219,11 +228,19 @@ export function connect(Conversation, options = {}) {
   async function once() {
     const over = new AbortController();
     let heldMs = -1; // it was never open
-    let [receivedAt, lifetimeMs, wentOffline, isDead] = [0, 0, false, false];
+    let [receivedAt, lifetimeMs, wentOffline, isDead, lacksToken] = [0, 0, false, false, false];
+    const token =
+      options.token &&
+      (async () => {
+        lacksToken = true;
+        const jwt = await options.token?.();
+        lacksToken = false;
+        return jwt;
+      });
     let ending;
     try {
       tell({ status: "connecting", reconnects });
-      const pass = await fetchPass({ ...options, signal: hangUp.signal });
+      const pass = await fetchPass({ ...options, token, signal: hangUp.signal });
       hangUp.signal.throwIfAborted();
       receivedAt = now();
       // By a clock that is far off, it would be over already, or last for hours.
@@ -281,7 +298,7 @@ export function connect(Conversation, options = {}) {
     if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
       ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
     }
-    return { ending: /** @type {Ending} */ (ending), heldMs };
+    return { ending: /** @type {Ending} */ (ending), heldMs, lacksToken };
   }
 
   /** @returns {Promise<Ending>} */
@@ -302,14 +319,16 @@ export function connect(Conversation, options = {}) {
     /** @type {number | null} */
     let since = null;
     for (;;) {
-      const { ending, heldMs } = await once();
+      const { ending, heldMs, lacksToken } = await once();
       if (heldMs >= 0) {
         [wasConnected, since, reconnects] = [true, null, reconnects + 1];
         if (heldMs >= patienceMs) attempt = 0; // less would let a bad line take passes without end
       }
       since ??= now();
       attempt += 1;
-      if (hangUp.signal.aborted || attempt > retries || !mayHelp(ending, wasConnected)) return ending;
+      // After a drop, the page may be unable to renew the user's token until the network is back.
+      const retry = mayHelp(ending, wasConnected) || (wasConnected && lacksToken);
+      if (hangUp.signal.aborted || attempt > retries || !retry) return ending;
       const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because: ending, attempt };
       if (navigator.onLine === false) {
         tell({ ...waiting, retryInSeconds: null });

@@ -1,6 +1,6 @@
-"""From SIGTERM or SIGHUP to the end: no longer ready, yet serving, until no balancer sends anyone here.
+"""From SIGTERM or SIGHUP to the end of the process: /readyz answers 503, and every request is still served.
 
-A server alone closes its listener at once, and whoever is sent there a moment later is refused.
+uvicorn alone closes its listener at once, and requests that a load balancer sends a moment later fail.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _log = structlog.get_logger("voicepass.api.server")
 
 
 class Draining:
-    """Whether this process is about to end. `seconds`: from the signal until the server ends."""
+    """Whether this process is about to end. `seconds` is the time from the signal until the server ends."""
 
     def __init__(self, *, seconds: float) -> None:
         self._seconds = seconds
@@ -32,11 +32,11 @@ class Draining:
         ignores it, and other servers handle it. A second signal changes nothing, because some supervisors send SIGTERM
         to a parent and its workers, and the parent sends it to them again. SIGINT still ends the server at once.
         """
-        is_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
         end = signal.getsignal(signal.SIGTERM)
         replaced = {signal.SIGTERM: end} if self._seconds else {}
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
             replaced[signal.SIGHUP] = signal.SIG_DFL
+        is_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
         if not (is_main_thread and callable(end)):
             yield
             return
@@ -46,7 +46,7 @@ class Draining:
             if not self.has_begun:
                 self.has_begun = True
                 _log.info("drain.begun", seconds=self._seconds)
-                # A process that was stopped meanwhile has connections to accept: it accepts them first.
+                # If the process was stopped meanwhile, it accepts the waiting connections first.
                 loop.call_later(self._seconds, loop.call_later, LAST_CALL_SECONDS, end, signal.SIGTERM, None)
 
         for number in replaced:

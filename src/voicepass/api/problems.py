@@ -1,9 +1,9 @@
-"""Every refusal as application/problem+json (RFC 9457): one place words them all."""
+"""Turns every refusal into application/problem+json (RFC 9457)."""
 
 import math
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -13,35 +13,34 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from voicepass.errors import (
-    BodyTooLarge,
-    HeadersTooLarge,
     InternalError,
     LimitReached,
     MethodNotAllowed,
     NotFound,
     Refusal,
     RequestInvalid,
+    SignatureInvalid,
+    TokenMissing,
 )
 from voicepass.telemetry.logs import redact
 
-PROBLEM_JSON = "application/problem+json"
+PROBLEM_JSON: Final = "application/problem+json"
 
-_ASKED_CHARACTERS = 100
+_MAX_LOGGED_CHARACTERS: Final = 100
 
-_OF_ANOTHER_FORM = (
-    "The path or the body is not of the form that this route takes; a body is JSON, with the header "
+_WRONG_FORM: Final = (
+    "The path or the body does not have the form that this route takes. A body is JSON, with the header "
     "'Content-Type: application/json'. With VOICEPASS_DOCS=true, /docs shows every form."
 )
 
-_log = structlog.get_logger("voicepass.api")
+_CHALLENGES: Final = {SignatureInvalid.code: "ElevenLabs-Signature", TokenMissing.code: "Bearer"}
+"""The WWW-Authenticate header of each 401; of all others, that of a token that was refused (RFC 6750, section 3)."""
 
-_BY_STATUS: dict[int, type[Refusal]] = {
-    refusal.status: refusal for refusal in (NotFound, MethodNotAllowed, BodyTooLarge, HeadersTooLarge, RequestInvalid)
-}
+_log = structlog.get_logger("voicepass.api")
 
 
 def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
-    """Word `refusal` for the one who asked: code, status, what to do, and the id to look for in the log."""
+    """Describe `refusal` to the caller: code, status, what to do, and the id to look for in the log."""
     body: dict[str, Any] = {
         "type": f"urn:voicepass:problem:{refusal.code}",
         "title": refusal.title,
@@ -60,19 +59,22 @@ def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
     return body
 
 
-def problem(refusal: Refusal, *, request_id: str) -> JSONResponse:
-    """Answer with `refusal`."""
-    headers = dict(refusal.headers)
+def answer(refusal: Refusal, *, request_id: str) -> JSONResponse:
+    """Return the response for `refusal`."""
+    headers = {}
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
-        invalid = "" if refusal.code == "token_missing" else ' error="invalid_token"'
-        headers.setdefault("WWW-Authenticate", f"Bearer{invalid}")  # RFC 6750, section 3
+        headers["WWW-Authenticate"] = _CHALLENGES.get(refusal.code, 'Bearer error="invalid_token"')
+    if isinstance(refusal, LimitReached):  # draft-ietf-httpapi-ratelimit-headers
+        name = refusal.limit_name
+        headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}'
+        headers["RateLimit"] = f'"{name}";r=0;t={refusal.retry_after_seconds}'
     body = problem_body(refusal, request_id=request_id)
     return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def noted(
+def log_and_answer(
     refusal: Refusal,
     *,
     request_id: str,
@@ -80,25 +82,25 @@ def noted(
     service_token: str | None = None,
     asked: str | None = None,
 ) -> JSONResponse:
-    """Answer with `refusal`, and write a line for the request id to lead to.
+    """Log `refusal` with its request id, and return the response.
 
-    `asked`: method and path. `service_token`: the name of the one that the request carried.
+    `asked` is the method and the path. `service_token` is the name of the token that the request carried.
     """
     write = _log.error if refusal.is_operators_fault else _log.info
     write(
         "request.refused",
         code=refusal.code,
-        asked=asked and redact(asked, most_characters=_ASKED_CHARACTERS),
+        asked=asked and redact(asked, most_characters=_MAX_LOGGED_CHARACTERS),
         note=refusal.operator_note or None,
         request_id=request_id,
         client_request_id=client_request_id,
         service_token=service_token,
     )
-    return problem(refusal, request_id=request_id)
+    return answer(refusal, request_id=request_id)
 
 
-def internal_error(error: Exception, *, request_id: str, client_request_id: str | None) -> JSONResponse:
-    """Answer 500 for a mistake of ours. The log has where it happened, and not the message, which may hold anything."""
+def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> JSONResponse:
+    """Log where a bug of ours is, and return 500. The log omits the error's message, which may hold a secret."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -110,42 +112,42 @@ def internal_error(error: Exception, *, request_id: str, client_request_id: str 
         cause=type(error).__name__,
         where=where,
     )
-    return problem(InternalError(), request_id=request_id)
+    return answer(InternalError(), request_id=request_id)
 
 
-def word_problems(app: FastAPI) -> None:
-    """Make `app` answer every refusal, and every error that the framework raises itself, as a problem."""
+def handle_refusals(app: FastAPI) -> None:
+    """Make `app` answer every refusal, and every error that the framework raises, as a problem."""
 
     @app.exception_handler(Refusal)
-    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        if getattr(request.state, "is_attempt", False):  # its observers have written it down
-            return problem(refusal, request_id=request.state.request_id)
-        service_token = getattr(request.state, "service_token", None)
-        return noted(refusal, **request_ids(request), service_token=service_token, asked=_asked(request))
+    async def answer_refusal(request: Request, refusal: Refusal) -> JSONResponse:
+        if getattr(request.state, "is_attempt", False):  # the attempt's observers have logged it
+            return answer(refusal, request_id=request.state.request_id)
+        return _log_and_answer(request, refusal)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
-        # Not a word of the error: it repeats what was sent.
-        return noted(RequestInvalid(_OF_ANOTHER_FORM), **request_ids(request), asked=_asked(request))
+    async def answer_invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
+        return _log_and_answer(request, RequestInvalid(_WRONG_FORM))  # the error itself repeats what the caller sent
 
     @app.exception_handler(HTTPException)
-    async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
-        refusal = _BY_STATUS.get(error.status_code, RequestInvalid)()
-        response = noted(refusal, **request_ids(request), asked=_asked(request))
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            response.headers["Allow"] = ", ".join(_methods_of(request))  # the framework names the first route's only
+    async def answer_framework(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+            return _log_and_answer(request, NotFound() if error.status_code == NotFound.status else RequestInvalid())
+        response = _log_and_answer(request, MethodNotAllowed())
+        response.headers["Allow"] = ", ".join(_list_methods(request))  # the framework names only the first route's
         return response
 
 
 def request_ids(request: Request) -> dict[str, Any]:
-    """Return the ids that lead from a line to its request: ours, and the caller's."""
+    """Return both ids by which a log line names its request: ours and the caller's."""
     return {"request_id": request.state.request_id, "client_request_id": request.state.client_request_id}
 
 
-def _asked(request: Request) -> str:
-    return f"{request.method} {request.url.path}"  # without the query: it may hold what should not be written
+def _log_and_answer(request: Request, refusal: Refusal) -> JSONResponse:
+    service_token = getattr(request.state, "service_token", None)
+    asked = f"{request.method} {request.url.path}"  # without the query, which may hold a secret
+    return log_and_answer(refusal, **request_ids(request), service_token=service_token, asked=asked)
 
 
-def _methods_of(request: Request) -> list[str]:
+def _list_methods(request: Request) -> list[str]:
     at_this_path = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in at_this_path for method in route.methods})

@@ -1,15 +1,18 @@
-"""The shapes of requests and answers, as the contract and the OpenAPI document show them."""
+"""The bodies of requests and answers. The OpenAPI document is made from them."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from voicepass import errors
-from voicepass.api.problems import PROBLEM_JSON, problem_body
+from voicepass.api.problems import PROBLEM_JSON
 from voicepass.errors import Refusal
 from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
+
+Instant = Annotated[datetime, BeforeValidator(lambda seconds: datetime.fromtimestamp(int(seconds), UTC))]
+"""Seconds since the epoch, shown as a date without fractions of a second."""
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -24,30 +27,30 @@ class PassBody(BaseModel):
 
 class _PassFields(BaseModel):
     conversation_id: str | None = Field(
-        description="The one conversation this opens; null in the rare case that ElevenLabs does not tell.",
+        description="The one conversation this opens; null in the rare case that ElevenLabs does not name it.",
         examples=["conv_01k0example"],
     )
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
-    expires_at: datetime | None = Field(
-        description="The conversation must begin before; an open one is not cut.", examples=["2026-11-22T12:15:00Z"]
+    expires_at: Instant | None = Field(
+        description="The conversation must begin before this instant.",
+        examples=["2026-11-22T12:15:00Z"],
     )
     user_id: str = Field(examples=["u-1"])
     dynamic_variables: dict[str, Scalar] = Field(examples=[{"user_id": "u-1", "user_name": "Ada"}])
 
     @classmethod
     def of(cls, voice_pass: VoicePass) -> Self:
-        """Show a pass as this answer."""
+        """Make the answer for a pass."""
         credential = voice_pass.credential
-        expires_at = credential.expires_at
         return cls.model_validate(
             {
-                "signed_url": credential.secret,  # each answer takes the one
-                "conversation_token": credential.secret,  # of these two that it has
+                "signed_url": credential.secret,  # pydantic takes the one of these
+                "conversation_token": credential.secret,  # two that this answer has
                 "conversation_id": credential.conversation_id,
                 "agent": voice_pass.agent.alias,
                 "agent_id": voice_pass.agent.agent_id,
-                "expires_at": None if expires_at is None else _instant(expires_at),
+                "expires_at": credential.expires_at,
                 "user_id": voice_pass.user_id,
                 "dynamic_variables": dict(voice_pass.dynamic_variables),
             }
@@ -65,62 +68,62 @@ class _ConversationToken(BaseModel):
     conversation_token: str = Field(description="Opens one conversation over WebRTC.", examples=["eyJ…"])
 
 
-class SignedUrlPass(_PassFields, _SignedUrl):  # bases in this order: the credential is shown first
-    """A pass for the WebSocket: hand its parts to the SDK's `startSession`."""
+class SignedUrlPass(_PassFields, _SignedUrl):  # in this order, the credential is the first field
+    """A pass for the WebSocket: pass its members to the SDK's `startSession`."""
 
 
 class ConversationTokenPass(_PassFields, _ConversationToken):
-    """A pass for WebRTC: hand its parts to the SDK's `startSession`."""
+    """A pass for WebRTC: pass its members to the SDK's `startSession`."""
 
 
 class Problem(BaseModel):
-    """Why a request was refused, and what to do (RFC 9457)."""
+    """Why voicepass refused a request, and what to do (RFC 9457)."""
 
     type: str = Field(examples=["urn:voicepass:problem:token_expired"])
     title: str
     status: int
-    detail: str = Field(description="What whoever reads this should do.")
+    detail: str = Field(description="What the caller should do.")
     code: str = Field(description="Stable; branch on this.", examples=["token_expired"])
     request_id: str = Field(description="The line to look for in the service's log.")
     retry_after_seconds: int | None = None
-    checks: dict[str, str] | None = Field(None, description="Of readiness: how each check ended.")
-    resets_at: datetime | None = Field(None, description="Of a limit: from when a new try can succeed.")
+    checks: dict[str, str] | None = Field(None, description="Only of /readyz: the outcome of each check.")
+    resets_at: Instant | None = Field(None, description="Only of a limit: from when a new try can succeed.")
 
 
 class Ready(BaseModel):
-    """Passes can be handed out. A check that is not `ok` says what is missing."""
+    """The service can hand out passes. A check that is not `ok` says what is missing."""
 
     status: Literal["ready"]
-    ledger: str = Field(description="As among the checks; older probes read it here.", examples=["ok"])
+    ledger: str = Field(description="The same as in `checks`; older probes read it here.", examples=["ok"])
     checks: dict[str, str] = Field(examples=[{"settings": "ok", "ledger": "ok", "keys": "ok", "elevenlabs": "ok"}])
 
 
 class IssuedConversation(BaseModel):
-    """To whom a conversation was issued. `user_id` is exact, as `token_issuer` wrote it: the two name one person."""
+    """To whom a conversation was issued. `token_issuer` and `user_id` together name one person."""
 
     conversation_id: str = Field(examples=["conv_01k0example"])
     user_id: str = Field(examples=["u-1"])
     token_issuer: str = Field(examples=["https://login.example"])
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
-    issued_at: datetime = Field(examples=["2026-11-22T12:00:00Z"])
-    settled_at: datetime | None = Field(description="When it was known what it used; null until then.")
-    seconds: int | None = Field(description="How long it really was; null until it is known.", examples=[84])
+    issued_at: Instant = Field(examples=["2026-11-22T12:00:00Z"])
+    settled_at: Instant | None = Field(description="When voicepass learned how long it was; null until then.")
+    seconds: int | None = Field(description="How long it really was; null until then.", examples=[84])
     identity_mismatch: bool = Field(description="The browser told ElevenLabs another user id than this one.")
     reported_user_id: str | None = Field(description="The user id that the browser told ElevenLabs; null if none.")
     request_id: str = Field(description="The line of the service's log that granted it.")
 
     @classmethod
     def of(cls, issued: IssuedPass) -> Self:
-        """Show a row of the ledger as this answer."""
+        """Make the answer for a row of the ledger."""
         return cls(
             conversation_id=issued.conversation_id or "",
             user_id=issued.user_id,
             token_issuer=issued.token_issuer,
             agent=issued.agent_alias,
             agent_id=issued.agent_id,
-            issued_at=_instant(issued.reserved_at),
-            settled_at=None if issued.settled_at is None else _instant(issued.settled_at),
+            issued_at=issued.reserved_at,
+            settled_at=issued.settled_at,
             seconds=None if issued.settled_at is None else issued.seconds,
             identity_mismatch=issued.identity_mismatch,
             reported_user_id=issued.reported_user_id,
@@ -139,25 +142,25 @@ _UNITS: Final[Mapping[Counted, Unit]] = {
 
 
 class LimitUsage(BaseModel):
-    """Where a user stands with one limit."""
+    """How much of one limit a user has used."""
 
     limit: str = Field(examples=["user_minutes_per_day"])
     unit: Unit
     most: int = Field(examples=[3600])
-    used: int = Field(description="Minutes set aside for open conversations count as used.", examples=[684])
+    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
-    resets_at: datetime | None = Field(description="When less will be used; null while nothing is.")
+    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
 
 
 class UserUsage(BaseModel):
-    """Where a user stands."""
+    """How much of each limit a user has used."""
 
     user_id: str = Field(examples=["u-1"])
     limits: list[LimitUsage]
 
     @classmethod
     def of(cls, user: User, answers: Sequence[Usage]) -> Self:
-        """Show the ledger's answers, limit by limit."""
+        """Make the answer from the ledger's answers, limit by limit."""
         return cls(
             user_id=user.id,
             limits=[
@@ -167,7 +170,7 @@ class UserUsage(BaseModel):
                     most=answer.limit.most,
                     used=answer.used,
                     left=answer.left,
-                    resets_at=None if answer.resets_at is None else _instant(answer.resets_at),
+                    resets_at=answer.resets_at,
                 )
                 for answer in answers
             ],
@@ -179,11 +182,11 @@ class _Block(BaseModel):
 
 
 class UserBlock(_Block):
-    """A user: of every issuer that knows the id, or of one."""
+    """A user with this id: of every issuer, or of one."""
 
     kind: Literal[BlockKind.USER]
     key: str = Field(pattern="^[^\\x00]{1,255}$", description="The user's id.", examples=["u-1"])
-    token_issuer: str = Field("", pattern="^[^\\x00]{0,255}$", description="Only as this issuer names them.")
+    token_issuer: str = Field("", pattern="^[^\\x00]{0,255}$", description="Empty for every issuer.")
 
 
 class AgentBlock(_Block):
@@ -200,23 +203,19 @@ class EveryoneBlock(_Block):
 
 
 BlockBody = Annotated[UserBlock | AgentBlock | EveryoneBlock, Field(discriminator="kind")]
-"""Whom to give no more passes."""
+"""Who gets no more passes."""
 
 
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
-
-
-ANYWHERE: tuple[type[Refusal], ...] = (
+ANYWHERE: Final[Sequence[type[Refusal]]] = (
     errors.Malformed,
     errors.BodyTooLarge,
     errors.HeadersTooLarge,
     errors.RequestInvalid,
     errors.InternalError,
 )
-"""What any route may answer."""
+"""What any route may answer. Each tuple below is what routes of one kind may answer besides."""
 
-OF_A_USER: tuple[type[Refusal], ...] = (
+OF_A_USER: Final[Sequence[type[Refusal]]] = (
     errors.CredentialsConflict,
     errors.TokenMissing,
     errors.TokenInvalid,
@@ -226,50 +225,37 @@ OF_A_USER: tuple[type[Refusal], ...] = (
     errors.KeysUnavailable,
     errors.LedgerUnavailable,
 )
-"""What a request that needs a signed-in user may be answered with."""
-
-OF_A_PASS: tuple[type[Refusal], ...] = (
+OF_A_PASS: Final[Sequence[type[Refusal]]] = (
     *OF_A_USER,
     errors.AgentNotAllowed,
     errors.UserBlocked,
-    errors.RateLimited,
-    errors.QuotaExceeded,
-    errors.TooManyConversations,
+    *errors.LimitReached.__subclasses__(),
     errors.Overloaded,
-    errors.KeyRejected,
-    errors.AgentUnknown,
-    errors.BadAnswer,
-    errors.Busy,
-    errors.QuotaExhausted,
-    errors.Unavailable,
-    errors.Timeout,
+    *errors.ElevenLabsRefusal.__subclasses__(),
 )
-"""And what a request for a pass."""
-
-OF_A_CONVERSATION: tuple[type[Refusal], ...] = (
+OF_A_CONVERSATION: Final = (
     errors.TokenMissing,
     errors.TokenInvalid,
     errors.ConversationUnknown,
     errors.LedgerUnavailable,
 )
+OF_A_WEBHOOK: Final = (errors.SignatureInvalid, errors.LedgerUnavailable)
+OF_READINESS: Final = (errors.LedgerUnavailable, errors.KeysUnavailable, errors.ShuttingDown)
 
 
-OF_A_WEBHOOK: tuple[type[Refusal], ...] = (errors.SignatureInvalid, errors.LedgerUnavailable)
-
-
-def refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
-    """Describe refusals for the OpenAPI document: by status, with an example for each code."""
-    responses: dict[int | str, dict[str, Any]] = {}
+def describe_refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for the OpenAPI document: one type of problem, and the codes of each status."""
+    codes: dict[int, list[str]] = {}
     for refusal in (*kinds, *ANYWHERE):
-        known = responses.setdefault(refusal.status, {"description": "", "content": {PROBLEM_JSON: _shape()}})
-        known["description"] = f"{known['description']} · `{refusal.code}`".removeprefix(" · ")
-        example = problem_body(refusal(), request_id="3f0c8c1e4b7a4d0c9d9d6f1f2b8b6a57")
-        known["content"][PROBLEM_JSON]["examples"][refusal.code] = {"value": example}
-    return responses
-
-
-def _shape() -> dict[str, Any]:
-    return {"schema": Problem.model_json_schema(), "examples": {}}
+        codes.setdefault(refusal.status, []).append(refusal.code)
+    schema = Problem.model_json_schema()
+    return {
+        status: {
+            "description": " · ".join(f"`{code}`" for code in of_status),
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status, of_status in codes.items()
+    }
 
 
 _ALIAS: Final = PassBody.model_json_schema()
@@ -284,6 +270,6 @@ BY_QUERY: Final[Mapping[str, Any]] = {
 }
 
 
-def documented(answer: type[BaseModel], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a route of a pass for the OpenAPI document: what it answers, and how it is asked."""
+def describe_pass_route(answer: type[BaseModel], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a route of a pass for the OpenAPI document: what it answers, and where it takes the alias from."""
     return {"response_model": answer, "openapi_extra": {**asked, "security": [{"user": []}]}}

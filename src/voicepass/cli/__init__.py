@@ -17,19 +17,22 @@ from jose import jwt
 
 from voicepass.api.server import run
 from voicepass.cli import reports
-from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger
+from voicepass.config.build import Configuration, configure, is_in_memory, open_ledger, read_own_issuer
+from voicepass.config.checks import split_list
+from voicepass.config.environment import ENV_FILE, SettingsRefusedError, read_variables
+from voicepass.config.issuerchecks import decode_secret
 from voicepass.config.policyfile import PolicyFileError, read_policy_file
-from voicepass.config.settings import ENV_FILE, Settings, SettingsRefusedError, load_settings
+from voicepass.config.settings import Settings, load_settings
 from voicepass.doctor.command import doctor
-from voicepass.errors import LedgerUnavailable, Refusal
+from voicepass.errors import LedgerUnavailable, Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
+from voicepass.identity.differences import list_differences
 from voicepass.identity.jwks import FETCH_SECONDS
-from voicepass.identity.keys import HMAC_ALGORITHMS
 from voicepass.ledger import ANSWER_SECONDS
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.workers import shared_by_workers
+from voicepass.telemetry.workers import share_metrics
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
@@ -67,6 +70,7 @@ def serve(
             min=1, max=65535, help="A second port, for /metrics and /v1/blocks; --port then answers them with 404."
         ),
     ] = None,
+    root_path: Annotated[str, typer.Option(help="The path prefix under which a proxy serves voicepass: /voice.")] = "",
 ) -> None:
     """Run the service. It does not start open: what is missing is named, a line each."""
     settings = _settings()
@@ -78,7 +82,7 @@ def serve(
     _check_admin_port(host, port, admin_port)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
-    with shared_by_workers(workers), log_writer.buffered() if workers > 1 else nullcontext():
+    with share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
             _application(admin_port),
             host=host,
@@ -87,6 +91,7 @@ def serve(
             factory=True,
             workers=workers,
             grace_seconds=longest_answer_seconds(settings),
+            root_path=root_path,
         )
 
 
@@ -105,8 +110,9 @@ def demo(port: Port = 8000) -> None:
 @app.command()
 def emulator(
     *,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 inside a container.")] = LOOPBACK,
     port: Port = 9000,
-    agent: Annotated[list[str] | None, typer.Option(help="An agent id that exists; repeatable.")] = None,
+    agent: Annotated[list[str] | None, typer.Option(help="The id of an agent besides agent_demo; repeatable.")] = None,
     key: Annotated[str, typer.Option(help="The API key that is accepted.")] = DEFAULT_EMULATOR_KEY,
     open_agents: Annotated[bool, typer.Option("--open", help="Let conversations in without a signature.")] = False,
     fault: Annotated[
@@ -116,30 +122,42 @@ def emulator(
     processing_seconds: Annotated[
         float, typer.Option(min=0, help="How long a conversation that has ended is `processing` before it is `done`.")
     ] = 0,
+    webhook_url: Annotated[str | None, typer.Option(help="Where the post-call webhook goes.")] = None,
+    webhook_secret: Annotated[str | None, typer.Option(help="What signs the webhook.")] = None,
 ) -> None:
-    """Run a pretend ElevenLabs, for frontends and CI. Control it at /_emulator."""
+    """Run a pretend ElevenLabs, for frontends and CI. GET /_emulator lists its controls."""
     from pydantic import ValidationError  # noqa: PLC0415
 
-    from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator  # noqa: PLC0415 - as above
+    from elevenlabs_emulator import (  # noqa: PLC0415 - as above
+        DEFAULT_WEBHOOK_SECRET,
+        EmulatedAgent,
+        Emulator,
+        Fault,
+        create_emulator,
+    )
 
     try:
         faults = [Fault.model_validate_json(text) for text in fault or ()]
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
         raise typer.BadParameter(mistakes, param_hint="--fault") from None
-    agents = agent or ["agent_demo"]
+    agents = [*(agent or ()), "agent_demo"]
     pretend = Emulator(
         agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
         api_keys={key: frozenset({"convai_write", "convai_read"})},
         faults=faults,
         processing_seconds=processing_seconds,
+        webhook_url=webhook_url,
+        webhook_secret=webhook_secret or DEFAULT_WEBHOOK_SECRET,
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"A pretend ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")
     if key == DEFAULT_EMULATOR_KEY:
         typer.echo(f"It takes the API key {key}.")
-    _check_port(LOOPBACK, port)
-    run(create_emulator(pretend), host=LOOPBACK, port=port, grace_seconds=1)
+    if webhook_url:
+        typer.echo(f"It signs webhooks: ELEVENLABS_WEBHOOK_SECRET={pretend.webhooks.secret}")
+    _check_port(host, port)
+    run(create_emulator(pretend), host=host, port=port, grace_seconds=1)
 
 
 @app.command()
@@ -151,31 +169,30 @@ def token(
 ) -> None:
     """Print a test JWT for curl, signed with the VOICEPASS_JWT_SECRET that you hold."""
     settings = _settings()
-    if problems := settings.issuer_problems():
-        _fail(problems)
-    secret, algorithm = settings.voicepass_jwt_secret, settings.voicepass_jwt_algorithm
-    if secret is None or algorithm not in HMAC_ALGORITHMS:
-        typer.echo(
-            f"VOICEPASS_JWT_ALGORITHM is {algorithm}: only your identity provider can sign such tokens", err=True
-        )
-        raise typer.Exit(1)
+    try:
+        issuer = read_own_issuer(settings)
+    except SettingsRefusedError as error:
+        _fail(error.problems)
+    if issuer.secret_env is None:
+        _fail([f"VOICEPASS_JWT_ALGORITHM is {issuer.algorithm}: only your identity provider can sign such tokens"])
     now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": settings.voicepass_jwt_issuer,
-        "aud": settings.voicepass_jwt_audience,
+        "iss": issuer.issuer,
+        "aud": issuer.audience,
         "sub": user,
         "iat": now,
         "exp": now + ttl,
+        issuer.user_id_claim: user,
     }
-    claims[settings.voicepass_user_id_claim] = user
     if name is not None:
-        claims[settings.voicepass_user_name_claim] = name
+        claims[issuer.user_name_claim] = name
     for entry in claim or ():
         key, separator, value = entry.partition("=")
         if not separator:
             raise typer.BadParameter("must read key=value", param_hint="--claim")
         claims[key] = _json_or_text(value)
-    typer.echo(jwt.encode(claims, secret.get_secret_value(), algorithm))
+    secret = decode_secret(settings.read_secret(issuer.secret_env) or "")
+    typer.echo(jwt.encode(claims, secret.encode("utf-8", "surrogateescape"), issuer.algorithm))
 
 
 policy = typer.Typer(no_args_is_help=True, help="Look at the policy: who may use which agent, and why.")
@@ -193,12 +210,14 @@ def policy_check(
     if path is None:
         _fail(["name a file, or set VOICEPASS_POLICY_FILE"])
     try:
-        policy_file = read_policy_file(path)
+        hosts = split_list(read_variables().get("VOICEPASS_PLAIN_HTTP_HOSTS", "").lower())
+        policy_file = read_policy_file(path, plain_http_hosts=hosts)
     except PolicyFileError as error:
         _fail([f"{path}: {problem}" for problem in error.problems])
     for issuer in policy_file.issuers:
-        addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(issuer.required_claims)}"
-        typer.echo(f"believes {issuer.algorithm} tokens of {issuer.issuer} {addressee}")
+        for token_issuer, required_claims in issuer.token_issuers.items():
+            addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(required_claims)}"
+            typer.echo(f"believes {issuer.algorithm} tokens of {token_issuer} {addressee}")
     for alias, entry in policy_file.agents.items():
         typer.echo(
             f"agent {alias} ({entry.id}) is open to {', and to '.join(rule.whom for rule in entry.rules) or 'nobody'}"
@@ -228,6 +247,10 @@ def policy_explain(
             typer.echo(f"  {name} = {value!r}")
     except Refusal as refusal:
         typer.echo(f"refused: {refusal.code}: {refusal.operator_note or refusal.detail}", err=True)
+        if isinstance(refusal, TokenInvalid):
+            blocks = [(trusted.token_issuer, trusted.audience) for trusted in configuration.trusted]
+            for line in list_differences(unverified_token, blocks):
+                typer.echo(line, err=True)
         raise typer.Exit(1) from None
 
 

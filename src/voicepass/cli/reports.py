@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -19,7 +19,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from voicepass.config.build import configure, ledger_exists, open_ledger
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind, IssuedPass, Scope, User
@@ -104,16 +105,14 @@ def export(
         writer = csv.writer(file)
         with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("passes", total=None)
-            first = True
+            if export_format is ExportFormat.CSV:
+                writer.writerow(_COLUMNS)
             async for issued in ledger.every_pass():
                 row = _row(issued)
                 if export_format is ExportFormat.JSONL:
                     file.write(_json(row) + "\n")
                 else:
-                    if first:
-                        writer.writerow(row)
-                    writer.writerow([_harmless(value) for value in row.values()])
-                first = False
+                    writer.writerow([_harmless(row[column]) for column in _COLUMNS])
                 progress.advance(task)
 
     _with_ledger(write)
@@ -193,6 +192,15 @@ def _explained() -> Iterator[None]:
     except LedgerUnavailable as error:
         typer.echo(f"the ledger does not answer: {error.operator_note}", err=True)
         raise typer.Exit(1) from None
+
+
+_COLUMNS: Final = (
+    "issued_at",
+    "state",
+    *(field.name for field in fields(IssuedPass) if not field.name.endswith("_at")),
+    "settled_at",
+    "identity_mismatch",
+)
 
 
 def _row(issued: IssuedPass) -> dict[str, Any]:

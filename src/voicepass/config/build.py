@@ -1,32 +1,58 @@
-"""Settings and the policy file become what the service is built from; a contradiction is named, never guessed away."""
+"""From settings and the policy file to the parts of the service: merge both, check the result, build from it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from voicepass.config.checks import is_header_value
-from voicepass.config.policyfile import AgentEntry, IssuerEntry, PolicyFile, PolicyFileError, read_policy_file
-from voicepass.config.settings import Settings, SettingsRefusedError, secret_named
+from pydantic import SecretStr
+
+from voicepass.config.checks import TENANT, Surroundings, split_list
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.issuerchecks import key_from_text
+from voicepass.config.policyfile import (
+    EVERYONE,
+    IssuerEntry,
+    Location,
+    PolicyFile,
+    PolicyFileError,
+    load_document,
+    parse_policy,
+    write_dotted,
+)
+from voicepass.config.settings import Settings
 from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.identity.jwks import PublishedKeys
-from voicepass.identity.keys import HMAC_ALGORITHMS, KeyUnusableError, key_from_pem, key_from_secret
+from voicepass.identity.keys import key_from_pem
 from voicepass.ledger import Ledger
 from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import DEFAULT_ALIAS, Agent, Clock
 from voicepass.outbound import is_safe_url
-from voicepass.policy import AgentRules, Policy, Rule, Variable
+from voicepass.policy import AgentRules, Policy, Rule
 
-EVERY_USER = Rule({})
+ISSUER_VARIABLES: Final = {
+    "issuer": "VOICEPASS_JWT_ISSUER",
+    "algorithm": "VOICEPASS_JWT_ALGORITHM",
+    "secret_env": "VOICEPASS_JWT_SECRET",
+    "jwks_url": "VOICEPASS_JWKS_URL",
+    "public_key": "VOICEPASS_JWT_PUBLIC_KEY",
+    "audience": "VOICEPASS_JWT_AUDIENCE",
+    "user_id_claim": "VOICEPASS_USER_ID_CLAIM",
+    "user_name_claim": "VOICEPASS_USER_NAME_CLAIM",
+}
+AGENT_VARIABLES: Final = {"id": "ELEVENLABS_AGENT_ID", "variables": "VOICEPASS_VARIABLES"}
+WORKSPACE_VARIABLES: Final = {"base_url": "ELEVENLABS_BASE_URL", "api_key_env": "ELEVENLABS_API_KEY"}
+_FILE: Final = "VOICEPASS_POLICY_FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """Whom to believe, what to allow, and whom to ask."""
+    """Whose tokens to accept, what to allow, and which workspaces to call."""
 
     trusted: Sequence[TrustedIssuer]
     policy: Policy
@@ -35,150 +61,179 @@ class Configuration:
 
 def configure(settings: Settings) -> Configuration:
     """Return the configuration of a service that may start, or raise SettingsRefusedError with a line per problem."""
-    problems: list[str] = []
-    policy_file = PolicyFile()
-    if settings.voicepass_policy_file is not None:
-        try:
-            policy_file = read_policy_file(settings.voicepass_policy_file)
-        except PolicyFileError as error:
-            raise SettingsRefusedError([f"VOICEPASS_POLICY_FILE {problem}" for problem in error.problems]) from None
-    trusted = _trusted(settings, policy_file, problems)
-    workspaces = _workspaces(settings, policy_file, problems)
-    rules = _rules(settings, policy_file, problems)
-    if settings.voicepass_session_cookie and not all(map(is_safe_url, settings.voicepass_allowed_origins)):
+    try:
+        document = load_document(settings.voicepass_policy_file) if settings.voicepass_policy_file else {}
+        parse_policy(document, surroundings=Surroundings(plain_http_hosts=settings.voicepass_plain_http_hosts))
+    except PolicyFileError as error:
+        raise SettingsRefusedError([f"{_FILE} {problem}" for problem in error.problems]) from None
+    merged, places = merge(settings, document)
+    problems = [*_find_contradictions(settings, document), *_find_duplicates(settings, merged, places)]
+    try:
+        policy = _parse(settings, merged, places)
+    except PolicyFileError as error:
+        problems = error.problems + problems
+    if problems:
+        raise SettingsRefusedError(problems)
+    return build(policy, settings)
+
+
+def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Location, str]]:
+    """Add to the policy file what the environment says; return that, and the variable at each place that came from it.
+
+    The environment names one issuer, one agent, and the workspace of all agents that name none.
+    """
+    issuers, agents = list(document.get("issuers", [])), dict(document.get("agents", {}))
+    places: dict[Location, str] = {}
+
+    def put(place: Location, variables: Mapping[str, str]) -> dict[str, Any]:
+        places.update({(*place, key): variable for key, variable in variables.items()})
+        return _write_entry(settings, variables)
+
+    if not issuers or settings.voicepass_jwt_issuer is not None:
+        places["issuers", len(issuers)] = "VOICEPASS_JWT_ISSUER"
+        issuers.append(put(("issuers", len(issuers)), ISSUER_VARIABLES))
+    if not agents:
+        agents[DEFAULT_ALIAS] = {"allow": EVERYONE} | put(("agents", DEFAULT_ALIAS), AGENT_VARIABLES)
+    for alias, entry in agents.items():
+        if "base_url" not in entry:
+            agents[alias] = entry | put(("agents", alias), WORKSPACE_VARIABLES) | {"api_key_env": "ELEVENLABS_API_KEY"}
+    return {**document, "issuers": issuers, "agents": agents}, places
+
+
+def read_own_issuer(settings: Settings) -> IssuerEntry:
+    """Return the issuer of VOICEPASS_JWT_*, or raise SettingsRefusedError with a line for each thing that it lacks."""
+    merged, places = merge(settings, {})
+    try:
+        return _parse(settings, {"issuers": merged["issuers"]}, places).issuers[0]
+    except PolicyFileError as error:
+        raise SettingsRefusedError(error.problems) from None
+
+
+def _write_entry(settings: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Write settings as an entry of the policy file: a secret as the name of its variable."""
+    entry: dict[str, Any] = {}
+    for key, variable in variables.items():
+        value = getattr(settings, variable.lower())
+        if value is not None:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            entry[key] = variable if key.endswith("_env") else plain
+    return entry
+
+
+def _parse(settings: Settings, document: Mapping[str, Any], places: Mapping[Location, str]) -> PolicyFile:
+    def write_place(location: Location) -> str:
+        beginnings = (location[:length] for length in range(len(location), 0, -1))
+        variable = next((places[beginning] for beginning in beginnings if beginning in places), None)
+        return variable or f"{_FILE} {write_dotted(location)}"
+
+    surroundings = Surroundings(read_secret=settings.read_secret, plain_http_hosts=settings.voicepass_plain_http_hosts)
+    return parse_policy(document, surroundings=surroundings, write_place=write_place)
+
+
+def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if document.get("agents"):
+        beside = f"is set, but {_FILE} lists the agents: put"
+        if settings.elevenlabs_agent_id is not None:
+            problems.append(f"ELEVENLABS_AGENT_ID {beside} it there, with its rules")
+        if settings.voicepass_variables:
+            problems.append(f"VOICEPASS_VARIABLES {beside} them there")
+    is_plain = any(
+        origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
+    )
+    if settings.voicepass_session_cookie and is_plain:
         # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
         problems.append(
             "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
             " or http:// to a loopback address"
         )
-    if problems:
-        raise SettingsRefusedError(problems)
-    limits = policy_file.limits
-    policy = Policy(rules, limits.limits(), limits.conversation_minutes * 60)
-    return Configuration(trusted=trusted, policy=policy, workspaces=workspaces)
+    return problems
 
 
-def _trusted(settings: Settings, policy_file: PolicyFile, problems: list[str]) -> list[TrustedIssuer]:
-    trusted = [] if policy_file.issuers and settings.voicepass_jwt_issuer is None else _issuer_here(settings, problems)
-    for number, entry in enumerate(policy_file.issuers):
-        where = f"VOICEPASS_POLICY_FILE issuers.{number}"
-        keys = _key_source(entry, where, problems)
-        if any(other.token_issuer == entry.issuer for other in trusted):
-            problems.append(f"{where}: this issuer is there twice; each has one algorithm")
-        if keys is not None:
-            trusted.append(
-                TrustedIssuer(
-                    token_issuer=entry.issuer,
-                    algorithm=entry.algorithm,
-                    keys=keys,
-                    audience=entry.audience,
-                    required=Rule(entry.required_claims),
-                    leeway_seconds=settings.voicepass_jwt_leeway_seconds,
-                    max_age_seconds=settings.voicepass_jwt_max_age_seconds,
-                    user_id_claim=entry.user_id_claim,
-                    user_name_claim=entry.user_name_claim,
-                )
-            )
-    return trusted
+def _find_duplicates(settings: Settings, merged: Mapping[str, Any], places: Mapping[Location, str]) -> list[str]:
+    problems = []
+    known: set[tuple[str, str]] = set()
+    for number, entry in enumerate(merged["issuers"]):
+        names = [entry.get("issuer", "").replace(TENANT, tenant) for tenant in entry.get("tenants", [TENANT])]
+        blocks = {(name, entry.get("algorithm", "")) for name in names}
+        if known & blocks:
+            place = places.get(("issuers", number), f"{_FILE} issuers.{number}:")
+            problems.append(f"{place} names an issuer that has a block for this algorithm already: remove one of them")
+        known |= blocks
+    keys_by_host: dict[str, list[str]] = {}
+    host_of_agent: dict[str, str] = {}
+    for entry in merged["agents"].values():
+        host, name, agent_id = entry["base_url"].rstrip("/"), entry["api_key_env"], entry.get("id", "")
+        if host_of_agent.setdefault(agent_id, host) != host:
+            # A conversation names its agent, but not the host.
+            problems.append(f"{_FILE} names the agent {agent_id} on two hosts: give all its aliases one base_url")
+        keys = _read_api_keys(name, settings)
+        if keys and keys != keys_by_host.setdefault(host, keys):
+            problems.append(f"{name} is a second key for {host}: write both into one variable, separated by a comma")
+    return problems
 
 
-def _issuer_here(settings: Settings, problems: list[str]) -> list[TrustedIssuer]:
-    """Return the issuer of VOICEPASS_JWT_*, or name what it lacks."""
-    token_issuer, url = settings.voicepass_jwt_issuer, settings.voicepass_jwks_url
-    lacking = settings.issuer_problems()
-    key = None if lacking else settings.fixed_key()
-    if lacking or token_issuer is None or (key is None and url is None):
-        problems += lacking
-        return []
-    algorithm = settings.voicepass_jwt_algorithm
+def build(policy: PolicyFile, settings: Settings) -> Configuration:
+    """Build everything that the whole policy describes."""
+    agents = {
+        alias: AgentRules(
+            agent=Agent(alias=alias, agent_id=entry.id, base_url=entry.base_url or ""),
+            allow=entry.rules,
+            variables={name: variable.variable() for name, variable in entry.variables.items()},
+        )
+        for alias, entry in policy.agents.items()
+    }
+    workspaces = {
+        entry.base_url: Workspace(base_url=entry.base_url or "", api_keys=_read_api_keys(entry.api_key_env, settings))
+        for entry in policy.agents.values()
+    }
+    return Configuration(
+        trusted=[trusted for entry in policy.issuers for trusted in _build_issuers(entry, settings)],
+        policy=Policy(agents, policy.limits.limits(), policy.limits.conversation_minutes * 60),
+        workspaces=list(workspaces.values()),
+    )
+
+
+def _build_issuers(entry: IssuerEntry, settings: Settings) -> list[TrustedIssuer]:
+    """Build one issuer, or one for each tenant of a template; they share their keys."""
+    keys = _build_keys(entry, settings)
     return [
         TrustedIssuer(
             token_issuer=token_issuer,
-            algorithm=algorithm,
-            keys=FixedKey(key) if key is not None else _published(url or "", token_issuer, algorithm),
-            audience=settings.voicepass_jwt_audience,
+            algorithm=entry.algorithm,
+            keys=keys,
+            audience=entry.audience,
+            required=Rule(required_claims),
             leeway_seconds=settings.voicepass_jwt_leeway_seconds,
             max_age_seconds=settings.voicepass_jwt_max_age_seconds,
-            user_id_claim=settings.voicepass_user_id_claim,
-            user_name_claim=settings.voicepass_user_name_claim,
+            user_id_claim=entry.user_id_claim,
+            user_name_claim=entry.user_name_claim,
         )
+        for token_issuer, required_claims in entry.token_issuers.items()
     ]
 
 
-def _key_source(entry: IssuerEntry, where: str, problems: list[str]) -> KeySource | None:
+def _build_keys(entry: IssuerEntry, settings: Settings) -> KeySource:
     if entry.jwks_url is not None:
-        return _published(entry.jwks_url, entry.issuer, entry.algorithm)
-    try:
-        if entry.algorithm not in HMAC_ALGORITHMS:
-            return FixedKey(key_from_pem(entry.public_key or "", entry.algorithm))
-        secret = secret_named(entry.secret_env or "")
-        if not secret:
-            problems.append(f"{entry.secret_env} is not set, though {where}.secret_env names it")
-            return None
-        return FixedKey(key_from_secret(secret, entry.algorithm))
-    except KeyUnusableError as error:
-        problems.append(f"{entry.secret_env or where + '.public_key'} {error}")
-        return None
-
-
-def _published(url: str, token_issuer: str, algorithm: str) -> PublishedKeys:
-    return PublishedKeys(url=url, token_issuer=token_issuer, algorithm=algorithm, clock=time.monotonic)
-
-
-def _workspaces(settings: Settings, policy_file: PolicyFile, problems: list[str]) -> list[Workspace]:
-    own = [entry for entry in policy_file.agents.values() if entry.base_url is not None]
-    workspaces: dict[str, Workspace] = {}
-    if len(own) < len(policy_file.agents) or not own:
-        if not settings.api_keys:
-            problems.append("ELEVENLABS_API_KEY is not set: create a key with the permission 'ElevenAgents: Write'")
-        workspaces[settings.elevenlabs_base_url] = Workspace(
-            base_url=settings.elevenlabs_base_url, api_keys=settings.api_keys
+        return PublishedKeys(
+            url=entry.jwks_url,
+            token_issuer=entry.issuer,
+            algorithm=entry.algorithm,
+            clock=time.monotonic,
+            plain_http_hosts=settings.voicepass_plain_http_hosts,
         )
-    for entry in own:
-        base_url, name = entry.base_url or "", entry.api_key_env or ""
-        keys = tuple(key.strip() for key in (secret_named(name) or "").split(",") if key.strip())
-        if not keys:
-            problems.append(f"{name} is not set, though VOICEPASS_POLICY_FILE names it as the key for {base_url}")
-        elif not all(is_header_value(key) for key in keys):
-            problems.append(f"{name} holds a character that no HTTP header can carry")
-        elif base_url in workspaces and workspaces[base_url].keys != keys:
-            problems.append(
-                f"{name} is a second key for {base_url}: two keys of one host stand in one variable, by comma"
-            )
-        else:
-            workspaces[base_url] = Workspace(base_url=base_url, api_keys=keys)
-    return list(workspaces.values())
+    if entry.secret_env is not None:
+        return FixedKey(key_from_text(settings.read_secret(entry.secret_env) or "", entry.algorithm))
+    return FixedKey(key_from_pem(entry.public_key or "", entry.algorithm))
 
 
-def _rules(settings: Settings, policy_file: PolicyFile, problems: list[str]) -> dict[str, AgentRules]:
-    if policy_file.agents:
-        if settings.elevenlabs_agent_id is not None:
-            problems.append(
-                "ELEVENLABS_AGENT_ID is set, but VOICEPASS_POLICY_FILE lists the agents: put it there, with its rules"
-            )
-        if settings.voicepass_variables:
-            problems.append("VOICEPASS_VARIABLES is set, but VOICEPASS_POLICY_FILE lists the agents: put them there")
-        return {alias: _rules_of(alias, entry, settings) for alias, entry in policy_file.agents.items()}
-    if settings.elevenlabs_agent_id is None:
-        problems.append("ELEVENLABS_AGENT_ID is not set: copy your agent's id (agent_…) from the dashboard")
-        return {}
-    agent = Agent(alias=DEFAULT_ALIAS, agent_id=settings.elevenlabs_agent_id, base_url=settings.elevenlabs_base_url)
-    variables = {name: Variable(claim=claim) for name, claim in settings.voicepass_variables.items()}
-    # One agent and no policy: it is there for whoever can sign in.
-    return {DEFAULT_ALIAS: AgentRules(agent=agent, allow=(EVERY_USER,), variables=variables)}
-
-
-def _rules_of(alias: str, entry: AgentEntry, settings: Settings) -> AgentRules:
-    return AgentRules(
-        agent=Agent(alias=alias, agent_id=entry.id, base_url=entry.base_url or settings.elevenlabs_base_url),
-        allow=entry.rules,
-        variables={name: variable.variable() for name, variable in entry.variables.items()},
-    )
+def _read_api_keys(name: str | None, settings: Settings) -> list[str]:
+    return split_list(settings.read_secret(name or "") or "")
 
 
 def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
     """Open the ledger that VOICEPASS_DATABASE_URL names. It decides by a clock that does not step."""
-    path = _sqlite_path(settings)
+    path = _find_sqlite_path(settings)
     if path is not None:
         return open_sqlite(path, clock=SteadyClock(wall=clock, ticks=elapsed_seconds), wall=clock)
     try:
@@ -189,17 +244,17 @@ def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextMana
 
 
 def is_in_memory(settings: Settings) -> bool:
-    """Whether the ledger is this process' own, and gone with it."""
-    return _sqlite_path(settings) == ":memory:"
+    """Whether the ledger belongs to this process and ends with it."""
+    return _find_sqlite_path(settings) == ":memory:"
 
 
 def ledger_exists(settings: Settings) -> bool:
-    """Whether there is a ledger already, that another process may be using."""
-    path = _sqlite_path(settings)
+    """Whether there is a ledger already, which another process may use."""
+    path = _find_sqlite_path(settings)
     return path is None or Path(path).exists()
 
 
-def _sqlite_path(settings: Settings) -> str | None:
+def _find_sqlite_path(settings: Settings) -> str | None:
     url = settings.voicepass_database_url
     if not url.startswith("sqlite:"):
         return None

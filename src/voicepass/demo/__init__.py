@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from voicepass.api.middleware import WEBHOOK_PATH, Surface
-from voicepass.api.problems import noted
+from voicepass.api.problems import log_and_answer
 from voicepass.app import create_app
 from voicepass.config.settings import Settings
 from voicepass.errors import RequestInvalid
@@ -111,7 +111,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             name = SignIn.model_validate_json(await request.body()).name
         except ValidationError:
             refusal = RequestInvalid("Give a name of 1 to 100 characters.")
-            return noted(refusal, request_id=request.state.request_id)
+            return log_and_answer(refusal, request_id=request.state.request_id)
         user_id = f"user_{secrets.token_hex(4)}"
         # The page shows how much of the user's minutes is set aside for a pass.
         pass_seconds = service.state.policy.conversation_seconds

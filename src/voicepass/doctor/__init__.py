@@ -1,14 +1,14 @@
-"""Why would a conversation fail? Named checks in the order of what depends on what, each with its remedy.
+"""Why would a conversation fail? Named checks, each with its remedy, in an order in which causes come first.
 
-The knowledge is in tables: `causes` (what can be wrong, and what to do) and `closings` (what is seen, and the cause it
-means). Only the command line comes here; what is cheap enough for every probe is in `readiness`.
+What the doctor knows is data: `findings.toml` here, and ElevenLabs' codes in `elevenlabs/codes.toml`. The command line
+alone uses this package; checks that are cheap enough for every probe are in `api/readiness`.
 """
 
-from voicepass.doctor.case import Case, in_order
-from voicepass.doctor.causes import Finding, found
-from voicepass.doctor.conversation import converse
-from voicepass.doctor.house import own_house
-from voicepass.doctor.workspace import adapters, look, mint
+from voicepass.doctor.case import Case, sort_findings
+from voicepass.doctor.conversation import try_conversation
+from voicepass.doctor.findings import Finding, report
+from voicepass.doctor.service import check_service
+from voicepass.doctor.workspace import check_workspace, open_adapters, sign_url
 from voicepass.model import Credential, Scalar, User
 
 USER_ID = "voicepass-doctor"
@@ -17,24 +17,24 @@ _SAMPLES: dict[str | None, Scalar] = {"number": 1, "boolean": True}
 
 
 async def examine(case: Case) -> list[Finding]:
-    """Make every check that can be made; return what was found, in order, one finding at least for each check."""
-    findings = await own_house(case)
-    async with adapters(case) as one_each:
-        minted = await mint(case, one_each)
-        findings += minted.findings
-        if minted.reader is not None:
-            findings += await look(case, minted.reader)
+    """Make every check that is possible; return the findings in order, one at least for each check."""
+    findings = await check_service(case)
+    async with open_adapters(case) as adapters:
+        signed = await sign_url(case, adapters)
+        findings += signed.findings
+        if signed.reader is not None:
+            findings += await check_workspace(case, signed.reader)
     if not case.with_conversation:
-        findings.append(found("not_asked"))
-    elif minted.credential is not None:
-        findings.append(await _conversation(case, minted.credential))
-    return in_order(findings)
+        findings.append(report("not_asked"))
+    elif signed.credential is not None:
+        findings.append(await _try_conversation(case, signed.credential))
+    return sort_findings(findings)
 
 
-async def _conversation(case: Case, credential: Credential) -> Finding:
+async def _try_conversation(case: Case, credential: Credential) -> Finding:
     user = User(issuer="", id=USER_ID, name="voicepass doctor", claims={})
     samples = {name: _SAMPLES.get(variable.type, "doctor") for name, variable in case.rules.variables.items()}
-    return await converse(
+    return await try_conversation(
         credential.secret,
         user_id=USER_ID,
         variables=samples | case.configuration.policy.variables_for(user, case.agent),

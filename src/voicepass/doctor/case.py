@@ -1,24 +1,26 @@
-"""What the doctor is asked, and in which order it answers."""
+"""What the doctor examines, and the order of its findings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from voicepass.config.build import Configuration
 from voicepass.config.settings import Settings
-from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
+from voicepass.doctor.findings import CHECKS, Finding, report
 from voicepass.elevenlabs import REGIONS
+from voicepass.elevenlabs.codes import Outcome
 from voicepass.model import Agent, Scalar
 from voicepass.policy import AgentRules
 
 WATCH_SECONDS = 5.0
-"""A conversation that ends because the quota is used up was seen to last 3 to 5 s."""
+"""Users saw conversations that an exhausted quota ended after 3 to 5 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One agent of a configured service. `overrides`: what the frontend sends, by path; `origin`: of its page.
 
-    `regions` are the hosts that a refused key is tried on: the vendor's own, if the base URL is one of them, or none.
+    `regions` are the hosts that may be the right one for a refused key. The doctor asks them only if the base URL is
+    one of them.
     """
 
     settings: Settings
@@ -32,7 +34,7 @@ class Case:
 
     @property
     def rules(self) -> AgentRules:
-        """Return what the policy says of the agent."""
+        """Return the policy's rules for the agent."""
         return self.configuration.policy.agents[self.alias]
 
     @property
@@ -42,17 +44,17 @@ class Case:
 
     @property
     def origins(self) -> list[str]:
-        """Return the origins of the pages that will open its conversations, as far as they are known."""
+        """Return the known origins of the pages that open its conversations."""
         return [self.origin] if self.origin is not None else self.settings.voicepass_allowed_origins
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort by check; a check that found nothing to say was not reached, and says what came before it."""
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort by check. A check without a finding was not reached: report it as skipped, with the check that failed."""
     findings = list(dict.fromkeys(findings))
     first_failed = next((finding.check for finding in findings if finding.outcome is Outcome.FAILED), "")
     return [
         finding
         for check in CHECKS
         for finding in [finding for finding in findings if finding.check == check]
-        or [found("not_reached", check=check, first=first_failed)]
+        or [report("not_reached", check=check, first=first_failed)]
     ]

@@ -1,4 +1,4 @@
-"""`voicepass doctor`: ask, show, and say by the exit code whether a check failed."""
+"""`voicepass doctor` on the command line: it exits with 1 if a check failed."""
 
 import asyncio
 import json
@@ -6,7 +6,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -14,39 +15,23 @@ from urllib.parse import urlsplit
 import typer
 
 from voicepass.config.build import Configuration, configure
-from voicepass.config.settings import SettingsRefusedError, load_settings
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.settings import load_settings
 from voicepass.doctor import examine
-from voicepass.doctor.agents import TEXT_ONLY
-from voicepass.doctor.case import Case, in_order
-from voicepass.doctor.causes import CHECKS, Finding, Outcome, found
-from voicepass.doctor.closings import explain as explained
+from voicepass.doctor.case import Case, sort_findings
+from voicepass.doctor.explain import explain
+from voicepass.doctor.findings import CAUSES, CHECKS, OVERRIDES, Finding, report
+from voicepass.elevenlabs.codes import Outcome
 from voicepass.model import DEFAULT_ALIAS, Scalar
 from voicepass.telemetry.logs import configure_logging
 
-_OVERRIDES: Final[Mapping[str, Scalar | None]] = {
-    "agent.first_message": "Hello!",
-    "agent.prompt.prompt": "Say hello.",
-    "agent.prompt.llm": None,
-    "agent.language": None,
-    "tts.voice_id": None,
-    "tts.speed": 1.0,
-    "tts.stability": 0.5,
-    "tts.similarity_boost": 0.75,
-    TEXT_ONLY: True,
-}
-"""What the SDKs can override, and a harmless value to try it with, None where there is none."""
-
-_MARKS: Final = {
-    Outcome.FAILED: ("FAIL", "red"),
-    Outcome.WARNING: ("warn", "yellow"),
-    Outcome.SKIPPED: ("skip", None),
-    Outcome.OK: ("ok", "green"),
-}
+_MARKS: Final = {Outcome.FAILED: "FAIL", Outcome.WARNING: "warn", Outcome.SKIPPED: "skip", Outcome.OK: "ok  "}
+_COLOURS: Final = {Outcome.FAILED: "red", Outcome.WARNING: "yellow", Outcome.OK: "green"}
 _INDENT: Final = " " * 6
 _NARROWEST, _WIDEST = 20, 100
 
 doctor = typer.Typer(
-    help="Say why conversations fail, and what to do about it: named checks, and what a close code means.",
+    help="Say why conversations fail and what to do: named checks, and explanations of close codes and messages.",
 )
 
 
@@ -71,15 +56,15 @@ def _examine(
     if context.invoked_subcommand is not None:
         return
     configure_logging(log_format="console", level="error")
-    overrides = dict(map(_override, override or ()))
+    overrides = dict(map(_parse_override, override or ()))
     try:
         settings = load_settings()
         configuration = configure(settings)
     except SettingsRefusedError as error:
-        refused = in_order(found("settings_refused", problem=problem) for problem in error.problems)
-        _show(refused, "the settings", as_json=as_json)
+        refused = sort_findings(report("settings_refused", problem=problem) for problem in error.problems)
+        _print_findings(refused, "the settings", as_json=as_json)
         raise typer.Exit(1) from None
-    alias = _alias(agent, configuration)
+    alias = _choose_alias(agent, configuration)
     case = Case(
         settings=settings,
         configuration=configuration,
@@ -91,7 +76,9 @@ def _examine(
     if sys.stderr.isatty():
         typer.echo("Asking ElevenLabs; a conversation takes 5 to 8 s…", err=True)
     findings = asyncio.run(examine(case))
-    _show(findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json)
+    _print_findings(
+        findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json
+    )
     if any(finding.outcome is Outcome.FAILED for finding in findings):
         raise typer.Exit(1)
 
@@ -100,77 +87,71 @@ def _examine(
 def _explain(
     pasted: Annotated[str, typer.Argument(help="A close code, its reason, or both; an error's body; a console line.")],
 ) -> None:
-    """Say what a close code, a reason, an error's body or a console line means; exit 1 where it is not known."""
-    finding = explained(sys.stdin.read() if pasted == "-" else pasted)
+    """Say what a close code, a reason, an error's body or a console line means; exit 1 if it is not known."""
+    finding = explain(sys.stdin.read() if pasted == "-" else pasted)
     if finding is None:
-        typer.echo("This is not known here. Give the close code and reason that the SDK's onDisconnect tells, as in")
-        typer.echo("  voicepass doctor explain \"1008 Override for field 'language' is not allowed by config.\"")
-        typer.echo("or let the doctor open a conversation of its own: voicepass doctor")
+        typer.echo("\n".join(CAUSES["line_unknown"].fill()))
         raise typer.Exit(1)
-    for line in _wrapped(finding.says):
+    for line in _wrap(finding.says):
         typer.echo(line)
-    for line in _wrapped(f"-> {finding.remedy}"):
+    for line in _wrap(f"-> {finding.remedy}"):
         typer.secho(line, bold=True)
 
 
-def _show(findings: Sequence[Finding], about: str, *, as_json: bool) -> None:
-    """Print the failures last, where the eye is when the prompt comes back; what is well takes one line."""
+def _print_findings(findings: Sequence[Finding], about: str, *, as_json: bool) -> None:
+    """Print the failures last, next to the prompt, and all checks that found nothing wrong in one line."""
     failed = {finding.check for finding in findings if finding.outcome is Outcome.FAILED}
     if as_json:
-        checks = [{"name": finding.check, **asdict(finding)} for finding in findings]
+        checks = [{"id": finding.id, "name": finding.check, **asdict(finding)} for finding in findings]
         typer.echo(json.dumps({"status": "failed" if failed else "ok", "about": about, "checks": checks}, indent=2))
         return
     typer.echo(f"{about}\n")
-    for group in _grouped(findings):
-        _print(group)
+    for group in _group(findings):
+        _print_group(group)
     warned = {finding.check for finding in findings if finding.outcome is Outcome.WARNING} - failed
     typer.secho(f"\n{len(failed)} of {len(CHECKS)} checks failed; warnings: {len(warned)}.", bold=True)
 
 
-def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Put checks together that found the same cause, the worst last."""
-    groups: list[list[Finding]] = []
+def _group(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Group checks that found the same cause, the worst last."""
+    groups: defaultdict[tuple[str, int], list[Finding]] = defaultdict(list)
+    seen: Counter[str] = Counter()  # two findings of one check and cause differ in their facts: they stay apart
     for finding in sorted(findings, key=lambda finding: list(Outcome).index(finding.outcome), reverse=True):
-        for group in groups:
-            same = (group[0].outcome, group[0].cause) == (finding.outcome, finding.cause)
-            if same and finding.check not in {other.check for other in group}:
-                group.append(finding)
-                break
-        else:
-            groups.append([finding])
-    return groups
+        groups[finding.cause, seen[finding.id]].append(finding)
+        seen[finding.id] += finding.outcome is not Outcome.OK
+    return list(groups.values())
 
 
-def _print(group: Sequence[Finding]) -> None:
-    mark, colour = _MARKS[group[0].outcome]
+def _print_group(group: Sequence[Finding]) -> None:
+    outcome = group[0].outcome
     names = ", ".join(finding.check for finding in group)
-    says = names if group[0].outcome is Outcome.OK else f"{names}: {group[0].says}"
-    first, *further = _wrapped(says)
-    typer.echo(f"{typer.style(f'{mark:4}', fg=colour, bold=True)}  {first}")
+    says = names if outcome is Outcome.OK else f"{names}: {group[0].says}"
+    first, *further = _wrap(says)
+    typer.echo(f"{typer.style(_MARKS[outcome], fg=_COLOURS.get(outcome), bold=True)}  {first}")
     for line in further:
         typer.echo(f"{_INDENT}{line}")
-    for line in _wrapped(f"-> {group[0].remedy}") if group[0].remedy else ():
-        typer.secho(f"{_INDENT}{line}", bold=group[0].outcome is Outcome.FAILED)
+    for line in _wrap(f"-> {group[0].remedy}") if group[0].remedy else ():
+        typer.secho(f"{_INDENT}{line}", bold=outcome is Outcome.FAILED)
 
 
-def _wrapped(text: str) -> list[str]:
-    # Never inside a word: an address or a setting's name is there to be copied.
+def _wrap(text: str) -> list[str]:
+    # Never inside a word: people copy addresses and names of settings.
     width = max(min(shutil.get_terminal_size().columns, _WIDEST) - len(_INDENT), _NARROWEST)
     text = "".join(c if c.isprintable() else " " for c in text)
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _override(given: str) -> tuple[str, Scalar]:
+def _parse_override(given: str) -> tuple[str, Scalar]:
     """Read FIELD or FIELD=VALUE; the field is a path or its last name, as the SDK or the API writes it."""
     name, _, value = given.partition("=")
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
-    paths = [path for path in _OVERRIDES if snake in {path, path.rpartition(".")[2]}]
+    paths = [path for path in OVERRIDES if snake in {path, path.rpartition(".")[2]}]
     if not paths:
-        raise typer.BadParameter(f"no such field; there are: {', '.join(_OVERRIDES)}", param_hint="--override")
-    sample = _OVERRIDES[paths[0]]
+        raise typer.BadParameter(f"no such field; there are: {', '.join(OVERRIDES)}", param_hint="--override")
+    sample = OVERRIDES[paths[0]]
+    if not value and sample == "":
+        raise typer.BadParameter(f"give the value that your frontend sends: {name}=…", param_hint="--override")
     if not value:
-        if sample is None:
-            raise typer.BadParameter(f"give the value that your frontend sends: {name}=…", param_hint="--override")
         return paths[0], sample
     try:
         number = json.loads(value)
@@ -179,10 +160,9 @@ def _override(given: str) -> tuple[str, Scalar]:
     return paths[0], number if isinstance(number, bool | int | float) else value
 
 
-def _alias(agent: str | None, configuration: Configuration) -> str:
+def _choose_alias(agent: str | None, configuration: Configuration) -> str:
     aliases = list(configuration.policy.agents)
-    if agent is None and len(aliases) == 1:
-        return aliases[0]
-    if (agent or DEFAULT_ALIAS) not in aliases:
+    chosen = agent or (aliases[0] if len(aliases) == 1 else DEFAULT_ALIAS)
+    if chosen not in aliases:
         raise typer.BadParameter(f"name one of: {', '.join(aliases)}", param_hint="--agent")
-    return agent or DEFAULT_ALIAS
+    return chosen

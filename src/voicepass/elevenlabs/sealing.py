@@ -1,4 +1,4 @@
-"""Seals a credential under its workspace's API key: the ledger keeps it, and readers of the ledger cannot use it."""
+"""Encrypts a credential under its workspace's API key: the ledger keeps it, and readers of the ledger cannot use it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from voicepass.elevenlabs import Workspace
 from voicepass.model import Agent, Credential
 
 _PURPOSE: Final = b"voicepass: an unopened pass, version 1"
-_NONCE_BYTES: Final = 12  # as AES-GCM wants it; random, for far fewer than 2^32 passes under one key
+_NONCE_BYTES: Final = 12  # AES-GCM's own size. A random nonce is safe for far fewer than 2^32 passes under one key.
 
 
 class SealBrokenError(Exception):
@@ -22,7 +22,7 @@ class SealBrokenError(Exception):
 
 
 class Seals:
-    """Seals and opens credentials. Whoever holds the API key can fetch such credentials anyway."""
+    """Seals and unseals credentials. The holder of the API key can also get such credentials from ElevenLabs."""
 
     def __init__(self, workspaces: Iterable[Workspace]) -> None:
         self._ciphers = {
@@ -30,7 +30,7 @@ class Seals:
         }
 
     def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes | None:
-        """Return the sealed credential, bound to its row; None if the conversation id or the expiry is missing."""
+        """Return the sealed credential, bound to its row. Returns None if it has no conversation id or no expiry."""
         if credential.conversation_id is None or credential.expires_at is None:
             return None
         text = json.dumps([credential.secret, credential.conversation_id, credential.expires_at]).encode()
@@ -38,11 +38,11 @@ class Seals:
         return nonce + self._ciphers[agent.base_url][0].encrypt(nonce, text, pass_id.encode())
 
     def unseal(self, agent: Agent, pass_id: str, sealed: bytes) -> Credential:
-        """Return the credential. Raises SealBrokenError, also where the ledger holds something else than bytes."""
+        """Return the credential. Raises SealBrokenError, also if the ledger's value is not of bytes."""
         if not isinstance(sealed, bytes):
             raise SealBrokenError
         nonce, text = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-        for cipher in self._ciphers[agent.base_url]:  # two while the API key is rotated
+        for cipher in self._ciphers[agent.base_url]:  # There are two while the API key is replaced.
             try:
                 secret, conversation_id, expires_at = json.loads(cipher.decrypt(nonce, text, pass_id.encode()))
             except (InvalidTag, ValueError):

@@ -1,13 +1,15 @@
-"""Which token a request offers: that of its Authorization header, or a session cookie where no other site can send it.
+"""Find the tokens in a request: in its Authorization header, or in a session cookie that no other site can send.
 
-A browser attaches a cookie to requests that other sites cause. So a cookie counts only on a POST, from an origin that
-is ours or listed, with a JSON body, which no foreign form can send without asking first.
+A browser also sends a cookie with requests that other sites cause. So a cookie counts only on a POST from our own or a
+listed origin, with a JSON body. A page of another site cannot send that without a preflight.
 """
 
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from typing import Final, Self
 
 from voicepass.errors import HeadersTooLarge, OriginNotAllowed, TokenInvalid, TokenMissing, UnsupportedMediaType
@@ -15,13 +17,14 @@ from voicepass.model import Credentials
 from voicepass.outbound import is_safe_url
 
 MAX_TOKEN_CHARACTERS: Final = 8192
+MAX_COOKIES: Final = 8  # of one name: each one costs a verification
 
 _FOR_BACKENDS: Final = "This route is for backends: send one of the service's VOICEPASS_SERVICE_TOKENS as bearer token."
 
 
 @dataclass(frozen=True, slots=True)
 class SessionCookie:
-    """The cookie that may carry the token, and the origins, besides our own, whose pages may use it."""
+    """The cookie that may hold the token, and the origins besides our own whose pages may send it."""
 
     name: str
     allowed_origins: Collection[str]
@@ -30,7 +33,7 @@ class SessionCookie:
 def bearer_token(credentials: Credentials) -> str | None:
     """Return the one bearer token of the Authorization header (RFC 6750, section 2.1), or None if there is no header.
 
-    Raises TokenMissing for a header without one, TokenInvalid for two headers, HeadersTooLarge.
+    Raises TokenMissing if the header holds none, TokenInvalid for two headers, or HeadersTooLarge.
     """
     if not credentials.authorization:
         return None
@@ -39,34 +42,54 @@ def bearer_token(credentials: Credentials) -> str | None:
     scheme, _, unverified_token = credentials.authorization[0].partition(" ")
     if scheme.lower() != "bearer" or not unverified_token.strip(" "):
         raise TokenMissing
-    return _of_bearable_length(unverified_token.strip(" "))
+    return _check_length(unverified_token.strip(" "))
 
 
-def cookie_token(credentials: Credentials, session: SessionCookie) -> str | None:
-    """Return the token in the session cookie, or None. Raises TokenInvalid where it is there twice."""
-    pairs = [pair.strip().partition("=") for header in credentials.cookies for pair in header.split(";")]
-    values = [value for name, _, value in pairs if name == session.name]
-    if len(values) > 1:
-        raise TokenInvalid(operator_note="token refused: the session cookie was sent more than once")
-    return _of_bearable_length(values[0]) if values and values[0] else None
+def cookie_tokens(credentials: Credentials, session: SessionCookie) -> Sequence[str]:
+    """Return the tokens in the session cookie. There may be several: a browser sends one per path and domain.
+
+    Raises HeadersTooLarge, or TokenInvalid for more than MAX_COOKIES cookies and for a split cookie with a gap.
+    """
+    values: dict[str, list[str]] = defaultdict(list)
+    for pair in (pair for header in credentials.cookies for pair in header.split(";")):
+        name, _, value = pair.strip().partition("=")
+        values[name].append(value)
+    whole = values.get(session.name, [])
+    tokens = [token for token in dict.fromkeys(whole + _join_parts(values, session.name)) if token]
+    if len(tokens) > MAX_COOKIES:
+        raise TokenInvalid(operator_note=f"token refused: more than {MAX_COOKIES} cookies are named {session.name}")
+    return [_check_length(token) for token in tokens]
+
+
+def _join_parts(values: Mapping[str, list[str]], name: str) -> list[str]:
+    """Return the cookies that the browser got in parts: Auth.js and Supabase write NAME.0, NAME.1 and so on."""
+    parts = list(takewhile(bool, (values.get(f"{name}.{number}", []) for number in count())))
+    numbers = [other.removeprefix(f"{name}.") for other in values if other.startswith(f"{name}.")]
+    is_whole = sum(number.isdecimal() for number in numbers) == len(parts) and len(set(map(len, parts))) <= 1
+    if is_whole:
+        return ["".join(set_of_parts) for set_of_parts in zip(*parts, strict=True)]
+    if name in values:
+        return []
+    raise TokenInvalid(operator_note=f"token refused: a part of the split cookie {name} is missing")
 
 
 def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
-    """Let a cookie count only where our own pages sent it. Raises OriginNotAllowed or UnsupportedMediaType."""
-    # Only the browser sets Sec-Fetch-Site, and only for https and loopback; older ones leave Origin out beside it.
+    """Raise OriginNotAllowed or UnsupportedMediaType unless one of our own pages sent the cookie."""
+    # Pages cannot set Sec-Fetch-Site. Browsers send it only to https and loopback, and some then leave Origin out.
     origin = credentials.origin
     own_origins = (None, f"https://{credentials.host}", f"http://{credentials.host}")
     is_secure = origin is None or is_safe_url(origin)
     same_origin = credentials.fetch_site == "same-origin" and origin in own_origins and is_secure
     if origin not in session.allowed_origins and not same_origin:
         raise OriginNotAllowed(
-            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https"
+            operator_note="a session cookie came from a page that is neither ours nor listed, or not over https; if a "
+            "proxy rewrites the Host header, list the public origin of the page in VOICEPASS_ALLOWED_ORIGINS"
         )
     if credentials.media_type != "application/json":
         raise UnsupportedMediaType
 
 
-def _of_bearable_length(unverified_token: str) -> str:
+def _check_length(unverified_token: str) -> str:
     if len(unverified_token) > MAX_TOKEN_CHARACTERS:
         raise HeadersTooLarge
     return unverified_token
@@ -74,20 +97,20 @@ def _of_bearable_length(unverified_token: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServiceToken:
-    """The bearer token of one of the operator's backends, and the name that the log gives it."""
+    """The bearer token of one of the operator's backends, and its name in the log."""
 
     name: str
     token: str = field(repr=False)
 
     @classmethod
     def parse(cls, entry: str) -> Self:
-        """Read `name:token`, or a token alone: its name is then the start of its SHA-256."""
+        """Parse `name:token`, or a token alone. The name of a token alone is the start of its SHA-256."""
         name, colon, token = entry.partition(":")
         return cls(name, token) if colon else cls(_sha256(entry).hex()[:8], entry)
 
 
 class ServiceTokens:
-    """The bearer tokens of the operator's own backends. Only their hashes are kept, and compared in constant time."""
+    """The bearer tokens of the operator's own backends: it keeps their hashes, and compares them in constant time."""
 
     def __init__(self, tokens: Sequence[ServiceToken]) -> None:
         self._names = {_sha256(token.token): token.name for token in tokens}

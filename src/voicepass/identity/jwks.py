@@ -1,31 +1,31 @@
-"""The signing keys that an issuer publishes: fetched, cached, rotated, and outlived through an outage.
+"""Fetch, cache and renew the signing keys that an issuer publishes, and survive an hour of its outage.
 
-A key that the issuer takes out is refused within ten minutes; a flood of unknown key ids causes one fetch in thirty
-seconds; an issuer that is down for less than an hour is not noticed by users.
+voicepass refuses a key at most ten minutes after the issuer removes it. However many unknown key ids arrive, voicepass
+fetches at most once in thirty seconds. While an issuer is down for less than an hour, users notice nothing.
 """
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
-from voicepass.errors import KeysUnavailable, TokenInvalid
-from voicepass.identity.keys import KeyUnusableError, VerificationKey, key_from_jwk
+from voicepass.errors import KeysUnavailable
+from voicepass.identity.keys import KeyUnusableError, VerificationKey, key_from_jwk, select_keys
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, AnswerUnusableError, CertificateRefusedError, get, http_transport, is_safe_url
 
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
-"""A URL that ends like this is an OpenID Connect discovery document, which says where the keys are."""
+"""A URL that ends like this is an OpenID Connect discovery document, which names the address of the keys."""
 
-REFRESH_AHEAD_SECONDS: Final = 300  # from here on a refresh starts, and nobody waits for it
-MAX_AGE_SECONDS: Final = 600  # from here on users wait for it: a withdrawn key must not serve longer
-COOLDOWN_SECONDS: Final = 30  # between two fetches, whatever is asked: tokens are free, fetches are not
+REFRESH_AHEAD_SECONDS: Final = 300  # voicepass refreshes keys of this age in the background
+MAX_AGE_SECONDS: Final = 600  # users wait for the refresh of older keys: a withdrawn key must not serve longer
+COOLDOWN_SECONDS: Final = 30  # between two fetches: anyone can make unknown key ids without end
 FAILED_START_SECONDS: Final = 5  # the same while there is no key at all and every user is refused anyway
-OUTLIVED_SECONDS: Final = 3600  # how long the last good keys serve when no refresh succeeds; then they are forgotten
+OUTAGE_SECONDS: Final = 3600  # how long the last good keys serve while every refresh fails
 
 FETCH_SECONDS: Final = 3.0
 MAX_DOCUMENT_BYTES: Final = 512 * 1024
@@ -35,81 +35,73 @@ _log = structlog.get_logger("voicepass.identity.jwks")
 
 
 class JwksUnusableError(Exception):
-    """The document cannot be fetched, or holds no key that could be used. The message is for the log."""
+    """The document cannot be fetched, or holds no usable key. The message is for the log."""
 
 
 class PublishedKeys:
     """The keys at one URL, for one issuer and its one algorithm. `clock` is monotonic seconds."""
 
     def __init__(
-        self, *, url: str, token_issuer: str, algorithm: str, clock: Clock, fetch_seconds: float = FETCH_SECONDS
+        self,
+        *,
+        url: str,
+        token_issuer: str,
+        algorithm: str,
+        clock: Clock,
+        fetch_seconds: float = FETCH_SECONDS,
+        plain_http_hosts: Collection[str] = (),
     ) -> None:
         self._url = url
         self._token_issuer = token_issuer
         self._algorithm = algorithm
         self._clock = clock
         self._fetch_seconds = fetch_seconds
-        self._keys: Mapping[str | None, VerificationKey] = {}
+        self._plain_http_hosts = plain_http_hosts
+        self._keys: Sequence[VerificationKey] = ()
+        self._skipped: Collection[tuple[str | None, str]] = ()
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._refresh: asyncio.Task[None] | None = None
-        self._failure = "not asked yet"
+        self._failure = "not fetched yet"
 
-    async def key_for(self, kid: str | None) -> VerificationKey:
-        """Return the key with this id; a token without one is served where there is one key alone.
+    async def keys_for(self, names: Mapping[str, str]) -> Sequence[VerificationKey]:
+        """Return the keys that `names`, the key names in a token's header, allow; none if the issuer has no such key.
 
-        Raises TokenInvalid where the issuer has no such key, KeysUnavailable where its keys cannot be had.
+        Raises KeysUnavailable if there are no keys at all.
         """
-        await self._renew()
-        key = self._find(kid)
-        if key is None:
-            await self._refreshed()
-            key = self._find(kid)
-        if not self._keys:
-            raise self._unavailable()
-        if key is None:
-            raise TokenInvalid(operator_note=f"token refused: {self._token_issuer} publishes no key with this kid")
-        return key
+        await self.check()
+        if not select_keys(self._keys, names):
+            await self._wait_for_refresh()
+        return select_keys(self._keys, names)
 
     async def check(self) -> None:
-        """Raise KeysUnavailable unless there are keys. They are fetched as for a token: never more often."""
-        await self._renew()
-        if not self._keys:
-            raise self._unavailable()
-
-    async def _renew(self) -> None:
+        """Raise KeysUnavailable unless there are keys. This fetches them as a token does, and no more often."""
         age = self._clock() - self._fetched_at
-        if age >= OUTLIVED_SECONDS:
-            self._keys = {}  # as at a cold start: users wait for the next try, and it is five seconds away, not thirty
+        if age >= OUTAGE_SECONDS:
+            self._keys = ()  # as at a cold start: users wait for the next try, in at most five seconds
         if age >= MAX_AGE_SECONDS and not self._is_failing():
-            await self._refreshed()
+            await self._wait_for_refresh()
         elif age >= REFRESH_AHEAD_SECONDS:
             self._start_refresh()
-
-    def _unavailable(self) -> KeysUnavailable:
-        return KeysUnavailable(operator_note=f"no keys from {self._url} ({self._failure})")
+        if not self._keys:
+            raise KeysUnavailable(operator_note=f"no keys from {self._url} ({self._failure})")
 
     async def aclose(self) -> None:
-        """Give up a refresh that is under way."""
+        """Cancel a refresh in flight."""
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
 
-    def _find(self, kid: str | None) -> VerificationKey | None:
-        if kid is None or None in self._keys:
-            return next(iter(self._keys.values())) if len(self._keys) == 1 else None
-        return self._keys.get(kid)
-
     def _is_failing(self) -> bool:
-        # The last try brought nothing, but there are keys: they serve, and the next try costs no user a wait. A failure
-        # of long ago says nothing, though: after a quiet time somebody waits, or a withdrawn key would serve once more.
+        # If the last try failed and there are keys, those keys serve, and no user waits for the next try. A failure of
+        # long ago does not count: after a quiet time a user waits, because a withdrawn key would serve otherwise.
         is_recent = self._clock() - self._tried_at < MAX_AGE_SECONDS
         return bool(self._keys) and self._tried_at > self._fetched_at and is_recent
 
-    async def _refreshed(self) -> None:
+    async def _wait_for_refresh(self) -> None:
         self._start_refresh()
         if self._refresh is not None:
-            await asyncio.shield(self._refresh)  # one fetch for all who wait, and none of them can cancel it
+            await asyncio.shield(self._refresh)  # all who wait share one fetch, so none of them may cancel it
 
     def _start_refresh(self) -> None:
         cooldown = COOLDOWN_SECONDS if self._keys else FAILED_START_SECONDS
@@ -117,11 +109,12 @@ class PublishedKeys:
             self._refresh = asyncio.create_task(self._fetch_and_keep())
 
     async def _fetch_and_keep(self) -> None:
-        begun_at = self._clock()
+        started_at = self._clock()
         try:
             async with asyncio.timeout(self._fetch_seconds):
-                self._keys = usable_keys(await self._fetch_set(), self._algorithm)
-            self._fetched_at = self._tried_at = begun_at
+                document = await self._fetch_set()
+            self._keys = self._read_keys(document)
+            self._fetched_at = self._tried_at = started_at
             _log.info("keys.refreshed", url=self._url, count=len(self._keys))
         except (JwksUnusableError, TimeoutError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             self._tried_at = self._clock()
@@ -138,43 +131,37 @@ class PublishedKeys:
         if configuration.get("issuer") != self._token_issuer:
             raise JwksUnusableError("the discovery document is another issuer's")
         jwks_uri = configuration.get("jwks_uri")
-        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri):
+        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri, plain_http_hosts=self._plain_http_hosts):
             raise JwksUnusableError("the discovery document names no https:// jwks_uri")
         if urlsplit(self._url).scheme == "https" and urlsplit(jwks_uri).scheme != "https":
             raise JwksUnusableError("the discovery document leads from https:// to http://")
         return await _fetch(jwks_uri)
 
-
-def usable_keys(document: Mapping[str, Any], algorithm: str) -> Mapping[str | None, VerificationKey]:
-    """Return the keys of a JWKS (RFC 7517) that may verify `algorithm`, by id. Raises JwksUnusableError if none can.
-
-    Keys for other ends are common and skipped. An id that stands twice is ambiguous, so neither key is used; a key
-    without an id is used where it stands alone.
-    """
-    entries = document.get("keys")
-    if not isinstance(entries, list) or len(entries) > MAX_KEYS:
-        raise JwksUnusableError(f"the document is no JWKS of at most {MAX_KEYS} keys")
-    keys: dict[str | None, VerificationKey] = {}
-    ambiguous: set[str | None] = set()
-    for entry in entries:
-        try:
-            key = key_from_jwk(entry, algorithm)
-        except KeyUnusableError:
-            continue
-        if key.kid in keys:
-            ambiguous.add(key.kid)
-        keys[key.kid] = key
-    for kid in ambiguous:
-        del keys[kid]
-    if len(keys) > 1:
-        keys.pop(None, None)
-    if not keys:
-        raise JwksUnusableError(f"the document holds no key for {algorithm}")
-    return keys
+    def _read_keys(self, document: Mapping[str, Any]) -> Sequence[VerificationKey]:
+        """Return the keys of a JWKS (RFC 7517) that can verify the algorithm. Keys for other purposes are common."""
+        members = document.get("keys")
+        if not isinstance(members, list) or len(members) > MAX_KEYS:
+            raise JwksUnusableError(f"the document is no JWKS of at most {MAX_KEYS} keys")
+        keys: list[VerificationKey] = []
+        skipped: list[tuple[str | None, str]] = []
+        for member in members:
+            try:
+                keys.append(key_from_jwk(member, self._algorithm))
+            except KeyUnusableError as error:
+                kid = member.get("kid") if isinstance(member, Mapping) else None
+                skipped.append((kid if isinstance(kid, str) else None, str(error)))
+        for kid, reason in dict.fromkeys(skipped):
+            if (kid, reason) not in self._skipped:  # once, not at every refresh
+                _log.info("keys.skipped", url=self._url, kid=kid, note=reason)
+        self._skipped = skipped
+        if not keys:
+            reasons = ", ".join(dict.fromkeys(reason for _, reason in skipped)) or "it is empty"
+            raise JwksUnusableError(f"the document holds no key for {self._algorithm}: {reasons}")
+        return keys
 
 
 async def _fetch(url: str) -> Mapping[str, Any]:
-    # A transport of its own: fetches are rare, and keep no connection.
+    # A new transport for each fetch: fetches are rare, so nothing would use a kept connection.
     async with http_transport(connect_seconds=FETCH_SECONDS) as transport:
         request = httpx.Request("GET", url, headers=HEADERS)
         try:

@@ -1,54 +1,53 @@
-"""What a key must be before a token is verified with it: one algorithm, enough bits, the right curve.
+"""Build verification keys: one object per key and algorithm, with enough bits and on the right curve.
 
-python-jose would take far less: a secret that is valid JSON is parsed as JSON, a one-byte secret works, kid, use and
-alg of a JWK are ignored. So every key is built here, as one object for one algorithm, and python-jose only computes.
+python-jose accepts far more: it parses a secret that is JSON, takes a secret of one byte, and ignores kid, use and alg
+of a JWK. So this file builds each key itself, and python-jose only computes. `cryptography` verifies EdDSA, which
+python-jose does not implement.
 """
 
 import base64
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    SECP384R1,
-    SECP521R1,
-    EllipticCurve,
-    EllipticCurvePublicKey,
-    EllipticCurvePublicNumbers,
-)
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
-# Not `jose.backends`: that falls back, silently, to the pure-Python `ecdsa` and its timing leak (CVE-2024-23342).
+# Not `jose.backends`: without a message it falls back to the Python package `ecdsa`, which leaks time (CVE-2024-23342).
 from jose.backends.cryptography_backend import CryptographyECKey, CryptographyHMACKey, CryptographyRSAKey
-
-
-class Curve(NamedTuple):
-    """The one curve of an ES* algorithm (RFC 7518, section 3.4)."""
-
-    jwk_name: str
-    curve: EllipticCurve
-
 
 HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
 RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512"})
-CURVES = {
-    "ES256": Curve("P-256", SECP256R1()),
-    "ES384": Curve("P-384", SECP384R1()),
-    "ES512": Curve("P-521", SECP521R1()),
+CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
+    "ES256": ec.SECP256R1(),
+    "ES384": ec.SECP384R1(),
+    "ES512": ec.SECP521R1(),
 }
-ALGORITHMS = HMAC_ALGORITHMS | RSA_ALGORITHMS | CURVES.keys()
+"""The one curve of each ES* algorithm (RFC 7518, section 3.4). A JWK calls it `P-` and its size."""
+EDDSA = "EdDSA"
+"""With Ed25519 (RFC 8037), and no other curve."""
+ALGORITHMS = HMAC_ALGORITHMS | RSA_ALGORITHMS | CURVES.keys() | {EDDSA}
+
+KEY_NAMES = ("kid", "x5t", "x5t#S256")
+"""The members by which a token's header can name its key (RFC 7515, section 4.1)."""
 
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048  # NIST SP 800-131A
-MAX_RSA_BITS = 8192  # beyond, one verification takes long enough to be an attack
+MAX_RSA_BITS = 8192  # one verification with a longer key takes so long that it helps an attacker
 PEM_MARK = "-----BEGIN "
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+_TO_BASE64URL = str.maketrans("+/", "-_")
+
+_ED25519_FIELD: Final = 2**255 - 19
+_ED25519_ORDER_8: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+# The y of the points of order 1, 2, 4 and 8: with such a public key, anyone can sign.
+_ED25519_WEAK: Final = frozenset({0, 1, _ED25519_FIELD - 1, _ED25519_ORDER_8, _ED25519_FIELD - _ED25519_ORDER_8})
 
 
 class KeyUnusableError(ValueError):
@@ -57,21 +56,31 @@ class KeyUnusableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """One key for one algorithm. `kid` is None where the key has no name: then it answers to any."""
+    """One key for one algorithm. `names`: what a token's header may call it, by member of KEY_NAMES."""
 
-    kid: str | None
     algorithm: str
-    _key: CryptographyHMACKey | CryptographyRSAKey | CryptographyECKey
+    _verify: Callable[[bytes, bytes], object] = field(repr=False)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def verifies(self, signing_input: bytes, signature: bytes) -> bool:
         """Whether `signature` over `signing_input` was made with this key."""
-        return self._key.verify(signing_input, signature) is True  # type: ignore[no-untyped-call]
+        return self._verify(signing_input, signature) is True
+
+
+def select_keys(keys: Sequence[VerificationKey], names: Mapping[str, str]) -> Sequence[VerificationKey]:
+    """Return the keys that match one of `names`, the names in a token's header. There may be several, or none.
+
+    If no key has a name of these kinds, `names` cannot tell the keys apart: then return all of them.
+    """
+    if not any(key.names.keys() & names.keys() for key in keys):
+        return keys
+    return [key for key in keys if key.names.items() & names.items()]
 
 
 def base64url_decode(text: str) -> bytes:
-    """Decode strict, canonical, unpadded base64url (RFC 7515, appendix C); anything else raises ValueError.
+    """Decode canonical base64url without padding (RFC 7515, appendix C), or raise ValueError.
 
-    Strict, because a second spelling of the same bytes would be a second token with the same signature.
+    A second spelling of the same bytes would be a second token with the same signature.
     """
     if not _BASE64URL.fullmatch(text):
         raise ValueError("not base64url")
@@ -86,8 +95,8 @@ def base64url_encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
-def key_from_secret(secret: str, algorithm: str, *, kid: str | None = None) -> VerificationKey:
-    """Build an HS* key. Raises KeyUnusableError for a short, blank or mistaken secret."""
+def key_from_secret(secret: str, algorithm: str) -> VerificationKey:
+    """Build an HS* key. Raises KeyUnusableError for a short or blank secret, and for a public key."""
     if algorithm not in HMAC_ALGORITHMS:
         raise KeyUnusableError(f"a secret is for HS256, HS384 or HS512, not for {algorithm}")
     key = secret.encode("utf-8", "surrogateescape")
@@ -97,7 +106,9 @@ def key_from_secret(secret: str, algorithm: str, *, kid: str | None = None) -> V
         raise KeyUnusableError("is blank; make one with: openssl rand -base64 48")
     if _is_public_key_text(secret.strip()):
         raise KeyUnusableError("is a public key or a JWK, which anyone may hold; it cannot be an HS secret")
-    return _hmac_key(key, algorithm, kid)
+    # Through a JWK and not as text: CryptographyHMACKey refuses texts that look like a public key.
+    jose_key = CryptographyHMACKey({"kty": "oct", "k": base64url_encode(key)}, algorithm)
+    return VerificationKey(algorithm, jose_key.verify)
 
 
 def _is_public_key_text(secret: str) -> bool:
@@ -114,58 +125,53 @@ def _is_public_key_text(secret: str) -> bool:
     return False
 
 
-def _hmac_key(secret: bytes, algorithm: str, kid: str | None) -> VerificationKey:
-    # Through a JWK and never as text: CryptographyHMACKey refuses some text secrets for what they look like.
-    return VerificationKey(
-        kid, algorithm, CryptographyHMACKey({"kty": "oct", "k": base64url_encode(secret)}, algorithm)
-    )
-
-
-def key_from_pem(pem: str, algorithm: str, *, kid: str | None = None) -> VerificationKey:
-    """Build an RS* or ES* key from a PEM public key or certificate. Raises KeyUnusableError."""
+def key_from_pem(pem: str, algorithm: str) -> VerificationKey:
+    """Build an RS*, ES* or EdDSA key from a PEM public key or certificate. Raises KeyUnusableError."""
     if "PRIVATE KEY-----" in pem:
-        raise KeyUnusableError("is a private key; voicepass needs, and should hold, the public half only")
+        raise KeyUnusableError("is a private key; give voicepass the public key only")
+    key: object
     try:
-        is_certificate = "BEGIN CERTIFICATE" in pem
-        key: object = (
-            load_pem_x509_certificate(pem.encode()).public_key()
-            if is_certificate
-            else load_pem_public_key(pem.encode())
-        )
+        if "BEGIN CERTIFICATE" in pem:
+            key = load_pem_x509_certificate(pem.encode()).public_key()
+        else:
+            key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
         raise KeyUnusableError("is not a PEM public key or certificate") from None
-    return _public_key(key, algorithm, kid)
+    return _public_key(key, algorithm, names={})
 
 
 def key_from_jwk(jwk: object, algorithm: str) -> VerificationKey:
-    """Build a key from one JWK (RFC 7517), used for `algorithm` alone. Raises KeyUnusableError."""
+    """Build an RS*, ES* or EdDSA key from one JWK (RFC 7517). Raises KeyUnusableError.
+
+    An HS secret never comes from a JWK: nobody may publish one.
+    """
     if not isinstance(jwk, Mapping):
         raise KeyUnusableError("is not a JSON object")
-    kid = jwk.get("kid")
-    if kid is not None and not isinstance(kid, str):
+    # Some issuers write null for a member that they leave out.
+    members = {member: value for member, value in jwk.items() if value is not None}
+    names = {member: value for member in KEY_NAMES if isinstance(value := members.get(member), str)}
+    if "kid" in members and "kid" not in names:
         raise KeyUnusableError("has a kid that is not text")
-    if jwk.get("use", "sig") != "sig" or not _may_verify(jwk.get("key_ops")):
+    key_ops = members.get("key_ops", ["verify"])
+    if members.get("use", "sig") != "sig" or not isinstance(key_ops, list) or "verify" not in key_ops:
         raise KeyUnusableError("is not meant for verifying signatures (use, key_ops)")
-    if jwk.get("alg", algorithm) != algorithm:
+    if members.get("alg", algorithm) != algorithm:
         raise KeyUnusableError(f"is meant for another algorithm than {algorithm}")
-    if algorithm in HMAC_ALGORITHMS:
-        secret = _member_bytes(jwk, "oct", "k")
-        if len(secret) < MIN_SECRET_BYTES:
-            raise KeyUnusableError(f"must be at least {MIN_SECRET_BYTES} bytes long")
-        return _hmac_key(secret, algorithm, kid)
-    if "d" in jwk:
+    if "d" in members:
         raise KeyUnusableError("is a private key, published; treat it as stolen")
-    return _public_key(_numbers_to_key(jwk, algorithm), algorithm, kid)
+    return _public_key(_load_jwk(members, algorithm), algorithm, names=names)
 
 
-def _numbers_to_key(jwk: Mapping[str, object], algorithm: str) -> object:
+def _load_jwk(jwk: Mapping[str, object], algorithm: str) -> object:
     try:
         if algorithm in RSA_ALGORITHMS:
             n, e = (int.from_bytes(_member_bytes(jwk, "RSA", member)) for member in ("n", "e"))
-            return RSAPublicNumbers(e, n).public_key()
-        if algorithm in CURVES and jwk.get("crv") == CURVES[algorithm].jwk_name:
+            return rsa.RSAPublicNumbers(e, n).public_key()
+        if algorithm in CURVES and jwk.get("crv") == f"P-{CURVES[algorithm].key_size}":
             x, y = (int.from_bytes(_member_bytes(jwk, "EC", member)) for member in ("x", "y"))
-            return EllipticCurvePublicNumbers(x, y, CURVES[algorithm].curve).public_key()
+            return ec.EllipticCurvePublicNumbers(x, y, CURVES[algorithm]).public_key()
+        if algorithm == EDDSA and jwk.get("crv") == "Ed25519":
+            return Ed25519PublicKey.from_public_bytes(_member_bytes(jwk, "OKP", "x"))
     except KeyUnusableError:
         raise
     except (ValueError, UnsupportedAlgorithm) as error:  # a point off its curve, an exponent of 1
@@ -173,32 +179,43 @@ def _numbers_to_key(jwk: Mapping[str, object], algorithm: str) -> object:
     raise KeyUnusableError(f"is not a key for {algorithm}")
 
 
-def _may_verify(key_ops: object) -> bool:
-    return key_ops is None or (isinstance(key_ops, list) and "verify" in key_ops)
-
-
 def _member_bytes(jwk: Mapping[str, object], key_type: str, member: str) -> bytes:
     value = jwk.get(member)
     if jwk.get("kty") != key_type or not isinstance(value, str) or not value:
         raise KeyUnusableError(f"is no {key_type} key with a member '{member}'")
     try:
-        return base64url_decode(value)
+        # Some issuers write standard base64, or padding. In a key, unlike a token, a second spelling does no harm.
+        return base64url_decode(value.rstrip("=").translate(_TO_BASE64URL))
     except ValueError:
         raise KeyUnusableError(f"has a malformed member '{member}'") from None
 
 
-def _public_key(key: object, algorithm: str, kid: str | None) -> VerificationKey:
+def _public_key(key: object, algorithm: str, *, names: Mapping[str, str]) -> VerificationKey:
     if algorithm in RSA_ALGORITHMS:
-        if not isinstance(key, RSAPublicKey):
+        if not isinstance(key, rsa.RSAPublicKey):
             raise KeyUnusableError(f"is not an RSA key, which {algorithm} needs")
         if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
             raise KeyUnusableError(f"must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits; this one has {key.key_size}")
-        exponent = key.public_numbers().e
-        if exponent < 3 or exponent % 2 == 0:  # noqa: PLR2004 - 1 would make every text its own signature
-            raise KeyUnusableError("has an unusable public exponent")
-        return VerificationKey(kid, algorithm, CryptographyRSAKey(key, algorithm))
+        # `cryptography` builds no key with an exponent that is even or below 3; tests say so.
+        return VerificationKey(algorithm, CryptographyRSAKey(key, algorithm).verify, names)
     if algorithm in CURVES:
-        if not isinstance(key, EllipticCurvePublicKey) or key.curve.name != CURVES[algorithm].curve.name:
-            raise KeyUnusableError(f"is not a key on curve {CURVES[algorithm].jwk_name}, which {algorithm} needs")
-        return VerificationKey(kid, algorithm, CryptographyECKey(key, algorithm))
+        curve = CURVES[algorithm]
+        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != curve.name:
+            raise KeyUnusableError(f"is not a key on curve P-{curve.key_size}, which {algorithm} needs")
+        return VerificationKey(algorithm, CryptographyECKey(key, algorithm).verify, names)
+    if algorithm == EDDSA:
+        if not isinstance(key, Ed25519PublicKey):
+            raise KeyUnusableError("is not an Ed25519 key, which EdDSA needs")
+        y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255  # the highest bit is the sign of x
+        if y >= _ED25519_FIELD or y in _ED25519_WEAK:
+            raise KeyUnusableError("is malformed, or a key with which anyone can sign")
+        return VerificationKey(algorithm, partial(_verify_ed25519, key), names)
     raise KeyUnusableError(f"cannot serve {algorithm}")
+
+
+def _verify_ed25519(key: Ed25519PublicKey, signing_input: bytes, signature: bytes) -> bool:
+    try:
+        key.verify(signature, signing_input)
+    except InvalidSignature:
+        return False
+    return True

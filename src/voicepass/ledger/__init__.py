@@ -154,7 +154,7 @@ class Ledger(ABC):
     async def begin_listing(
         self, agent_id: str, *, every_seconds: float, recent_seconds: float = RECENT_SECONDS
     ) -> Listing | None:
-        """Return which part of the agent's list to read now, in real time; None while there is nothing to learn."""
+        """Return which part of the agent's list to read now, in real time; None if it was read just now."""
         listing = await self._run(
             lambda now: opened.begin_listing(agent_id, now, every_seconds=every_seconds, recent_seconds=recent_seconds)
         )

@@ -248,28 +248,23 @@ def hold(row: Row) -> Dialogue[None]:
 
 
 def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialogue[LimitReached]:
-    refusal = _REFUSALS[answer.limit.counted](operator_note=f"the limit {answer.limit.name} is reached")
-    refusal.limit_name = answer.limit.name
-    refusal.resets_at = answer.resets_at or now + answer.limit.window_seconds
-    if answer.limit.counted is Counted.CONVERSATIONS:
+    limit = answer.limit
+    resets_at = answer.resets_at or now + limit.window_seconds
+    if limit.counted is Counted.CONVERSATIONS:
         instants = {
             "now": now,
             "may_end": now + MAY_END_SECONDS,
             "released": RELEASED_SECONDS,
             "in_flight": now - IN_FLIGHT_SECONDS,
         }
-        (row,) = yield _FREE_AT.format(scope=SCOPES[answer.limit.scope]), {**whose, **instants}
+        (row,) = yield _FREE_AT.format(scope=SCOPES[limit.scope]), {**whose, **instants}
         if row["free_at"] is not None:
-            refusal.resets_at = max(now, row["free_at"])
-    refusal.retry_after_seconds = max(1, math.ceil(refusal.resets_at - now))
-    refusal.headers = _rate_limit_headers(answer, refusal.retry_after_seconds)
-    return refusal
-
-
-def _rate_limit_headers(answer: Usage, wait_seconds: int) -> dict[str, str]:
-    """Word a limit as the RateLimit header fields (draft-ietf-httpapi-ratelimit-headers)."""
-    limit = answer.limit
-    return {
-        "RateLimit-Policy": f'"{limit.name}";q={limit.most};w={limit.window_seconds}',
-        "RateLimit": f'"{limit.name}";r=0;t={wait_seconds}',
-    }
+            resets_at = max(now, row["free_at"])
+    return _REFUSALS[limit.counted](
+        operator_note=f"the limit {limit.name} is reached",
+        retry_after_seconds=max(1, math.ceil(resets_at - now)),
+        resets_at=resets_at,
+        limit_name=limit.name,
+        most=limit.most,
+        window_seconds=limit.window_seconds,
+    )

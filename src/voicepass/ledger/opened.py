@@ -95,7 +95,7 @@ def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
 
 
 def _reopen(row: Row, opened_at: float) -> Dialogue[Row]:
-    """Count a pass again that was released as unopened, with the longest that its conversation may last."""
+    """Count a pass again that was released as unopened, with the seconds that were reserved for it."""
     yield from hold(row)
     seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
     (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at, "seconds": seconds}
@@ -141,7 +141,7 @@ def erase_sealed(now: float) -> Dialogue[None]:
 def begin_listing(
     agent_id: str, now: float, *, every_seconds: float, recent_seconds: float
 ) -> Dialogue[Listing | None]:
-    """Return which part of the agent's list is to be read now; None while there is nothing to learn from it.
+    """Return which part of the agent's list to read now; None if it was read a short time ago.
 
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
     """
@@ -163,7 +163,9 @@ def begin_listing(
     begins = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
         begins.append(max(row["unseen_since"], listed_until) - LIST_OVERLAP_SECONDS)
-    return Listing(since=min(begins), until=now - LIST_LAG_SECONDS) if begins else None
+    if not begins:  # The list may still have conversations that began without a pass.
+        begins.append(max(listed_until, now - recent_seconds) - LIST_OVERLAP_SECONDS)
+    return Listing(since=min(begins), until=now - LIST_LAG_SECONDS)
 
 
 def note_listed(agent_id: str, until: float) -> Dialogue[None]:

@@ -125,7 +125,8 @@ def expire(conversation_id: str, now: float, *, min_age_seconds: float = 0.0) ->
 
     Returns whether this released it: not if it is younger than `min_age_seconds`, known to be open, or settled.
     """
-    parameters = {"conversation_id": conversation_id, "now": now, "before": now - min_age_seconds}
+    before = now - min_age_seconds
+    parameters = {"conversation_id": conversation_id, "now": now, "before": before, "unused": UNUSED_SECONDS}
     for unused in (yield FIND_ISSUED, parameters):
         yield from hold(unused)
         if (yield _EXPIRE, parameters):
@@ -267,7 +268,8 @@ WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by =
       OR (settled_by <> 'webhook' AND :source = 'webhook')) RETURNING *"""
 
 _EXPIRE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0, sealed = NULL
+UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0, sealed = NULL,
+                  lapses_at = granted_at + :unused + seconds  -- keeps what was reserved, for `opened.note_opened`
 WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL AND granted_at <= :before
 RETURNING pass_id"""
 

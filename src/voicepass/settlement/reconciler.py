@@ -1,130 +1,87 @@
-"""Settles what no webhook told: reads ElevenLabs' list of conversations, and asks about single ones that it lacks."""
+"""Settles what no webhook reported: reads ElevenLabs' list of conversations, and asks for single ones that it lacks."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
 from voicepass.elevenlabs.answers import ConversationsPage
-from voicepass.errors import BadAnswer, ConversationUnknown, KeyRejected, LedgerUnavailable, Refusal
+from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
+from voicepass.ledger import Ledger
 from voicepass.model import Clock, IssuedPass, Listing, Settlement
-from voicepass.settlement import (
-    NEVER_OPENED_SECONDS,
-    Account,
-    Outcome,
-    Settlements,
-    Status,
-    read_account,
-    read_row,
-    repeating,
-)
+from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
+from voicepass.settlement.bypasses import NOT_ISSUED
+from voicepass.settlement.reports import Provider, Report, fetch_report, parse_row, report_unopened
 
 LIST_SECONDS: Final = 210.0
-"""The list is read by the first round after this time. So with a round a minute it is read every four minutes, even if
-rounds do not begin exactly on time. Each reading costs a call for 100 conversations that began since the last one."""
+"""The first round after this time reads the list: with a round a minute, every fourth round, even if rounds are not
+exactly on time. A reading costs one call for 100 conversations that began since the last reading."""
 MIN_RECENT_SECONDS: Final = 20 * 60.0
 RECENT_SPARE_SECONDS: Final = 60.0
 CALLS_PER_ROUND: Final = 20
-"""Conversations that are asked about one by one in a round."""
+"""A round asks for so many single conversations at most."""
 UNACCOUNTED_SECONDS: Final = 24 * 3600
-"""After a day of answers that tell nothing, what was reserved counts as used, and ElevenLabs is asked no more."""
+"""If a day of answers has not settled a pass, its reserved time counts as used, and voicepass stops asking."""
 MIN_LEASE_SECONDS: Final = 120.0
-"""A round may take so long even if rounds follow one another faster."""
+"""A round may take so long, even if rounds follow one another faster."""
+MAX_FOUND: Final = 200
+"""voicepass reads so many rows of a page at most. ElevenLabs sends 100."""
 
-_WINDOW_SECONDS: Final = 1800.0  # progress is saved after each, so a long backlog is not read from its start again
-MOST_FOUND: Final = 200  # of a page: ElevenLabs has 100 on one
-_MAX_PAGES: Final = 1000  # of one window: no service of ours has so many conversations in half an hour
-_AT_ONCE: Final = 5  # writes to the ledger: half of the connections that an instance has
+_WINDOW_SECONDS: Final = 1800.0  # The ledger saves the progress after each window, so a long backlog is read once.
+_RELEASED_AT_ONCE: Final = 100
 _LEASE: Final = "reconciler"
 
 _log = structlog.get_logger("voicepass.settlement")
 
 
-class Ledger(Protocol):
-    """The part of the ledger that the reconciler needs. Every method raises LedgerUnavailable."""
-
-    async def lease(self, name: str, seconds: float, /) -> bool:
-        """Tell whether this is the caller's alone for that many seconds."""
-
-    async def end_lease(self, name: str, /, *, after_seconds: float) -> None:
-        """Let a lease lapse earlier than it would."""
-
-    async def begin_listing(self, agent_id: str, /, *, every_seconds: float, recent_seconds: float) -> Listing | None:
-        """Return which part of the agent's list to read now."""
-
-    async def note_listed(self, agent_id: str, until: float, /) -> None:
-        """Note how far the list was read."""
-
-    async def find(self, conversation_ids: Sequence[str], /) -> list[IssuedPass]:
-        """Return the passes behind these conversations."""
-
-    async def never_opened(self, agent_id: str, most: int, /, *, min_age_seconds: float) -> list[IssuedPass]:
-        """Return passes that are too old to be opened and whose conversations are not in the list."""
-
-    async def due(self, most: int, /, *, after: float, min_age_seconds: float) -> list[IssuedPass]:
-        """Return old unsettled passes reserved after `after`, oldest first."""
-
-
-class Provider(Protocol):
-    """Raises an ElevenLabsRefusal or Overloaded when it does not answer."""
-
-    async def conversation(self, agent_base_url: str, conversation_id: str, /) -> Mapping[str, object]:
-        """Return ElevenLabs' account of a conversation, or raise ConversationUnknown."""
-
-    async def conversations(
-        self, agent_base_url: str, agent_id: str, /, *, since: float, until: float, cursor: str
-    ) -> ConversationsPage:
-        """Return a page of the agent's conversations that began in this time."""
-
-
+@dataclass(kw_only=True, eq=False)
 class Reconciler:
     """Settles in rounds, on one instance at a time.
 
-    `base_urls`: the ElevenLabs host of each agent's id. `conversation_seconds`: the longest that one may last.
+    `base_urls`: the ElevenLabs host of each agent's id. `conversation_seconds`: the longest allowed conversation.
     """
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        provider: Provider,
-        settlements: Settlements,
-        base_urls: Mapping[str, str],
-        every_seconds: float,
-        conversation_seconds: int,
-        clock: Clock,
-    ) -> None:
-        self._ledger = ledger
-        self._provider = provider
-        self._settlements = settlements
-        self._base_urls = base_urls
-        self._every_seconds = every_seconds
-        # The list is read again for conversations that began so recently; older ones are asked about one by one.
-        self._recent_seconds = max(MIN_RECENT_SECONDS, conversation_seconds + LIST_SECONDS + RECENT_SPARE_SECONDS)
-        self._clock = clock
-        self._asked_until = 0.0
+    ledger: Ledger
+    provider: Provider
+    settlements: Settlements
+    base_urls: Mapping[str, str]
+    every_seconds: float
+    conversation_seconds: int
+    clock: Clock
+    _asked_until: float = field(default=0.0, init=False)
 
-    def running(self) -> AbstractAsyncContextManager[None]:
-        """Hold a round every so often until the block ends."""
-        return repeating(
-            self._every_seconds, self.round, report=lambda cause: _log.error("reconciler.failed", cause=cause)
+    @property
+    def _recent_seconds(self) -> float:
+        """The list covers conversations that began so recently. voicepass asks for each older one."""
+        return max(MIN_RECENT_SECONDS, self.conversation_seconds + LIST_SECONDS + RECENT_SPARE_SECONDS)
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Hold a round every `every_seconds` until the block ends."""
+        return run_periodically(
+            self.every_seconds,
+            self.run_round,
+            report_failure=lambda cause: _log.error("reconciler.failed", cause=cause),
         )
 
-    async def round(self) -> None:
-        """Settle what can be settled now, unless another instance does. It is over before its lease is."""
-        usual_seconds = self._every_seconds * 0.9  # then no other instance holds a round before the next one is due
+    async def run_round(self) -> None:
+        """Settle what can be settled now, unless another instance does. The round ends before its lease ends."""
+        usual_seconds = self.every_seconds * 0.9  # Then no other instance holds a round before the next one.
         lease_seconds = max(usual_seconds, MIN_LEASE_SECONDS)
-        ticks = asyncio.get_running_loop().time
-        began = ticks()
+        began_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(lease_seconds):
-                if await self._ledger.lease(_LEASE, lease_seconds):
+                if not await self.ledger.lease(_LEASE, lease_seconds):
+                    return
+                left_seconds = 0.0  # After a failure, the next round of any instance may try at once.
+                try:
                     await self._reconcile()
-                    left_seconds = max(0.0, usual_seconds - (ticks() - began))
-                    await self._ledger.end_lease(_LEASE, after_seconds=left_seconds)
+                    left_seconds = max(0.0, usual_seconds - (asyncio.get_running_loop().time() - began_at))
+                finally:
+                    await self.ledger.end_lease(_LEASE, after_seconds=left_seconds)
         except TimeoutError:
             _log.warning("reconciler.cut_short", after_seconds=lease_seconds)
         except LedgerUnavailable as refusal:
@@ -132,33 +89,38 @@ class Reconciler:
 
     async def _reconcile(self) -> None:
         outcomes: Counter[str] = Counter()
-        silent: set[str] = set()
-        for agent_id, base_url in self._base_urls.items():
-            if base_url not in silent:
-                await self._unless_refused(self._read_list(agent_id, base_url, outcomes), silent, base_url)
-        due = await self._ledger.due(CALLS_PER_ROUND, after=self._asked_until, min_age_seconds=self._recent_seconds)
-        # Each round goes on where the last one ended: a conversation that stays open must not keep others waiting.
-        self._asked_until = due[-1].reserved_at if len(due) == CALLS_PER_ROUND else 0.0
-        for issued in due:
-            base_url = self._base_urls.get(issued.agent_id, "")
-            if base_url not in silent:
-                await self._unless_refused(self._ask(issued, base_url, outcomes), silent, base_url)
+        failed_hosts: set[str] = set()
+        for agent_id, base_url in self.base_urls.items():
+            if base_url not in failed_hosts:
+                await self._try(self._read_list(agent_id, base_url, outcomes), base_url, failed_hosts)
+        unsettled = await self.ledger.due(
+            CALLS_PER_ROUND, after=self._asked_until, min_age_seconds=self._recent_seconds
+        )
+        # The next round continues here, so that a conversation that stays open does not delay the others.
+        self._asked_until = unsettled[-1].reserved_at if len(unsettled) == CALLS_PER_ROUND else 0.0
+        for issued in unsettled:
+            base_url = self.base_urls.get(issued.agent_id, "")
+            if base_url not in failed_hosts:
+                await self._try(self._ask(issued, base_url, outcomes), base_url, failed_hosts)
         if outcomes:
             _log.info("passes.reconciled", **outcomes)
 
-    async def _unless_refused(self, step: Awaitable[None], silent: set[str], base_url: str) -> None:
-        """Take a step; a host that refuses is asked no more in this round."""
+    async def _try(self, step: Awaitable[None], base_url: str, failed_hosts: set[str]) -> None:
+        """Await a step. After a refusal, this round does not ask the host again."""
         try:
             await step
         except LedgerUnavailable:
             raise
         except Refusal as refusal:
-            silent.add(base_url)
-            _log.warning("reconciler.stopped", host=base_url, code=refusal.code, note=_remedy(refusal))
+            failed_hosts.add(base_url)
+            note = refusal.operator_note
+            if isinstance(refusal, KeyRejected):
+                note += "; or set VOICEPASS_RECONCILE_SECONDS=0 and rely on the webhook alone"
+            _log.warning("reconciler.stopped", host=base_url, code=refusal.code, note=note)
 
     async def _read_list(self, agent_id: str, base_url: str, outcomes: Counter[str]) -> None:
-        """Read the list where it may tell something new, then release what is too old to be opened and not in it."""
-        listing = await self._ledger.begin_listing(
+        """Read the agent's list if it is time. Then release each pass that is too old to be opened and not listed."""
+        listing = await self.ledger.begin_listing(
             agent_id, every_seconds=LIST_SECONDS, recent_seconds=self._recent_seconds
         )
         if listing is not None:
@@ -166,81 +128,63 @@ class Reconciler:
             while since < listing.until:
                 until = min(since + _WINDOW_SECONDS, listing.until)
                 await self._read_window(agent_id, base_url, Listing(since=since, until=until), outcomes)
-                await self._ledger.note_listed(agent_id, until)
+                await self.ledger.note_listed(agent_id, until)
                 since = until
         has_released = True
         while has_released:
-            unopened = await self._ledger.never_opened(agent_id, _AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS)
-            has_released = await self._record([(each, _unopened(each)) for each in unopened], outcomes)
+            unopened = await self.ledger.never_opened(agent_id, _RELEASED_AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS)
+            has_released = await self._apply([(each, report_unopened(each)) for each in unopened], outcomes)
 
     async def _read_window(self, agent_id: str, base_url: str, window: Listing, outcomes: Counter[str]) -> None:
-        """Record every conversation that began in the window. Raises BadAnswer where the list does not end."""
-        cursors = {""}
+        """Apply the report of every conversation that began in the window. Raises BadAnswer if the list is endless."""
+        cursors: set[str] = set()
         cursor = ""
-        for _ in range(_MAX_PAGES):
-            page = await self._provider.conversations(
+        while cursor not in cursors:
+            cursors.add(cursor)
+            page = await self.provider.list_conversations(
                 base_url, agent_id, since=window.since, until=window.until, cursor=cursor
             )
-            await self._record_page(page, outcomes)
+            await self._apply_page(page, outcomes)
             cursor = page.next_cursor
             if not cursor:
                 return
-            if cursor in cursors:
-                break
-            cursors.add(cursor)
         raise BadAnswer(operator_note="ElevenLabs' list of conversations does not end: its pages repeat")
 
-    async def _record_page(self, page: ConversationsPage, outcomes: Counter[str]) -> None:
-        accounts = {
-            account.conversation_id: account
-            for row in page.rows
-            if (account := read_row(row, source="reconciler")) is not None
-        }
-        issued = await self._ledger.find(list(accounts)[:MOST_FOUND])
-        unsettled = [(each, accounts[each.conversation_id or ""]) for each in issued if _is_unsettled(each)]
-        await self._record(unsettled, outcomes)
+    async def _apply_page(self, page: ConversationsPage, outcomes: Counter[str]) -> None:
+        parsed = [parse_row(row, source="reconciler") for row in page.rows[:MAX_FOUND]]
+        reports = {report.conversation_id: report for report in parsed if report is not None}
+        issued = {each.conversation_id or "": each for each in await self.ledger.find(list(reports))}
+        for conversation_id in reports.keys() - issued.keys():
+            self.settlements.bypasses.report(reports[conversation_id], reason=NOT_ISSUED)
+        unsettled = [each for each in issued.values() if each.settled_at is None or each.settled_by == "expiry"]
+        await self._apply([(each, reports[each.conversation_id or ""]) for each in unsettled], outcomes)
 
-    async def _record(self, told: Sequence[tuple[IssuedPass, Account]], outcomes: Counter[str]) -> bool:
-        """Record what ElevenLabs says of these passes; return whether that changed any of them."""
-        recorded: list[Outcome] = []
-        for start in range(0, len(told), _AT_ONCE):
-            some = told[start : start + _AT_ONCE]
-            recorded += await asyncio.gather(*(self._settlements.record(*each) for each in some))
-        outcomes.update(recorded)
-        return any(outcome is not Outcome.LEFT for outcome in recorded)
+    async def _apply(self, pairs: Sequence[tuple[IssuedPass, Report]], outcomes: Counter[str]) -> bool:
+        """Apply a report to each pass. Returns whether that changed any of them."""
+        applied = [await self.settlements.apply(*pair) for pair in pairs]
+        outcomes.update(applied)
+        return any(outcome is not Outcome.LEFT for outcome in applied)
 
     async def _ask(self, issued: IssuedPass, base_url: str, outcomes: Counter[str]) -> None:
-        """Ask about one conversation, and record the answer; after a day without one, what was reserved counts."""
+        """Ask for one conversation and apply the answer. After a day without one, charge the reserved time."""
         conversation_id = issued.conversation_id or ""
-        account: Account | None = None
+        outcome = Outcome.LEFT
         try:
-            if base_url:  # else the agent is no longer configured, and nobody can be asked
-                answer = await self._provider.conversation(base_url, conversation_id)
-                account = read_account(conversation_id, answer, source="reconciler")
-        except ConversationUnknown:
-            account = _unopened(issued)
+            if base_url:  # Otherwise the agent is no longer configured, and voicepass can ask nobody.
+                report = await fetch_report(self.provider, base_url, issued, source="reconciler")
+                outcome = await self.settlements.apply(issued, report)
         except BadAnswer as refusal:
             _log.warning("conversation.unreadable", conversation_id=conversation_id, note=refusal.operator_note)
-        outcome = Outcome.LEFT if account is None else await self._settlements.record(issued, account)
-        if outcome is Outcome.LEFT and self._clock() - issued.reserved_at >= UNACCOUNTED_SECONDS:
+        if outcome is Outcome.LEFT and self.clock() - issued.reserved_at >= UNACCOUNTED_SECONDS:
             _log.warning("conversation.unaccounted", conversation_id=conversation_id, seconds=issued.seconds)
-            in_full = Settlement(
-                conversation_id=conversation_id, seconds=issued.seconds, cost=None, user_id=None, source="reconciler"
+            await self.settlements.settle(
+                Settlement(
+                    conversation_id=conversation_id,
+                    seconds=issued.seconds,
+                    cost=None,
+                    user_id=None,
+                    source="reconciler",
+                )
             )
-            await self._settlements.settle(in_full)
             outcome = Outcome.SETTLED
         outcomes[outcome] += 1
-
-
-def _unopened(issued: IssuedPass) -> Account:
-    return Account(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
-
-
-def _is_unsettled(issued: IssuedPass) -> bool:
-    return issued.settled_at is None or issued.settled_by == "expiry"
-
-
-def _remedy(refusal: Refusal) -> str:
-    if isinstance(refusal, KeyRejected):
-        return f"{refusal.operator_note}; or set VOICEPASS_RECONCILE_SECONDS=0 and rely on the webhook alone"
-    return refusal.operator_note

@@ -1,11 +1,12 @@
-"""An attempt or a settlement becomes a log line."""
+"""Writes a log line for each attempt and each settlement."""
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import structlog
 
-from voicepass.model import Attempt, IssuedPass
+from voicepass.model import IssuedPass
+from voicepass.telemetry.attempt import Attempt
 
 Event = TypeVar("Event")
 
@@ -14,10 +15,10 @@ _settlement_log = structlog.get_logger("voicepass.settlement")
 
 
 class AttemptLog:
-    """Writes one line per attempt: `pass.granted`, or `pass.refused` with the code and what to do about it."""
+    """Writes one line per attempt: `pass.granted`, or `pass.refused` with the code and what the operator should do."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger("voicepass.passes").bind()  # once, not for each line
+        self._log = structlog.get_logger("voicepass.passes").bind()  # once, because it takes long
 
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {
@@ -25,7 +26,7 @@ class AttemptLog:
             "client_request_id": attempt.client_request_id,
             "client": attempt.client,
             "transport": attempt.transport.value,
-            "agent": attempt.alias if attempt.agent else None,  # an alias that named no agent is the caller's text
+            "agent": attempt.alias if attempt.agent else None,  # any other alias is text of the caller
             "token_issuer": attempt.user.issuer if attempt.user else None,
             "user_id": attempt.user.id if attempt.user else None,
             "conversation_id": attempt.conversation_id,
@@ -43,7 +44,7 @@ class AttemptLog:
                 self._log.warning(
                     "conversation_id.missing",
                     request_id=attempt.request_id,
-                    note="ElevenLabs named no conversation; nothing binds this conversation to its user",
+                    note="ElevenLabs named no conversation, so voicepass cannot say whose it is",
                 )
             return
         write = self._log.error if attempt.is_operators_fault else self._log.info
@@ -57,7 +58,7 @@ class AttemptLog:
 
 
 class SettlementLog:
-    """Writes `conversation.settled`, and a warning where the browser claimed to be another user."""
+    """Writes `conversation.settled`, and a warning if the browser named another user."""
 
     def __call__(self, settled: IssuedPass) -> None:
         fields: dict[str, object] = {
@@ -75,23 +76,22 @@ class SettlementLog:
             lag_seconds=round(settled.lag_seconds, 1),
             **fields,
         )
-        if settled.identity_mismatch:  # the name that was claimed is the browser's text: it stands in the ledger only
+        if settled.identity_mismatch:  # only the ledger holds the other name, which is text of the browser
             _settlement_log.warning(
                 "conversation.identity_mismatch",
-                note="the browser told ElevenLabs another user; it is charged to the one it was issued to",
+                note="the browser told ElevenLabs another user id; the user of the pass is charged",
                 **fields,
             )
 
 
-class Isolated(Generic[Event]):
-    """Calls each observer, and writes `observer.failed` for one that raises; the others still see the event."""
+def isolate(*observers: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Return an observer that calls each of `observers`. It logs `observer.failed` for one that raises."""
 
-    def __init__(self, *observers: Callable[[Event], None]) -> None:
-        self._observers = observers
-
-    def __call__(self, event: Event) -> None:
-        for observe in self._observers:
+    def observe(event: Event) -> None:
+        for observer in observers:
             try:
-                observe(event)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the pass stays granted
-                _log.error("observer.failed", observer=type(observe).__name__, cause=type(error).__name__)
+                observer(event)
+            except Exception as error:  # noqa: BLE001 - a mistake here must not take a pass back
+                _log.error("observer.failed", observer=type(observer).__name__, cause=type(error).__name__)
+
+    return observe

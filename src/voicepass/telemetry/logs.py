@@ -1,10 +1,11 @@
-"""How logging is set up: every line goes to standard error, for machines or for people, and no secret is in it."""
+"""Sets up logging: every line goes to standard error, as JSON or as text for people, and holds no secret."""
 
+import json
 import logging
 import re
 import string
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import structlog
@@ -13,12 +14,11 @@ from voicepass.telemetry.logwriter import LogWriter
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-_HANDLER_NAME: Final = "voicepass"
+Event = structlog.typing.EventDict
 
 _log = structlog.get_logger("voicepass.telemetry.logs")
 
-# Whatever level we are set to, these never speak below theirs: at DEBUG they print requests with their secrets.
+# Each of these logs nothing below its level here: at DEBUG they log requests with their secrets.
 _THIRD_PARTY_LEVELS: Final = {
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
@@ -29,12 +29,12 @@ _THIRD_PARTY_LEVELS: Final = {
 }
 
 MAX_TEXT_CHARACTERS: Final = 8192
-"""Of one value in a line; what is longer is cut before anything searches it."""
+"""Of one value in a line. A longer value is cut before it is searched for secrets."""
 
 _TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "_-."
 
-# The marks are searched first: that takes a hundredth of the pattern's time, in every line.
-# Each pattern consumes the whole run that it begins in, so that no character is read twice.
+# Each line is searched for the marks first, which takes a hundredth of the pattern's time.
+# Each pattern consumes the whole run of characters, so that it reads none twice.
 _SECRETS: Final = (
     (
         ("conversation_signature=", "token="),
@@ -57,9 +57,9 @@ _SECRETS: Final = (
 
 
 def redact(text: str, *, most_characters: int = MAX_TEXT_CHARACTERS) -> str:
-    """Cut `text`, then remove whatever looks like a signature, an API key or a token, or at the cut like half of one.
+    """Cut `text`, then remove what looks like a signature, an API key or a token. Half of one at the cut goes too.
 
-    The work is linear in `most_characters`, whatever the text is.
+    The time is linear in `most_characters` for any text.
     """
     if len(text) <= most_characters:
         return _hide_secrets(text)
@@ -81,64 +81,52 @@ def _report_lost_lines(lost: int) -> None:
 
 
 log_writer: Final = LogWriter(2, on_resumed=_report_lost_lines)
-"""The only one of the process, as standard error is. It starts no thread before the first line."""
+"""The only one of the process, because there is one standard error. It starts its thread with the first line."""
 
 
 def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
     """Send every log line of the process to standard error: one JSON object a line, or coloured text for people.
 
-    Called again, it replaces what it set up before. Other handlers stay, except those of uvicorn's own command.
+    A second call replaces what the first one set up. Other handlers stay, except those of uvicorn's own command.
     """
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
+    lowest = logging.getLevelNamesMapping()[level.upper()]
+    processors: list[structlog.typing.Processor] = [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _cut_values,
+        _to_json if log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        _redact_line,
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
-    lowest = logging.getLevelNamesMapping()[level.upper()]
-    # Our own lines do not become records of logging first: one took a tenth of the time of a whole pass.
+    # Our own lines do not become records of `logging` first, which would take a tenth of the time of a pass.
     structlog.configure(
-        processors=[*shared, renderer, _redacted],
+        processors=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, *processors],
         wrapper_class=structlog.make_filtering_bound_logger(lowest),
         logger_factory=_StandardError,
         cache_logger_on_first_use=False,
     )
-    handler = _Handler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, _redacted],
-        )
-    )
     root = logging.getLogger()
-    handler.set_name(_HANDLER_NAME)
-    root.handlers[:] = [other for other in root.handlers if other.get_name() != _HANDLER_NAME] + [handler]
+    others = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
+    root.handlers[:] = [*others, _Handler(processors)]
     root.setLevel(lowest)
-    _take_over_from_uvicorn()
+    _remove_uvicorn_handlers()
     for name, least in _THIRD_PARTY_LEVELS.items():
         logging.getLogger(name).setLevel(max(least, lowest))
 
 
-def _take_over_from_uvicorn() -> None:
-    # Its command sets up handlers that write from the event loop: a reader that stops reading would stop the loop.
+def _remove_uvicorn_handlers() -> None:
+    # uvicorn's command sets up handlers that write from the event loop. If nobody reads them, the loop stops.
     for name in ("uvicorn", "uvicorn.access"):
         logger = logging.getLogger(name)
-        kept = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
-        if len(kept) < len(logger.handlers):
-            # The lines of uvicorn.access hold queries. `serve` writes none of them either.
-            logger.handlers[:], logger.propagate = kept, name == "uvicorn"
+        others = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
+        if len(others) < len(logger.handlers):
+            # The lines of uvicorn.access hold queries. `serve` does not write them either.
+            logger.handlers[:], logger.propagate = others, name == "uvicorn"
 
 
 def write_line(line: str) -> None:
-    """Write one line to standard error. This neither raises nor, while the service runs, waits.
+    """Write one line to standard error. This never raises, and does not wait while the service runs.
 
-    A program that has put another stream there, such as a test or a notebook, gets the line at once.
+    A program that replaced standard error, such as a test or a notebook, gets the line at once.
     """
     if sys.stderr is sys.__stderr__ is not None:
         log_writer.write(line)
@@ -146,12 +134,12 @@ def write_line(line: str) -> None:
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # none at all, one that fails, one that is closed
+    except (AttributeError, OSError, ValueError):  # there is none, it fails, or it is closed
         log_writer.drop()
 
 
 class _StandardError:
-    """What structlog's lines end up in, and by which name they go."""
+    """Where structlog's lines go, and the name of the logger that wrote them."""
 
     def __init__(self, name: str = "voicepass") -> None:
         self.name = name
@@ -163,23 +151,38 @@ class _StandardError:
 
 
 class _Handler(logging.Handler):
-    """Takes the lines of uvicorn and other libraries."""
+    """Writes the lines of uvicorn and other libraries."""
+
+    def __init__(self, processors: Sequence[structlog.typing.Processor]) -> None:
+        super().__init__()
+        self._processors = processors
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            write_line(self.format(record))
-        except Exception:  # noqa: BLE001 - logging's own handler of errors would wait for standard error
+            line: Any = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
+            line["exc_info"] = record.exc_info
+            for process in self._processors:
+                line = process(None, "", line)
+            write_line(line)
+        except Exception:  # noqa: BLE001 - the error handling of `logging` would wait for standard error
             log_writer.drop()
 
 
-def _cut_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # Before the line is rendered: a rendered line that is cut would be no JSON any more.
+def _cut_values(_logger: object, _method: str, event: Event) -> Event:
+    # This comes before the rendering, because a JSON line that is cut is no JSON.
     for name, value in event.items():
         if type(value) is str and len(value) > MAX_TEXT_CHARACTERS:
             event[name] = redact(value)
     return event
 
 
-def _redacted(_logger: object, _method: str, line: str | MutableMapping[str, Any]) -> str:
-    # The last line of defence, for text that is not ours: our own events never carry a secret.
-    return _hide_secrets(str(line))
+_encode: Final = json.JSONEncoder(default=repr).encode  # json.dumps would make an encoder for each line
+
+
+def _to_json(_logger: object, _method: str, event: Event) -> str:
+    return _encode(event)
+
+
+def _redact_line(_logger: object, _method: str, line: Any) -> str:  # noqa: ANN401 - structlog passes a line here
+    # The last defence, for text of others: our own events never hold a secret.
+    return _hide_secrets(line)

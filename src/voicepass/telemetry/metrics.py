@@ -1,13 +1,15 @@
-"""What Prometheus is told: attempts and settlements as they end, and the state of this process and of the ledger.
+"""What Prometheus reads: counts of attempts and settlements, and the state of this process and of the ledger.
 
-With several workers each writes its counts to files that they share (prometheus-client's multiprocess mode), and
-whichever is asked answers for all of them.
+With several workers each writes its counts to files that they share (prometheus-client's multiprocess mode). The worker
+that gets the scrape answers for all of them.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -15,62 +17,57 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.model import Attempt, IssuedPass, Standing, Transport
-from voicepass.telemetry.workers import shared_directory, without_dead_workers
+from voicepass.model import IssuedPass, MonotonicClock, Standing, Transport
+from voicepass.telemetry.attempt import Attempt, StepName
+from voicepass.telemetry.workers import lock_and_clean, shared_directory
 
-STEPS: Final = ("verify", "reserve", "lookup", "warm", "upstream", "grant", "release")
-
-LOOK_SECONDS: Final = 5.0
+UPDATE_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
 LEDGER_SECONDS: Final = 0.5
-"""The longest that a scrape waits to learn what is open."""
+"""The longest that a scrape waits for the ledger to count what is open."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
+_LAG_SECONDS: Final = (1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600)
+
+
+def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, multiprocess_mode="livesum", registry=registry)
+
+
+def _histogram(registry: CollectorRegistry, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, text, [label], buckets=buckets, registry=registry)
 
 
 class AttemptMetrics:
     """Counts attempts and times their steps.
 
-    Labels are bounded: outcomes are our codes, transports are two, and an agent is named only by an alias that the
-    policy knows and let this user have.
+    Labels are bounded: outcomes are our codes, and there are two transports. An agent is named only if the policy knows
+    the alias and lets this user have it.
     """
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._attempts = Counter(
-            "voicepass_attempts",
-            "Requests for a pass, by outcome",
-            ["transport", "agent", "outcome"],
-            registry=registry,
+        self._attempts = _counter(
+            registry, "voicepass_attempts", "Requests for a pass, by outcome", "transport", "agent", "outcome"
         )
-        seconds = Histogram(
-            "voicepass_attempt_duration_seconds",
-            "From the request to the pass or the refusal",
-            ["transport"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._reissued = _counter(
+            registry, "voicepass_passes_reissued", "Unopened passes returned again to a user at a limit", "transport"
         )
-        steps = Histogram(
-            "voicepass_step_duration_seconds",
-            "What an attempt's time went to",
-            ["step"],
-            buckets=(0.0001, 0.0005, *_SECONDS),
-            registry=registry,
+        self._unbound = _counter(
+            registry, "voicepass_conversation_id_missing", "Passes without a conversation id", "transport"
         )
-        # To look a label up takes longer than to count.
+        seconds = _histogram(
+            registry, "voicepass_attempt_duration_seconds", "From the request to its answer", "transport", _SECONDS
+        )
+        steps = _histogram(
+            registry, "voicepass_step_duration_seconds", "The time of each step", "step", (0.0001, 0.0005, *_SECONDS)
+        )
+        # Looking up a label takes longer than counting.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
-        self._steps = {step: steps.labels(step) for step in STEPS}
-        self._reissued = Counter(
-            "voicepass_passes_reissued",
-            "Unopened passes returned again to a user who was at a limit",
-            ["transport"],
-            registry=registry,
-        )
-        self._unbound = Counter(
-            "voicepass_conversation_id_missing",
-            "Passes granted though ElevenLabs named no conversation",
-            ["transport"],
-            registry=registry,
-        )
+        self._steps = {step: steps.labels(step.value) for step in StepName}
 
     def __call__(self, attempt: Attempt) -> None:
         transport = attempt.transport.value
@@ -78,31 +75,28 @@ class AttemptMetrics:
         self._seconds[attempt.transport].observe(attempt.duration_seconds)
         for step in attempt.steps:
             self._steps[step.name].observe(step.seconds)
-        if attempt.outcome == "granted" and attempt.is_reissued:
-            self._reissued.labels(transport).inc()
-        if attempt.outcome == "granted" and attempt.conversation_id is None:
-            self._unbound.labels(transport).inc()
+        if attempt.outcome == "granted":
+            if attempt.is_reissued:
+                self._reissued.labels(transport).inc()
+            if attempt.conversation_id is None:
+                self._unbound.labels(transport).inc()
 
 
 class SettlementMetrics:
     """Counts settlements. The label is bounded: `webhook`, `reconciler` or `lookup`."""
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._settled = Counter("voicepass_settlements", "Conversations settled", ["source"], registry=registry)
-        self._seconds = Counter(
-            "voicepass_settled_seconds", "Seconds of conversation that were used", ["source"], registry=registry
-        )
-        self._lag = Histogram(
+        self._settled = _counter(registry, "voicepass_settlements", "Conversations settled", "source")
+        self._seconds = _counter(registry, "voicepass_settled_seconds", "Seconds of conversation used", "source")
+        self._lag = _histogram(
+            registry,
             "voicepass_settlement_lag_seconds",
             "From the pass to its settlement, without the conversation itself",
-            ["source"],
-            buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600),
-            registry=registry,
+            "source",
+            _LAG_SECONDS,
         )
-        self._mismatches = Counter(
-            "voicepass_identity_mismatches",
-            "Conversations in which the browser told ElevenLabs another user than the one they were issued to",
-            registry=registry,
+        self._mismatches = _counter(
+            registry, "voicepass_identity_mismatches", "Conversations in which the browser named another user"
         )
 
     def __call__(self, settled: IssuedPass) -> None:
@@ -114,66 +108,63 @@ class SettlementMetrics:
             self._mismatches.inc()
 
 
-class Calls(Protocol):
-    """How many calls are under way or wait, as the bulkhead tells it."""
+class BypassMetrics:
+    """Counts conversations that began without a pass. The label has these three values only."""
 
-    @property
-    def under_way(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._bypasses = _counter(
+            registry, "voicepass_bypasses", "Conversations of our agents that began without a pass", "reason"
+        )
+        for reason in ("public", "shareable_link", "not_issued"):
+            self._bypasses.labels(reason)  # An alert sees an increase only if the series was there before.
+
+    def __call__(self, reason: str) -> None:
+        self._bypasses.labels(reason).inc()
 
 
-class Upstream(Protocol):
-    """What calls ElevenLabs. `breakers`: whether each is open, by its host and what it stands before."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessState:
+    """What a scrape shows of this process. `breakers`: whether each is open, by host and kind of call."""
 
-    @property
-    def bulkhead(self) -> Calls: ...
-    @property
-    def breakers(self) -> Mapping[tuple[str, str], bool]: ...
+    breakers: Mapping[tuple[str, str], bool]
+    calls_in_flight: int
+    calls_waiting: int
+    warm_held: Mapping[str, int]
+    lines_dropped: int
 
 
 class StateMetrics:
-    """The state of this process: looked at when somebody asks, for a gauge that is pushed at costs every pass."""
+    """The state of this process. It is read for each scrape, because a gauge set by each pass would slow them all."""
 
-    def __init__(
-        self,
-        *,
-        registry: CollectorRegistry,
-        upstream: Upstream,
-        warm_held: Callable[[], Mapping[str, int]],
-        lines_dropped: Callable[[], int],
-    ) -> None:
-        self._upstream = upstream
-        self._warm_held = warm_held
-        self._lines_dropped = lines_dropped
+    def __init__(self, *, registry: CollectorRegistry, read: Callable[[], ProcessState]) -> None:
+        self._read = read
         self._lines_counted = 0
-        self._breakers = _gauge(
-            registry, "voicepass_breaker_open", "Workers that do not call this host for now", "host", "calls"
-        )
-        self._under_way = _gauge(registry, "voicepass_calls_under_way", "Calls for a credential that are under way")
-        self._waiting = _gauge(registry, "voicepass_calls_waiting", "Calls for a credential that wait for their turn")
-        self._held = _gauge(registry, "voicepass_warm_held", "Signed URLs fetched ahead and not handed out", "agent")
-        self._dropped = Counter(
-            "voicepass_log_lines_dropped", "Lines of the log that could not be written", registry=registry
-        )
+        gauge = partial(_gauge, registry)
+        self._breakers = gauge("voicepass_breaker_open", "Workers that do not call this host now", "host", "calls")
+        self._in_flight = gauge("voicepass_calls_in_flight", "Calls for a credential that are in flight")
+        self._under_way = gauge("voicepass_calls_under_way", "Deprecated: use voicepass_calls_in_flight")
+        self._waiting = gauge("voicepass_calls_waiting", "Calls for a credential that wait for a free slot")
+        self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", "agent")
+        self._dropped = _counter(registry, "voicepass_log_lines_dropped", "Log lines that could not be written")
 
-    def look(self) -> None:
-        """Set the gauges to what is now."""
-        for (host, calls), is_open in self._upstream.breakers.items():
+    def update(self) -> None:
+        """Set the gauges to the present state."""
+        state = self._read()
+        for (host, calls), is_open in state.breakers.items():
             self._breakers.labels(host, calls).set(is_open)
-        self._under_way.set(self._upstream.bulkhead.under_way)
-        self._waiting.set(self._upstream.bulkhead.waiting)
-        for agent, held in self._warm_held().items():
+        self._in_flight.set(state.calls_in_flight)
+        self._under_way.set(state.calls_in_flight)
+        self._waiting.set(state.calls_waiting)
+        for agent, held in state.warm_held.items():
             self._held.labels(agent).set(held)
-        dropped = self._lines_dropped()
-        self._dropped.inc(dropped - self._lines_counted)
-        self._lines_counted = dropped
+        self._dropped.inc(state.lines_dropped - self._lines_counted)
+        self._lines_counted = state.lines_dropped
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[None]:
-        """Look every few seconds until the block ends, where another worker may have to answer for this one."""
-        self.look()
-        task = asyncio.create_task(self._look_on()) if shared_directory() else None
+    async def keep_updated(self) -> AsyncIterator[None]:
+        """Update every few seconds until the block ends, if another worker may have to answer for this one."""
+        self.update()
+        task = asyncio.create_task(self._update_forever()) if shared_directory() else None
         try:
             yield
         finally:
@@ -181,75 +172,62 @@ class StateMetrics:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _look_on(self) -> None:
+    async def _update_forever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
-
-
-def _gauge(registry: CollectorRegistry, name: str, told: str, *labels: str) -> Gauge:
-    return Gauge(name, told, labels, multiprocess_mode="livesum", registry=registry)
-
-
-class Ledger(Protocol):
-    """Raises LedgerUnavailable when it does not answer in time."""
-
-    async def standing(self) -> Standing: ...
+            await asyncio.sleep(UPDATE_SECONDS)
+            self.update()
 
 
 class LedgerMetrics(Collector):
-    """Whether a pass can be written, as `/readyz` reports it, and what is open. The same from every worker.
+    """Whether a pass can be written, as `/readyz` reports it, and what is open. Every worker answers the same.
 
-    `check` raises LedgerUnavailable. Then the samples about what is open are missing.
+    `check` raises LedgerUnavailable, and so does `read`. Then the samples about what is open are missing.
     """
 
-    def __init__(self, *, ledger: Ledger, check: Callable[[], Awaitable[None]], ticks: Callable[[], float]) -> None:
-        self._ledger = ledger
+    def __init__(
+        self,
+        *,
+        check: Callable[[], Awaitable[None]],
+        read: Callable[[], Awaitable[Standing]],
+        ticks: MonotonicClock,
+    ) -> None:
         self._check = check
+        self._read = read
         self._ticks = ticks
         self._is_up = False
         self._standing: Standing | None = None
-        self._good_until = float("-inf")
-        self._asking = asyncio.Lock()
+        self._fresh_until = float("-inf")
+        self._lock = asyncio.Lock()
 
-    async def look(self) -> None:
-        """Check the ledger. Then ask what is open: once in five seconds and for half a second, however many scrape."""
-        async with self._asking:
+    async def update(self) -> None:
+        """Check the ledger. Once in five seconds at most, also ask what is open, and wait half a second for it."""
+        async with self._lock:
             try:
                 await self._check()
                 self._is_up = True
-                await self._ask()
+                if self._ticks() >= self._fresh_until:
+                    self._standing = await self._read_in_time()
+                    self._fresh_until = self._ticks() + UPDATE_SECONDS
             except LedgerUnavailable:
-                self._is_up, self._standing, self._good_until = False, None, float("-inf")
+                self._is_up, self._standing, self._fresh_until = False, None, float("-inf")
 
-    async def _ask(self) -> None:
-        if self._ticks() < self._good_until:
-            return
+    async def _read_in_time(self) -> Standing | None:
         try:
             async with asyncio.timeout(LEDGER_SECONDS):
-                self._standing = await self._ledger.standing()
+                return await self._read()
         except TimeoutError:
-            self._standing = None
-        self._good_until = self._ticks() + LOOK_SECONDS
+            return None
 
     def collect(self) -> Iterator[Metric]:
-        """Return what the last look saw."""
-        standing = self._standing
-        yield GaugeMetricFamily("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
+        """Return the result of the last update."""
+        gauge, standing = GaugeMetricFamily, self._standing
+        yield gauge("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
         if standing is not None:
-            yield GaugeMetricFamily(
-                "voicepass_open_conversations",
-                "Conversations that are open, or may still be opened; counted to 10,000",
-                standing.open_conversations,
-            )
-            yield GaugeMetricFamily(
-                "voicepass_passes_unsettled",
-                "Passes older than 15 minutes that nothing has accounted for; counted to 10,000",
-                standing.unsettled,
-            )
-            yield GaugeMetricFamily(
-                "voicepass_oldest_unsettled_seconds", "The age of the oldest of them", standing.oldest_unsettled_seconds
-            )
+            opened, unsettled = standing.open_conversations, standing.unsettled
+            oldest = standing.oldest_unsettled_seconds
+            yield gauge("voicepass_open_conversations", "Open, or may still be opened; counted to 10,000", opened)
+            yield gauge("voicepass_passes_unsettled", "Not settled after 15 minutes; counted to 10,000", unsettled)
+            yield gauge("voicepass_oldest_unsettled_seconds", "The age of the oldest of them", oldest)
 
 
 class Exposition:
@@ -259,20 +237,20 @@ class Exposition:
         self._registry = registry
         self._state = state
         self._ledger = ledger
-        self._of_the_ledger = CollectorRegistry()
-        self._of_the_ledger.register(ledger)
+        self._ledger_registry = CollectorRegistry()  # apart, because workers would add up the gauges of one ledger
+        self._ledger_registry.register(ledger)
 
     async def text(self) -> bytes:
         """Return the metrics of all workers, as Prometheus reads them."""
-        self._state.look()
-        await self._ledger.look()
-        return await self._of_all_workers() + generate_latest(self._of_the_ledger)
+        self._state.update()
+        await self._ledger.update()
+        return await self._all_workers() + generate_latest(self._ledger_registry)
 
-    async def _of_all_workers(self) -> bytes:
+    async def _all_workers(self) -> bytes:
         directory = shared_directory()
         if directory is None:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-        async with without_dead_workers(directory):
+        async with lock_and_clean(directory):
             return generate_latest(registry)

@@ -1,7 +1,7 @@
-"""An attempt becomes a trace: a server span, and under it one span for each step; sent by OpenTelemetry's own means.
+"""Makes a trace of each attempt: a server span, and under it one span for each step. OpenTelemetry sends them.
 
-The spans are made when the attempt is over, from what it noted: so nothing of this is in the way of a pass, and
-nothing travels on to ElevenLabs. They hold no user, no credential and no text of the caller.
+The spans are made after the attempt, from its facts. So they delay no pass, and ElevenLabs gets no trace header.
+They hold no user, no credential and no text of the caller.
 """
 
 import asyncio
@@ -17,25 +17,25 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from voicepass.model import Attempt, Step
+from voicepass.telemetry.attempt import Attempt, Step, StepName
 
 FLUSH_SECONDS: Final = 2.0
-"""The longest that a process that ends waits for the collector to take the last spans."""
+"""The longest that a process waits at its end for the collector to receive the last spans."""
 
-_OUTBOUND: Final = {"reserve", "lookup", "upstream", "grant", "release"}
+_OUTBOUND: Final = set(StepName) - {StepName.VERIFY, StepName.WARM}
 
 _log = structlog.get_logger("voicepass.telemetry.traces")
 
 
 class AttemptTraces:
-    """Tells `tracer` of every attempt, as a part of the trace that the caller named, if any."""
+    """Makes the spans of an attempt, in the trace that the caller named, if any."""
 
     def __init__(self, *, tracer: Tracer) -> None:
         self._tracer = tracer
         self._propagator = TraceContextTextMapPropagator()
 
     def __call__(self, attempt: Attempt) -> None:
-        # Steps are timed by the monotonic clock, spans are dated: by what the wall clock says at this moment.
+        # Steps have monotonic times, and spans need dates: this converts one to the other.
         epoch = time.time() - time.monotonic()
         parent = Context()
         if attempt.traceparent is not None:
@@ -57,10 +57,10 @@ class AttemptTraces:
             span.set_status(Status(StatusCode.ERROR, attempt.outcome))
         within = set_span_in_context(span, parent)
         for step in attempt.steps:
-            self._tell(step, within, epoch)
+            self._add_step(step, within, epoch)
         span.end(_nanoseconds(epoch + attempt.began + attempt.duration_seconds))
 
-    def _tell(self, step: Step, within: Context, epoch: float) -> None:
+    def _add_step(self, step: Step, within: Context, epoch: float) -> None:
         kind = SpanKind.CLIENT if step.name in _OUTBOUND else SpanKind.INTERNAL
         span = self._tracer.start_span(
             step.name, context=within, kind=kind, start_time=_nanoseconds(epoch + step.began)
@@ -75,12 +75,12 @@ def _nanoseconds(seconds: float) -> int:
 
 
 @asynccontextmanager
-async def traced() -> AsyncIterator[Sequence[Callable[[Attempt], None]]]:
-    """Yield who tells attempts to the collector that the standard OTEL_* variables name: nobody where none does.
+async def open_tracing() -> AsyncIterator[Sequence[Callable[[Attempt], None]]]:
+    """Yield an observer that sends attempts to the collector of the standard OTEL_* variables, or none without them.
 
-    What these variables ask for and this process cannot do is logged, and no reason not to serve.
+    If the variables ask for something that this process cannot do, it logs a warning and serves without traces.
     """
-    if not _are_wanted():
+    if not _is_requested():
         yield []
         return
     try:
@@ -103,18 +103,14 @@ async def traced() -> AsyncIterator[Sequence[Callable[[Attempt], None]]]:
         await asyncio.to_thread(flush.join, FLUSH_SECONDS)
 
 
-def _are_wanted() -> bool:
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+def _is_requested() -> bool:
+    read = os.environ.get
+    has_endpoint = read("OTEL_EXPORTER_OTLP_ENDPOINT") or read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    exporter = read("OTEL_TRACES_EXPORTER") or ("otlp" if has_endpoint else "none")
+    protocol = read("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or read("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    if exporter == "none" or read("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or (
-        "otlp"
-        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        else "none"
-    )
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    if exporter == "none":
-        return False
-    if exporter == "otlp" and protocol in {None, "", "http/protobuf"}:
+    if (exporter, protocol) == ("otlp", "http/protobuf"):
         return True
-    _log.warning("traces.unavailable", note="traces go out by OTLP over HTTP only: OTEL_TRACES_EXPORTER=otlp")
+    _log.warning("traces.unavailable", note="voicepass sends traces only by OTLP over HTTP: OTEL_TRACES_EXPORTER=otlp")
     return False

@@ -1,6 +1,6 @@
-"""The directory in which workers share their metrics: what prometheus-client writes there, and what dead workers leave.
+"""The directory in which workers share their metrics. prometheus-client writes a few files for each worker there.
 
-A worker that ends leaves its files. Their counts must stay, so they are added to one file and the worker's are removed.
+A worker that ends leaves its files. Their counts must stay, so they are added to one file, and the others removed.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ def shared_directory() -> Path | None:
 
 
 @contextmanager
-def shared_by_workers(workers: int) -> Iterator[None]:
-    """Let the workers that are started in the block, where there are several, share metrics in a new directory."""
-    if workers == 1 or _DIRECTORY in os.environ:  # there is nothing to share, or the operator has said where
+def share_metrics(workers: int) -> Iterator[None]:
+    """Let several workers that are started in the block share metrics in a new directory."""
+    if workers == 1 or _DIRECTORY in os.environ:  # one worker shares nothing; the operator may have set it
         yield
         return
     with tempfile.TemporaryDirectory(prefix="voicepass-metrics-") as directory:
@@ -44,15 +44,15 @@ def shared_by_workers(workers: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def without_dead_workers(directory: Path, *, lock_seconds: float = LOCK_SECONDS) -> AsyncIterator[None]:
+async def lock_and_clean(directory: Path, *, lock_seconds: float = LOCK_SECONDS) -> AsyncIterator[None]:
     """Remove the files of dead workers, and keep other workers from removing any until the block ends.
 
     If another worker keeps the lock for too long, this removes nothing: a frozen worker must not stop all scrapes.
     """
-    import fcntl  # noqa: PLC0415 - Windows has none, and uvicorn's workers are not for it
+    import fcntl  # noqa: PLC0415 - Windows does not have it, and uvicorn starts no workers there
 
     give_up_at = time.monotonic() + lock_seconds
-    with (directory / "lock").open("wb") as file:  # closing it gives the lock back
+    with (directory / "lock").open("wb") as file:  # closing it releases the lock
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,5 +88,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # somebody else's by now, or ours under another user
+        pass  # the process exists, under another user
     return True

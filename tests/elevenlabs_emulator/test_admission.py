@@ -1,4 +1,4 @@
-"""Who gets in, who does not, and what the refused are told."""
+"""Which clients the emulator admits, and how it closes the others."""
 
 import json
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, Fault
+from tests.elevenlabs_emulator.contract import Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
     JS_TEXT_INITIATION,
     JS_VOICE_INITIATION,
-    Frame,
     Serve,
     Service,
     talking,
@@ -106,6 +106,8 @@ def test_an_allowlist_admits_its_hosts_and_clients_without_an_origin(serve: Serv
         json.dumps(JS_TEXT_INITIATION | {"dynamic_variables": ["Ada"]}),
         json.dumps(JS_TEXT_INITIATION | {"dynamic_variables": {"user_name": {"first": "Ada"}}}),
         json.dumps(JS_TEXT_INITIATION | {"conversation_config_override": "text"}),
+        json.dumps(JS_TEXT_INITIATION | {"user_id": 5}),
+        json.dumps(JS_TEXT_INITIATION | {"dynamic_variables": {"user_name": "Ada", "system__time": "now"}}),
     ],
 )
 def test_a_hostile_first_frame_closes_before_the_metadata(service: Service, first: str | bytes) -> None:
@@ -117,7 +119,9 @@ def test_a_hostile_first_frame_closes_before_the_metadata(service: Service, firs
     assert talk.frames == []
 
 
-def test_who_says_nothing_first_is_closed_in_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_no_first_frame_is_closed_in_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("elevenlabs_emulator.conversation._FIRST_FRAME_SECONDS", 0.01)
 
     with talking(service.mint(), None) as talk:
@@ -177,14 +181,15 @@ def test_text_only_needs_its_permission_and_empty_overrides_need_none(serve: Ser
     assert greeting.startswith("Hello Ada!")
 
 
-@pytest.mark.parametrize("name", sorted(name for name, row in CLOSINGS.items() if "{" not in row.reason))
-def test_every_row_of_the_table_that_needs_no_facts_can_be_forced(service: Service, name: str) -> None:
-    row = CLOSINGS[name]
-    service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
+def test_every_row_of_the_table_can_be_forced_and_then_no_longer(service: Service) -> None:
+    for name, row in CLOSINGS.items():
+        service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
 
-    with talking(service.mint()) as forced:
-        assert forced.closed() == (row.code, row.reason)
+        with talking(service.mint()) as forced:
+            assert forced.closed() == (row.code, row.reason)
+
+        begins = [] if row.moment == "before_metadata" else ["conversation_initiation_metadata"]
+        ends = ["error"] if begins and row.code in {1000, 1002, 1008, 1011} and name != "agent_ended" else []
+        assert forced.kinds == begins + ends
     with talking(service.mint()) as after:
         assert after.says().startswith("Hello Ada!")
-
-    assert forced.kinds == ([] if row.moment == "door" else ["conversation_initiation_metadata", "error"])

@@ -1,0 +1,110 @@
+"""The control routes under `/_emulator`, for tests and CI."""
+
+import json
+import tomllib
+from importlib.resources import files
+from typing import Annotated, Literal
+
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from elevenlabs_emulator.agents import EmulatedAgent
+from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Emulator, Unopened
+from elevenlabs_emulator.faults import Fault
+
+_CONTROLS = tomllib.loads(files(__package__).joinpath("controls.toml").read_text("utf-8"))
+
+
+class EmulatedWebhook(BaseModel, extra="forbid", frozen=True):
+    """The workspace's post-call webhook."""
+
+    url: str | None = None
+    secret: str = DEFAULT_WEBHOOK_SECRET
+    auth_type: Literal["hmac", "oauth2", "mtls"] = "hmac"
+    is_disabled: bool = False
+
+
+class EmulatedConversations(BaseModel, extra="forbid", frozen=True):
+    """How the API shows conversations after they end (the following ones) and before they are opened."""
+
+    processing_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
+    unopened: Unopened = "unknown"
+
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "agents": EmulatedAgent,
+    "conversations": EmulatedConversations,
+    "faults": Fault,
+    "webhook": EmulatedWebhook,
+}
+
+
+def add_controls(app: FastAPI, emulator: Emulator) -> None:
+    """Add what tests read and do: records, faults and the clock."""
+
+    @app.get("/_emulator")
+    async def list_controls() -> dict[str, object]:
+        return _CONTROLS
+
+    @app.get("/_emulator/health")
+    async def get_health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/_emulator/requests")
+    async def get_requests() -> Response:
+        records = {"calls": list(emulator.records.calls), "conversations": list(emulator.records.conversations)}
+        return Response(json.dumps(records, default=vars), media_type="application/json")
+
+    @app.delete("/_emulator/requests", status_code=204)
+    async def clear_requests() -> None:
+        emulator.records.clear()
+
+    @app.put("/_emulator/faults", status_code=204)
+    async def put_fault(fault: Fault) -> None:
+        emulator.faults[fault.target] = fault
+
+    @app.delete("/_emulator/faults", status_code=204)
+    async def clear_faults() -> None:
+        emulator.faults.clear()
+
+    @app.post("/_emulator/clock")
+    async def advance_clock(
+        advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)],
+    ) -> dict[str, float]:
+        emulator.advance(advance_seconds)
+        return {"now": emulator.now()}
+
+
+def add_setup(app: FastAPI, emulator: Emulator) -> None:
+    """Add what sets up the workspace."""
+
+    @app.put("/_emulator/agents", status_code=204)
+    async def put_agent(agent: EmulatedAgent) -> None:
+        emulator.agents[agent.agent_id] = agent
+
+    @app.put("/_emulator/keys", status_code=204)
+    async def put_keys(permissions: dict[str, frozenset[str]]) -> None:
+        emulator.api_keys.update(permissions)
+
+    @app.put("/_emulator/webhook", status_code=204)
+    async def put_webhook(webhook: EmulatedWebhook) -> None:
+        # A body without a secret keeps the one that is set.
+        for name in webhook.model_fields_set | {"url", "auth_type", "is_disabled"}:
+            setattr(emulator.webhooks, name, getattr(webhook, name))
+
+    @app.put("/_emulator/conversations", status_code=204)
+    async def put_conversations(conversations: EmulatedConversations) -> None:
+        emulator.processing_seconds = conversations.processing_seconds
+        emulator.unopened = conversations.unopened
+
+
+async def explain_mistake(request: Request, error: RequestValidationError) -> Response:
+    """Answer a wrong body with 422, and a control's also with the keys that it takes."""
+    answer: dict[str, object] = {"detail": jsonable_encoder(error.errors())}
+    _, is_control, name = request.url.path.rpartition("/_emulator/")
+    if is_control and name in _BODIES:
+        answer["keys"] = _BODIES[name].model_json_schema()["properties"]
+    return JSONResponse(answer, 422)

@@ -1,0 +1,214 @@
+"""The emulator's state and rules: its agents, its keys, the signatures that it issued, and its clock."""
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import urlsplit
+
+from elevenlabs_emulator.accounts import Account, AuthorizationMethod
+from elevenlabs_emulator.agents import EmulatedAgent
+from elevenlabs_emulator.closings import CloseConversation
+from elevenlabs_emulator.errors import vendor_error
+from elevenlabs_emulator.faults import Fault, Target
+from elevenlabs_emulator.records import RecordedConversation, Records
+from elevenlabs_emulator.webhooks import Webhooks
+
+DEFAULT_KEY = "sk_emulator"
+# voicepass and other receivers refuse a short secret.
+DEFAULT_WEBHOOK_SECRET = "wsec_emulator_0123456789abcdef0123456789abcdef"  # noqa: S105 - as public as the key
+
+# How often a wait looks at the clock: `advance` and an injected clock can move it at any moment.
+CLOCK_POLL_SECONDS = 0.05
+
+# The vendor's documentation: a signed URL is valid for 15 minutes; only the start must fall inside.
+SIGNATURE_SECONDS = 15 * 60
+_DAY_SECONDS = 24 * 3600
+# The alphabet of the ids and signatures that users have shown (Crockford's base32, as in a ULID).
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_DEFAULT_KEYS = {DEFAULT_KEY: frozenset({"convai_write", "convai_read"})}
+_KEPT_ACCOUNTS = 10_000
+
+Unopened = Literal["unknown", "initiated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Issued:
+    agent_id: str
+    expires_at: float
+    conversation_id: str | None
+
+
+class Emulator:
+    """An emulated ElevenLabs workspace. `create_emulator` serves it.
+
+    `api_keys` maps each key to its permissions. `clock` gives Unix seconds, for expiry and for how long a conversation
+    lasts, unless `conversation_seconds` fixes that. Signed URLs begin with `public_ws_base`, such as
+    `ws://127.0.0.1:8000/_elevenlabs`, or else lead to the address of the call. After a conversation a webhook goes to
+    `webhook_url`, signed with `webhook_secret`.
+
+    A conversation that ends is `processing` for `processing_seconds` of the clock, then `done` or `failed`; its webhook
+    is sent then. A conversation that nobody has opened is unknown to the API, or `initiated`, as `unopened` says.
+    Nobody has verified which of the two the live service does.
+    """
+
+    def __init__(
+        self,
+        *,
+        agents: Iterable[EmulatedAgent],
+        api_keys: Mapping[str, frozenset[str]] = _DEFAULT_KEYS,
+        clock: Callable[[], float] = time.time,
+        public_ws_base: str | None = None,
+        faults: Iterable[Fault] = (),
+        webhook_url: str | None = None,
+        webhook_secret: str = DEFAULT_WEBHOOK_SECRET,
+        conversation_seconds: int | None = None,
+        processing_seconds: float = 0,
+        unopened: Unopened = "unknown",
+    ) -> None:
+        self.agents = {agent.agent_id: agent for agent in agents}
+        self.api_keys = dict(api_keys)
+        self.public_ws_base = public_ws_base
+        self.faults: dict[Target, Fault] = {fault.target: fault for fault in faults}
+        self.records = Records(api_keys=self.api_keys)
+        self.accounts: dict[str, Account] = {}
+        self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret, clock=clock)
+        self.conversation_seconds = conversation_seconds
+        self.processing_seconds = processing_seconds
+        self.unopened: Unopened = unopened
+        self.open_conversations: Counter[str] = Counter()
+        self._started_today: Counter[tuple[str, int]] = Counter()
+        self._clock = clock
+        self._advanced_seconds = 0.0
+        self._issued: dict[str, _Issued] = {}
+
+    def now(self) -> float:
+        """Return the Unix seconds of the injected clock, plus what it was advanced by."""
+        return self._clock() + self._advanced_seconds
+
+    def advance(self, seconds: float) -> None:
+        """Move the emulator's clock forward."""
+        self._advanced_seconds += seconds
+
+    def take_fault(self, target: Target) -> Fault:
+        """Return the fault of this call, and count it; a harmless fault if none is set."""
+        fault = self.faults.get(target, Fault())
+        if fault.times == 1:
+            del self.faults[target]
+        elif fault.times:
+            self.faults[target] = fault.model_copy(update={"times": fault.times - 1})
+        return fault
+
+    def check_key(self, key: str | None, permission: str) -> None:
+        """Raise the vendor's error unless this key is accepted and has the permission."""
+        if key is None:
+            raise vendor_error("needs_authorization")
+        if key not in self.api_keys:
+            raise vendor_error("invalid_api_key")
+        if permission not in self.api_keys[key]:
+            raise vendor_error("missing_permissions", permission=permission)
+
+    def find_agent(self, agent_id: str) -> EmulatedAgent:
+        """Return the agent, or raise the vendor's error."""
+        if agent_id not in self.agents:
+            raise vendor_error("document_not_found", id=agent_id)
+        return self.agents[agent_id]
+
+    def find_account(self, conversation_id: str) -> Account:
+        """Return the account of a conversation, or raise the vendor's error."""
+        if conversation_id not in self.accounts:
+            raise vendor_error("conversation_not_found", id=conversation_id)
+        return self.accounts[conversation_id]
+
+    def issue(self, agent_id: str, *, bound: bool) -> tuple[str, str | None]:
+        """Make a signature for this agent; returns it with the conversation it is bound to, if `bound`.
+
+        A bound signature starts one conversation. An unbound one starts any number within its 15 minutes: that is the
+        live service's rule, and the reason to ask for `include_conversation_id`.
+        """
+        signature, conversation_id = make_id("cvtkn"), make_id("conv") if bound else None
+        expires_at = self.now() + SIGNATURE_SECONDS
+        self._issued[signature] = _Issued(agent_id=agent_id, expires_at=expires_at, conversation_id=conversation_id)
+        if conversation_id:
+            self.show_minted(agent_id, conversation_id, "signed_url")
+        return signature, conversation_id
+
+    def is_valid(self, signature: str, agent_id: str) -> bool:
+        """Whether this signature opens something of this agent now."""
+        issued = self._issued.get(signature)
+        return issued is not None and issued.agent_id == agent_id and self.now() < issued.expires_at
+
+    def admit(self, query: Mapping[str, str], *, origin: str | None) -> tuple[EmulatedAgent, str]:
+        """Decide who may open a conversation, using up a bound signature; returns the agent and the conversation's id.
+
+        Raises `CloseConversation` for an unknown agent, a foreign origin, and a signature that is absent but needed, or
+        wrong, expired, used, or of another agent or conversation.
+        """
+        agent = self.agents.get(query.get("agent_id", ""))
+        if agent is None or agent.is_archived:
+            raise CloseConversation("unknown_agent")
+        host = urlsplit(origin or "").netloc
+        if agent.allowed_hosts and host not in agent.allowed_hosts and (origin is not None or agent.requires_origin):
+            raise CloseConversation("host_not_allowed", host=host)
+        signature = query.get("conversation_signature")
+        if signature is None and not agent.requires_auth:
+            return agent, make_id("conv")
+        if not self.is_valid(signature or "", agent.agent_id):
+            raise CloseConversation("unauthorized")
+        bound_to = self._issued[signature or ""].conversation_id
+        if query.get("conversation_id", bound_to) != bound_to:
+            raise CloseConversation("unauthorized")
+        if bound_to is None:
+            return agent, make_id("conv")
+        del self._issued[signature or ""]
+        return agent, bound_to
+
+    def expire(self, conversation_id: str) -> None:
+        """Let the signature that is bound to this conversation expire, and no other."""
+        for signature, issued in self._issued.items():
+            if issued.conversation_id == conversation_id:
+                self._issued[signature] = replace(issued, expires_at=self.now())
+
+    def show_minted(self, agent_id: str, conversation_id: str, method: AuthorizationMethod) -> None:
+        """Add the account of a conversation that can be opened, if `unopened` says that the API shows it."""
+        if self.unopened == "initiated":
+            record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
+            self.open_account(self.agents[agent_id], record, method)
+
+    def open_account(self, agent: EmulatedAgent, record: RecordedConversation, method: AuthorizationMethod) -> Account:
+        """Add the account of a conversation."""
+        account = Account(agent=agent, record=record, clock=self.now, authorization_method=method)
+        self.accounts[record.conversation_id or ""] = account
+        if len(self.accounts) > _KEPT_ACCOUNTS:
+            del self.accounts[next(iter(self.accounts))]
+        return account
+
+    def count_start(self, agent: EmulatedAgent) -> None:
+        """Count a conversation towards the agent's daily limit, or raise `CloseConversation`."""
+        day = (agent.agent_id, int(self.now() // _DAY_SECONDS))
+        if self._started_today[day] >= agent.daily_limit:
+            raise CloseConversation("daily_limit", limit=agent.daily_limit)
+        self._started_today[day] += 1
+
+    def is_at_limit(self, agent: EmulatedAgent) -> bool:
+        """Whether the agent has as many open conversations as it may have; -1 is no limit."""
+        return 0 <= agent.concurrency_limit <= self.open_conversations[agent.agent_id]
+
+    async def close_account(self, account: Account) -> None:
+        """End the account of a conversation. Send its webhook when it is done, unless webhooks are off now."""
+        now, fixed = self.now(), self.conversation_seconds
+        seconds = round(now - account.started_at) if fixed is None else fixed
+        account.end(seconds=seconds, done_at=now + self.processing_seconds)
+        if not self.webhooks.are_sent:
+            return
+        while self.now() < account.done_at:  # noqa: ASYNC110 - an injected clock fires no event
+            await asyncio.sleep(CLOCK_POLL_SECONDS)
+        await self.webhooks.send(account.as_json(), now=self.now(), fault=self.take_fault("webhook"))
+
+
+def make_id(prefix: str) -> str:
+    """Make an id such as `conv_…`, which the SDKs' pattern `conv_[a-zA-Z0-9]+` finds."""
+    return f"{prefix}_{''.join(secrets.choice(_ALPHABET) for _ in range(28))}"

@@ -1,0 +1,79 @@
+"""`[limits]` of the policy file: how much users may do, and the questions about it that the ledger answers."""
+
+from typing import Annotated, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from voicepass.model import Counted, Limit, Scope
+
+OFF: Final = "off"
+DAY_SECONDS: Final = 24 * 60 * 60
+MAX_AMOUNT: Final = 10**9
+
+
+def _parse_amount(value: object) -> object:
+    if value == OFF:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_AMOUNT:
+        raise ValueError(f'must be a whole number, or "{OFF}"')
+    return value
+
+
+Amount = Annotated[int | None, BeforeValidator(_parse_amount)]
+
+
+class Entry(BaseModel):
+    """A table of the policy file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+# What each key counts, in which window of seconds, and the ledger's units in one unit of the key.
+_QUESTIONS: Final = {
+    "passes_per_minute": (Counted.REQUESTS, 60, 1),
+    "passes_per_day": (Counted.PASSES, DAY_SECONDS, 1),
+    "open_conversations": (Counted.CONVERSATIONS, DAY_SECONDS, 1),
+    "minutes_per_day": (Counted.SECONDS, DAY_SECONDS, 60),
+    "minutes_per_month": (Counted.SECONDS, 30 * DAY_SECONDS, 60),
+}
+
+
+class LimitsEntry(Entry):
+    """`[limits.agent]` or `[limits.all]`: how much of what; off until it is set. Windows roll; a month is 30 days."""
+
+    passes_per_minute: Amount = None
+    passes_per_day: Amount = None
+    open_conversations: Amount = None
+    minutes_per_day: Amount = None
+    minutes_per_month: Amount = None
+
+    def limits(self, scope: Scope) -> tuple[Limit, ...]:
+        """Return the questions to ask the ledger."""
+        return tuple(
+            Limit(name=f"{scope.value}_{name}", scope=scope, counted=counted, most=most * unit, window_seconds=window)
+            for name, (counted, window, unit) in _QUESTIONS.items()
+            if (most := getattr(self, name)) is not None
+        )
+
+
+class UserLimitsEntry(LimitsEntry):
+    """`[limits.user]`: on from the start, because a stolen token or a loop in a frontend costs money."""
+
+    passes_per_minute: Amount = 10
+    passes_per_day: Amount = 200
+    open_conversations: Amount = 3
+    minutes_per_day: Amount = 60
+    minutes_per_month: Amount = 600
+
+
+class LimitTables(Entry):
+    """`[limits]`. `conversation_minutes` is reserved for each pass until voicepass knows what it used."""
+
+    conversation_minutes: int = Field(default=10, ge=1, le=24 * 60)
+    user: UserLimitsEntry = UserLimitsEntry()
+    agent: LimitsEntry = LimitsEntry()
+    all: LimitsEntry = LimitsEntry()
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return every limit that is on."""
+        return (*self.user.limits(Scope.USER), *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))

@@ -1,0 +1,145 @@
+"""What ElevenLabs reports of a conversation: in a webhook, in a row of its list, or in its record of one conversation.
+
+Every value is checked, because the browser chooses some of them and ElevenLabs may change the others.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from voicepass.elevenlabs.answers import ConversationsPage, find_conversation_id
+from voicepass.errors import ConversationUnknown
+from voicepass.model import IssuedPass, Settlement
+
+_MAX_SECONDS: Final = 24 * 3600  # A longer conversation is a mistake. Counted, it would lock its user out.
+_MAX_COUNT: Final = 2**31 - 1  # the largest INTEGER of PostgreSQL
+_MAX_INSTANT: Final = 2**40  # seconds since the epoch
+_MAX_ID_CHARACTERS: Final = 256  # No user that voicepass issues to has a longer id.
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+
+
+class Status(StrEnum):
+    """What is known of a conversation."""
+
+    UNOPENED = "unopened"
+    OPEN = "open"
+    ENDED = "ended"
+    """Its figures may still change."""
+    DONE = "done"
+
+
+_STATUSES: Final = {
+    "initiated": Status.UNOPENED,
+    "processing": Status.ENDED,
+    "done": Status.DONE,
+    "failed": Status.DONE,
+}
+"""ElevenLabs' statuses and their meaning. Any other status means that the conversation is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What ElevenLabs reports of a conversation.
+
+    `started_at`: seconds since the epoch. `settlement`: final only with the status DONE, or in a webhook.
+    """
+
+    conversation_id: str
+    status: Status
+    agent_id: str | None = None
+    authorization_method: str | None = None
+    started_at: float | None = None
+    settlement: Settlement | None = None
+
+
+class Provider(Protocol):
+    """Reads conversations at ElevenLabs. Raises an ElevenLabsRefusal or Overloaded if it gets no answer."""
+
+    async def fetch_conversation(
+        self, agent_base_url: str, conversation_id: str, /, *, is_lookup: bool = False
+    ) -> Mapping[str, object]:
+        """Return ElevenLabs' record of a conversation, or raise ConversationUnknown."""
+
+    async def list_conversations(
+        self, agent_base_url: str, agent_id: str, /, *, since: float, until: float, cursor: str = ""
+    ) -> ConversationsPage:
+        """Return a page of the agent's conversations that began in this time."""
+
+
+async def fetch_report(provider: Provider, base_url: str, issued: IssuedPass, *, source: str) -> Report:
+    """Ask ElevenLabs about the conversation of a pass. Raises what `provider` raises."""
+    conversation_id = issued.conversation_id or ""
+    try:
+        record = await provider.fetch_conversation(base_url, conversation_id, is_lookup=source == "lookup")
+    except ConversationUnknown:
+        return report_unopened(issued)
+    return parse_record(conversation_id, record, source=source)
+
+
+def report_unopened(issued: IssuedPass) -> Report:
+    """Return the report of a pass whose conversation ElevenLabs does not know."""
+    return Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
+
+
+def parse_record(conversation_id: str, record: Mapping[str, object], *, source: str) -> Report:
+    """Parse ElevenLabs' record of one conversation (`GET /v1/convai/conversations/{id}`)."""
+    metadata = record.get("metadata")
+    return _parse(conversation_id, record, metadata if isinstance(metadata, dict) else {}, source=source)
+
+
+def parse_row(row: Mapping[str, object], *, source: str) -> Report | None:
+    """Parse a row of ElevenLabs' list of conversations. Returns None if it has no usable conversation id."""
+    conversation_id = find_conversation_id(row.get("conversation_id"))
+    return None if conversation_id is None else _parse(conversation_id, row, row, source=source)
+
+
+def _parse(conversation_id: str, record: Mapping[str, object], figures: Mapping[str, object], *, source: str) -> Report:
+    started_at = figures.get("start_time_unix_secs")
+    return Report(
+        conversation_id=conversation_id,
+        status=_STATUSES.get(str(record.get("status")), Status.OPEN),
+        agent_id=_parse_text(record.get("agent_id")),
+        authorization_method=_parse_text(figures.get("authorization_method")),
+        started_at=float(started_at) if isinstance(started_at, int | float) and 0 < started_at < _MAX_INSTANT else None,
+        settlement=_parse_settlement(conversation_id, record, figures, source=source),
+    )
+
+
+def _parse_settlement(
+    conversation_id: str, record: Mapping[str, object], figures: Mapping[str, object], *, source: str
+) -> Settlement | None:
+    """Parse how long a conversation was and what it cost. Returns None if there is no usable length."""
+    seconds = _parse_count(figures.get("call_duration_secs"))
+    if seconds is None or seconds > _MAX_SECONDS:
+        return None
+    sent = record.get("conversation_initiation_client_data")
+    variables = sent.get("dynamic_variables") if isinstance(sent, dict) else None
+    return Settlement(
+        conversation_id=conversation_id,
+        seconds=seconds,
+        cost=_parse_count(figures.get("cost")),
+        user_id=_parse_user_id(record.get("user_id")),
+        variable_user_id=_parse_user_id(variables.get("user_id")) if isinstance(variables, dict) else None,
+        agent_id=_parse_text(record.get("agent_id")),
+        source=source,
+    )
+
+
+def _parse_count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_COUNT:
+        return None  # this includes NaN, which is in no range
+    return math.ceil(value)
+
+
+def _parse_user_id(value: object) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return _parse_text(value) or None
+
+
+def _parse_text(value: object) -> str | None:
+    """Return a text that both databases can store. This changes no id that voicepass issued."""
+    return _UNSTORABLE.sub("\ufffd", value[:_MAX_ID_CHARACTERS]) if isinstance(value, str) else None

@@ -1,0 +1,128 @@
+"""ElevenLabs, or what answers in its place, sends what its API does not describe: the doctor says so, and fails."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from websockets.asyncio.server import ServerConnection
+
+from elevenlabs_emulator import create_emulator
+from tests.canaries import API_KEY, secrets_in
+from tests.cli.test_cli import ENVIRONMENT, run
+from tests.conftest import settings_with
+from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
+from tests.doctor.test_checks import opened
+from voicepass.config.build import configure
+from voicepass.doctor import examine
+from voicepass.doctor.case import Case
+from voicepass.doctor.findings import Finding
+from voicepass.elevenlabs.codes import Outcome
+
+SIGN, AGENT = "/v1/convai/conversation/get-signed-url", f"/v1/convai/agents/{AGENT_ID}"
+SETTINGS, WEBHOOKS = "/v1/convai/settings", "/v1/workspace/webhooks"
+HTML = "<!DOCTYPE html><title>Just a moment…</title>"
+
+
+class Spoilt:
+    """The emulator, but for one path: there is this body."""
+
+    def __init__(self, path: str, body: str) -> None:
+        emulator = pretend(State())
+        emulator.webhooks.url = "https://voice.example/v1/webhooks/elevenlabs"
+        self.emulator: ASGIApp = create_emulator(emulator)
+        self.path, self.body = path, body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        spoils = scope["type"] == "http" and scope["path"] == self.path
+        await (Response(self.body, media_type="application/json") if spoils else self.emulator)(scope, receive, send)
+
+
+def examine_at(url: str) -> list[Finding]:
+    settings = settings_with(
+        elevenlabs_agent_id=AGENT_ID,
+        elevenlabs_base_url=url,
+        elevenlabs_api_key=SecretStr(API_KEY),
+        elevenlabs_webhook_secret=SecretStr(WEBHOOK_SECRET),
+    )
+    case = Case(settings=settings, configuration=configure(settings), alias="default", with_conversation=False)
+    return asyncio.run(examine(case))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "check", "cause"),
+    [
+        (SIGN, HTML, "api_key", "answer_unusable"),
+        (SIGN, '{"signed_url": "wss://', "api_key", "answer_unusable"),
+        (SIGN, "{}", "api_key", "answer_unusable"),
+        (SIGN, '{"signed_url": 5}', "api_key", "answer_unusable"),
+        (AGENT, HTML, "archived", "answer_unreadable"),
+        (AGENT, "[]", "archived", "answer_unreadable"),
+        (AGENT, '{"agent_id": "agent_market", "conversation_config": {', "overrides", "answer_unreadable"),
+        (AGENT, "{}", "duration", "answer_unreadable"),
+        (AGENT, '{"conversation_config": {}, "platform_settings": null}', "duration", "answer_unreadable"),
+        (AGENT, '{"conversation_config": {"turn": 5}, "platform_settings": {}}', "silence", "answer_unreadable"),
+        (AGENT, '{"conversation_config": {}, "platform_settings": {"auth": {"allowlist": [5]}}}', "allowlist",
+         "answer_unreadable"),
+        (SETTINGS, HTML, "webhook", "answer_unreadable"),
+        (SETTINGS, '{"webhooks": [1]}', "webhook", "answer_unreadable"),
+        (WEBHOOKS, "{}", "webhook", "answer_unreadable"),
+        (WEBHOOKS, '{"webhooks": [{"webhook_id": "wh_emulated", "webhook_url": "http://["}]}', "webhook",
+         "answer_unreadable"),
+        (WEBHOOKS, '{"webhooks": [null]}', "webhook", "answer_unreadable"),
+        (WEBHOOKS, '{"webhooks": ', "webhook", "answer_unreadable"),
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_shape_is_a_failure_that_says_so(
+    stage: tuple[Any, str], path: str, body: str, check: str, cause: str
+) -> None:
+    stage[0].app = Spoilt(path, body)
+
+    findings = examine_at(stage[1])
+
+    assert (check, cause) in {
+        (finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED
+    }
+
+
+@pytest.mark.parametrize(("path", "body"), [(AGENT, HTML), (WEBHOOKS, '{"webhooks": "?"}')])
+def test_the_command_exits_with_1_and_shows_no_traceback(
+    stage: tuple[Any, str], tmp_path: Path, path: str, body: str
+) -> None:
+    stage[0].app = Spoilt(path, body)
+    environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": stage[1], "ELEVENLABS_AGENT_ID": AGENT_ID}
+
+    ended = run("doctor", "--no-conversation", cwd=tmp_path, environment=environment)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "ElevenLabs' answer is not what its API describes" in " ".join(ended.stdout.split())
+    assert secrets_in(ended.stdout) == []
+
+
+ODD_FRAMES: list[str | bytes] = [
+    "[]",
+    "5",
+    "{",
+    b"\xff\xfe",
+    "[" * 100_000,
+    '{"type": ["ping"]}',
+    '{"type": "error", "error_event": "x"}',
+    '{"type": "error", "error_event": {"reason": {}}}',
+    '{"type": "conversation_initiation_metadata"}',
+    '{"type": "ping", "ping_event": "x"}',
+    '{"type": "ping"}',
+]
+
+
+@pytest.mark.anyio
+async def test_a_conversation_of_odd_frames_is_explained_by_its_end() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        await socket.recv()
+        for frame in ODD_FRAMES:
+            await socket.send(frame)
+        await socket.close(1002, "This request exceeds your quota limit.")
+
+    assert (await opened(behave)).cause == "quota_exhausted"

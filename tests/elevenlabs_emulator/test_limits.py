@@ -1,0 +1,181 @@
+"""Limits and overrides of an agent take effect."""
+
+from typing import Any
+
+import pytest
+
+from elevenlabs_emulator import Emulator
+from tests.elevenlabs_emulator.contract import Frame
+from tests.elevenlabs_emulator.wire import (
+    AGENT,
+    JS_TEXT_INITIATION,
+    JS_VOICE_INITIATION,
+    KEY,
+    Serve,
+    Service,
+    talking,
+)
+
+OVERRIDES = frozenset(
+    {
+        "agent.first_message",
+        "agent.language",
+        "agent.prompt.prompt",
+        "conversation.text_only",
+        "conversation.max_duration_seconds",
+    }
+)
+
+
+def serve_agent(serve: Serve, **settings: Any) -> Service:
+    now = 1_800_000_000.0  # it stands still until a test advances it
+    return serve(Emulator(agents=[AGENT.model_copy(update=settings)], clock=lambda: now))
+
+
+def overriding(**sections: Any) -> Frame:
+    return JS_TEXT_INITIATION | {"conversation_config_override": sections}
+
+
+@pytest.mark.parametrize(
+    ("agent_seconds", "override"), [(600, {}), (900, {"conversation": {"max_duration_seconds": 600}})]
+)
+def test_the_longest_duration_ends_the_conversation_by_the_emulators_clock(
+    serve: Serve, agent_seconds: int, override: Any
+) -> None:
+    service = serve_agent(serve, max_duration_seconds=agent_seconds, allowed_overrides=OVERRIDES)
+
+    with talking(service.mint(), overriding(**override)) as talk:
+        talk.says()
+        service.advance(599)
+        talk.send("user_message", text="hello")
+        talk.says()
+        service.advance(1)
+        closing = talk.closed()
+
+    error = talk.frames[-1]["error_event"]
+    assert closing == (1000, "Max call duration exceeded")
+    assert (error["code"], error["error_type"]) == (1000, "max_duration_exceeded")
+
+
+def test_an_agent_at_its_limit_queues_a_client_until_another_leaves(serve: Serve) -> None:
+    service = serve_agent(serve, concurrency_limit=1)
+    count = "/v1/convai/analytics/live-count"
+
+    with talking(service.mint()) as first, talking(service.mint()) as second:
+        first.says()
+        waiting = second.next("queue_status")["queue_status_event"]
+        live = service.http.get(count, headers={"xi-api-key": KEY}).json()
+        service.advance(5)
+        first.socket.close()
+        admitted = second.next("queue_status")["queue_status_event"]
+        greeting = second.says()
+        conversation_id = second.frames[0]["conversation_initiation_metadata_event"]["conversation_id"]
+        second.socket.close()
+        service.await_end(conversation_id)
+
+    metadata = service.emulator.accounts[conversation_id].as_json()["metadata"]
+    assert (waiting, admitted) == ({"status": "waiting"}, {"status": "admitted"})
+    assert live == {"count": 1}
+    assert greeting.startswith("Hello Ada")
+    assert second.kinds.index("conversation_initiation_metadata") == 0
+    assert isinstance(metadata, dict)
+    assert (metadata["queue_wait_secs"], metadata["call_duration_secs"]) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({"queueing": False}, ["conversation_initiation_metadata"]),
+        ({"queue_timeout_seconds": 0}, ["conversation_initiation_metadata", "queue_status", "queue_status"]),
+    ],
+)
+def test_an_agent_at_its_limit_refuses_a_client_that_it_does_not_queue(
+    serve: Serve, settings: Any, kinds: list[str]
+) -> None:
+    service = serve_agent(serve, concurrency_limit=1, **settings)
+
+    with talking(service.mint()) as first, talking(service.mint()) as second:
+        first.says()
+        closing = second.closed()
+
+    assert closing == (3008, "too many concurrent connections")
+    assert second.kinds == kinds
+
+
+def test_the_daily_limit_lasts_for_a_day(serve: Serve) -> None:
+    service = serve_agent(serve, daily_limit=1)
+
+    with talking(service.mint()) as first:
+        first.says()
+    with talking(service.mint()) as second:
+        closing = second.closed()
+    service.advance(24 * 3600)
+    with talking(service.mint()) as next_day:
+        greeting = next_day.says()
+
+    assert closing == (1008, "Agent has exceeded its daily call limit of 1")
+    assert greeting.startswith("Hello Ada")
+
+
+def test_an_archived_agent_opens_no_conversation(serve: Serve) -> None:
+    service = serve_agent(serve, is_archived=True)
+
+    with talking(service.mint()) as talk:
+        assert talk.closed() == (3000, "The AI agent you are trying to reach does not exist")
+
+
+@pytest.mark.parametrize(
+    ("override", "first", "second"),
+    [
+        ({"agent": {"first_message": "Welcome!"}}, "Welcome!", "Hello! What would you like to sell?"),
+        ({"agent": {"language": "de"}}, "[de] Hello Ada!", "[de] Hello!"),
+        ({"agent": {"language": "de", "first_message": "Hallo!"}}, "Hallo!", "[de] Hello!"),
+    ],
+)
+def test_an_allowed_override_changes_what_the_agent_says(serve: Serve, override: Any, first: str, second: str) -> None:
+    service = serve_agent(serve, allowed_overrides=OVERRIDES, languages=frozenset({"de"}))
+
+    with talking(service.mint(), overriding(**override)) as talk:
+        greeting = talk.says()
+        talk.send("user_message", text="hello")
+        answer = talk.says()
+
+    assert greeting.startswith(first)
+    assert answer.startswith(second)
+    assert "audio" in talk.kinds
+
+
+def test_an_allowed_override_turns_audio_off(serve: Serve) -> None:
+    service = serve_agent(serve, allowed_overrides=OVERRIDES)
+
+    with talking(service.mint(), overriding(conversation={"text_only": True})) as text:
+        text.says()
+        text.send("user_message", text="goodbye")
+        text.closed()
+
+    assert "audio" not in text.kinds
+
+
+def test_the_agents_settings_say_which_events_are_sent(serve: Serve) -> None:
+    service = serve_agent(serve, client_events=frozenset({"vad_score"}))
+
+    with talking(service.mint(), JS_VOICE_INITIATION) as talk:
+        talk.send("", user_audio_chunk="AAAA")
+        talk.send("user_message", text="goodbye")
+        talk.closed()
+
+    assert talk.kinds == ["conversation_initiation_metadata", "vad_score"]
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ({"agent": {"prompt": {"prompt": "{{shop}}"}}}, "Missing required dynamic variables in prompt: {'shop'}"),
+        ({"conversation": {"max_duration_seconds": "long"}}, "Invalid message received"),
+    ],
+)
+def test_an_allowed_override_is_checked(serve: Serve, override: Any, reason: str) -> None:
+    service = serve_agent(serve, allowed_overrides=OVERRIDES)
+
+    with talking(service.mint(), overriding(**override)) as talk:
+        assert talk.closed() == (1008, reason)

@@ -1,0 +1,163 @@
+"""An issuer at its HTTP edge, for tests: it publishes what a test says, and remembers what it was asked."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.conftest import TOKEN_ISSUER
+from tests.identity.hostile_jwks import KID, jwk_of, set_of
+from tests.identity.hostile_tokens import ec_key_of
+from tests.servers import listening
+from voicepass.errors import Refusal, TokenInvalid
+from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys
+
+JWKS_PATH: Final = "/jwks.json"
+PATIENT_SECONDS: Final = 60.0  # the issuer of the tests answers at once, but the machine may be busy
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+class Clock:
+    """Monotonic seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 50_000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Issuer:
+    """An issuer at its HTTP edge: remembers what it was asked for and when, and answers as a test says."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.clock = Clock()
+        self.asked: list[str] = []
+        self.asked_at: list[float] = []
+        self.was_asked = asyncio.Event()
+        self.answers: dict[str, Answer] = {}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            chunk = await reader.read(65536)
+            request += chunk
+            if not chunk or not request.startswith(b"GET "):
+                writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
+        path = request.split(b" ")[1].decode()
+        self.asked.append(path)
+        self.asked_at.append(self.clock())
+        self.was_asked.set()
+        await self.answers[path](writer)
+        await writer.drain()
+
+    def publish(self, *keys: object) -> None:
+        self.answers[JWKS_PATH] = saying(set_of(*keys))
+
+    def describe(self, **members: object) -> None:
+        """Publish a discovery document; None takes a member out."""
+        document = {"issuer": TOKEN_ISSUER, "jwks_uri": self.url + JWKS_PATH} | members
+        body = {member: value for member, value in document.items() if value is not None}
+        self.answers[DISCOVERY_PATH] = saying(json.dumps(body).encode())
+
+
+def saying(body: bytes, *, status: str = "200 OK", headers: str = "") -> Answer:
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{headers}\r\n".encode()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(head + body)
+
+    return answer
+
+
+def sending(data: bytes) -> Answer:
+    """Bytes, whether they are HTTP or not."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+
+    return answer
+
+
+def repeating(start: bytes, again: bytes, *, every_seconds: float) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        while True:
+            writer.write(again)
+            await writer.drain()
+            await asyncio.sleep(every_seconds)
+
+    return answer
+
+
+async def silence(writer: asyncio.StreamWriter) -> None:
+    del writer
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def keys_of(
+    issuer: Issuer,
+    *,
+    url: str | None = None,
+    token_issuer: str = TOKEN_ISSUER,
+    algorithm: str = "ES256",
+    fetch_seconds: float = PATIENT_SECONDS,
+) -> AsyncIterator[PublishedKeys]:
+    keys = PublishedKeys(
+        url=url or issuer.url + JWKS_PATH,
+        token_issuer=token_issuer,
+        algorithm=algorithm,
+        clock=issuer.clock,
+        fetch_seconds=fetch_seconds,
+    )
+    try:
+        yield keys
+    finally:
+        await keys.aclose()
+
+
+EC_JWK: Final = jwk_of(ec_key_of("provider", "ES256"), kid=KID)
+OLD_KEY: Final = ec.generate_private_key(ec.SECP256R1())
+NEW_KEY: Final = ec.generate_private_key(ec.SECP256R1())
+OLD: Final = jwk_of(OLD_KEY, kid="old")
+NEW: Final = jwk_of(NEW_KEY, kid="new")
+
+
+async def outcome(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refusal] | None:
+    """The name of the one key that serves, or the refusal. Any other exception escapes, and fails the test."""
+    try:
+        served = await keys.keys_for({} if kid is None else {"kid": kid})
+    except Refusal as refusal:
+        return type(refusal)
+    if not served:
+        return TokenInvalid  # the authenticator refuses a token without a key
+    (key,) = served
+    return key.names.get("kid")
+
+
+async def settled(keys: PublishedKeys) -> None:
+    """Wait for a refresh that nobody waits for."""
+    if keys._refresh is not None:
+        await keys._refresh
+
+
+@asynccontextmanager
+async def trap() -> AsyncIterator[tuple[str, list[str]]]:
+    """A listener that nobody should ever connect to; yields its URL and the list of those who did."""
+    visitors: list[str] = []
+
+    async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visitors.append(str(writer.get_extra_info("peername")))
+
+    async with listening(note) as url:
+        yield url, visitors

@@ -1,0 +1,121 @@
+"""The discovery document: voicepass follows it to the keys only if it is the issuer's own and leads nowhere unsafe."""
+
+import pytest
+import respx
+
+from tests.conftest import TOKEN_ISSUER
+from tests.identity.hostile_jwks import KID, set_of
+from tests.identity.issuer import EC_JWK, JWKS_PATH, NEW, Issuer, keys_of, outcome, saying, trap
+from voicepass.errors import KeysUnavailable, TokenInvalid
+from voicepass.identity.jwks import DISCOVERY_PATH
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_keys_are_fetched_from_where_the_discovery_document_says(issuer: Issuer) -> None:
+    issuer.answers["/elsewhere"] = saying(set_of(NEW))
+    issuer.describe(jwks_uri=f"{issuer.url}/elsewhere", authorization_endpoint="https://login.example/authorize")
+
+    async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
+        outcomes = [await outcome(keys, kid) for kid in ("new", KID)]
+
+    assert outcomes == ["new", TokenInvalid]
+    assert issuer.asked == [DISCOVERY_PATH, "/elsewhere"]
+
+
+async def test_a_move_of_the_keys_is_followed_at_the_next_fetch(issuer: Issuer) -> None:
+    async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
+        await outcome(keys)
+        issuer.answers["/moved"] = saying(set_of(NEW))
+        issuer.describe(jwks_uri=f"{issuer.url}/moved")
+        issuer.clock.advance(30)
+
+        outcomes = [await outcome(keys, kid) for kid in ("new", KID)]
+
+    assert outcomes == ["new", TokenInvalid]
+
+
+MISLEADING: dict[str, dict[str, object]] = {
+    "another issuer": {"issuer": "https://attacker.example"},
+    "no issuer": {"issuer": None},
+    "the issuer with a slash": {"issuer": f"{TOKEN_ISSUER}/"},
+    "the issuer in capitals": {"issuer": TOKEN_ISSUER.upper()},
+    "the issuer in a list": {"issuer": [TOKEN_ISSUER]},
+    "no jwks_uri": {"jwks_uri": None},
+    "a jwks_uri that is a list": {"jwks_uri": [f"https://127.0.0.1{JWKS_PATH}"]},
+    "a jwks_uri that is a number": {"jwks_uri": 7},
+    "an empty jwks_uri": {"jwks_uri": ""},
+    "a relative jwks_uri": {"jwks_uri": JWKS_PATH},
+    "a jwks_uri without a scheme": {"jwks_uri": f"//login.example{JWKS_PATH}"},
+    "http:// to elsewhere": {"jwks_uri": f"http://login.example{JWKS_PATH}"},
+    "http:// to a private address": {"jwks_uri": f"http://169.254.169.254{JWKS_PATH}"},
+    "http:// to what looks like loopback": {"jwks_uri": f"http://127.0.0.1.attacker.example{JWKS_PATH}"},
+    "a file": {"jwks_uri": "file:///etc/passwd"},
+    "a data URL": {"jwks_uri": 'data:application/json,{"keys":[]}'},
+    "a user in it": {"jwks_uri": f"https://user:password@127.0.0.1{JWKS_PATH}"},
+    "a fragment in it": {"jwks_uri": f"https://127.0.0.1{JWKS_PATH}#x"},
+    "no host": {"jwks_uri": f"https://{JWKS_PATH}"},
+    "a port that is no number": {"jwks_uri": f"https://127.0.0.1:https{JWKS_PATH}"},
+    "port 0": {"jwks_uri": f"https://127.0.0.1:0{JWKS_PATH}"},
+    "a line break in the host": {"jwks_uri": f"https://127.0.0.1\n{JWKS_PATH}"},
+    "a NUL in the path": {"jwks_uri": f"https://127.0.0.1{JWKS_PATH}\0"},
+    "a surrogate in the path": {"jwks_uri": f"https://127.0.0.1{JWKS_PATH}\ud800"},
+    "a surrogate in the host": {"jwks_uri": f"https://\ud800.example{JWKS_PATH}"},
+    "a host that is no name": {"jwks_uri": f"https://\u2603\u2603.example{JWKS_PATH}"},
+    "a punycode host that is none": {"jwks_uri": f"https://xn--a.example{JWKS_PATH}"},
+    "a bracket too many": {"jwks_uri": f"https://[::1{JWKS_PATH}"},
+    "an address of the future": {"jwks_uri": f"https://[v1.a]{JWKS_PATH}"},
+    "70,000 characters": {"jwks_uri": f"https://127.0.0.1/{'x' * 70_000}"},
+}
+
+
+# What connects refuses these.
+ACCEPTED_AS_A_URL = {
+    "a host that is no name",
+    "a punycode host that is none",
+    "an address of the future",
+    "70,000 characters",
+}
+
+
+@pytest.mark.parametrize("document", MISLEADING)
+async def test_a_misleading_discovery_document_is_not_followed(issuer: Issuer, document: str) -> None:
+    issuer.describe(**MISLEADING[document])
+    async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
+        outcomes = [await outcome(keys) for _ in range(3)]
+        with pytest.raises(KeysUnavailable) as refused:
+            await keys.check()
+
+    said = refused.value.operator_note.rpartition("(")[2].removesuffix(")")
+    assert outcomes == [KeysUnavailable] * 3
+    assert issuer.asked == [DISCOVERY_PATH]
+    if "issuer" in MISLEADING[document]:
+        assert said == "the discovery document is another issuer's"
+    elif document not in ACCEPTED_AS_A_URL:
+        assert said == "the discovery document names no https:// jwks_uri"
+
+
+@pytest.mark.parametrize("path", [DISCOVERY_PATH, JWKS_PATH])
+async def test_a_redirect_is_followed_neither_to_the_document_nor_to_its_keys(issuer: Issuer, path: str) -> None:
+    async with trap() as (elsewhere, visitors), keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
+        issuer.answers[path] = saying(b"", status="307 Temporary Redirect", headers=f"Location: {elsewhere}/\r\n")
+
+        seen = await outcome(keys)
+
+    assert seen is KeysUnavailable
+    assert visitors == []
+
+
+async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issuer) -> None:
+    url = TOKEN_ISSUER + DISCOVERY_PATH
+    with respx.mock(assert_all_called=False, using="voicepass") as router:
+        insecure = router.get(f"http://127.0.0.1{JWKS_PATH}").respond(json={"keys": [EC_JWK]})
+        secure = router.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": f"http://127.0.0.1{JWKS_PATH}"})
+
+        async with keys_of(issuer, url=url) as keys:
+            with pytest.raises(KeysUnavailable) as refused:
+                await keys.check()
+
+    assert "the discovery document leads from https:// to http://" in refused.value.operator_note
+    assert secure.called
+    assert not insecure.called

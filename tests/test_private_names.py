@@ -1,0 +1,50 @@
+"""What voicepass uses of other packages though they do not document it: each name is still there."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+
+USED: dict[tuple[str, str], list[str]] = {
+    ("uvicorn.config", ""): ["STARTUP_FAILURE"],
+    ("uvicorn.supervisors", ""): ["Multiprocess"],
+    ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"): [
+        *("transport", "loop", "server_state", "cycle", "pipeline", "parser", "url", "headers"),
+        *("_unset_keepalive_if_required", "_should_upgrade", "handle_websocket_upgrade"),
+        *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
+    ],
+    ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle"): [
+        *("more_body", "response_started", "response_complete", "keep_alive", "disconnected"),
+    ],
+    ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"): ["handshake_initiated"],
+    ("starlette.middleware.cors", "CORSMiddleware"): [
+        *("preflight_response", "preflight_headers", "allow_methods", "is_allowed_origin"),
+    ],
+    ("fastapi.routing", "APIRoute"): ["app"],
+    ("aiohttp", "TCPConnector"): ["_get", "_release"],
+    ("aiohttp.connector", "Connection"): ["protocol", "close"],
+    ("aiohttp.client_proto", "ResponseHandler"): ["should_close", "abort"],
+    ("aiohttp.client_reqrep", ""): ["ConnectionKey"],
+    ("prometheus_client.mmap_dict", "MmapedDict"): ["read_all_values_from_file", "read_value", "write_value", "close"],
+}
+
+
+@pytest.mark.parametrize(("module", "owner"), USED)
+def test_what_voicepass_overrides_elsewhere_is_still_there(module: str, owner: str) -> None:
+    place: Any = importlib.import_module(module)
+    sources = []
+    if owner:
+        place = getattr(place, owner)
+        sources = [inspect.getsource(parent) for parent in inspect.getmro(place) if parent is not object]
+
+    missing = [
+        name
+        for name in USED[module, owner]
+        if not hasattr(place, name) and not any(f"self.{name}" in source for source in sources)
+    ]
+
+    assert missing == [], (
+        f"{module}.{owner} has no {', '.join(missing)} any more: read its new version, change what uses these names in "
+        "src/voicepass, and then the bounds in pyproject.toml"
+    )
