@@ -1,6 +1,6 @@
 """docs/troubleshooting.md says what the doctor's tables say.
 
-To write its table and list again: `python -m tests.doctor.test_troubleshooting`.
+To write its tables and its list again: `python -m tests.doctor.test_troubleshooting`.
 """
 
 import re
@@ -36,20 +36,28 @@ def as_seen(pattern: str) -> str:
 
 
 def seen(cause: Cause) -> str:
-    """All texts that the table knows a cause by. `doctor explain` also knows codes of the API and their HTTP statuses."""
-    patterns = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
+    """The first texts that the table knows a cause by; `doctor explain` knows all, and the codes of the API."""
+    texts = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
     alone = ["the code alone"] if cause.is_usual else []
-    return ", ".join([*(f"`{text}`" for text in patterns), *alone]).replace("|", "\\|")
+    return ", ".join([*(f"`{text}`" for text in texts[:2]), *alone]).replace("|", "\\|")
 
 
-def by_sign() -> str:
+def by_close() -> str:
     rows = [
-        f"| {cause.close or ''} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} |"
-        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: (cause.close is None, cause.close or 0))
-        if seen(cause)
+        f"| {cause.close} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} |"
+        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: cause.close or 0)
+        if cause.close and seen(cause)
     ]
-    head = "| code | reason or line | what it means | what to do |"
-    return "\n".join([head, "|---|---|---|---|", *rows])
+    return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
+
+
+def by_line() -> str:
+    """Without what each line means, because the remedy says it too."""
+    return "\n".join(
+        f"- {seen(cause)}: {shown(cause.remedy)}"
+        for cause in VENDOR_CAUSES.values()
+        if cause.check == "conversation" and not cause.close and cause.lines
+    )
 
 
 def by_check() -> str:
@@ -57,7 +65,7 @@ def by_check() -> str:
 
 
 def with_tables(document: str) -> str:
-    for name, table in {"signs": by_sign(), "checks": by_check()}.items():
+    for name, table in {"closes": by_close(), "lines": by_line(), "checks": by_check()}.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]
@@ -68,7 +76,7 @@ def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
     assert document == with_tables(document)
-    assert len(by_sign().splitlines()) > 40
+    assert len((by_close() + by_line()).splitlines()) > 40
 
 
 if __name__ == "__main__":

@@ -544,8 +544,9 @@ async def test_the_operator_learns_which_check_failed(changes: dict[str, object]
 
 def test_the_notes_that_the_documents_explain_are_those_of_the_code() -> None:
     root = Path(__file__).parents[2]
-    table = (root / "docs" / "troubleshooting.md").read_text().split("<!-- notes -->")[1].split("<!-- end of notes")[0]
-    documented = set(re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE))
+    page = (root / "docs" / "troubleshooting.md").read_text()
+    notes_of_the_page = page.partition("<!-- notes -->")[2].partition("<!-- end of notes")[0]
+    documented = set(re.findall(r"^- `(.+?)`: ", notes_of_the_page, re.MULTILINE))
 
     notes = {note for path in (root / "src/voicepass/identity").glob("*.py") for note in notes_in(path.read_text())}
     notes.remove("…")  # `refuse` itself
