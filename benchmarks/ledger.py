@@ -37,6 +37,7 @@ from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
 from voicepass.ledger.sqlite import open_sqlite
+from voicepass.ledger.sums import change_sums
 from voicepass.model import Agent, Credentials, Limit, PassRequest, Reservation, Scope, Transport
 from voicepass.passes import Ledger as LedgerPort
 from voicepass.passes import Passes
@@ -57,7 +58,14 @@ PASSES_OF_A_USER: Final = 20  # in 60 days; half of them in the longest window
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenlabs.io")
 SEALS: Final = Seals([Workspace(base_url=AGENT.base_url, api_keys=["sk_benchmark"])])
 LIMITS: Final = LimitTables().limits()  # the five of each user, which are on from the start
-MINUTES_OF_ALL: Final = (*LIMITS, *LimitsEntry(minutes_per_month=MAX_AMOUNT).limits(Scope.ALL))
+EVERY_AMOUNT: Final = LimitsEntry(
+    passes_per_minute=MAX_AMOUNT,
+    passes_per_day=MAX_AMOUNT,
+    open_conversations=MAX_AMOUNT,
+    minutes_per_day=MAX_AMOUNT,
+    minutes_per_month=MAX_AMOUNT,
+)
+EVERY_LIMIT: Final = (*LIMITS, *EVERY_AMOUNT.limits(Scope.AGENT), *EVERY_AMOUNT.limits(Scope.ALL))
 
 # The same for both engines: passes spread evenly over 60 days and all users, with ids as scattered as real ones. All
 # are settled but those of the last 25 minutes: a pass of ten minutes is open for so long if nothing is heard of it.
@@ -66,9 +74,11 @@ WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHER
      timed (n, at, settled) AS (SELECT n, {now} - 5184000.0 * ({rows} - n) / {rows},
                                        n < {rows} - {rows} * 1500.0 / 5184000 FROM numbers)
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport, reserved_at,
-                    lapses_at, seconds, granted_at, conversation_id, credential_sha256, settled_at, settled_by, cost)
+                    lapses_at, reserved_seconds, seconds, granted_at, conversation_id, credential_sha256, settled_at,
+                    settled_by, cost)
 SELECT md5('pass' || n), md5('request' || n), '{issuer}', 'user-' || (n % {users}), 'default', 'agent_1',
-       'websocket', at, at + 1500, 180, at, 'conv_' || md5('conversation' || n), md5('a' || n) || md5('b' || n),
+       'websocket', at, (CAST(at / 60 AS BIGINT) + 26) * 60, 180, 180, at,
+       'conv_' || md5('conversation' || n), md5('a' || n) || md5('b' || n),
        CASE WHEN settled THEN at + 200 END, CASE WHEN settled THEN 'webhook' END, 300 FROM timed"""
 # What makes filling quick, and what leaves a ledger as if it had grown.
 AROUND: Final = {
@@ -133,6 +143,8 @@ class Place:
         filling = FILL.format(rows=rows, users=users_of(rows), now=time.time(), issuer=ISSUER)
         before, after = AROUND[self.engine]
         self.run(*before, *drops, filling, *indexes.values(), *after)
+        async with self.opened() as ledger:
+            await ledger.fix_sums()
         os.sync()  # or the disk would still be at it while the first cases are measured
         sys.stderr.write(f"{self.engine}: {rows:,} rows in {time.perf_counter() - begun:.0f} s\n")
 
@@ -198,13 +210,15 @@ def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
         credential = await provider.fetch_credential(AGENT, reservation.transport)
 
         def taken_out(_now: float) -> Dialogue[None]:
-            yield "DELETE FROM passes WHERE pass_id = :pass_id", {"pass_id": reservation.pass_id}
+            taken = "DELETE FROM passes WHERE pass_id = :pass_id RETURNING *"
+            for row in (yield taken, {"pass_id": reservation.pass_id}):
+                yield from change_sums(row, passes=-1, seconds=-row["seconds"], opened=-1)
 
         begun = time.perf_counter()
         await ledger.reserve(reservation, limits)
         await ledger.grant(reservation, credential)
         took = time.perf_counter() - begun
-        await ledger._run(taken_out)
+        await ledger.run(taken_out)
         return took
 
     return reserve
@@ -273,7 +287,8 @@ async def measured(engines: Sequence[str], sizes: Sequence[int], seconds: float)
             there = place(engine, f"rows_{rows}")
             await there.fill(rows)
             filled[engine, rows] = await stack.enter_async_context(there.opened())
-        for title, limits in {"A reservation": LIMITS, "A reservation, with minutes for all": MINUTES_OF_ALL}.items():
+        titles = {"A reservation": LIMITS, "A reservation, with every limit of every scope": EVERY_LIMIT}
+        for title, limits in titles.items():
             works = {case: reserving(ledger, case[1], limits) for case, ledger in filled.items()}
             tables[title] = tabulated(await in_turns(works, seconds=seconds), ("engine", "rows"), times_fewest)
     return tables

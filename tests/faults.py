@@ -240,7 +240,7 @@ FAULTS: dict[str, Fault] = {
         for name, header, waits in (
             ("absent", None, range(5, 6)),
             ("1", "1", range(1, 2)),
-            ("3600", "3600", range(3600, 3601)),
+            ("3600", "3600", range(60, 61)),
             ("a date", in_half_a_minute(), range(1, 31)),
             ("garbage", "soon, or -3", range(5, 6)),
         )

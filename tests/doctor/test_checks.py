@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -19,6 +21,7 @@ from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulat
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from tests.conftest import settings_with
 from tests.doctor.conftest import AGENT_ID, Examined, State, pretend, troubles
+from tests.ledger.given import rows
 from tests.servers import free_port
 from voicepass.config.build import configure
 from voicepass.doctor import examine
@@ -30,6 +33,7 @@ from voicepass.doctor.workspace import check_workspace
 from voicepass.elevenlabs import REGIONS, ElevenLabs
 from voicepass.elevenlabs.codes import Outcome
 from voicepass.errors import AgentUnknown
+from voicepass.ledger.sqlite import open_sqlite
 
 WELL = State()
 NO_KEYS = {
@@ -162,6 +166,21 @@ def test_nothing_is_found_where_all_is_well(examined: Examined, state: State) ->
 
     assert troubles(findings) == []
     assert [finding.check for finding in findings] == list(CHECKS)
+
+
+def test_a_sum_that_differs_from_its_passes_is_corrected_with_a_warning(examined: Examined, tmp_path: Path) -> None:
+    state = State(settings={"voicepass_database_url": f"sqlite:///{tmp_path}/voicepass.db"})
+    asyncio.run(make_ledger(tmp_path / "voicepass.db"))
+
+    first, second = troubles(examined(state)), troubles(examined(state))
+
+    assert first == [("ledger", "sums_corrected")]
+    assert second == []
+
+
+async def make_ledger(path: Path) -> None:
+    async with open_sqlite(str(path), clock=time.time) as ledger:
+        await rows(ledger, "INSERT INTO sums VALUES ('all', 86400, :day, 1, 0, 60, 0)", day=int(time.time() // 86_400))
 
 
 @pytest.mark.parametrize(("cause", "state"), BROKEN)

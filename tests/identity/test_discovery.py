@@ -116,6 +116,18 @@ async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issue
             with pytest.raises(KeysUnavailable) as refused:
                 await keys.check()
 
-    assert "the discovery document leads from https:// to http://" in refused.value.operator_note
+    assert refused.value.operator_note.endswith("(the discovery document leads from https:// to http://)")
     assert secure.called
     assert not insecure.called
+
+
+async def test_a_discovery_document_at_https_leads_to_keys_at_https(issuer: Issuer) -> None:
+    url, jwks_uri = TOKEN_ISSUER + DISCOVERY_PATH, TOKEN_ISSUER + JWKS_PATH
+    with respx.mock(using="voicepass") as router:
+        router.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": jwks_uri})
+        router.get(jwks_uri).respond(json={"keys": [EC_JWK]})
+
+        async with keys_of(issuer, url=url) as keys:
+            seen = await outcome(keys)
+
+    assert seen == KID

@@ -103,6 +103,7 @@ async def test_closing_ends_a_fetch_that_is_under_way(issuer: Issuer) -> None:
 
         await keys.aclose()
 
+        assert not any("_fetch_and_keep" in repr(task) for task in asyncio.all_tasks())
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
@@ -310,7 +311,8 @@ async def test_a_withdrawn_key_is_refused_ten_minutes_later_however_rarely_users
     assert served_until < 600
 
 
-async def test_a_failure_of_long_ago_does_not_let_a_withdrawn_key_serve(issuer: Issuer) -> None:
+@pytest.mark.parametrize("quiet_seconds", [600, 1200])
+async def test_a_failure_of_long_ago_does_not_let_a_withdrawn_key_serve(issuer: Issuer, quiet_seconds: int) -> None:
     issuer.publish(OLD)
     async with keys_of(issuer) as keys:
         await outcome(keys, "old")
@@ -319,7 +321,7 @@ async def test_a_failure_of_long_ago_does_not_let_a_withdrawn_key_serve(issuer: 
         await outcome(keys, "old")
         await settled(keys)
         issuer.publish(NEW)
-        issuer.clock.advance(1200)
+        issuer.clock.advance(quiet_seconds)
 
         after_a_quiet_time = await outcome(keys, "old")
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.conftest import signed_url
 from voicepass.errors import LimitReached
 from voicepass.ledger import Ledger
-from voicepass.ledger.dialogue import SHARE, Dialogue, Row
+from voicepass.ledger.dialogue import LOCK_SUMS, Dialogue, Result, Row
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
@@ -69,6 +69,20 @@ class Engine:
         else:
             async with self.opened() as one, self.opened() as two, self.opened() as three:
                 yield [one, two, three]
+
+
+class RecordingLedger(Ledger):
+    """A real ledger, and whether each of its transactions was durable."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.is_durable: list[bool] = []
+
+    async def run(
+        self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
+    ) -> Result:
+        self.is_durable.append(is_durable)
+        return await self._ledger.run(rule, locks=locks, is_durable=is_durable)
 
 
 class Postgres:
@@ -184,7 +198,7 @@ async def rows(ledger: Ledger, statement: str, **parameters: Any) -> list[Row]:
     def rule(_now: float) -> Dialogue[list[Row]]:
         return list((yield statement, parameters))
 
-    return await ledger._run(rule)
+    return await ledger.run(rule)
 
 
 async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
@@ -197,10 +211,10 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
         try:
             question = next(dialogue)
             while True:
-                if question[0] is not SHARE:
+                if question[0] is not LOCK_SUMS:
                     plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
                 question = dialogue.send((yield question))
         except (StopIteration, LimitReached):
             return plans
 
-    return await ledger._run(explained)
+    return await ledger.run(explained)

@@ -63,7 +63,7 @@ async def test_conversations_are_limited_while_they_may_be_open(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    ended = await granted(ledger, most, **whom(0))  # open for 15 minutes, and for the 10 that it may last
+    ended = await granted(ledger, most, **whom(0))  # open for 15.5 minutes, and for the 10 that it may last
     clock.now = START + 5
     assert await refusal(ledger, most, **whom(1)) is None  # reserved, and never granted: 15 minutes
 
@@ -163,7 +163,7 @@ async def test_usage_tells_what_is_left_and_when_more_will_be(ledger: Ledger, cl
     ]
     assert [(answer.used, answer.left, answer.resets_at) for answer in used] == [
         (2, 1, START + DAY),
-        (2, 1, START + 1500),
+        (2, 1, START + 1560),  # 930 and 600 seconds, and the rest of the minute
         (1000, 0, START + DAY),
     ]
 

@@ -284,7 +284,7 @@ async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
     assert unopened is not None
     assert unopened.retry_after_seconds == 930  # then it is released
     assert unknown is not None
-    assert unknown.retry_after_seconds == 1500  # until it lapses: nobody knows whether it is open
+    assert unknown.retry_after_seconds == 1560  # until it lapses: nobody knows whether it is open
     assert isinstance(reached, TooManyConversations)
     assert (reached.retry_after_seconds, reached.resets_at) == (3, clock.now + 3)
 

@@ -34,7 +34,8 @@ from voicepass.ledger import Ledger, limits
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.schema import steps
-from voicepass.model import Counted, Limit, Scope
+from voicepass.ledger.sums import change_sums
+from voicepass.model import Scope
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,7 +181,7 @@ async def test_a_connection_that_dies_amid_a_transaction_counts_nothing(busy: Le
 
     before = len(await rows(busy, "SELECT pass_id FROM passes"))
     with pytest.raises(LedgerUnavailable):
-        await busy._run(rule)
+        await busy.run(rule)
 
     assert len(await rows(busy, "SELECT pass_id FROM passes")) == before
 
@@ -199,7 +200,7 @@ async def test_what_was_rolled_back_for_another_is_tried_once_more(
             raise error
         return "done"
 
-    outcome, _ = await outcome_and_seconds(busy._run(rule))
+    outcome, _ = await outcome_and_seconds(busy.run(rule))
 
     assert outcome == expected or type(outcome) is expected
     assert len(tries) == 2
@@ -217,7 +218,7 @@ async def test_a_lock_that_another_keeps_refuses_in_time(busy: Ledger, engine: E
 
 
 async def test_a_flood_of_one_user_leaves_the_connections_to_the_others(busy: Ledger, engine: Engine) -> None:
-    with held(engine.url, limits.counted_in(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-flood"})):
+    with held(engine.url, limits.name_scope(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-flood"})):
         flood = [
             asyncio.create_task(outcome_and_seconds(busy.reserve(reservation("u-flood"), [limit(1)])))
             for _ in range(100)
@@ -240,7 +241,7 @@ async def test_the_time_is_the_databases_and_grows_under_a_lock(engine: Engine) 
             moments.append(now)
             yield "SELECT 1 AS one", {}
 
-        await asyncio.gather(*((one, two)[n % 2]._run(rule, locks=["l"]) for n in range(40)))
+        await asyncio.gather(*((one, two)[n % 2].run(rule, locks=["l"]) for n in range(40)))
 
     assert moments == sorted(moments)
     assert len(set(moments)) == 40
@@ -297,7 +298,19 @@ async def test_the_disk_is_waited_for_unless_a_transaction_need_not_be_durable(b
         (row,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
         return str(row["level"])
 
-    assert [await busy._run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
+    assert [await busy.run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
+
+
+async def test_nobody_waits_for_the_disk_with_the_locks_of_the_sums(busy: Ledger) -> None:
+    def rule(_now: float) -> Dialogue[str]:
+        (row,) = yield "SELECT * FROM passes LIMIT 1", {}
+        yield from change_sums(row, passes=1)
+        yield from change_sums(row, passes=-1)
+        (level,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
+        return str(level["level"])
+
+    assert await busy.run(rule) == "off"
+    assert await rows(busy, "SELECT name FROM leases") == []
 
 
 async def test_limits_hold_where_the_database_prefers_another_isolation(engine: Engine, postgres: Postgres) -> None:
@@ -308,7 +321,7 @@ async def test_limits_hold_where_the_database_prefers_another_isolation(engine: 
     async with contextlib.AsyncExitStack() as stack:
         instances = [await stack.enter_async_context(open_postgres(url, clock=engine.clock)) for _ in range(3)]
         # A stricter level takes its snapshot before it waits for the lock, so it would not see the others' passes.
-        with held(engine.url, limits.counted_in(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-1"})):
+        with held(engine.url, limits.name_scope(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-1"})):
             asked = [asyncio.create_task(each.reserve(reservation(), [limit(1)])) for each in instances]
             await wait_for_waiters(postgres, 3)
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
@@ -451,31 +464,6 @@ async def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, monkey
     async with engine.opened() as ledger:
         ((half,),) = [row.values() for row in await rows(ledger, "SELECT to_regclass('half') AS half")]
         assert half is None
-
-
-async def test_an_expiry_and_a_settlement_at_the_same_instant_keep_the_sums_right(
-    engine: Engine, postgres: Postgres
-) -> None:
-    everyones = limit(10_000, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=86_400)
-    async with engine.opened() as one, engine.opened() as two:
-        conversations = [await granted(one) for _ in range(6)]
-        engine.clock.now += 3600
-        before = await used(one, everyones)
-        with held(engine.url, "all"):  # they have read their pass when they wait for this
-            expiries = [asyncio.create_task(one.expire(each)) for each in conversations]
-            await wait_for_waiters(postgres, 6)
-            settlements = [asyncio.create_task(two.settle(settlement(each))) for each in conversations]
-            await wait_for_waiters(postgres, 12)
-        await asyncio.gather(*expiries, *settlements)
-
-        assert [(await one.issued(each)).seconds for each in conversations] == [42] * 6
-        assert (before, await used(one, everyones)) == (6 * 600, 6 * 42)
-
-
-async def used(ledger: Ledger, most: Limit) -> int:
-    whose = {"token_issuer": TOKEN_ISSUER, "user_id": "u-1", "agent_alias": "default"}
-    (usage,) = await ledger._run(lambda now: limits.usage(whose, [most], now), locks=["all"])
-    return usage.used
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, cloc
         agent_id="agent_1",
         transport="websocket",
         reserved_at=START,
-        lapses_at=START + 2 + 900 + 600,
+        lapses_at=START + 1560,  # 930 and 600 seconds, and the rest of the minute
         seconds=600,
         granted_at=START + 2,
         conversation_id="conv_1",

@@ -75,8 +75,8 @@ class FreezingLedger(Ledger):
         self._ledger = ledger
         self._time = time
 
-    async def _run(
+    async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
         with self._time.frozen():
-            return await self._ledger._run(rule, locks=locks, is_durable=is_durable)
+            return await self._ledger.run(rule, locks=locks, is_durable=is_durable)

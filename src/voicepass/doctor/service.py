@@ -22,9 +22,10 @@ async def _check_ledger(case: Case) -> Finding:
     try:
         async with open_ledger(case.settings, clock=time.time) as ledger:
             await ledger.check()
+            corrections = await ledger.fix_sums()
     except LedgerUnavailable as refusal:
         return report("ledger_unavailable", note=refusal.operator_note)
-    return report_ok("ledger")
+    return report("sums_corrected", count=str(len(corrections))) if corrections else report_ok("ledger")
 
 
 async def _check_keys(case: Case) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Wall time that does not step: what SQLite's ledger decides by."""
+"""Wall time that does not step: the clock of the SQLite ledger."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from voicepass.model import Clock
 SLEW: Final = 0.03
 """How much faster or slower than real time a steady clock may run until it agrees with the wall clock again.
 
-A pass can be opened for 900 seconds and is released as unopened after 930: those are 903 real seconds at least.
+A pass can be opened for 900 seconds and is released as unopened after 930: that is after 903 real seconds at least.
 """
 
 

@@ -1,4 +1,4 @@
-"""What a rule and an engine say to each other: statements there, rows back."""
+"""How a rule talks to an engine: the rule yields a statement with its parameters, and is sent the rows."""
 
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -7,5 +7,5 @@ Result = TypeVar("Result")
 Row = Mapping[str, Any]
 Dialogue = Generator[tuple[str, Mapping[str, Any]], Sequence[Row], Result]
 
-SHARE: Final = "share"
-"""Not a statement: from here on, transactions that hold one of the `locks` alone come before this one or after it."""
+LOCK_SUMS: Final = "LOCK TABLE sums IN SHARE ROW EXCLUSIVE MODE"
+"""From this statement to the end of the transaction, nobody else changes a sum. SQLite, with one writer, skips it."""

@@ -1,113 +1,79 @@
-"""Limits as questions: how much is used in a window, and when less will be; asked in the transaction that counts.
+"""Limits: one statement answers while all of them have room. Only near a limit, voicepass counts each exactly.
 
-Passes and conversations are counted no further than their limit, a user's minutes pass by pass. Minutes of an agent or
-of all are kept added up by the quarter of an hour, so that a question takes no longer the more there was.
+A user's passes are counted row by row. For an agent or for all, the first answer adds up whole slots of time. They hold
+no less than the window. The exact count adds up smaller slots, and counts by row at the edge of the window.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
-from voicepass.ledger.dialogue import SHARE, Dialogue, Row
+from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage
 
 UNUSED_SECONDS: Final = 900
-"""A pass can be used for 15 minutes; a reservation that a crash left behind lapses then too."""
-
+"""A pass can be opened for 15 minutes. A reservation that a crash left behind lapses after this time, too."""
 RELEASED_SECONDS: Final = UNUSED_SECONDS + 30.0
-"""A pass that nobody opened is released at this age; the 30 seconds are for clocks that differ."""
-
+"""A pass that nobody opened is released at this age. The 30 seconds are for clocks that differ."""
 IN_FLIGHT_SECONDS: Final = 10.0
-"""A reservation without a pass is in flight for so long; an older one was left behind by a crash."""
-
+"""An older reservation without a grant is not in flight. A crash left it behind."""
 MAY_END_SECONDS: Final = 3.0
-"""When to try again while a conversation is open: its user can end it at any moment."""
+"""When to retry while a conversation is open: its user can end it at any moment."""
 
-QUARTER_SECONDS: Final = UNUSED_SECONDS
-"""Added up once it is over for as long: by then every reservation in it was granted or has lapsed, so that only a
-settlement still moves its sum."""
-
-# The terms that always hold name the index (see the schema, step 3).
-SCOPES: Final = {
+SCOPES: Final = {  # the condition on `transport` selects an index (see the schema)
     Scope.USER: "token_issuer = :token_issuer AND user_id = :user_id",
-    Scope.AGENT: "agent_alias = :agent_alias AND agent_alias <> ''",
+    Scope.AGENT: "transport <> '' AND agent_alias = :agent_alias",
     Scope.ALL: "transport <> ''",
 }
-_QUESTIONS: Final = {
-    Counted.PASSES: """
-        SELECT count(*) AS used, min(reserved_at) AS oldest FROM
-        (SELECT reserved_at FROM passes WHERE {scope} AND reserved_at > :since_{n}
-         ORDER BY reserved_at DESC LIMIT :most_{n}) AS counted""",
-    Counted.REQUESTS: """
-        SELECT count(*) AS used, min(reserved_at) AS oldest FROM
-        (SELECT reserved_at FROM passes WHERE {scope} AND reserved_at > :since_{n}
-         UNION ALL SELECT reserved_at FROM failed_requests WHERE {scope} AND reserved_at > :since_{n}
-         ORDER BY reserved_at DESC LIMIT :most_{n}) AS counted""",
-    Counted.CONVERSATIONS: """
-        SELECT count(*) AS used, min(lapses_at) AS oldest FROM
-        (SELECT lapses_at FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now
-         ORDER BY lapses_at DESC LIMIT :most_{n}) AS counted""",
-    Counted.SECONDS: """
-        SELECT coalesce(sum(seconds), 0) AS used, min(reserved_at) AS oldest FROM passes
-        WHERE {scope} AND reserved_at > :since_{n} AND seconds > 0""",
-}
-_LAPSED: Final = "EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND lapses_at <= :now) AS has_lapsed"
-_LAPSE: Final = "DELETE FROM passes WHERE granted_at IS NULL AND lapses_at <= :now"
-_OF_PASSES: Final = {Counted.PASSES, Counted.REQUESTS}
-_BLOCKED: Final = """
-, EXISTS (SELECT 1 FROM blocks WHERE kind = 'everyone' OR (kind = 'agent' AND key = :agent_alias)
-        OR (kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer))) AS is_blocked"""
-
-# By the quarter where it is added up, by the pass at both ends of the window.
-_MINUTES: Final = """
-SELECT (SELECT coalesce(sum(seconds), 0) FROM quarters
-        WHERE scope = :key AND quarter >= :first AND quarter < :end)
-     + (SELECT coalesce(sum(seconds), 0) FROM passes
-        WHERE {scope} AND reserved_at > :since AND reserved_at < :first_at AND seconds > 0)
-     + (SELECT coalesce(sum(seconds), 0) FROM passes
-        WHERE {scope} AND reserved_at >= :end_at AND seconds > 0) AS used"""
-_KNOWN: Final = "SELECT min(quarter) AS first, max(quarter) AS last FROM quarters WHERE scope = :key"
-_ADD_UP: Final = """
-INSERT INTO quarters (scope, quarter, seconds)
-WITH RECURSIVE missing (quarter) AS
-(SELECT CAST(:first AS BIGINT) UNION ALL SELECT quarter + 1 FROM missing WHERE quarter + 1 < :end)
-SELECT :key, quarter, (SELECT coalesce(sum(seconds), 0) FROM passes WHERE {scope}
-    AND reserved_at >= CAST(quarter AS DOUBLE PRECISION) * :length
-    AND reserved_at < CAST(quarter + 1 AS DOUBLE PRECISION) * :length) FROM missing"""
-_MOVE: Final = """
-UPDATE quarters SET seconds = seconds + :more WHERE scope IN (:agent, 'all') AND quarter = :quarter"""
-# Asked only when nothing is left: from which pass on, or in which quarter, the limit is reached, newest first; and how
-# much was used after it. When that pass leaves the window, a new try can succeed.
-_REACHED: Final = """
-SELECT max(CASE WHEN since_then >= :most THEN place END) AS place,
-       coalesce(max(CASE WHEN since_then < :most THEN since_then END), 0) AS newer
-FROM (SELECT place, sum(seconds) OVER (ORDER BY place DESC) AS since_then FROM ({counted}) AS counted) AS summed"""
-_REACHED_BY_PASS: Final = _REACHED.format(
-    counted="""SELECT reserved_at AS place, seconds FROM passes
-    WHERE {scope} AND reserved_at > :since AND reserved_at < :until AND seconds > 0"""
-)
-_REACHED_BY_QUARTER: Final = _REACHED.format(
-    counted="""SELECT quarter AS place, seconds FROM quarters
-    WHERE scope = :key AND quarter >= :first AND quarter < :end AND seconds > 0"""
-)
-# A conversation that is open can end at any moment, and a pass that is not granted yet can fail. A pass that nobody has
-# opened is released when it is too old.
-_FREE_AT: Final = """
-SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_at > :in_flight) THEN :may_end
-           WHEN unopened_at IS NOT NULL THEN granted_at + :released ELSE lapses_at END) AS free_at
-FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now"""
+IS_OPEN: Final = "settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now"
 _REFUSALS: Final = {
     Counted.PASSES: RateLimited,
     Counted.REQUESTS: RateLimited,
     Counted.CONVERSATIONS: TooManyConversations,
     Counted.SECONDS: QuotaExceeded,
 }
+_NO_END: Final = float(2**53)
+_BY_ROW: Final = 0  # in place of the length of a slot
 
 
-def counted_in(scope: Scope, whose: Mapping[str, Any]) -> str:
-    """Name what a limit of this scope counts together for the user and agent in `whose`: no two share a name."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What stays the same from pass to pass: the statement that answers all limits, by the names of its columns."""
+
+    limits: Sequence[Limit]
+    columns: Mapping[str, Limit]
+    scopes: tuple[Scope, ...]
+    question: str
+    windows: frozenset[int]
+
+
+def plan_limits(limits: Sequence[Limit]) -> Plan:
+    """Plan for the limits of a policy."""
+    columns = {f"used_{n}": limit for n, limit in enumerate(limits)}
+    scopes = {limit.scope for limit in limits}
+    of_user = {name: limit for name, limit in columns.items() if limit.scope is Scope.USER}
+    answers = [f"({_in_slots(limit)}) AS {name}" for name, limit in columns.items() if name not in of_user]
+    origin = ""
+    if of_user:  # one scan of the user's passes answers all
+        counts = ", ".join(f"{_of_user(limit)} AS {name}" for name, limit in of_user.items())
+        longest = max(map(_window_seconds, of_user.values()))
+        whose = f"{SCOPES[Scope.USER]} AND reserved_at > :since_{longest}"
+        answers.append("of_user.*")
+        origin = f"FROM (SELECT {counts} FROM passes WHERE {whose}) AS of_user"  # noqa: S608 - texts of this module
+    return Plan(
+        limits=limits,
+        columns=columns,
+        scopes=tuple(scope for scope in (Scope.USER, Scope.AGENT, Scope.ALL) if scope in scopes),
+        question=f"SELECT {', '.join([HAS_LAPSED, _IS_BLOCKED, *answers])} {origin}",
+        windows=frozenset(map(_window_seconds, limits)),
+    )
+
+
+def name_scope(scope: Scope, whose: Mapping[str, Any]) -> str:
+    """Name what a limit of this scope counts together for the user and the agent in `whose`. No two share a name."""
     match scope:
         case Scope.USER:
             token_issuer = whose["token_issuer"]
@@ -118,146 +84,108 @@ def counted_in(scope: Scope, whose: Mapping[str, Any]) -> str:
             return "all"
 
 
-def room(whose: Mapping[str, Any], limits: Sequence[Limit], now: float) -> Dialogue[int | None]:
-    """Return how many seconds the limits leave for the user and agent in `whose`; None where none counts seconds.
+def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int | None]:
+    """Return how many of the `seconds` the limits leave for a pass; None if a lapsed reservation must be deleted first.
 
-    Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. A limit of passes comes before
-    the others: what the others count may change when somebody asks ElevenLabs. No other transaction counts in those
-    scopes at the same time.
+    Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. Limits of passes come first:
+    a lookup at ElevenLabs can change what the others count. No other transaction counts in these scopes meanwhile.
     """
-    answers = yield from usage(whose, limits, now, is_for_a_pass=True)
-    if reached := [answer for answer in answers if answer.left == 0]:
-        refusals = []
-        for answer in [answer for answer in reached if answer.limit.counted in _OF_PASSES] or reached:
-            refusal = yield from _limit_reached(answer, whose, now)
-            refusals.append(refusal)
-        raise max(refusals, key=lambda refusal: refusal.resets_at)
-    return min((answer.left for answer in answers if answer.limit.counted is Counted.SECONDS), default=None)
-
-
-def usage(
-    whose: Mapping[str, Any], limits: Sequence[Limit], now: float, *, is_for_a_pass: bool = False
-) -> Dialogue[list[Usage]]:
-    """Answer each limit's question for the user and agent in `whose`: one statement, but for what is added up.
-
-    Raises UserBlocked for who may have no pass, where it is for one.
-    """
-    added_up = [limit for limit in limits if limit.counted is Counted.SECONDS and limit.scope is not Scope.USER]
-    counted = tuple(limit for limit in limits if limit not in added_up)
-    question = _question(counted, is_for_a_pass)
-    parameters = {**whose, "now": now}
-    for n, limit in enumerate(counted):
-        parameters[f"since_{n}"], parameters[f"most_{n}"] = now - limit.window_seconds, limit.most
-    (row,) = yield question, parameters
-    if is_for_a_pass and row["is_blocked"]:
+    parameters = _parameters(whose, now)
+    for window_seconds in plan.windows:
+        parameters[f"since_{window_seconds}"] = now - window_seconds
+        parameters[f"slot_{window_seconds}"] = math.floor((now - window_seconds) / _slot_length(window_seconds))
+    (row,) = yield plan.question, parameters
+    if row["is_blocked"]:
         raise UserBlocked
     if row["has_lapsed"]:
-        yield _LAPSE, {"now": now}
-        (row,) = yield question, parameters
+        return None
+    amounts = {Counted.SECONDS: max(1, seconds)}
+    near = [limit for name, limit in plan.columns.items() if row[name] + amounts.get(limit.counted, 1) > limit.most]
+    return (yield from _find_exact_room(near, whose, seconds, now)) if near else seconds
+
+
+def _find_exact_room(limits: Sequence[Limit], whose: Row, seconds: int, now: float) -> Dialogue[int]:
     answers: list[Usage] = []
-    for n, limit in enumerate(counted):
-        used, oldest = int(row[f"used_{n}"]), row[f"oldest_{n}"]
-        if limit.counted is Counted.SECONDS and used >= limit.most:
-            oldest = yield from _reached(limit, _window(whose, limit, now))
-        if oldest is not None and limit.counted is not Counted.CONVERSATIONS:
-            oldest += limit.window_seconds
-        answers.append(Usage(limit=limit, used=used, resets_at=oldest))
-    for limit in added_up:
-        answer = yield from _minutes(limit, _window(whose, limit, now))
-        answers.append(answer)
-    return answers
+    for limit in limits:
+        answers.append((yield from count(limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+    if reached := [answer for answer in answers if answer.left == 0]:
+        of_passes = [answer for answer in reached if answer.limit.counted in {Counted.PASSES, Counted.REQUESTS}]
+        refusals: list[LimitReached] = []
+        for answer in of_passes or reached:
+            refusals.append((yield from _refuse(answer, whose, now)))  # noqa: PERF401
+        raise max(refusals, key=lambda refusal: refusal.resets_at)
+    return min([seconds, *(answer.left for answer in answers if answer.limit.counted is Counted.SECONDS)])
 
 
-@cache
-def _question(counted: tuple[Limit, ...], is_for_a_pass: bool) -> str:  # noqa: FBT001 - of the one call above
-    """Word one statement that asks all: a round trip for each would be most of what a reservation takes."""
-    asked = "".join(f", q{n}.used AS used_{n}, q{n}.oldest AS oldest_{n}" for n in range(len(counted)))
-    questions = [
-        f"({_QUESTIONS[limit.counted].format(scope=SCOPES[limit.scope], n=n)}) AS q{n}"
-        for n, limit in enumerate(counted)
-    ]
-    origin = f" FROM {', '.join(questions)}" if questions else ""
-    return f"SELECT {_LAPSED}{_BLOCKED if is_for_a_pass else ''}{asked}{origin}"
-
-
-def _window(whose: Mapping[str, Any], limit: Limit, now: float) -> dict[str, Any]:
-    return {**whose, "now": now, "since": now - limit.window_seconds, "most": limit.most}
-
-
-def _minutes(limit: Limit, parameters: dict[str, Any]) -> Dialogue[Usage]:
-    parameters |= yield from _added_up(counted_in(limit.scope, parameters), SCOPES[limit.scope], parameters)
-    (row,) = yield _MINUTES.format(scope=SCOPES[limit.scope]), parameters
-    used, place = int(row["used"]), None
-    if used >= limit.most:
-        place = yield from _reached(limit, parameters)
-    return Usage(limit=limit, used=used, resets_at=None if place is None else place + limit.window_seconds)
-
-
-def _added_up(key: str, scope: str, parameters: Mapping[str, Any]) -> Dialogue[dict[str, Any]]:
-    """Add up the quarters of the window that are not yet; tell which they are: from `first`, before `end`."""
-    first = math.floor(parameters["since"] / QUARTER_SECONDS) + 1  # a pass at `since` itself is out of the window
-    over = math.floor((parameters["now"] - UNUSED_SECONDS) / QUARTER_SECONDS)
-    # A clock that was ahead for a while has added up what was yet to come.
-    yield "DELETE FROM quarters WHERE scope = :key AND quarter >= :over", {"key": key, "over": over}
-    (known,) = yield _KNOWN, {"key": key}
-    nothing = known["first"] is None
-    for begin, stop in [(first, over)] if nothing else [(first, known["first"]), (known["last"] + 1, over)]:
-        if begin < stop:
-            missing = {"key": key, "first": begin, "end": stop, "length": QUARTER_SECONDS}
-            yield _ADD_UP.format(scope=scope), {**parameters, **missing}
-    end = max(first, over)
-    return {
-        "key": key,
-        "first": first,
-        "end": end,
-        "first_at": float(first * QUARTER_SECONDS),
-        "end_at": float(end * QUARTER_SECONDS),
-    }
-
-
-def _reached(limit: Limit, parameters: Mapping[str, Any]) -> Dialogue[float | None]:
-    """Return when the pass was reserved that, with all after it, reaches the limit; None if none does any more."""
-    passes, most = _REACHED_BY_PASS.format(scope=SCOPES[limit.scope]), limit.most
-    since, until = parameters["since"], math.inf
-    if "end_at" in parameters:
-        (row,) = yield passes, {**parameters, "since": _just_before(parameters["end_at"]), "until": until}
-        if row["place"] is not None:
-            return float(row["place"])
+def count(limit: Limit, whose: Row, now: float) -> Dialogue[Usage]:
+    """Count exactly what the user and the agent in `whose` have used of a limit."""
+    parameters = {**_parameters(whose, now), "key": name_scope(limit.scope, whose)}
+    if limit.counted is Counted.CONVERSATIONS:
+        (row,) = yield _OPEN_OF_USER if limit.scope is Scope.USER else _OPEN_IN_SLOTS, parameters
+        return Usage(limit=limit, used=int(row["used"]), resets_at=row["oldest"])
+    used, most, oldest = 0, limit.most, None
+    length, place = _BY_ROW, None  # where, counted from now back, the limit is reached
+    for piece_length, begin, end in _list_pieces(limit, now):
+        row = yield from _add_up(limit, piece_length, {**parameters, "begin": begin, "end": end, "most": most})
+        used += int(row["used"])
+        oldest = oldest if row["oldest"] is None else row["oldest"]
+        if place is None:
+            most -= int(row["newer"])
+            length, place = piece_length, row["reached"]
+    while place is not None and length != _BY_ROW:  # look into the slot, until it is a pass
+        begin, end = place, place + length
+        length = _find_finer(length, now - begin)
+        row = yield from _add_up(limit, length, {**parameters, "begin": begin, "end": end, "most": most})
         most -= int(row["newer"])
-        (row,) = yield _REACHED_BY_QUARTER, {**parameters, "most": most}
-        most, until = most - int(row["newer"]), parameters["first_at"]
-        if row["place"] is not None:
-            since, until = _just_before(row["place"] * QUARTER_SECONDS), (row["place"] + 1) * QUARTER_SECONDS
-    (row,) = yield passes, {**parameters, "since": since, "until": float(until), "most": most}
-    return None if row["place"] is None else float(row["place"])
+        place = row["reached"]
+    since = oldest if place is None else place
+    return Usage(limit=limit, used=used, resets_at=None if since is None else float(since) + limit.window_seconds)
 
 
-def _just_before(instant: float) -> float:
-    return math.nextafter(instant, 0.0)
+def _list_pieces(limit: Limit, now: float) -> list[tuple[int, float, float]]:
+    """Cut the limit's window into pieces, the newest first: (length of its slots, begin, end)."""
+    pieces: list[tuple[int, float, float]] = []
+    begin, length = math.nextafter(now - limit.window_seconds, math.inf), _BY_ROW
+    if limit.scope is not Scope.USER:
+        for coarser in LENGTHS:
+            if is_kept(coarser, limit.window_seconds):
+                end = float(math.ceil(begin / coarser) * coarser)
+                pieces.append((length, begin, end))
+                begin, length = end, coarser
+    pieces.append((length, begin, _NO_END))
+    return pieces[::-1]
 
 
-def move_sums(before: Row, seconds: int) -> Dialogue[None]:
-    """Keep what is added up equal to its passes, where a pass comes to count `seconds`. Asked after `hold`."""
-    agent, quarter = counted_in(Scope.AGENT, before), math.floor(before["reserved_at"] / QUARTER_SECONDS)
-    yield _MOVE, {"agent": agent, "quarter": quarter, "more": seconds - before["seconds"]}
+def _find_finer(length: int, age_seconds: float) -> int:
+    """Return the length of the slots into which a slot of this age divides."""
+    kept = [finer for finer in LENGTHS if finer < length and is_kept(finer, age_seconds)]
+    return max(kept, default=_BY_ROW)
 
 
-def hold(row: Row) -> Dialogue[None]:
-    """Wait for whoever adds up where this pass counts; it and what follows here cannot miss each other."""
-    yield SHARE, {"locks": [counted_in(scope, row) for scope in (Scope.AGENT, Scope.ALL)]}
+def _add_up(limit: Limit, length: int, parameters: dict[str, Any]) -> Dialogue[Row]:
+    """Add up what the limit counts from `begin` until before `end`."""
+    pieces = _ROWS[limit.counted].format(scope=SCOPES[limit.scope])
+    if length != _BY_ROW:
+        pieces = _SLOTS.format(amount=_AMOUNTS[limit.counted])
+        slots = {"length": length, "first": parameters["begin"] // length, "last": parameters["end"] // length}
+        parameters |= {name: int(number) for name, number in slots.items()}
+    (row,) = yield _ADD_UP.format(pieces=pieces), parameters
+    return row
 
 
-def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialogue[LimitReached]:
+def _refuse(answer: Usage, whose: Row, now: float) -> Dialogue[LimitReached]:
     limit = answer.limit
     resets_at = answer.resets_at or now + limit.window_seconds
     if limit.counted is Counted.CONVERSATIONS:
         instants = {
-            "now": now,
             "may_end": now + MAY_END_SECONDS,
+            "unused": UNUSED_SECONDS,
             "released": RELEASED_SECONDS,
             "in_flight": now - IN_FLIGHT_SECONDS,
         }
-        (row,) = yield _FREE_AT.format(scope=SCOPES[limit.scope]), {**whose, **instants}
+        origin = "passes" if limit.scope is Scope.USER else _NEWEST
+        question = _FREE_AT.format(origin=origin, scope=SCOPES[limit.scope], is_open=IS_OPEN)
+        (row,) = yield question, _parameters(whose, now) | instants
         if row["free_at"] is not None:
             resets_at = max(now, row["free_at"])
     return _REFUSALS[limit.counted](
@@ -268,3 +196,99 @@ def _limit_reached(answer: Usage, whose: Mapping[str, Any], now: float) -> Dialo
         most=limit.most,
         window_seconds=limit.window_seconds,
     )
+
+
+def _parameters(whose: Row, now: float) -> dict[str, Any]:
+    return {
+        **whose,
+        "now": now,
+        "minute": math.floor(now / 60),
+        "lapsed": now - UNUSED_SECONDS,
+        "open_since": now - OPEN_SECONDS,
+        "agent": f"agent {whose['agent_alias']}",
+    }
+
+
+def _window_seconds(limit: Limit) -> int:
+    return OPEN_SECONDS if limit.counted is Counted.CONVERSATIONS else limit.window_seconds
+
+
+def _slot_length(window_seconds: int) -> int:
+    """Return the longest slots of which at most one in twelve reaches beyond the window."""
+    return max((length for length in LENGTHS if length * 12 <= window_seconds), default=LENGTHS[0])
+
+
+def _of_user(limit: Limit) -> str:
+    since = f"reserved_at > :since_{limit.window_seconds}"
+    match limit.counted:
+        case Counted.PASSES:
+            return f"count(*) FILTER (WHERE {since})"
+        case Counted.REQUESTS:
+            failed = f"SELECT count(*) FROM failed_requests WHERE {SCOPES[Scope.USER]} AND {since}"  # noqa: S608
+            return f"count(*) FILTER (WHERE {since}) + ({failed})"
+        case Counted.CONVERSATIONS:
+            return f"count(*) FILTER (WHERE {IS_OPEN})"
+        case Counted.SECONDS:
+            return f"coalesce(sum(seconds) FILTER (WHERE {since}), 0)"
+
+
+def _in_slots(limit: Limit) -> str:
+    scope = "'all'" if limit.scope is Scope.ALL else ":agent"
+    if limit.counted is Counted.CONVERSATIONS:
+        return f"SELECT coalesce(sum(open), 0) FROM sums WHERE scope = {scope} AND length = 60 AND slot > :minute"  # noqa: S608
+    length, amount = _slot_length(limit.window_seconds), _AMOUNTS[limit.counted]
+    slots = f"length = {length} AND slot >= :slot_{limit.window_seconds}"
+    return f"SELECT coalesce(sum({amount}), 0) FROM sums WHERE scope = {scope} AND {slots}"  # noqa: S608
+
+
+HAS_LAPSED: Final = "EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed) AS has_lapsed"
+
+_IS_BLOCKED: Final = """
+EXISTS (SELECT 1 FROM blocks WHERE kind = 'everyone' OR (kind = 'agent' AND key = :agent_alias)
+        OR (kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer))) AS is_blocked"""
+
+_AMOUNTS: Final = {Counted.PASSES: "passes", Counted.REQUESTS: "passes + failed", Counted.SECONDS: "seconds"}
+
+_SLOTS: Final = """
+SELECT slot * length AS place, {amount} AS amount FROM sums
+WHERE scope = :key AND length = :length AND slot >= :first AND slot < :last"""
+
+_ROWS: Final = {
+    Counted.PASSES: """
+SELECT reserved_at AS place, 1 AS amount FROM passes
+WHERE {scope} AND reserved_at >= :begin AND reserved_at < :end""",
+    Counted.REQUESTS: """
+SELECT reserved_at AS place, 1 AS amount FROM passes
+WHERE {scope} AND reserved_at >= :begin AND reserved_at < :end
+UNION ALL SELECT reserved_at, 1 FROM failed_requests
+WHERE {scope} AND reserved_at >= :begin AND reserved_at < :end""",
+    Counted.SECONDS: """
+SELECT reserved_at AS place, seconds AS amount FROM passes
+WHERE {scope} AND reserved_at >= :begin AND reserved_at < :end""",
+}
+
+# `reached`: the newest place from which on there are `most` or more. `newer`: what is after it.
+_ADD_UP: Final = """
+SELECT coalesce(sum(amount), 0) AS used, min(place) AS oldest,
+       max(CASE WHEN so_far >= :most THEN place END) AS reached,
+       coalesce(max(CASE WHEN so_far < :most THEN so_far END), 0) AS newer
+FROM (SELECT place, amount, sum(amount) OVER (ORDER BY place DESC) AS so_far
+      FROM ({pieces}) AS pieces WHERE amount > 0) AS added"""
+
+_OPEN_OF_USER: Final = f"""
+SELECT count(*) AS used, min(lapses_at) AS oldest FROM passes
+WHERE {SCOPES[Scope.USER]} AND reserved_at > :open_since AND {IS_OPEN}"""  # noqa: S608
+
+_OPEN_IN_SLOTS: Final = """
+SELECT coalesce(sum(open), 0) AS used, min(CASE WHEN open > 0 THEN slot END) * 60.0 AS oldest FROM sums
+WHERE scope = :key AND length = 60 AND slot > :minute"""
+
+# An open conversation can end at any moment, and a request in flight can fail. Nobody can open an old pass any more.
+_FREE_AT: Final = """
+SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_at > :in_flight) THEN :may_end
+           WHEN granted_at IS NULL THEN reserved_at + :unused
+           WHEN unopened_at IS NOT NULL THEN granted_at + :released ELSE lapses_at END) AS free_at
+FROM {origin} WHERE {scope} AND reserved_at > :open_since AND {is_open}"""
+
+_NEWEST: Final = """
+(SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL ORDER BY reserved_at DESC LIMIT 1000) AS newest"""

@@ -1,20 +1,21 @@
-"""Rules about what is really open: which passes to ask about, what ElevenLabs answered, which pass to return again."""
+"""Rules about what is really open: about which passes to ask, what ElevenLabs answered, which pass to return again."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import IN_FLIGHT_SECONDS, SCOPES, UNUSED_SECONDS, hold, move_sums
+from voicepass.ledger.limits import IN_FLIGHT_SECONDS, IS_OPEN, SCOPES, UNUSED_SECONDS
 from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
+from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
 from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
 
 MOST_ASKED: Final = 10
 """Passes that one lookup asks ElevenLabs about."""
 PAUSE_SECONDS: Final = 2.0
-"""After a lookup that freed nothing."""
+"""After a lookup that freed nothing, nobody starts another for so long."""
 UNOPENED_SECONDS: Final = 5.0
-"""ElevenLabs' answer that nobody has opened a pass is believed for this long: one lookup and the pause after it."""
+"""ElevenLabs' answer that nobody has opened a pass is valid for so long: one lookup and the pause after it."""
 LIST_LAG_SECONDS: Final = 15.0
 """ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
@@ -24,8 +25,8 @@ FAILED_SECONDS: Final = 60.0
 LOOKUP_SECONDS: Final = 10.0
 """The longest that a lookup may take: a third of the longest deadline."""
 AHEAD_SECONDS: Final = 3.0
-"""An instant in the ledger may be up to this far in the future, because parallel transactions read the clock one after
-another. One that is further in the future was written while a clock was wrong, and is ignored."""
+"""An instant in the ledger may be this far in the future, because parallel transactions do not read the clock together.
+If it is further in the future, a clock was wrong, and voicepass ignores it."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
@@ -42,12 +43,13 @@ def begin_lookup(
         "now": now,
         "until": now + seconds,
         "since": now - limit.window_seconds,
+        "open_since": now - OPEN_SECONDS,
         "latest_run": now + LOOKUP_SECONDS + AHEAD_SECONDS,
         "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
     }
     if not (yield _TAKE_TURN, parameters):
-        is_anothers = yield from is_running(key, now)
-        return LookupTurn(turn=Turn.RUNNING if is_anothers else Turn.PAUSED)
+        is_running = yield from is_lookup_running(key, now)
+        return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
     question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
     rows = yield question, parameters
     return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
@@ -64,7 +66,7 @@ def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
         )
 
 
-def is_running(key: str, now: float) -> Dialogue[bool]:
+def is_lookup_running(key: str, now: float) -> Dialogue[bool]:
     """Tell whether a caller looks this up at the moment."""
     latest = now + LOOKUP_SECONDS + AHEAD_SECONDS
     return bool((yield _RUNNING, {"key": key, "now": now, "latest": latest}))
@@ -76,7 +78,7 @@ def is_in_flight(whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
 
 
 def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -> Dialogue[bool]:
-    """Note that nobody has opened a conversation yet. Returns whether its pass is so old that this released it."""
+    """Note that nobody has opened a conversation yet. Returns whether its pass was old enough to be released."""
     if (yield from expire(conversation_id, now, min_age_seconds=expires_seconds)):
         return True
     yield _UNOPEN, {"conversation_id": conversation_id, "now": now}
@@ -84,7 +86,7 @@ def note_unopened(conversation_id: str, now: float, *, expires_seconds: float) -
 
 
 def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
-    """Note that a conversation is open; a pass that was released as unopened counts again. Returns whether it was."""
+    """Note that a conversation is open. If its pass was released as unopened, it counts again: then True."""
     for row in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
         if row["settled_by"] == "expiry":
             yield from _reopen(row, opened_at)
@@ -96,34 +98,31 @@ def note_opened(conversation_id: str, opened_at: float) -> Dialogue[bool]:
 
 def _reopen(row: Row, opened_at: float) -> Dialogue[Row]:
     """Count a pass again that was released as unopened, with the seconds that were reserved for it."""
-    yield from hold(row)
-    seconds = max(0, math.ceil(row["lapses_at"] - row["granted_at"] - UNUSED_SECONDS))
-    (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at, "seconds": seconds}
-    yield from move_sums(row, seconds)
+    (reopened,) = yield _REOPEN, {**row, "opened_at": opened_at}
+    yield from change_sums(row, seconds=reopened["seconds"] - row["seconds"], opened=1)
     return reopened
 
 
 def note_ended(conversation_id: str, now: float) -> Dialogue[bool]:
     """Note that a conversation has ended, though not how long it was. Returns whether it counted as open until now.
 
-    Until that is known, the time since the grant is charged, or what was reserved where that is less.
+    Until its settlement, the time since the grant counts, or the reserved time if that is less.
     """
     for found in (yield FIND_ISSUED, {"conversation_id": conversation_id}):
         is_released = found["settled_by"] == "expiry"
         row = (yield from _reopen(found, found["granted_at"])) if is_released else found
-        if row["settled_at"] is None and row["lapses_at"] > now:
-            yield from hold(row)
+        if is_open(row) and row["lapses_at"] > now:
             seconds = min(row["seconds"], max(0, math.ceil(now - row["granted_at"])))
             yield _END, {"conversation_id": conversation_id, "seconds": seconds, "now": now}
-            yield from move_sums(row, seconds)
+            yield from change_sums(row, seconds=seconds - row["seconds"], opened=-1)
             return True
     return False
 
 
-def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
-    """Return the user's passes for this agent and transport of which ElevenLabs has just said that nobody opened them.
+def list_unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]:
+    """Return the user's passes for this agent and transport, the newest first.
 
-    The newest comes first.
+    ElevenLabs has just said that nobody has opened them.
     """
     instants = {"since": now - UNUSED_SECONDS, "known": now - UNOPENED_SECONDS, "latest": now + AHEAD_SECONDS}
     rows = yield _UNOPENED, {**whose, **instants}
@@ -131,7 +130,7 @@ def unopened(whose: Mapping[str, Any], now: float) -> Dialogue[list[SealedPass]]
 
 
 def erase_sealed(now: float) -> Dialogue[None]:
-    """Erase sealed credentials that are too old to be used, and what lookups and failed requests have left behind."""
+    """Erase sealed credentials that are too old to be used, and delete old lookups and failed requests."""
     before = now - UNUSED_SECONDS
     yield "UPDATE passes SET sealed = NULL WHERE sealed IS NOT NULL AND reserved_at <= :before", {"before": before}
     yield "DELETE FROM lookups WHERE running_until < :before AND paused_until < :before", {"before": before}
@@ -158,7 +157,7 @@ def begin_listing(
     (row,) = yield _TO_LIST, parameters
     yield _BEGIN_LISTING, parameters
     listed_until = known["listed_until"] or 0.0
-    if listed_until > now:  # a clock was ahead, and the list cannot have been read so far
+    if listed_until > now:  # a clock was ahead: nobody can have read the list so far
         listed_until = 0.0
     begins = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
@@ -176,14 +175,14 @@ def note_listed(agent_id: str, until: float) -> Dialogue[None]:
     )
 
 
-def never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
-    """Return passes that were so old when the list was last read, and are not in it; oldest first."""
+def list_never_opened(agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
+    """Return passes that were old enough when the list was last read, and are not in it; the oldest first."""
     rows = yield _NEVER_OPENED, {"agent_id": agent_id, "seconds": min_age_seconds, "most": most}
     return [as_issued_pass(row) for row in rows]
 
 
 def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
-    """Return the passes behind these conversations, as far as they were issued here."""
+    """Return the passes of these conversations. A conversation that voicepass did not issue has none."""
     names = {f"id_{n}": conversation_id for n, conversation_id in enumerate(conversation_ids)}
     rows: list[Row] = []
     if names:
@@ -201,15 +200,15 @@ RETURNING key"""
 
 _RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
 
-# The user's own come first, for one of them may be returned again; then those of which nothing is known. Among equals
-# chance decides, so that in time each is asked about.
+# First the passes of the user, because voicepass may return one of them again; then those of unknown state. The rest
+# of the order is random, so that voicepass asks about each in time.
 _ORDER: Final = """
 ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 ELSE 1 END,
          CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT {most}"""
 
 _COUNTING: Final = {
-    Counted.CONVERSATIONS: """
-SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND lapses_at > :now AND conversation_id IS NOT NULL"""
+    Counted.CONVERSATIONS: f"""
+SELECT * FROM passes WHERE {{scope}} AND {IS_OPEN} AND conversation_id IS NOT NULL AND reserved_at > :open_since"""  # noqa: S608
     + _ORDER,
     Counted.SECONDS: """
 SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND conversation_id IS NOT NULL
@@ -230,11 +229,11 @@ UPDATE passes SET opened_at = :opened_at, sealed = NULL
 WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL"""
 
 _REOPEN: Final = """
-UPDATE passes SET opened_at = :opened_at, settled_at = NULL, settled_by = NULL, seconds = :seconds
+UPDATE passes SET opened_at = :opened_at, settled_at = NULL, settled_by = NULL, seconds = reserved_seconds
 WHERE conversation_id = :conversation_id AND settled_by = 'expiry' RETURNING *"""
 
 _END: Final = """
-UPDATE passes SET opened_at = coalesce(opened_at, granted_at), lapses_at = :now, seconds = :seconds, sealed = NULL
+UPDATE passes SET opened_at = coalesce(opened_at, granted_at), ended_at = :now, seconds = :seconds, sealed = NULL
 WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
 
 _UNOPENED: Final = """
@@ -250,10 +249,10 @@ SELECT (SELECT listed_at FROM listings WHERE agent_id = :agent_id) AS listed_at,
 
 _TO_LIST: Final = """
 SELECT (SELECT min(reserved_at) FROM
-        (SELECT reserved_at FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+        (SELECT reserved_at FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
          AND reserved_at > :oldest AND opened_at IS NULL AND agent_id = :agent_id
          ORDER BY reserved_at LIMIT 1) AS unseen) AS unseen_since,
-       (SELECT min(opened_at) FROM passes WHERE settled_at IS NULL AND conversation_id IS NOT NULL
+       (SELECT min(opened_at) FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
         AND reserved_at > :reserved AND opened_at > :recent AND agent_id = :agent_id) AS open_since"""
 
 _BEGIN_LISTING: Final = """
@@ -262,8 +261,8 @@ ON CONFLICT (agent_id) DO UPDATE SET listed_at = excluded.listed_at,
     listed_until = CASE WHEN listings.listed_until > :now THEN 0 ELSE listings.listed_until END"""
 
 _NEVER_OPENED: Final = """
-SELECT * FROM passes
-WHERE settled_at IS NULL AND conversation_id IS NOT NULL AND opened_at IS NULL AND agent_id = :agent_id
+SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversation_id IS NOT NULL
+AND opened_at IS NULL AND agent_id = :agent_id
 AND reserved_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 AND granted_at <= (SELECT listed_until FROM listings WHERE agent_id = :agent_id) - :seconds
 ORDER BY reserved_at LIMIT :most"""

@@ -1,4 +1,4 @@
-"""The engine for many instances: one PostgreSQL, which orders their transactions and whose clock they share."""
+"""The engine for many instances: they share one PostgreSQL, its locks and its clock."""
 
 import asyncio
 import os
@@ -6,10 +6,11 @@ import re
 import select
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,8 +21,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import SHARE, Dialogue
+from voicepass.ledger.dialogue import Dialogue
+from voicepass.ledger.records import check
 from voicepass.ledger.schema import steps
+from voicepass.ledger.sums import CHANGE
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
@@ -29,28 +32,32 @@ Connection = psycopg.AsyncConnection[DictRow]
 
 POOL_WAIT_SECONDS: Final = 1.0
 STATEMENT_SECONDS: Final = 2
-MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL admits 100 in all unless told otherwise
+MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL allows 100 in all by default
 MIGRATION_SECONDS: Final = 60
 RECONNECT_SECONDS: Final = 1.0
 
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
-WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(%s::text[]) AS key)
+WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0)))
+                           FROM unnest(%s::text[]) AS key)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now, set_config('synchronous_commit', %s, true) FROM held"""
-
-_SHARE: Final = b"""
-SELECT count(pg_advisory_xact_lock_shared(hashtextextended(key, 0))) FROM unnest(%(locks)s::text[]) AS key"""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Call(Generic[Result]):
-    """A transaction under way: whether anybody waits for it, and on which connection it is."""
+    """A transaction in flight: whether its caller still waits for it, and on which connection it runs."""
 
     rule: Callable[[float], Dialogue[Result]]
     locks: list[str]
     is_durable: bool
-    awaited: bool = True
+    is_awaited: bool = True
     connection: Connection | None = None
+    must_flush: bool = False
+
+    def check_awaited(self) -> None:
+        """Raise LedgerUnavailable if the caller is gone, or was refused. What is not committed, nobody has to undo."""
+        if not self.is_awaited:
+            raise LedgerUnavailable(operator_note="nobody waits for this any more")
 
 
 class PostgresLedger(Ledger):
@@ -60,21 +67,22 @@ class PostgresLedger(Ledger):
         self._pool = pool
         self._clock = clock
         self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
-        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._connected_at = float("-inf")
 
-    async def _run(
+    async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
-        # In a task of its own: psycopg, cancelled amid a statement, would wait for a server that may be frozen.
+        """Run a rule in a transaction of its own."""
+        # In a task of its own: a cancelled psycopg would wait for a server that may be frozen.
         call = _Call(rule=rule, locks=list(locks), is_durable=is_durable)
-        task = asyncio.create_task(self._transaction(call))
+        task = asyncio.create_task(self._transact(call))
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
             await asyncio.wait({task}, timeout=ANSWER_SECONDS)
         finally:
-            call.awaited = False
+            call.is_awaited = False
         if not task.done():
             raise LedgerUnavailable(operator_note=f"PostgreSQL gave no answer within {ANSWER_SECONDS:g} s")
         return task.result()
@@ -82,25 +90,28 @@ class PostgresLedger(Ledger):
     def _forget(self, task: asyncio.Task[Any]) -> None:
         del self._calls[task]
         if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would report it as lost when the caller is gone
+            task.exception()  # otherwise asyncio reports it as lost if the caller is gone
 
-    async def _transaction(self, call: _Call[Result]) -> Result:
+    async def _transact(self, call: _Call[Result]) -> Result:
         async with AsyncExitStack() as stack:
             stack.enter_context(_fails_closed())
-            # First in line here: one user's flood then waits for one connection, and leaves the others to the others.
+            # The requests of one user wait here first: then they hold one connection, and others get the rest.
             for lock in call.locks:
-                await stack.enter_async_context(self._lines.setdefault(lock, asyncio.Lock()))
-            if not call.awaited:
-                raise _forsaken()
+                await stack.enter_async_context(self._queues.setdefault(lock, asyncio.Lock()))
             try:
-                return await self._play(call)
+                result = await self._play(call)
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
-                return await self._play(call)  # it was rolled back for the sake of another: once more
+                result = await self._play(call)  # PostgreSQL rolled it back in favour of another: try once more
             except psycopg.errors.ReadOnlySqlTransaction:
                 await self._connect_again()
                 raise
+            if call.must_flush:  # a durable commit makes all earlier ones durable
+                flush = partial(check, f"flush {uuid.uuid4().hex}", is_whole=False)
+                await self._play(_Call(rule=flush, locks=[], is_durable=True))
+            return result
 
     async def _play(self, call: _Call[Result]) -> Result:
+        call.check_awaited()
         async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
             await cursor.execute(_BEGIN, (call.locks, "on" if call.is_durable else "off"))
             (begun,) = await cursor.fetchall()
@@ -108,13 +119,16 @@ class PostgresLedger(Ledger):
             try:
                 statement, parameters = next(dialogue)
                 while True:
-                    await cursor.execute(_SHARE if statement is SHARE else _translated(statement), parameters)
+                    if statement is CHANGE and call.is_durable:
+                        # All callers share these rows: nobody holds their locks while it waits for the disk.
+                        await cursor.execute(b"SET LOCAL synchronous_commit = off")
+                        call.must_flush = True
+                    await cursor.execute(_translate(statement), parameters)
                     rows = await cursor.fetchall() if cursor.description else []
                     statement, parameters = dialogue.send(rows)
             except StopIteration as end:
                 result: Result = end.value
-            if not call.awaited:
-                raise _forsaken()
+            call.check_awaited()
         return result
 
     async def _connect_again(self) -> None:
@@ -125,7 +139,7 @@ class PostgresLedger(Ledger):
             await self._pool.drain()
 
     async def aclose(self) -> None:
-        """Let the last calls end, and hang up on a server that does not let them."""
+        """Wait for the calls in flight. Close the connections to a server that does not answer them."""
         while self._calls and (await asyncio.wait(self._calls, timeout=POOL_WAIT_SECONDS))[1]:
             for connection in [call.connection for call in self._calls.values() if call.connection is not None]:
                 with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
@@ -134,9 +148,9 @@ class PostgresLedger(Ledger):
 
 @asynccontextmanager
 async def open_postgres(url: str, *, clock: Clock | None = None) -> AsyncIterator[PostgresLedger]:
-    """Open the ledger at `url` (postgresql://…), schema up to date. The time is the database's unless there is `clock`.
+    """Open the ledger at `url` (postgresql://…), and update its schema. Without `clock`, the time is the database's.
 
-    Raises LedgerUnavailable when the database cannot be used: the service does not start without its ledger.
+    Raises LedgerUnavailable if the database cannot be used: the service does not start without its ledger.
     """
     with _fails_closed():
         await _migrate(_options(url, statement_seconds=MIGRATION_SECONDS, lock_seconds=0))
@@ -148,7 +162,7 @@ async def open_postgres(url: str, *, clock: Clock | None = None) -> AsyncIterato
         min_size=1,
         max_size=MAX_CONNECTIONS,
         timeout=POOL_WAIT_SECONDS,
-        reconnect_timeout=0.5,  # then the next one who asks tries: no growing pause outlasts an outage
+        reconnect_timeout=0.5,  # then the next caller tries: a growing pause would outlast the outage
         open=False,
     )
     async with pool:
@@ -160,7 +174,7 @@ async def open_postgres(url: str, *, clock: Clock | None = None) -> AsyncIterato
 
 
 def _options(url: str, *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
-    """Bound every wait, on both sides: a connection that hangs must not take a request or a lock with it."""
+    """Bound every wait, on both sides: a connection that hangs must not keep a request or a lock."""
     own = {
         "statement_timeout": f"{statement_seconds}s",
         "lock_timeout": f"{lock_seconds}s",
@@ -184,7 +198,7 @@ def _options(url: str, *, statement_seconds: int, lock_seconds: int) -> dict[str
 
 
 def _parsed(url: str) -> dict[str, Any]:
-    with suppress(psycopg.Error):  # its words would repeat the URL, password and all
+    with suppress(psycopg.Error):  # its message repeats the URL with the password
         return conninfo_to_dict(url)
     raise LedgerUnavailable(
         operator_note="the database's URL cannot be read: postgresql://user:password@host:5432/name"
@@ -192,7 +206,7 @@ def _parsed(url: str) -> dict[str, Any]:
 
 
 async def _configure(connection: Connection) -> None:
-    # Whatever the database's default is: a later level would count by a snapshot from before the lock was held.
+    # Not the database's default: a stricter level takes its snapshot before it waits for a lock.
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
@@ -206,12 +220,12 @@ async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) 
 
 
 async def _migrate(options: dict[str, Any]) -> None:
-    """Take the steps that this database has not seen. Instances that start at once do so one after the other."""
+    """Run the steps that this database has not run. Instances that start together do so one after the other."""
     async with await Connection.connect(**options) as connection:
         await connection.execute(_BEGIN, (["schema"], "on"))
-        # A step waits no longer than this for the instances that work: all of their next statements wait behind it.
+        # While a step waits for a table, all statements of the other instances wait behind it.
         await connection.execute(f"SET LOCAL lock_timeout = '{STATEMENT_SECONDS}s'".encode())
-        # Asked first, for an instance may run as a role that may not create tables.
+        # Not "IF NOT EXISTS": an instance may run as a role that must not create tables.
         found = await (await connection.execute("SELECT to_regclass('schema_steps') IS NOT NULL AS found")).fetchall()
         if not found[0]["found"]:
             await connection.execute("CREATE TABLE schema_steps (number INTEGER PRIMARY KEY)")
@@ -225,11 +239,6 @@ async def _migrate(options: dict[str, Any]) -> None:
                 await connection.execute("INSERT INTO schema_steps (number) VALUES (%s)", (number,))
 
 
-def _forsaken() -> LedgerUnavailable:
-    # Whoever asked was told no, or has gone. What is left uncommitted, nobody has to give back.
-    return LedgerUnavailable(operator_note="nobody waits for this any more")
-
-
 @contextmanager
 def _fails_closed() -> Iterator[None]:
     try:
@@ -239,11 +248,11 @@ def _fails_closed() -> Iterator[None]:
             operator_note="PostgreSQL is read-only: is it a replica? voicepass uses it again once it can be written"
         ) from error
     except (psycopg.Error, OSError) as error:
-        # Never with the URL, which may hold a password; PostgreSQL's own words are in the cause.
+        # Without the URL, which may hold a password. The cause has PostgreSQL's own message.
         raise LedgerUnavailable(operator_note=f"PostgreSQL does not answer: {type(error).__name__}") from error
 
 
 @cache
-def _translated(statement: str) -> bytes:
-    """Write `:name` as psycopg does. The rules hold no `::`, no `%` and no colon in a literal."""
+def _translate(statement: str) -> bytes:
+    """Write `:name` as psycopg does. Rules use no `::`, `%` or colon in a literal."""
     return re.sub(r":(\w+)", r"%(\1)s", statement).encode()

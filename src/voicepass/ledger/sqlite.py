@@ -1,4 +1,4 @@
-"""The embedded engine: one SQLite file (or memory), one thread, and what comes together is committed together."""
+"""The embedded engine: one SQLite file (or memory). One thread writes, and commits together what arrives together."""
 
 import asyncio
 import os
@@ -6,49 +6,59 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import SHARE, Dialogue
+from voicepass.ledger.dialogue import LOCK_SUMS, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
 
-BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; well inside a request's deadline
+BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; a request waits longer than that
 MAX_BATCH: Final = 64
-CHECKPOINT_PAGES: Final = 4000  # of 4 kB, four times SQLite's own: whoever comes amid a checkpoint waits for it
+COMMITS_PER_COPY: Final = 32
+"""After so many commits, a thread of its own copies the log into the file. Nobody waits for it."""
+MAX_LOG_PAGES: Final = 4000
+"""If the log is longer, the writer copies the rest itself: then SQLite writes it from its start again."""
 
 
 @dataclass(slots=True, frozen=True)
-class Asked:
-    """A rule that waits for its turn, and whoever waits for its answer."""
+class Call:
+    """A rule that waits to be run, and the future that gets its outcome."""
 
     rule: Callable[[float], Dialogue[Any]]
     is_durable: bool
-    answer: asyncio.Future[Any]
+    outcome: asyncio.Future[Any]
 
 
 @dataclass(slots=True, frozen=True)
-class OpenedFile:
-    """The connection, and which files it had opened at which path: the database and its log."""
+class OpenFile:
+    """The writer's connection, the copier's (None for a ledger in memory), and the files that they opened, by path."""
 
     connection: sqlite3.Connection
+    copier: sqlite3.Connection | None
     files: Mapping[str, tuple[int, int] | None]
 
     def check_in_place(self) -> None:
-        """Raise OperationalError if a file was deleted or replaced: what is written to it now, nobody would read.
+        """Raise OperationalError if somebody deleted or replaced a file: then nobody would read what we write.
 
-        voicepass opens no other file by itself: in a new one, every limit would begin at zero.
+        voicepass does not open the new file by itself. In a new one, every limit would begin at zero.
         """
         for path, opened in self.files.items():
             if opened is None or _identity(path) != opened:
                 raise sqlite3.OperationalError(
                     f"{path} was deleted or replaced while voicepass had it open: put it back, or restart voicepass"
                 )
+
+    def close(self) -> None:
+        """Close both connections. The last one copies what is left of the log."""
+        if self.copier is not None:
+            self.copier.close()
+        self.connection.close()
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -60,133 +70,156 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 class SqliteLedger(Ledger):
-    """Made by `open_sqlite`. One transaction carries all that waited while the last was synced to disk.
+    """Made by `open_sqlite`. One transaction runs all rules that arrived while the last one was synced to disk.
 
-    A sync is most of a commit's cost: with it shared, durability for 64 users costs little more than for one.
+    The sync is most of a commit's time. Because they share it, 64 commits cost little more than one.
     """
 
-    def __init__(self, *, opened: OpenedFile, thread: ThreadPoolExecutor, clock: Clock, wall: Clock) -> None:
-        self._opened = opened
-        self._connection = opened.connection
-        self._thread = thread
+    def __init__(
+        self, *, file: OpenFile, writer: ThreadPoolExecutor, copier: ThreadPoolExecutor, clock: Clock, wall: Clock
+    ) -> None:
+        self._file = file
+        self._writer = writer
+        self._copier = copier
         self._clock = clock
         self._wall = wall
-        self._waiting: deque[Asked] = deque()
-        self._writer: asyncio.Future[list[Any]] | None = None
+        self._waiting: deque[Call] = deque()
+        self._batch: asyncio.Future[list[Any]] | None = None
+        self._copy: asyncio.Future[None] | None = None
+        self._commits = 0
+        self._log_pages = 0
 
-    async def _run(
+    async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
-        del locks  # there is one writer: every transaction comes after the other anyway
+        """Run a rule in the next transaction."""
+        del locks  # there is one writer
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Result] = loop.create_future()
-        too_late = loop.call_later(ANSWER_SECONDS, _give_up, answer)
-        self._waiting.append(Asked(rule, is_durable, answer))
-        if self._writer is None:
+        outcome: asyncio.Future[Result] = loop.create_future()
+        deadline = loop.call_later(ANSWER_SECONDS, _give_up, outcome)
+        self._waiting.append(Call(rule, is_durable, outcome))
+        if self._batch is None:
             self._write_next()
         try:
-            return await answer
+            return await outcome
         finally:
-            too_late.cancel()
+            deadline.cancel()
 
     def _ahead_seconds(self) -> float:
         return self._clock() - self._wall()
 
-    async def written(self) -> None:
-        """Wait until all that was asked has been answered."""
-        while self._writer is not None:
-            await asyncio.wait({self._writer})
+    async def finish(self) -> None:
+        """Wait until every rule has its outcome, and no thread is at work."""
+        while self._batch is not None:
+            await asyncio.wait({self._batch})
             await asyncio.sleep(0)  # its callback may begin the next
+        if self._copy is not None:
+            await asyncio.wait({self._copy})
 
     def _write_next(self) -> None:
         if not self._waiting:
-            self._writer = None
+            self._batch = None
             return
-        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-        loop = asyncio.get_running_loop()
-        self._writer = loop.run_in_executor(self._thread, self._commit, batch)
-        self._writer.add_done_callback(lambda done: self._answer(batch, done))
+        calls = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        self._batch = asyncio.get_running_loop().run_in_executor(self._writer, self._commit, calls)
+        self._batch.add_done_callback(lambda done: self._answer(calls, done.result()))
 
-    def _answer(self, batch: Sequence[Asked], done: asyncio.Future[Any]) -> None:
-        error = done.exception()
-        outcomes = [error] * len(batch) if error is not None else done.result()
-        for answer, outcome in zip([asked.answer for asked in batch], outcomes, strict=True):
-            if answer.done():  # whoever asked has gone
+    def _answer(self, calls: Sequence[Call], outcomes: Sequence[Any]) -> None:
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if call.outcome.done():  # its caller is gone
                 continue
             if isinstance(outcome, sqlite3.Error):
                 refusal = LedgerUnavailable(operator_note=f"SQLite cannot be written: {outcome}")
                 refusal.__cause__ = outcome
-                answer.set_exception(refusal)
-            elif isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
+                call.outcome.set_exception(refusal)
+            elif isinstance(outcome, Exception):
+                call.outcome.set_exception(outcome)
             else:
-                answer.set_result(outcome)
+                call.outcome.set_result(outcome)
+        self._copy_log()
         self._write_next()
 
-    def _commit(self, batch: Sequence[Asked]) -> list[Any]:
-        """Run the rules in one transaction; return results and refusals.
-
-        Whoever was told no meanwhile, or has gone, is passed over: what is not done, nobody has to give back.
-        """
-        cursor = self._connection.cursor()
-        # In its log what follows is never older: a durable commit makes all before it durable too.
-        cursor.execute(f"PRAGMA synchronous = {'FULL' if any(asked.is_durable for asked in batch) else 'NORMAL'}")
-        cursor.execute("BEGIN IMMEDIATE")
+    def _commit(self, calls: Sequence[Call]) -> list[Any]:
+        """Run the rules in one transaction; return their results, refusals and errors."""
         try:
-            outcomes = [
-                None if asked.answer.done() else self._play(cursor, asked.rule(self._clock())) for asked in batch
-            ]
-            self._opened.check_in_place()
-            cursor.execute("COMMIT")
+            return self._commit_together(calls)
+        except sqlite3.OperationalError as error:  # the disk or a lock: it would fail for each of them
+            return [error] * len(calls)
+        except Exception as error:  # noqa: BLE001 - the mistake of one rule must not fail the others
+            return [error] if len(calls) == 1 else [outcome for call in calls for outcome in self._commit([call])]
+
+    def _commit_together(self, calls: Sequence[Call]) -> list[Any]:
+        connection = self._file.connection
+        if self._log_pages > MAX_LOG_PAGES:
+            self._log_pages = 0
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        # A durable commit also makes the earlier ones durable, because SQLite syncs the log in its order.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if any(call.is_durable for call in calls) else 'NORMAL'}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # If a caller has gone, its rule is not run: then nobody has to undo it.
+            outcomes = [None if call.outcome.done() else self._play(call.rule(self._clock())) for call in calls]
+            self._file.check_in_place()
+            connection.execute("COMMIT")
         except BaseException:
-            self._connection.rollback()
+            connection.rollback()
             raise
         return outcomes
 
-    def _play(self, cursor: sqlite3.Cursor, dialogue: Dialogue[Any]) -> Any:  # noqa: ANN401
+    def _play(self, dialogue: Dialogue[Any]) -> Any:  # noqa: ANN401
         try:
             statement, parameters = next(dialogue)
             while True:
                 rows = []
-                if statement is not SHARE:  # there is one writer: nobody else is in any transaction
-                    rows = [dict(row) for row in cursor.execute(statement, parameters).fetchall()]
+                if statement is not LOCK_SUMS:
+                    rows = [dict(row) for row in self._file.connection.execute(statement, parameters)]
                 statement, parameters = dialogue.send(rows)
         except StopIteration as end:
             return end.value
-        except Refusal as refusal:  # a rule's own answer, and before it wrote; of anything else the whole batch fails
+        except Refusal as refusal:  # rules raise it before they write
             return refusal
 
+    def _copy_log(self) -> None:
+        self._commits += 1
+        if self._commits >= COMMITS_PER_COPY and (self._copy is None or self._copy.done()):
+            self._commits = 0
+            self._copy = asyncio.get_running_loop().run_in_executor(self._copier, self._checkpoint)
 
-def _give_up(answer: asyncio.Future[Any]) -> None:
-    if not answer.done():
+    def _checkpoint(self) -> None:
+        if self._file.copier is not None:
+            with suppress(sqlite3.Error):  # the next one tries again, and a writer that fails says why
+                _, self._log_pages, _ = self._file.copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def _give_up(outcome: asyncio.Future[Any]) -> None:
+    if not outcome.done():
         note = f"SQLite gave no answer within {ANSWER_SECONDS:g} s"
-        answer.set_exception(LedgerUnavailable(operator_note=note))
+        outcome.set_exception(LedgerUnavailable(operator_note=note))
 
 
 @asynccontextmanager
 async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> AsyncIterator[SqliteLedger]:
-    """Open the ledger at `path` (":memory:" for one that is gone with the process), schema up to date.
+    """Open the ledger at `path` (":memory:" for one that ends with the process), and update its schema.
 
-    It decides by `clock`. `wall` is the real time, which ElevenLabs has too, unless that is `clock`.
+    It decides by `clock`. `wall` is the real time, which ElevenLabs has too; by default, it is `clock`.
 
-    Raises LedgerUnavailable when the file cannot be opened: the service does not start without its ledger.
+    Raises LedgerUnavailable if the file cannot be opened: the service does not start without its ledger.
     """
     loop = asyncio.get_running_loop()
-    # One thread owns the connection: SQLite has one writer anyway, and the event loop never waits for the disk.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger") as thread:
+    with ThreadPoolExecutor(1, "ledger") as writer, ThreadPoolExecutor(1, "ledger-copier") as copier:
         try:
-            opened = await loop.run_in_executor(thread, _open, path)
+            file = await loop.run_in_executor(writer, _open, path)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(opened=opened, thread=thread, clock=clock, wall=wall or clock)
+        ledger = SqliteLedger(file=file, writer=writer, copier=copier, clock=clock, wall=wall or clock)
         try:
             yield ledger
         finally:
-            await ledger.written()
-            await loop.run_in_executor(thread, opened.connection.close)
+            await ledger.finish()
+            await loop.run_in_executor(writer, file.close)
 
 
-def _open(path: str) -> OpenedFile:
+def _open(path: str) -> OpenFile:
     connection = _connect(path)
     (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
     # The path as it was given may be a symlink, which could lead elsewhere later. The log is beside the file itself.
@@ -194,7 +227,8 @@ def _open(path: str) -> OpenedFile:
     paths = [os.path.abspath(path)] if resolved else []  # noqa: PTH100 - the working directory may change
     if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
         paths.append(log)
-    return OpenedFile(connection, {each: _identity(each) for each in paths})
+    copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
+    return OpenFile(connection, copier, {each: _identity(each) for each in paths})
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -210,10 +244,10 @@ def _connect(path: str) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute("PRAGMA temp_store = MEMORY")  # else each RETURNING makes a file of its own
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # the copier does it
+    connection.execute("PRAGMA temp_store = MEMORY")  # otherwise each RETURNING creates a file
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start at once
+    connection.execute("BEGIN IMMEDIATE")  # before the version is read: two instances may start together
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     for number, statements in enumerate(steps(), start=1):
         if version < number:

@@ -1,4 +1,4 @@
-"""The tables, in numbered steps, one SQL file each for both engines. A step that was released never changes."""
+"""The tables: numbered steps, each one SQL file for both engines. Never change a step after its release: add one."""
 
 from importlib.resources import files
 

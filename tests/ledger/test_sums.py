@@ -1,0 +1,289 @@
+"""The sums of an agent and of all always equal their passes, and every limit is exact, whatever happened before."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    Engine,
+    TurnedClock,
+    credential,
+    granted,
+    limit,
+    refusal,
+    reservation,
+    rows,
+    settlement,
+)
+from voicepass.errors import LedgerUnavailable, LimitReached
+from voicepass.ledger import Ledger
+from voicepass.ledger.dialogue import Row
+from voicepass.ledger.limits import count, find_room, plan_limits
+from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS
+from voicepass.model import Counted, Limit, Scope
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400
+WINDOWS = (60, 3600, DAY, 30 * DAY)
+WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias": "default"}
+LIMITS = [
+    limit(0, scope=scope, counted=counted, window_seconds=seconds)
+    for scope in Scope
+    for counted, windows in {
+        Counted.PASSES: WINDOWS,
+        Counted.REQUESTS: (60,),
+        Counted.CONVERSATIONS: (DAY,),
+        Counted.SECONDS: WINDOWS,
+    }.items()
+    for seconds in windows
+]
+
+Sums = dict[tuple[str, int, int], tuple[int, int, int]]
+
+
+async def read_sums(ledger: Ledger, *, oldest: float) -> tuple[Sums, Sums]:
+    """Return the sums, and what they have to be by the passes: passes, seconds and open passes of each slot."""
+    kept = {length: (oldest - KEPT_SECONDS[length]) / length + 1 for length in LENGTHS}
+    found: Sums = {
+        (row["scope"], row["length"], row["slot"]): (row["passes"], row["seconds"], row["open"])
+        for row in await rows(ledger, "SELECT * FROM sums")
+        if row["slot"] >= kept[row["length"]] and (row["passes"] or row["seconds"] or row["open"])
+    }
+    expected: dict[tuple[str, int, int], Counter[str]] = {}
+    for row in await rows(ledger, "SELECT * FROM passes"):
+        for scope in ("all", f"agent {row['agent_alias']}"):
+            for length in LENGTHS:
+                slot = expected.setdefault((scope, length, int(row["reserved_at"] // length)), Counter())
+                slot.update(passes=1, seconds=row["seconds"])
+            if row["settled_at"] is None and row["ended_at"] is None:
+                expected.setdefault((scope, 60, int(row["lapses_at"] // 60)), Counter()).update(open=1)
+    wanted = {
+        key: (slot["passes"], slot["seconds"], slot["open"])
+        for key, slot in expected.items()
+        if key[2] >= kept[key[1]] and any(slot.values())
+    }
+    return found, wanted
+
+
+def use(counted: Limit, passes: Sequence[Row], failed: Sequence[Row], now: float) -> list[tuple[float, int]]:
+    """Return what counts, pass by pass: (when it was reserved, how much), the newest first."""
+    since = now - counted.window_seconds
+    whose = [row for row in passes if is_of(counted.scope, row)]
+    match counted.counted:
+        case Counted.CONVERSATIONS:
+            is_open = [row for row in whose if row["settled_at"] is None and row["ended_at"] is None]
+            return [(row["reserved_at"], 1) for row in is_open if row["lapses_at"] > now]
+        case Counted.SECONDS:
+            amounts = [(row["reserved_at"], row["seconds"]) for row in whose if row["seconds"] > 0]
+        case Counted.PASSES:
+            amounts = [(row["reserved_at"], 1) for row in whose]
+        case Counted.REQUESTS:
+            amounts = [(row["reserved_at"], 1) for row in [*whose, *failed] if is_of(counted.scope, row)]
+    return sorted([(at, amount) for at, amount in amounts if at > since], reverse=True)
+
+
+def is_of(scope: Scope, row: Row) -> bool:
+    names = {Scope.USER: ("user_id", "token_issuer"), Scope.AGENT: ("agent_alias",), Scope.ALL: ()}[scope]
+    return all(row[name] == WHOSE[name] for name in names)
+
+
+def reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) -> float | None:
+    since_then = 0
+    for reserved_at, amount in counted:
+        since_then += amount
+        if since_then >= most:
+            return reserved_at + window_seconds
+    return None
+
+
+class History:
+    """What happens to passes, step by step."""
+
+    def __init__(self, ledger: Ledger, clock: TurnedClock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._conversations = ["conv_unknown"]
+        self._reserved = [reservation()]
+        self.latest = clock.now
+
+    async def step(self, what: str, number: int, agent: str) -> None:
+        chosen = self._conversations[number % len(self._conversations)]
+        user_id = f"u-{number % 3}"
+        match what:
+            case "grant":
+                facts = {"user_id": user_id, "agent_alias": agent, "seconds": 60 * (number % 16)}
+                self._conversations.append(await granted(self._ledger, [], **facts))
+            case "reserve":
+                self._reserved.append(reservation(user_id, agent_alias=agent))
+                await self._ledger.reserve(self._reserved[-1], [])
+            case "grant late":
+                with suppress(LedgerUnavailable):
+                    await self._ledger.grant(self._reserved[number % len(self._reserved)], credential())
+            case "release":
+                asked = self._reserved[number % len(self._reserved)]
+                await self._ledger.release(asked, has_reached=number % 2 == 0)
+            case "settle" | "settle again":
+                source = "webhook" if what == "settle again" else "reconciler"
+                await self._ledger.settle(settlement(chosen, seconds=number % 1200, source=source))
+            case "expire":
+                await self._ledger.expire(chosen)
+            case "open":
+                await self._ledger.note_opened(chosen, self._clock.now)
+            case "end":
+                await self._ledger.note_ended(chosen)
+            case "forget":
+                await self._ledger.erase_sealed()
+                await self._ledger.forget(age_seconds=31 * DAY)
+            case _:
+                seconds = {"wait": number / 7, "wait for long": number * 100, "step back": -min(number * 5, DAY)}
+                self._clock.now += seconds[what]
+        self.latest = max(self.latest, self._clock.now)
+
+
+EVENTS = ["grant", "reserve", "grant late", "release", "settle", "settle again", "expire", "open", "end", "forget"]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([*EVENTS, "wait", "wait", "wait for long", "step back"]),
+        st.integers(0, 20_000),
+        st.sampled_from(["default", "other"]),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@ALONE_ON_POSTGRES
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, most=st.integers(1, 4000))
+async def test_whatever_happens_the_sums_equal_the_passes_and_the_limits_are_exact(
+    ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int
+) -> None:
+    for table in ("passes", "sums", "orphans", "failed_requests"):
+        await rows(ledger, f"DELETE FROM {table}")  # noqa: S608
+    clock.now = START + 0.25
+    history = History(ledger, clock)
+
+    for each in steps:
+        await history.step(*each)
+
+    await ledger.reserve(reservation("nobody", agent_alias="nobody"), [])  # deletes what has lapsed
+    found, expected = await read_sums(ledger, oldest=history.latest)
+    assert found == expected
+    passes, failed = await rows(ledger, "SELECT * FROM passes"), await rows(ledger, "SELECT * FROM failed_requests")
+    for asked in LIMITS:
+        if asked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
+            continue  # the rows of failed requests are gone after two minutes, and the sums stay
+        await check_limit(ledger, asked, use(asked, passes, failed, clock.now), most)
+
+
+async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, int]], most: int) -> None:
+    used = sum(amount for _, amount in counted)
+    whole = limit(min(most, used), scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+
+    answer = await ledger.run(lambda now: count(whole, WHOSE, now))
+
+    assert answer.used == used
+    if used and asked.counted is not Counted.CONVERSATIONS:
+        assert answer.resets_at == reset(counted, whole.most, asked.window_seconds)
+    for spare in (0, 1):
+        edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+        plan = plan_limits([edge])
+        try:
+            room = await ledger.run(partial(find_room, plan, WHOSE, 600))
+        except LimitReached:
+            room = 0
+        assert room == (0 if not spare else 1 if asked.counted is Counted.SECONDS else 600)
+
+
+@ALONE_ON_POSTGRES
+async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_right(
+    engine: Engine, clock: TurnedClock
+) -> None:
+    async with engine.instances() as instances:
+        conversations = [await granted(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
+        clock.now += 3600
+        changes: list[Coroutine[Any, Any, object]] = [
+            instance.settle(settlement(each)) for each in conversations for instance in instances
+        ]
+        changes += [instances[0].expire(each) for each in conversations]
+        changes += [instances[-1].note_ended(each) for each in conversations]
+        changes += [instances[-1].reserve(reservation(f"u-{n}", agent_alias=f"a-{n % 3}"), []) for n in range(40)]
+
+        await asyncio.gather(*changes)
+        found, expected = await read_sums(instances[0], oldest=clock.now)
+
+    assert found == expected
+
+
+DAMAGES = [
+    "UPDATE sums SET passes = passes + 1 WHERE scope = 'all' AND length = 5",
+    "UPDATE sums SET seconds = 0 WHERE length = 86400",
+    "DELETE FROM sums WHERE scope = 'agent default'",
+    "UPDATE sums SET open = open + 1 WHERE open > 0",
+    "INSERT INTO sums VALUES ('agent gone', 3600, 500000, 3, 0, 180, 0)",
+    "UPDATE passes SET seconds = seconds + 7",
+]
+
+
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
+async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger: Ledger, clock: TurnedClock) -> None:
+    for _ in range(3):
+        await granted(ledger, seconds=600)
+        clock.now += 400
+    await ledger.settle(settlement(await granted(ledger)))
+    untouched = await ledger.fix_sums()
+
+    for damage in DAMAGES:
+        await rows(ledger, damage)
+        corrections = await ledger.fix_sums()
+        found, expected = await read_sums(ledger, oldest=clock.now)
+
+        assert corrections
+        assert found == expected
+    assert untouched == []
+    assert await ledger.fix_sums() == []
+
+
+async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    for name in ("old", "young"):
+        await granted(ledger, user_id=name, seconds=100)
+        await ledger.settle(settlement(f"conv_{name}"))  # it waits for a pass that never comes
+        clock.now += 40 * DAY
+    clock.now -= 40 * DAY
+
+    await ledger.forget(age_seconds=31 * DAY)
+
+    sums = await rows(ledger, "SELECT * FROM sums WHERE passes > 0")
+    assert {row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")} == {"young"}
+    assert [row["conversation_id"] for row in await rows(ledger, "SELECT * FROM orphans")] == ["conv_young"]
+    assert len(sums) == len(LENGTHS) * 2
+    assert all(math.isclose(row["slot"] * row["length"], clock.now, abs_tol=row["length"]) for row in sums)
+
+
+@pytest.mark.parametrize("scope", [Scope.AGENT, Scope.ALL])
+async def test_a_clock_that_was_ahead_for_a_while_hides_nothing(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    limits = [limit(600, scope=scope, counted=Counted.SECONDS, window_seconds=DAY)]
+    clock.now = START + 7200
+    await granted(ledger, limits, seconds=100)
+    clock.now = START
+    await granted(ledger, limits, seconds=500)
+
+    clock.now = START + 7200
+    reached = await refusal(ledger, limits, seconds=1)
+
+    assert reached is not None
