@@ -26,10 +26,10 @@ TO_FILL_IN = (
 # Each section begins with this variable, and holds what follows it in Settings.
 SECTIONS = {
     "elevenlabs_api_key": "ElevenLabs",
-    "voicepass_jwt_algorithm": "Whose tokens are believed",
-    "voicepass_user_id_claim": "What the agent is told of the user",
-    "voicepass_allowed_origins": "Who may ask, and for what",
-    "voicepass_database_url": "The ledger, and calls to ElevenLabs",
+    "voicepass_jwt_algorithm": "Tokens",
+    "voicepass_user_id_claim": "Variables for the agent",
+    "voicepass_allowed_origins": "Access",
+    "voicepass_database_url": "Ledger and calls to ElevenLabs",
     "voicepass_docs": "Operation",
 }
 GENERATED = re.compile(r"(?<=<!-- made from Settings -->\n).*(?=<!-- by hand again -->)", re.DOTALL)
@@ -81,11 +81,11 @@ def _must_be(field: FieldInfo) -> str:
     if bool in kinds:
         return "`true` or `false`"
     if least is not None or most is not None:
-        return f"{least:g} to {most:g}"
+        return f"{least:.10g} to {most:.10g}"
     if get_origin(field.annotation) is list:
-        return "list, by comma"
+        return "comma-separated"
     if get_origin(field.annotation) is dict:
-        return "pairs, by comma"
+        return "comma-separated pairs"
     return "secret" if SecretStr.__name__ in str(field.annotation) else ""
 
 

@@ -1,14 +1,14 @@
 """docs/troubleshooting.md says what the doctor's tables say.
 
-To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
+To write its tables and its list again: `python -m tests.doctor.test_troubleshooting`.
 """
 
 import re
 from pathlib import Path
 
-from voicepass.doctor.findings import CAUSES, CHECKS
+from voicepass.doctor.findings import CHECKS
 from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
-from voicepass.elevenlabs.codes import Cause, Outcome
+from voicepass.elevenlabs.codes import Cause
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 BLANKS = re.compile(r"\{(\w+)\}")
@@ -36,37 +36,36 @@ def as_seen(pattern: str) -> str:
 
 
 def seen(cause: Cause) -> str:
-    """All that the table knows a cause by."""
-    patterns = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
-    texts = [f"`{text}`" for text in (*cause.codes, *cause.events, *patterns)]
+    """The first texts that the table knows a cause by; `doctor explain` knows all, and the codes of the API."""
+    texts = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
     alone = ["the code alone"] if cause.is_usual else []
-    return ", ".join([*texts, *(f"HTTP {status}" for status in cause.statuses), *alone]).replace("|", "\\|")
+    return ", ".join([*(f"`{text}`" for text in texts[:2]), *alone]).replace("|", "\\|")
 
 
-def by_sign() -> str:
+def by_close() -> str:
     rows = [
-        f"| {cause.close or ''} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} "
-        f"| {'yes' if cause.new_pass_helps else ''} |"
-        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: (cause.close is None, cause.close or 0))
-        if seen(cause)
+        f"| {cause.close} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} |"
+        for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: cause.close or 0)
+        if cause.close and seen(cause)
     ]
-    head = "| close code | code, reason or line | what it means | what to do | a new pass may help |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+    return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
+
+
+def by_line() -> str:
+    """Without what each line means, because the remedy says it too."""
+    return "\n".join(
+        f"- {seen(cause)}: {shown(cause.remedy)}"
+        for cause in VENDOR_CAUSES.values()
+        if cause.check == "conversation" and not cause.close and cause.lines
+    )
 
 
 def by_check() -> str:
-    rows = [
-        f"| `{check}` | `{cause.name}` | {cause.outcome if cause.outcome is not Outcome.FAILED else '**failed**'} "
-        f"| {shown(cause.says)} | {shown(cause.remedy)} |"
-        for check in CHECKS
-        for cause in CAUSES.values()
-        if cause.check == check and cause.outcome in {Outcome.FAILED, Outcome.WARNING}
-    ]
-    return "\n".join(["| check | cause | outcome | what it found | what to do |", "|---|---|---|---|---|", *rows])
+    return "\n".join(f"- `{check}`: {meaning}" for check, meaning in CHECKS.items())
 
 
 def with_tables(document: str) -> str:
-    for name, table in {"signs": by_sign(), "checks": by_check()}.items():
+    for name, table in {"closes": by_close(), "lines": by_line(), "checks": by_check()}.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]
@@ -77,7 +76,7 @@ def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
     assert document == with_tables(document)
-    assert document.count("\n| ") > 80
+    assert len((by_close() + by_line()).splitlines()) > 40
 
 
 if __name__ == "__main__":
