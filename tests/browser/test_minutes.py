@@ -74,7 +74,7 @@ def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
     demo.button("Start conversation").click()
 
     expect(demo.status).to_have_text(
-        "No pass quota_exceeded The minutes of conversation are used up. Wait until the reset."
+        "No pass quota_exceeded Your minutes of conversation are used up. Wait until the reset."
     )
     at = r"(tomorrow|on [\w ]+) at \d\d:\d\d"
     expect(
