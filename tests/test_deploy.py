@@ -14,7 +14,7 @@ import yaml
 
 from tests.canaries import API_KEY, JWT_SECRET
 from tests.conftest import settings_with
-from voicepass.cli import longest_answer_seconds
+from voicepass.cli.service import longest_answer_seconds
 from voicepass.config.build import configure
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import ANSWER_SECONDS

@@ -22,7 +22,7 @@ from tests.canaries import API_KEY
 from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import MakeToken, settings_with
 from tests.servers import free_port, running, started
-from voicepass.cli import longest_answer_seconds
+from voicepass.cli.service import longest_answer_seconds
 
 
 @contextlib.contextmanager

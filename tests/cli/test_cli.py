@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -73,6 +74,33 @@ def test_every_command_takes_an_env_file(tmp_path: Path) -> None:
 
     assert (without.returncode, named.returncode, missing.returncode) == (1, 0, 1)
     assert missing.stderr.startswith("VOICEPASS_ENV_FILE names a file that cannot be read")
+
+
+def test_h_shows_the_help_of_the_program_and_of_each_command(tmp_path: Path) -> None:
+    commands = [[], *([command] for command in COMMANDS), ["policy", "check"], ["doctor", "explain"]]
+
+    short = [run(*command, "-h", cwd=tmp_path, environment=CLEAN).stdout for command in commands]
+
+    assert short == [run(*command, "--help", cwd=tmp_path, environment=CLEAN).stdout for command in commands]
+    assert [text for text in short if "Usage: voicepass" not in text] == []
+
+
+def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
+    ended = run("--version", cwd=tmp_path, environment=CLEAN)
+
+    assert (ended.returncode, ended.stdout) == (0, f"voicepass {version('voicepass')}\n")
+
+
+def test_the_first_serve_without_settings_says_what_to_copy(tmp_path: Path) -> None:
+    first = run("serve", cwd=tmp_path, environment=CLEAN).stderr.splitlines()
+    incomplete = run("serve", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_JWT_ISSUER": "i"}).stderr.splitlines()
+    (tmp_path / ".env").write_text("# copied, but not filled in yet\n")
+    copied = run("serve", cwd=tmp_path, environment=CLEAN).stderr.splitlines()
+
+    assert first[0] == f"there are no settings in {tmp_path}: copy .env.example to .env"
+    assert first[1:] == copied
+    assert incomplete == [line for line in copied if "VOICEPASS_JWT_ISSUER" not in line]
+    assert len(copied) == 5
 
 
 def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
