@@ -6,7 +6,7 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import AGENT_ID, MakeToken, settings_with
+from tests.conftest import AGENT_ID, MakeToken, ServiceClient, settings_with
 from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -158,7 +158,7 @@ async def test_another_path_is_not_found_and_redirects_nowhere(
 
 async def test_a_mistake_of_ours_is_a_problem_too_and_shows_nothing(bearer: dict[str, str]) -> None:
     app = create_app(settings_with())  # without its lifespan there are no services: every pass fails inside
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client:
+    async with ServiceClient(app) as client:
         response = await client.post("/v1/signed-url", headers=bearer)
 
     assert_problem(response, 500, "internal_error")

@@ -23,12 +23,11 @@ from websockets.typing import Subprotocol
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, MakeToken, serving, settings_with
+from tests.conftest import AGENT_ID, MakeToken, ServiceClient, serving, settings_with
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
 from voicepass.app import create_app
-from voicepass.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -49,12 +48,6 @@ async def conversation(api: httpx.AsyncClient) -> dict[str, Any]:
     answer = await api.get("/v1/conversations/conv_1", headers={"Authorization": f"Bearer {SERVICE_TOKEN}"})
     told: dict[str, Any] = answer.raise_for_status().json()
     return told
-
-
-def ledger_of(api: httpx.AsyncClient) -> Ledger:
-    app: Any = api._transport.app  # type: ignore[attr-defined]
-    ledger: Ledger = app.state.ledger
-    return ledger
 
 
 @with_secret
@@ -120,11 +113,9 @@ async def test_a_webhook_that_comes_before_its_pass_waits_for_it(
 
 
 @with_secret
-async def test_a_webhook_that_comes_after_its_pass_expired_counts(
-    api: httpx.AsyncClient, bearer: dict[str, str]
-) -> None:
+async def test_a_webhook_that_comes_after_its_pass_expired_counts(api: ServiceClient, bearer: dict[str, str]) -> None:
     await api.post("/v1/signed-url", headers=bearer)
-    await ledger_of(api).expire("conv_1")
+    await api.app.state.ledger.expire("conv_1")
     expired = await conversation(api)
 
     await deliver(api, event())
@@ -324,7 +315,7 @@ async def test_everything_works_behind_a_path_prefix(
     large = LARGE, {"ElevenLabs-Signature": signature(int(time.time()), LARGE, secret=SECRET)}
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(place(app)), base_url="http://voicepass.test") as api,
+        ServiceClient(place(app)) as api,
     ):
         webhook = await api.post(prefix + WEBHOOK_PATH, content=large[0], headers=large[1])
         answers = [

@@ -1,5 +1,6 @@
 """A real Chromium against a real demo server, both shared by this folder; most tests get a context of their own."""
 
+import inspect
 import json
 import math
 import os
@@ -129,7 +130,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     thread = pyfuncitem.funcargs.get("playwright_thread")
     if not isinstance(thread, ThreadPoolExecutor):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     thread.submit(pyfuncitem.obj, **arguments).result()
     return True
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import AGENT_ID, UPSTREAM
-from tests.settlement.given import NOW, Clock, provider_at, row
+from tests.conftest import AGENT_ID, NOW, UPSTREAM, Clock
+from tests.settlement.given import provider_at, row
 from voicepass.errors import BadAnswer, Busy, ConversationUnknown, Unavailable
 from voicepass.model import Agent, Transport
 

@@ -9,20 +9,13 @@ from elevenlabs.types import GetConversationsPageResponseModel
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
 from elevenlabs_emulator.records import RecordedConversation
+from tests.conftest import Clock
 from tests.elevenlabs_emulator.contract import check_strictly
 from tests.elevenlabs_emulator.wire import AGENT, KEY, Serve, Service, parameters, talking
 
 LIST = "/v1/convai/conversations"
 START = 1_800_000_000
 OTHER = EmulatedAgent(agent_id="agent_other")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def converse(
@@ -53,7 +46,7 @@ def ids(service: Service, **query: Any) -> list[str]:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 import structlog
 
-from tests.conftest import AUDIENCE, TOKEN_ISSUER, serving
+from tests.conftest import AUDIENCE, TOKEN_ISSUER, Clock, serving
 from tests.faults import tls
 from tests.identity.hostile_jwks import KID, HostileSet, hostile_sets, right, set_of, stranger
 from tests.identity.hostile_tokens import Mint, Sign, ec_key_of, ecdsa, signer_for
@@ -24,7 +24,6 @@ from tests.identity.issuer import (
     OLD_KEY,
     PATIENT_SECONDS,
     Answer,
-    Clock,
     Issuer,
     keys_of,
     outcome,
@@ -345,10 +344,12 @@ async def test_a_rotation_with_an_overlap_refuses_neither_key_in_1000_requests(i
 
 async def test_keys_that_have_not_aged_are_fetched_again_by_nobody(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        for _ in range(300):
-            await outcome(keys)
-            await settled(keys)
+        await outcome(keys)
+        tasks = asyncio.all_tasks()
+        for _ in range(299):
             issuer.clock.advance(1)
+            await outcome(keys)
+            assert asyncio.all_tasks() <= tasks, "a refresh in the background has begun"
 
     assert len(issuer.asked) == 1
 
@@ -429,10 +430,10 @@ async def test_the_last_good_keys_serve_for_an_hour_of_outage_and_then_no_longer
 
         amid = []
         for seconds in (1, 301, 3599):
-            issuer.clock.seconds = began + seconds
+            issuer.clock.now = began + seconds
             amid.append(await outcome(keys))
             await settled(keys)
-        issuer.clock.seconds = began + 3600
+        issuer.clock.now = began + 3600
         too_long = [await outcome(keys, kid) for kid in (KID, "unknown", None)]
         end_of_outage(issuer)
         issuer.clock.advance(5)
@@ -483,6 +484,7 @@ async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issu
         await outcome(keys)
         await settled(keys)
         issuer.answers[JWKS_PATH] = silence
+        issuer.was_asked.clear()
 
         async with asyncio.timeout(FETCH_SECONDS / 2):
             served = []
@@ -490,9 +492,10 @@ async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issu
                 issuer.clock.advance(0.5)
                 served.append(await outcome(keys))
 
-        assert keys._refresh is not None  # it hangs still, and nobody hung with it
+            await issuer.was_asked.wait()
 
     assert served == [KID] * 1000
+    assert len(issuer.asked) == 3, "the third fetch still hangs, so no other one has begun"
 
 
 async def test_a_refresh_ahead_of_time_keeps_nobody_waiting(issuer: Issuer) -> None:

@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, TOKEN_ISSUER, signed_url
-from tests.settlement.given import HERE, NOW, Clock, FakeProvider, account
+from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
+from tests.settlement.given import HERE, FakeProvider, account
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (

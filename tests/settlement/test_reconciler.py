@@ -12,11 +12,9 @@ import structlog
 from websockets.sync.client import connect
 
 from elevenlabs_emulator import Emulator, Fault
-from tests.conftest import AGENT_ID
+from tests.conftest import AGENT_ID, NOW, Clock
 from tests.settlement.given import (
     HERE,
-    NOW,
-    Clock,
     FakeProvider,
     account,
     elevenlabs,
