@@ -1,6 +1,6 @@
 """Every environment variable, with its type, unit and default."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -107,15 +107,18 @@ class Settings(BaseSettings):
     """debug, info, warning or error."""
 
     @classmethod
-    def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook
+    def settings_customise_sources(  # the base class names all sources; only two are used
         cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - read_values reads all of these
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        *_: Any,  # noqa: ANN401
+        **sources: Any,  # noqa: ANN401
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, InitSettingsSource(settings_cls, read_values(settings_cls.model_fields))
+        """Put the values of `read_environment` in the place of what pydantic-settings would read."""
+        return sources["init_settings"], InitSettingsSource(cls, cls.read_environment())
+
+    @classmethod
+    def read_environment(cls) -> dict[str, str]:
+        """Return the text of each setting that is set."""
+        return read_values(cls.model_fields)
 
     @property
     def webhook_secrets(self) -> list[str]:
