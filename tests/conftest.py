@@ -25,7 +25,7 @@ from voicepass.app import create_app
 from voicepass.config.settings import Settings
 from voicepass.demo import DemoSettings
 
-# Sixty tests start a process of ours. Without these caches, each process compiles the whole package again.
+# Sixty tests start a process of voicepass. Without these caches, each process compiles the whole package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

@@ -85,9 +85,9 @@ def test_the_demo_starts_as_printed(checkout: Path) -> None:
 
 def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> None:
     port = free_port()
-    emulator, settings, control, mended = (
+    emulator, settings, control, fix = (
         commands(kind)[0].replace("9000", str(port))
-        for kind in ("emulator", "emulator-settings", "emulator-control", "emulator-mended")
+        for kind in ("emulator", "emulator-settings", "emulator-control", "emulator-fix")
     )
     base_url, key, agent_id = (line.partition("=")[2] for line in settings.split())
     signed_url = f"{base_url}/v1/convai/conversation/get-signed-url?agent_id={agent_id}"
@@ -96,7 +96,7 @@ def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> 
         before = httpx.get(signed_url, headers={"xi-api-key": key}, trust_env=False)
         told = subprocess.run(bash(f"set -e\n{control}"), env=CLEAN, capture_output=True, text=True, check=True).stdout
         after = httpx.get(signed_url, headers={"xi-api-key": key}, trust_env=False)
-        subprocess.run(bash(mended), env=CLEAN, capture_output=True, check=True)
+        subprocess.run(bash(fix), env=CLEAN, capture_output=True, check=True)
         again = httpx.get(signed_url, headers={"xi-api-key": key}, trust_env=False)
 
     assert (before.status_code, after.status_code, again.status_code) == (200, 503, 200)

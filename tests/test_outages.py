@@ -248,7 +248,7 @@ async def at_rest(client: httpx.AsyncClient) -> None:
         told = ""
         while not ("voicepass_calls_in_flight 0.0" in told and "voicepass_calls_waiting 0.0" in told):
             told = (await client.get("/metrics")).text
-            await asyncio.sleep(0)  # asked in this loop, /metrics answers without once letting the calls go on
+            await asyncio.sleep(0)  # /metrics answers in this loop, and other tasks run only at an await like this
 
 
 @pytest.mark.long

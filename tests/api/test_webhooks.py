@@ -1,4 +1,4 @@
-"""The webhook's route: who is believed, what a delivery changes, and that it changes it once."""
+"""The webhook's route: which deliveries it accepts, what a delivery changes, and that it changes it once."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ async def conversation(api: httpx.AsyncClient) -> dict[str, Any]:
 
 
 @with_secret
-async def test_no_hostile_signature_is_believed_and_none_is_an_error_of_ours(
+async def test_every_hostile_signature_is_refused_and_none_causes_an_internal_error(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -67,14 +67,14 @@ async def test_no_hostile_signature_is_believed_and_none_is_an_error_of_ours(
     assert (await conversation(api))["settled_at"] is None
 
 
-async def test_without_a_secret_nobody_is_believed(api: httpx.AsyncClient) -> None:
+async def test_without_a_webhook_secret_every_delivery_is_refused(api: httpx.AsyncClient) -> None:
     for secret in (SECRET, "", "None"):
         assert (await deliver(api, event(), secret=secret)).status_code == 401
 
 
 @with_secret
 @pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
-async def test_a_webhook_tells_what_a_conversation_used(
+async def test_a_webhook_settles_what_a_conversation_used(
     api: httpx.AsyncClient, bearer: dict[str, str], secret: str
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -150,7 +150,7 @@ async def test_an_event_of_no_use_is_taken_in(api: httpx.AsyncClient, kind: str)
 
 @with_secret
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"type": "x"}', event(None), b"[" * 100_000])
-async def test_a_signed_body_that_is_no_event_is_a_problem_that_no_retry_mends(
+async def test_a_signed_body_that_is_no_event_is_refused_so_that_nobody_sends_it_again(
     api: httpx.AsyncClient, body: bytes
 ) -> None:
     answer = await deliver(api, body)
@@ -204,7 +204,7 @@ async def test_no_other_path_may_be_sent_as_much(api: httpx.AsyncClient, path: s
 
 
 class Sender:
-    """A caller of the middleware who sends these parts of a body, and then nothing until it is told to go on."""
+    """A caller of the middleware who sends these parts of a body, and then nothing until `go_on` is set."""
 
     def __init__(self, *parts: bytes) -> None:
         self.sent = 0
@@ -235,7 +235,7 @@ async def answered(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 async def until_waiting(senders: list[Sender]) -> list[int]:
-    """Let all of them go on as far as they can; returns how many parts each has sent."""
+    """Wait until none of them can send more; returns how many parts each has sent."""
     before: list[int] = []
     while (now := [sender.sent for sender in senders]) != before or not before:
         before = now

@@ -189,7 +189,7 @@ def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
     assert "nothing yet" in desk("blocks")
 
 
-def test_a_block_is_told_in_a_line_and_so_is_its_end(desk: Desk) -> None:
+def test_block_and_unblock_each_print_one_line(desk: Desk) -> None:
     assert desk("block", "agent", "default") == "blocked: agent default\n"
     assert desk("unblock", "agent", "default") == "unblocked: agent default\n"
     assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"

@@ -169,7 +169,7 @@ def test_a_mistaken_option_is_explained(tmp_path: Path, arguments: tuple[str, ..
     assert said in " ".join(ended.stderr.replace("│", "").split())
 
 
-def test_explain_tells_what_a_close_means_and_admits_what_it_does_not_know(tmp_path: Path) -> None:
+def test_explain_says_what_a_close_means_or_that_it_is_unknown(tmp_path: Path) -> None:
     pasted = "1008 Missing required dynamic variables in tools: {'item'}"
 
     known = run("doctor", "explain", pasted, cwd=tmp_path, environment=CLEAN)

@@ -1,6 +1,6 @@
 """docs/troubleshooting.md says what the doctor's tables say.
 
-To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
+To update its tables: `python -m tests.doctor.test_troubleshooting`.
 """
 
 import re

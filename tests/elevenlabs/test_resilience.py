@@ -135,7 +135,7 @@ async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
         (AgentUnknown(), []),
     ],
 )
-async def test_a_retry_waits_as_long_as_it_is_told_and_never_past_the_deadline(
+async def test_a_retry_waits_as_long_as_the_answer_says_and_never_past_the_deadline(
     failing: Exception, slept: list[float]
 ) -> None:
     upstream = Upstream()
@@ -159,7 +159,7 @@ async def opened() -> Upstream:
     return upstream
 
 
-async def test_five_failures_within_ten_seconds_open_it_and_then_nobody_is_called() -> None:
+async def test_five_failures_within_ten_seconds_open_the_breaker_and_stop_all_calls() -> None:
     upstream = Upstream()
     upstream.failing = OUTAGE
 
@@ -255,7 +255,7 @@ async def test_a_late_answer_to_an_old_call_does_not_close_it() -> None:
     assert upstream.guard.breaker.is_open
 
 
-async def test_whoever_waited_for_a_slot_while_it_opened_does_not_call() -> None:
+async def test_a_call_that_waited_for_a_slot_while_the_breaker_opened_is_not_made() -> None:
     upstream = Upstream()
     upstream.bulkhead = Bulkhead(most=5)
     upstream.failing = failure(is_outage=True, may_retry=False)

@@ -82,7 +82,7 @@ def opened(source: Source, *, most: int = 10) -> WarmStore:
 
 
 async def settled() -> None:
-    """Let whatever can go on go on."""
+    """Run every task that can run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -238,7 +238,7 @@ async def test_a_key_or_an_agent_that_is_gone_empties_the_store(source: Source, 
         await taken(store)
 
 
-async def test_an_outage_is_bridged_and_the_rest_is_told_the_truth(source: Source, time: Time) -> None:
+async def test_warm_passes_bridge_an_outage_and_then_users_get_its_refusal(source: Source, time: Time) -> None:
     store = opened(source)
     for _ in range(4):
         await taken(store)

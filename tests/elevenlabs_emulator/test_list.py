@@ -21,7 +21,7 @@ OTHER = EmulatedAgent(agent_id="agent_other")
 def converse(
     emulator: Emulator, clock: Clock, *, agent: EmulatedAgent = AGENT, seconds: int | None = 42, user_id: str = "u-1"
 ) -> str:
-    """Let a conversation have begun now, and last so many seconds; it goes on if that is None."""
+    """Begin a conversation now that lasts so many seconds; with None it stays open."""
     _, conversation_id = emulator.issue(agent.agent_id, bound=True)
     record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
     account = emulator.open_account(agent, record, "signed_url")

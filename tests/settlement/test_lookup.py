@@ -329,7 +329,7 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
         assert await given.refusal() is None
 
 
-async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
+async def test_a_ledger_that_fails_during_a_lookup_fails_closed() -> None:
     class Failing(Settlements):
         async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
             del issued, report

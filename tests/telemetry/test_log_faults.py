@@ -1,4 +1,4 @@
-"""A log that cannot be written costs nobody a pass, and the process still ends when it is told to."""
+"""A log that cannot be written refuses nobody a pass, and the process still ends on SIGTERM."""
 
 import contextlib
 import itertools
@@ -124,7 +124,7 @@ def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlab
     writing = os.open(tmp_path / "log", os.O_WRONLY)
     with serving(writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
         os.set_blocking(reading, True)
-        read_until(reading, "Uvicorn running")  # it may be heard before it says so
+        read_until(reading, "Uvicorn running")  # the port answers before this line is written
         os.close(reading)
 
         statuses = service.passes(5)

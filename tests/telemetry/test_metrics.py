@@ -1,4 +1,4 @@
-"""What Prometheus is told: bounded labels, where the time went, a ledger that is down, and several workers as one."""
+"""What Prometheus reads: bounded labels, where the time went, a ledger that is down, and several workers as one."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ class Process:
 
 @dataclass
 class TurnedLedger:
-    """Answers, fails or hangs, as it is told; counts how often it is asked."""
+    """Answers, fails or hangs, as a test sets it; counts the questions."""
 
     failing: Exception | None = None
     is_frozen: bool = False
