@@ -26,9 +26,9 @@ TO_FILL_IN = (
 # Each section begins with this variable, and holds what follows it in Settings.
 SECTIONS = {
     "elevenlabs_api_key": "ElevenLabs",
-    "voicepass_jwt_algorithm": "Whose tokens are believed",
-    "voicepass_user_id_claim": "What the agent is told of the user",
-    "voicepass_allowed_origins": "Who may ask, and for what",
+    "voicepass_jwt_algorithm": "Which tokens voicepass accepts",
+    "voicepass_user_id_claim": "What the agent knows about the user",
+    "voicepass_allowed_origins": "Who may call, and for what",
     "voicepass_database_url": "The ledger, and calls to ElevenLabs",
     "voicepass_docs": "Operation",
 }

@@ -15,11 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
-from tests.canaries import API_KEY
 from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import MakeToken
-from tests.servers import free_port, running
+from tests.servers import free_port
 from tests.telemetry.test_metrics import samples
 
 END_SECONDS = 10
@@ -63,13 +61,6 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=END_SECONDS) in {0, -signal.SIGTERM}
         return time.monotonic() - begun
-
-
-@pytest.fixture(scope="module")
-def elevenlabs() -> Iterator[str]:
-    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")], api_keys={API_KEY: frozenset({"convai_write"})})
-    with running(lambda _url: create_emulator(emulator)) as url:
-        yield url
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> lis
         origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
     )
     if settings.voicepass_session_cookie and is_plain:
-        # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
+        # Anyone on the network can forge a page of an http:// origin, and the browser would send the cookie.
         problems.append(
             "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
             " or http:// to a loopback address"

@@ -98,7 +98,7 @@ def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
 
 
 def find_unknown_names(settings: frozenset[str]) -> list[str]:
-    """Report the variables with a prefix of ours that are no settings: a misspelt name leaves a protection off."""
+    """Report variables that have a prefix of the settings but are none: a misspelt name leaves a protection off."""
     variables = read_variables()
     policy_file = variables.get("VOICEPASS_POLICY_FILE")
     secrets = list_secret_names(policy_file) if policy_file else frozenset()
