@@ -287,7 +287,7 @@ BLOCKS = [
 
 @limited()
 @pytest.mark.parametrize("block", BLOCKS)
-async def test_what_is_switched_off_gets_no_pass_until_it_is_switched_on(
+async def test_a_block_refuses_passes_until_it_is_removed(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, block: dict[str, str]
 ) -> None:
     off = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)

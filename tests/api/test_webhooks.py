@@ -399,7 +399,7 @@ def test_a_conversation_is_held_and_what_it_used_is_known(
     assert after["settled_at"] is not None
 
 
-async def test_what_runs_beside_the_service_ends_with_it(upstream: respx.MockRouter) -> None:
+async def test_background_tasks_end_with_the_service(upstream: respx.MockRouter) -> None:
     del upstream
     before = asyncio.all_tasks()
     running_ones = {}

@@ -94,7 +94,7 @@ def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
     assert world.passes_asked_for == 1
 
 
-def test_it_runs_out_of_patience_before_it_runs_out_of_attempts(lab: Laboratory, world: World) -> None:
+def test_the_client_stops_after_its_time_limit_even_with_attempts_left(lab: Laboratory, world: World) -> None:
     lab.begin("""
         const timers = { ...lab.timers, random: () => 0.5 };
         window.connection = lab.open({ patienceSeconds: 3, timers });

@@ -108,7 +108,7 @@ def test_a_prompt_that_nobody_answers_for_a_quarter_of_an_hour_makes_no_pass_old
     assert (asked_for_meanwhile, world.passes_asked_for) == (0, 1)
 
 
-def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
+def test_a_conversation_without_minutes_left_ends_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.conversation_seconds = 60
     token = signed_in(demo)

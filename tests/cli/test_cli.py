@@ -134,7 +134,7 @@ def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
         ({"VOICEPASS_JWT_ISSUER": ""}, "VOICEPASS_JWT_ISSUER is not set"),
     ],
 )
-def test_token_says_what_it_lacks(tmp_path: Path, changes: dict[str, str], named: str) -> None:
+def test_token_names_each_missing_or_wrong_setting(tmp_path: Path, changes: dict[str, str], named: str) -> None:
     ended = run("token", "--user", "u-1", cwd=tmp_path, environment=ENVIRONMENT | changes)
 
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -322,7 +322,7 @@ def test_policy_explain_says_which_check_or_rule_decided(
         ({"VOICEPASS_DATABASE_URL": "sqlite://"}, ["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port 8000"),
     ],
 )
-def test_serve_says_in_a_line_why_it_cannot(
+def test_serve_prints_one_line_if_it_cannot_start(
     tmp_path: Path, changes: dict[str, str], arguments: list[str], said: str
 ) -> None:
     ended = run("serve", *arguments, cwd=tmp_path, environment=ENVIRONMENT | changes)
@@ -332,7 +332,7 @@ def test_serve_says_in_a_line_why_it_cannot(
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_a_line_too(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -91,7 +91,7 @@ def test_usage_of_one_user_shows_each_limit(desk: Desk) -> None:
     assert rows["user_open_conversations"]["used"] == 0
 
 
-def test_conversations_shows_the_latest_and_what_became_of_them(desk: Desk) -> None:
+def test_conversations_shows_the_latest_passes_and_their_states(desk: Desk) -> None:
     everyone = json.loads(desk("conversations", "--json"))
     mine = json.loads(desk("conversations", "--user", "u-1", "--json"))
     table = desk("conversations")
@@ -174,7 +174,7 @@ def test_no_report_holds_a_character_that_steers_a_terminal(desk: Desk) -> None:
     assert json.loads(shown[1].splitlines()[3])["user_id"] == hostile
 
 
-def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
+def test_blocks_shows_each_block_until_it_is_removed(desk: Desk) -> None:
     desk("block", "user", "u-1", "--issuer", "https://login.example")
     desk("block", "everyone")
     blocked = json.loads(desk("blocks", "--json"))

@@ -504,7 +504,7 @@ THREE_AGENTS = (
         ({"role": ["buyer", "admin"]}, "seller", {"shop": "none"}),
     ],
 )
-async def test_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
+async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
     upstream: respx.MockRouter, make_token: MakeToken, claims: dict[str, Any], alias: str, variables: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})

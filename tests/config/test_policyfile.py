@@ -398,7 +398,7 @@ def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path)
 
 
 @pytest.mark.parametrize("case", NOT_TOML)
-def test_what_is_not_toml_is_one_line_and_shows_nothing(tmp_path: Path, case: str) -> None:
+def test_a_file_that_is_not_toml_is_one_line_without_its_content(tmp_path: Path, case: str) -> None:
     data, beginning = NOT_TOML[case]
     (tmp_path / "policy.toml").write_bytes(data)
 

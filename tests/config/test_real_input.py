@@ -167,7 +167,7 @@ NOT_A_KEY = {
 
 
 @pytest.mark.parametrize("kind", NOT_A_KEY)
-def test_what_is_no_public_key_without_its_lines_either_does_not_start(
+def test_the_service_does_not_start_with_a_text_that_is_no_public_key(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     given(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": NOT_A_KEY[kind]})

@@ -161,7 +161,7 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize("state", SOUND)
-def test_nothing_is_found_where_all_is_well(examined: Examined, state: State) -> None:
+def test_the_doctor_finds_nothing_if_everything_is_right(examined: Examined, state: State) -> None:
     findings = examined(state)
 
     assert troubles(findings) == []
@@ -197,7 +197,7 @@ def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: 
 
 
 @pytest.mark.parametrize(("state", "expected"), PRECISE)
-def test_nothing_is_found_beside_what_is_broken(
+def test_the_doctor_finds_only_what_is_broken(
     examined: Examined, state: State, expected: list[tuple[str, str]]
 ) -> None:
     assert troubles(examined(state)) == expected
@@ -380,7 +380,7 @@ async def test_a_reason_that_only_the_error_event_has_is_reported() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_socket_that_stays_mute_is_not_waited_for() -> None:
+async def test_a_silent_socket_is_not_waited_for() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.wait_closed()
 

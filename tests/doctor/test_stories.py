@@ -106,7 +106,7 @@ PASTED = [
 
 
 @pytest.mark.parametrize(("report", "pasted", "cause"), PASTED)
-def test_what_a_page_showed_is_explained(report: str, pasted: str, cause: str) -> None:
+def test_explain_names_the_cause_of_what_a_page_showed(report: str, pasted: str, cause: str) -> None:
     finding = explain(pasted)
 
     assert finding is not None, report

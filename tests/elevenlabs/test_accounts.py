@@ -137,7 +137,7 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
         {"status_code": 422, "json": {"detail": []}},
     ],
 )
-async def test_what_is_no_page_of_conversations_is_a_bad_answer(
+async def test_an_answer_that_is_no_page_of_conversations_is_a_bad_answer(
     upstream: respx.MockRouter, answer: dict[str, Any]
 ) -> None:
     upstream.get(LIST).respond(**answer)

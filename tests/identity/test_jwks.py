@@ -94,7 +94,7 @@ async def test_a_user_who_hangs_up_takes_the_fetch_from_nobody(issuer: Issuer) -
     assert len(issuer.asked) == 1
 
 
-async def test_closing_ends_a_fetch_that_is_under_way(issuer: Issuer) -> None:
+async def test_closing_cancels_a_fetch_in_flight(issuer: Issuer) -> None:
     issuer.answers[JWKS_PATH] = silence
     async with keys_of(issuer) as keys:
         waiting = asyncio.create_task(outcome(keys))

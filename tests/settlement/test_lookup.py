@@ -530,7 +530,7 @@ def test_two_seals_of_one_credential_have_nothing_in_common() -> None:
 
 
 @pytest.mark.parametrize("sealed", ["text", 9_999_999_999, 1.5])
-def test_what_is_no_bytes_does_not_open(sealed: Any) -> None:
+def test_a_sealed_value_of_another_type_does_not_open(sealed: Any) -> None:
     with pytest.raises(SealBrokenError):
         SEALS.unseal(AGENT, "p-1", sealed)
 
