@@ -170,7 +170,7 @@ def climb(
 
 
 def shares(stats: pstats.Stats) -> list[dict[str, str]]:
-    """Tabulate whose code the event loop's time went to; what is written in C counts for whoever called it."""
+    """Tabulate whose code the event loop's time went to; a function in C counts for its caller."""
     seconds: dict[str, float] = defaultdict(float)
     for (file, _line, _name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         parts = (

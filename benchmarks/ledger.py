@@ -68,7 +68,7 @@ EVERY_AMOUNT: Final = LimitsEntry(
 EVERY_LIMIT: Final = (*LIMITS, *EVERY_AMOUNT.limits(Scope.AGENT), *EVERY_AMOUNT.limits(Scope.ALL))
 
 # The same for both engines: passes spread evenly over 60 days and all users, with ids as scattered as real ones. All
-# are settled but those of the last 25 minutes: a pass of ten minutes is open for so long if nothing is heard of it.
+# are settled but those of the last 25 minutes: a pass of ten minutes stays open for so long if no webhook settles it.
 FILL: Final = """
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {rows}),
      timed (n, at, settled) AS (SELECT n, {now} - 5184000.0 * ({rows} - n) / {rows},
@@ -134,7 +134,7 @@ class Place:
                     file.execute(statement)
 
     async def fill(self, rows: int) -> None:
-        """Put that many passes in, and build the schema's indexes anew over them."""
+        """Put that many passes in, and rebuild the schema's indexes."""
         begun = time.perf_counter()
         async with self.opened():  # makes the schema
             made = [statement for step in steps() for statement in step if "CREATE INDEX" in statement]

@@ -18,19 +18,21 @@ from fastapi import FastAPI
 from jose import jwt
 from pydantic import SecretStr
 from respx.mocks import AbstractRequestMocker
+from starlette.types import ASGIApp
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
 from voicepass.app import create_app
 from voicepass.config.settings import Settings
 from voicepass.demo import DemoSettings
 
-# Sixty tests start a process of ours. Without these caches, each process compiles the whole package again.
+# Sixty tests start a process of voicepass. Without these caches, each process compiles the whole package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 AGENT_ID = "agent_7x"
 TOKEN_ISSUER = "https://login.example"
 AUDIENCE = "voicepass"
+NOW = 1_790_000_000
 UPSTREAM = "https://api.elevenlabs.io"
 SIGNED_URL_PATH = "/v1/convai/conversation/get-signed-url"
 
@@ -60,6 +62,19 @@ def canary_log() -> Iterator[CanaryLog]:
     yield log
     log.close()
     assert log.leaking() == []
+
+
+class Clock:
+    """Unix or monotonic seconds that only a test moves."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
 
 
 UNLIMITED = """
@@ -122,7 +137,7 @@ class _OnOurTransport(AbstractRequestMocker):
     """Lets respx answer what goes out by our transport, as it does for httpx's own."""
 
     name = "voicepass"
-    targets: ClassVar[list[str]] = ["voicepass.outbound._Aiohttp"]
+    targets: ClassVar[list[str]] = ["voicepass.outbound.AiohttpTransport"]
     target_methods: ClassVar[list[str]] = ["handle_async_request"]
 
     @classmethod
@@ -155,26 +170,30 @@ def signed_url(
     return f"{scheme}://{host}/v1/convai/conversation?{query}"
 
 
+class ServiceClient(httpx.AsyncClient):
+    """Sends requests to an app in this process, from the address `peer`."""
+
+    def __init__(self, app: ASGIApp, *, peer: str = "127.0.0.1") -> None:
+        super().__init__(transport=httpx.ASGITransport(app, client=(peer, 4711)), base_url="http://voicepass.test")
+        self.app: Any = app
+
+
 @asynccontextmanager
-async def serving(**settings: object) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(**settings: object) -> AsyncIterator[ServiceClient]:
     """Run the service in this process until the block ends; yields a client. `settings` as in `settings_with`."""
     async with serving_app(create_app(settings_with(**settings))) as client:
         yield client
 
 
 @asynccontextmanager
-async def serving_app(app: FastAPI, *, peer: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+async def serving_app(app: FastAPI, *, peer: str = "127.0.0.1") -> AsyncIterator[ServiceClient]:
     """The same for an app that the test made itself. Requests come from the address `peer`."""
-    transport = httpx.ASGITransport(app, client=(peer, 4711))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as client,
-    ):
+    async with app.router.lifespan_context(app), ServiceClient(app, peer=peer) as client:
         yield client
 
 
 @pytest.fixture
-async def api(request: pytest.FixtureRequest, upstream: respx.MockRouter) -> AsyncIterator[httpx.AsyncClient]:
+async def api(request: pytest.FixtureRequest, upstream: respx.MockRouter) -> AsyncIterator[ServiceClient]:
     """The service, in process, in front of `upstream`. Parametrise indirectly with settings to change them."""
     del upstream
     async with serving(**getattr(request, "param", {})) as client:

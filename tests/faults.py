@@ -208,7 +208,7 @@ FAULTS: dict[str, Fault] = {
     "no TLS": Fault(plain_where_tls_is_due, UNAVAILABLE),
     "silent": Fault(silent, TIMEOUT),
     "closed before the answer": Fault(saying(b""), UNAVAILABLE),
-    "closed amid the headers": Fault(saying(b"HTTP/1.1 200 OK\r\ncontent-le"), UNAVAILABLE),
+    "closed within the headers": Fault(saying(b"HTTP/1.1 200 OK\r\ncontent-le"), UNAVAILABLE),
     "reset": Fault(resetting, UNAVAILABLE),
     "headers trickle": Fault(trickling(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"), TIMEOUT),
     "body trickles": Fault(trickling(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b" "), TIMEOUT),

@@ -92,9 +92,9 @@ async def listening(
 
 
 class Cable:
-    """Carries bytes to a server at `url`, until it is pulled out: then all that goes through it breaks, without a word.
+    """Carries bytes to a server at `url`. `pull` breaks every connection through it, without a close frame.
 
-    Make the server believe that its address is this one.
+    Give the server this address as its own.
     """
 
     def __init__(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
@@ -170,7 +170,7 @@ def free_port() -> int:
 def started(
     command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], within_seconds: float = 30
 ) -> Iterator[list[str]]:
-    """Run a command of ours that serves, from when it listens until the block ends; it must end well on SIGTERM.
+    """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
 
     Yields the lines it has written so far, a list that grows.
     """

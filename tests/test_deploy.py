@@ -14,7 +14,7 @@ import yaml
 
 from tests.canaries import API_KEY, JWT_SECRET
 from tests.conftest import settings_with
-from voicepass.cli import longest_answer_seconds
+from voicepass.cli.service import longest_answer_seconds
 from voicepass.config.build import configure
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import ANSWER_SECONDS
@@ -95,7 +95,7 @@ def test_there_is_time_to_drain_and_to_answer_before_it_is_killed(where: str) ->
     assert drain_seconds + longest_answer_seconds(settings_with()) + 2 < GRACE_SECONDS[where]
 
 
-def test_a_balancer_hears_of_the_end_before_the_door_closes() -> None:
+def test_the_drain_outlasts_the_readiness_probes_of_a_balancer() -> None:
     readiness = CONTAINER["readinessProbe"]
 
     heard_after = (readiness["periodSeconds"] + readiness["timeoutSeconds"]) * readiness["failureThreshold"]

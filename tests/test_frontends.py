@@ -85,7 +85,7 @@ OPTIONS = {
 
 
 def complaints(folder: Path) -> list[str]:
-    """What TypeScript says of the files in `folder`; what it says of other people's packages is not ours to mend."""
+    """What TypeScript reports about the files in `folder`, without its errors in other people's packages."""
     (folder / "tsconfig.json").write_text(json.dumps({"compilerOptions": OPTIONS, "include": ["src", "*.js", "*.mjs"]}))
     command = ["node", "node_modules/typescript/bin/tsc", "--pretty", "false"]
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=110).stdout

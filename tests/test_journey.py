@@ -45,7 +45,7 @@ def converse(voice_pass: dict[str, Any]) -> list[dict[str, Any]]:
     return received
 
 
-def test_a_pass_opens_the_very_conversation_that_it_names(demo: httpx.Client) -> None:
+def test_a_pass_opens_the_conversation_that_it_names(demo: httpx.Client) -> None:
     user = signed_in(demo)
     voice_pass = demo.post("/v1/signed-url", headers=user).json()
 

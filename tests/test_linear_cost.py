@@ -37,7 +37,7 @@ FUNCTIONS = {"compile", "search", "match", "fullmatch", "sub", "subn", "split", 
 # Patterns that the source puts together, by file and expression.
 COMPOSED = {
     "voicepass/elevenlabs/codes.py: pattern": [p for cause in CAUSES.values() for p in (*cause.reasons, *cause.lines)],
-    r"elevenlabs_emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script._SMALL_TALK],
+    r"elevenlabs_emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script.SMALL_TALK],
 }
 
 # Each pattern must find one of these texts: its worst cases are made from what it found.

@@ -122,7 +122,7 @@ async def test_after_a_broken_connection_a_call_is_made_again_and_so_is_the_firs
     assert calls == 10
 
 
-async def test_while_elevenlabs_is_out_of_order_it_is_left_alone_and_users_are_answered_at_once(
+async def test_while_elevenlabs_is_down_it_is_not_called_and_users_are_refused_at_once(
     bearer: dict[str, str],
 ) -> None:
     calls = 0
@@ -177,7 +177,7 @@ async def test_a_warm_store_answers_while_elevenlabs_does_not_and_each_url_goes_
     assert (spent.status_code, spent.json()["code"]) == UNAVAILABLE
 
 
-async def test_who_is_over_a_limit_gets_no_warm_url_either(make_token: MakeToken) -> None:
+async def test_a_user_over_a_limit_gets_no_warm_url(make_token: MakeToken) -> None:
     limited = policy_file(UNLIMITED.replace('passes_per_day = "off"', "passes_per_day = 3"))
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -248,7 +248,7 @@ async def at_rest(client: httpx.AsyncClient) -> None:
         told = ""
         while not ("voicepass_calls_in_flight 0.0" in told and "voicepass_calls_waiting 0.0" in told):
             told = (await client.get("/metrics")).text
-            await asyncio.sleep(0)  # asked in this loop, /metrics answers without once letting the calls go on
+            await asyncio.sleep(0)  # /metrics answers in this loop, and other tasks run only at an await like this
 
 
 @pytest.mark.long

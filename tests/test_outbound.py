@@ -169,7 +169,7 @@ def test_a_call_that_is_given_up_hangs_up_though_its_peer_says_no_goodbye(tmp_pa
 
 
 @pytest.mark.parametrize("answer", [http(200, b"1"), b"HTTP/1.1 204 X\r\n\r\n"])
-async def test_what_nobody_asked_for_is_nobodys_answer(answer: bytes) -> None:
+async def test_an_answer_without_a_request_is_given_to_no_later_request(answer: bytes) -> None:
     connections = 0
 
     async def say_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -171,7 +171,7 @@ async def test_a_refusal_stops_everything_behind_it_and_gives_back_what_was_coun
     assert [(attempt.outcome, attempt.operator_note) for attempt in ports.attempts] == [(error.code, "why")]
 
 
-async def test_what_cannot_be_given_back_does_not_hide_why_it_came_to_nothing() -> None:
+async def test_a_failed_release_does_not_hide_the_first_error() -> None:
     ports = Ports({"credential": Unavailable(), "release": LedgerUnavailable()})
 
     with pytest.raises(Unavailable):
@@ -342,7 +342,7 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
-async def test_what_ends_a_task_or_the_process_is_not_held_up_by_an_observer(error: BaseException) -> None:
+async def test_an_observer_does_not_hold_up_a_cancellation_or_an_exit(error: BaseException) -> None:
     with pytest.raises(type(error)):
         await passes(Ports(), broken(error)).issue(asked())
 

@@ -64,7 +64,7 @@ def compare(
                     sys.stderr.write(f"{delay} ms, round {number}, {connections} connections: {subject.name}\033[K\r")
                     try:
                         one = load(subject, connections=connections, seconds=seconds, request=request, tokens=tokens)
-                    except CannotRunError as error:  # it has died; the others go on
+                    except CannotRunError as error:  # its process has ended; the others are still measured
                         figures.missing[subject.name] = f"{error}; its last word: {subject.last_word()}"
                         continue
                     subject.idle()

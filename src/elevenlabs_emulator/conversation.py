@@ -183,8 +183,8 @@ class Conversation:
             return
         self._next_line_at_seconds += _SECONDS_PER_SPOKEN_LINE
         if line := next(self._spoken_lines, None):
-            heard = " ".join(line.split()[:3])
-            event_id = await self._channel.send_numbered("tentative_user_transcript", user_transcript=heard)
+            beginning = " ".join(line.split()[:3])
+            event_id = await self._channel.send_numbered("tentative_user_transcript", user_transcript=beginning)
             await self._channel.send("user_transcript", user_transcript=line, event_id=event_id)
             await self._answer(line)
 
@@ -201,16 +201,16 @@ class Conversation:
             self._order = script.Order()
 
     async def _interrupt(self) -> None:
-        """Stop speaking: the transcript keeps what the user can have heard."""
+        """Stop speaking: the transcript keeps what was played until now."""
         turn = next(turn for turn in reversed(self._account.turns) if turn["role"] == "agent" and turn["message"])
         spoken = (_monotonic() - self._speaks_from) / (self._speaks_until - self._speaks_from)
         text = turn["message"]
-        heard = text[: math.ceil(len(text) * spoken)]
-        turn.update(message=heard, original_message=text, interrupted=True)
+        played = text[: math.ceil(len(text) * spoken)]
+        turn.update(message=played, original_message=text, interrupted=True)
         self._speaks_until = 0
         # Clients drop the audio that they still have if its event id does not exceed this one.
         event_id = await self._channel.send_numbered("interruption")
-        correction = {"original_agent_response": text, "corrected_agent_response": heard, "event_id": event_id}
+        correction = {"original_agent_response": text, "corrected_agent_response": played, "event_id": event_id}
         await self._channel.send("agent_response_correction", **correction)
 
     async def _say(self, text: str) -> None:

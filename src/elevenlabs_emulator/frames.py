@@ -76,7 +76,7 @@ class Channel:
 
 
 def split_speech(text: str) -> list[dict[str, object]]:
-    """Return the audio of a sentence: tones of equal length, each with the characters that it stands for."""
+    """Return the audio of a sentence: tones of equal length, each with its characters."""
     count = min(2 + len(text) // 25, 6)
     size = math.ceil(len(text) / count)
     return [{"audio_base_64": _TONE, "alignment": _align(text[n * size : (n + 1) * size])} for n in range(count)]

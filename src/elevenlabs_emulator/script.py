@@ -29,7 +29,7 @@ _PRICE = re.compile(
 # "each", "per dozen", "a jar"
 _UNIT = re.compile(r"\beach\b|\b(?:per|an?)\s+(?P<measure>\w+)")
 
-_SMALL_TALK = {
+SMALL_TALK = {
     "help": f'Tell me what you want to sell, for how much, and per what. For example: "{EXAMPLE}".',
     "bye|goodbye": GOODBYE,
     "thanks|thank you": "You are welcome! Is there anything else you would like to sell?",
@@ -74,7 +74,7 @@ def answer(line: str, draft: Order) -> tuple[str, Order]:
     text = " ".join(line[:_MAX_LINE_CHARACTERS].lower().split()).strip(" .!?")
     order = _parse_order(text, draft)
     if order == draft:
-        for words, reply in _SMALL_TALK.items():
+        for words, reply in SMALL_TALK.items():
             if re.search(rf"\b(?:{words})\b", text):
                 return reply, draft
         if text and draft.price is not None:  # a short answer to "for what?" or "per what?"

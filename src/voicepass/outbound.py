@@ -79,7 +79,7 @@ def http_transport(*, connect_seconds: float) -> httpx.AsyncBaseTransport:
     without roots. Only connecting, with the lookup of the name, has a time limit of its own. A cancelled call closes
     its connection at once.
     """
-    return _Aiohttp(
+    return AiohttpTransport(
         aiohttp.ClientSession(
             connector=_Connector(ssl=_trusting(), limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -181,7 +181,7 @@ def _explain(error: aiohttp.ClientConnectorCertificateError) -> str:
     )
 
 
-class _Aiohttp(httpx.AsyncBaseTransport):
+class AiohttpTransport(httpx.AsyncBaseTransport):
     """httpx's transport API over an aiohttp session."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
@@ -205,6 +205,7 @@ class _Aiohttp(httpx.AsyncBaseTransport):
         raise failed
 
     async def aclose(self) -> None:
+        """Close every connection."""
         await self._session.close()
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import AGENT_ID, MakeToken, settings_with
+from tests.conftest import AGENT_ID, MakeToken, ServiceClient, settings_with
 from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -126,7 +126,7 @@ async def test_two_authorization_headers_are_refused(
     assert not upstream.calls
 
 
-async def test_an_expired_token_is_told_apart_because_the_frontend_can_renew_it(
+async def test_an_expired_token_has_its_own_code_because_the_frontend_can_renew_it(
     api: httpx.AsyncClient, make_token: MakeToken, upstream: respx.MockRouter
 ) -> None:
     response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(exp=1_700_000_000)}"})
@@ -136,7 +136,7 @@ async def test_an_expired_token_is_told_apart_because_the_frontend_can_renew_it(
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
-async def test_another_method_is_told_which_ones_there_are(
+async def test_another_method_gets_405_with_the_allowed_methods(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, method: str
 ) -> None:
     response = await api.request(method, "/v1/signed-url", headers=bearer)
@@ -156,9 +156,9 @@ async def test_another_path_is_not_found_and_redirects_nowhere(
     assert not upstream.calls
 
 
-async def test_a_mistake_of_ours_is_a_problem_too_and_shows_nothing(bearer: dict[str, str]) -> None:
+async def test_an_internal_error_is_a_problem_without_details(bearer: dict[str, str]) -> None:
     app = create_app(settings_with())  # without its lifespan there are no services: every pass fails inside
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://voicepass.test") as client:
+    async with ServiceClient(app) as client:
         response = await client.post("/v1/signed-url", headers=bearer)
 
     assert_problem(response, 500, "internal_error")
@@ -189,7 +189,7 @@ async def test_a_preflight_is_answered_and_may_be_remembered(api: httpx.AsyncCli
     assert response.headers["access-control-max-age"] == "600"
 
 
-async def test_a_caller_who_hangs_up_amid_the_body_is_given_nothing(
+async def test_a_caller_who_disconnects_during_the_body_gets_no_pass(
     bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     app = create_app(settings_with())

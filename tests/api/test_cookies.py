@@ -261,7 +261,7 @@ async def test_a_cookie_that_holds_no_good_token_is_refused(
 
 
 @with_the_cookie
-async def test_an_expired_cookie_is_told_apart(
+async def test_an_expired_cookie_has_its_own_code(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
 ) -> None:
     cookie = {"cookie": f"session={make_token(exp=1_700_000_000)}"}
@@ -298,7 +298,7 @@ async def test_a_header_and_a_cookie_of_different_users_are_a_conflict(
         {"name": "Eve"},
     ],
 )
-async def test_a_header_and_a_cookie_of_one_user_are_none_and_the_header_speaks(
+async def test_a_header_and_a_cookie_of_one_user_are_accepted_and_the_header_is_used(
     api: httpx.AsyncClient, make_token: MakeToken, bearer: dict[str, str], claims: dict[str, object]
 ) -> None:
     cookie = {"cookie": f"session={make_token(**claims)}"}

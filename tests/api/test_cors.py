@@ -208,7 +208,7 @@ async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_f
         *("HTTPS://APP.EXAMPLE", "https://App.example", "https://", "file://", "ftp://app.example", "//app.example"),
     ],
 )  # fmt: skip
-def test_what_is_no_exact_origin_does_not_start(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
+def test_the_service_does_not_start_with_an_inexact_origin(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
     monkeypatch.setenv("VOICEPASS_ALLOWED_ORIGINS", origins)
 
     with pytest.raises(SettingsRefusedError) as refused:

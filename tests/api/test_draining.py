@@ -22,7 +22,7 @@ from tests.canaries import API_KEY
 from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import MakeToken, settings_with
 from tests.servers import free_port, running, started
-from voicepass.cli import longest_answer_seconds
+from voicepass.cli.service import longest_answer_seconds
 
 
 @contextlib.contextmanager
@@ -58,12 +58,12 @@ def has_ended(client: httpx.Client, url: str) -> bool:
 
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
-    """Opens a connection for each request, as someone who comes anew."""
+    """Opens a connection for each request, as new callers do."""
     with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         yield client
 
 
-def test_a_server_told_to_end_says_so_serves_on_and_answers_all_that_was_asked(
+def test_after_sigterm_readyz_says_so_and_every_open_request_is_answered(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -132,7 +132,7 @@ def test_under_nohup_the_server_ignores_sighup(client: httpx.Client, tmp_path: P
 
 @pytest.mark.long
 @pytest.mark.parametrize("drain_seconds", [0, 2])
-def test_a_server_told_to_end_is_gone_in_time_whatever_hangs(
+def test_after_sigterm_the_server_ends_in_time_even_if_elevenlabs_hangs(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path, drain_seconds: int
 ) -> None:
     port = free_port()
@@ -168,9 +168,7 @@ def test_a_server_told_to_end_is_gone_in_time_whatever_hangs(
 
 
 @pytest.mark.long
-def test_whoever_waits_at_the_door_of_a_process_that_stood_still_is_let_in(
-    client: httpx.Client, tmp_path: Path
-) -> None:
+def test_connections_that_wait_while_the_process_is_stopped_are_answered(client: httpx.Client, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]

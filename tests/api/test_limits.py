@@ -200,7 +200,7 @@ FAULTS: list[Any] = [
 
 @pytest.mark.long
 @limited(passes_per_day=100_000, minutes_per_day=1_000_000)
-async def test_after_1000_mints_amid_random_faults_the_ledger_adds_up_to_the_last_unit(
+async def test_after_1000_mints_during_random_faults_the_ledger_adds_up_to_the_last_unit(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     dice = random.Random(3)  # noqa: S311 - the same faults every time
@@ -225,7 +225,7 @@ async def test_after_1000_mints_amid_random_faults_the_ledger_adds_up_to_the_las
 
 
 @limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
-async def test_users_see_where_they_stand_and_nobody_else(
+async def test_users_see_their_own_usage_and_nobody_elses(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     for _ in range(2):
@@ -287,7 +287,7 @@ BLOCKS = [
 
 @limited()
 @pytest.mark.parametrize("block", BLOCKS)
-async def test_what_is_switched_off_gets_no_pass_until_it_is_switched_on(
+async def test_a_block_refuses_passes_until_it_is_removed(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, block: dict[str, str]
 ) -> None:
     off = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
@@ -310,7 +310,7 @@ async def test_what_is_switched_off_gets_no_pass_until_it_is_switched_on(
         {"kind": "agent", "key": "x"},
     ],
 )
-async def test_a_block_of_another_hurts_nobody_else(
+async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
     api: httpx.AsyncClient, bearer: dict[str, str], block: dict[str, str]
 ) -> None:
     await api.post("/v1/blocks", json=block, headers=AS_SERVICE)

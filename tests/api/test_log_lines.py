@@ -119,7 +119,7 @@ async def sent(api: httpx.AsyncClient, make_token: MakeToken, request: Request) 
     return response.status_code
 
 
-async def test_a_line_tells_who_asked_and_what_came_of_it(
+async def test_a_log_line_names_the_user_and_the_outcome(
     api: httpx.AsyncClient, bearer: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging(log_format="json", level="debug")

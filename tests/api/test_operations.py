@@ -10,7 +10,7 @@ import pytest
 import respx
 from starlette.responses import HTMLResponse
 
-from tests.conftest import policy_file, serving
+from tests.conftest import ServiceClient, policy_file, serving
 from voicepass.api.middleware import Surface
 from voicepass.api.readiness import run_checks
 from voicepass.api.schemas import ANYWHERE, OF_A_PASS
@@ -47,9 +47,8 @@ async def test_a_probe_may_ask_by_head(api: httpx.AsyncClient, path: str) -> Non
 @pytest.mark.parametrize("policy", [None, b"default-src 'self'"])
 async def test_a_page_keeps_its_own_content_security_policy(policy: bytes | None) -> None:
     page = HTMLResponse("x", headers={"Content-Security-Policy": policy.decode()} if policy else None)
-    transport = httpx.ASGITransport(Surface(page))
 
-    async with httpx.AsyncClient(transport=transport, base_url="http://voicepass.test") as client:
+    async with ServiceClient(Surface(page)) as client:
         answer = await client.get("/")
 
     assert answer.status_code == 200

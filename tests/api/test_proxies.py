@@ -123,7 +123,7 @@ def test_a_strangers_header_never_changes_their_address(peer: str, header: str) 
 
 
 @pytest.mark.parametrize("header", SPOOFED)
-def test_where_no_proxy_is_trusted_none_is_believed(header: str) -> None:
+def test_without_trusted_proxies_forwarded_addresses_are_ignored(header: str) -> None:
     assert client_address("127.0.0.1", [header, "198.51.100.1"], []) == "127.0.0.1"
 
 

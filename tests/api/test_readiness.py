@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Probed:
-    """A ledger that fails when it is told to, and the time."""
+    """A ledger that fails when a test sets it, and a clock."""
 
     def __init__(self) -> None:
         self.failing: list[str] = []

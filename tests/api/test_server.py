@@ -263,7 +263,7 @@ def test_headers_end_at_16_kb_and_at_100_fields(server: Address, filler: bytes, 
 
 
 @pytest.mark.parametrize("what", ENDLESS)
-def test_what_has_no_end_is_refused_before_it_has_arrived(server: Address, what: str) -> None:
+def test_an_endless_part_of_a_request_is_refused_before_it_has_arrived(server: Address, what: str) -> None:
     begun = time.monotonic()
 
     answers = ask(server, ENDLESS[what], *[b"a" * 64 * KIBI] * 128)
@@ -334,7 +334,7 @@ def test_a_stuck_peer_is_let_go_whatever_it_is_stuck_in(server: Address) -> None
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a peer has read nothing")
-def test_a_peer_that_never_reads_its_answer_is_let_go(server: Address) -> None:
+def test_a_peer_that_never_reads_its_answer_is_disconnected(server: Address) -> None:
     received = 0
     with socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIBI)

@@ -30,7 +30,7 @@ WRONG: dict[str, str] = {
     "something else": f"Bearer {'x' * len(TOOL)}",
     "another last character": f"Bearer {TOOL[:-1]}d",
     "another first character": f"Bearer C{TOOL[1:]}",
-    "another character amid": f"Bearer {TOOL[:20]}X{TOOL[21:]}",
+    "another character in the middle": f"Bearer {TOOL[:20]}X{TOOL[21:]}",
     "cut by one": f"Bearer {TOOL[:-1]}",
     "without its first": f"Bearer {TOOL[1:]}",
     "its first half": f"Bearer {TOOL[: len(TOOL) // 2]}",

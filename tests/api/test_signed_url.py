@@ -187,7 +187,7 @@ async def test_a_webrtc_pass_holds_the_token_and_its_conversation(
 
 
 @pytest.mark.parametrize("token", ["opaque", "a.b.c", "..", "x.!!!.y"])
-async def test_a_token_that_tells_nothing_is_still_handed_over(
+async def test_a_token_without_conversation_id_and_expiry_is_still_returned(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, token: str
 ) -> None:
     upstream.get("/v1/convai/conversation/token").respond(json={"token": token})

@@ -1,4 +1,4 @@
-"""The webhook's route: who is believed, what a delivery changes, and that it changes it once."""
+"""The webhook's route: which deliveries it accepts, what a delivery changes, and that it changes it once."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,11 @@ from websockets.typing import Subprotocol
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, MakeToken, serving, settings_with
+from tests.conftest import AGENT_ID, MakeToken, ServiceClient, serving, settings_with
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
 from voicepass.app import create_app
-from voicepass.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -51,14 +50,8 @@ async def conversation(api: httpx.AsyncClient) -> dict[str, Any]:
     return told
 
 
-def ledger_of(api: httpx.AsyncClient) -> Ledger:
-    app: Any = api._transport.app  # type: ignore[attr-defined]
-    ledger: Ledger = app.state.ledger
-    return ledger
-
-
 @with_secret
-async def test_no_hostile_signature_is_believed_and_none_is_an_error_of_ours(
+async def test_every_hostile_signature_is_refused_and_none_causes_an_internal_error(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -74,14 +67,14 @@ async def test_no_hostile_signature_is_believed_and_none_is_an_error_of_ours(
     assert (await conversation(api))["settled_at"] is None
 
 
-async def test_without_a_secret_nobody_is_believed(api: httpx.AsyncClient) -> None:
+async def test_without_a_webhook_secret_every_delivery_is_refused(api: httpx.AsyncClient) -> None:
     for secret in (SECRET, "", "None"):
         assert (await deliver(api, event(), secret=secret)).status_code == 401
 
 
 @with_secret
 @pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
-async def test_a_webhook_tells_what_a_conversation_used(
+async def test_a_webhook_settles_what_a_conversation_used(
     api: httpx.AsyncClient, bearer: dict[str, str], secret: str
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -120,11 +113,9 @@ async def test_a_webhook_that_comes_before_its_pass_waits_for_it(
 
 
 @with_secret
-async def test_a_webhook_that_comes_after_its_pass_expired_counts(
-    api: httpx.AsyncClient, bearer: dict[str, str]
-) -> None:
+async def test_a_webhook_that_comes_after_its_pass_expired_counts(api: ServiceClient, bearer: dict[str, str]) -> None:
     await api.post("/v1/signed-url", headers=bearer)
-    await ledger_of(api).expire("conv_1")
+    await api.app.state.ledger.expire("conv_1")
     expired = await conversation(api)
 
     await deliver(api, event())
@@ -159,7 +150,7 @@ async def test_an_event_of_no_use_is_taken_in(api: httpx.AsyncClient, kind: str)
 
 @with_secret
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"type": "x"}', event(None), b"[" * 100_000])
-async def test_a_signed_body_that_is_no_event_is_a_problem_that_no_retry_mends(
+async def test_a_signed_body_that_is_no_event_is_refused_so_that_nobody_sends_it_again(
     api: httpx.AsyncClient, body: bytes
 ) -> None:
     answer = await deliver(api, body)
@@ -213,7 +204,7 @@ async def test_no_other_path_may_be_sent_as_much(api: httpx.AsyncClient, path: s
 
 
 class Sender:
-    """A caller of the middleware who sends these parts of a body, and then nothing until it is told to go on."""
+    """A caller of the middleware who sends these parts of a body, and then nothing until `go_on` is set."""
 
     def __init__(self, *parts: bytes) -> None:
         self.sent = 0
@@ -244,7 +235,7 @@ async def answered(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 async def until_waiting(senders: list[Sender]) -> list[int]:
-    """Let all of them go on as far as they can; returns how many parts each has sent."""
+    """Wait until none of them can send more; returns how many parts each has sent."""
     before: list[int] = []
     while (now := [sender.sent for sender in senders]) != before or not before:
         before = now
@@ -324,7 +315,7 @@ async def test_everything_works_behind_a_path_prefix(
     large = LARGE, {"ElevenLabs-Signature": signature(int(time.time()), LARGE, secret=SECRET)}
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(place(app)), base_url="http://voicepass.test") as api,
+        ServiceClient(place(app)) as api,
     ):
         webhook = await api.post(prefix + WEBHOOK_PATH, content=large[0], headers=large[1])
         answers = [
@@ -408,7 +399,7 @@ def test_a_conversation_is_held_and_what_it_used_is_known(
     assert after["settled_at"] is not None
 
 
-async def test_what_runs_beside_the_service_ends_with_it(upstream: respx.MockRouter) -> None:
+async def test_background_tasks_end_with_the_service(upstream: respx.MockRouter) -> None:
     del upstream
     before = asyncio.all_tasks()
     running_ones = {}

@@ -1,5 +1,6 @@
 """A real Chromium against a real demo server, both shared by this folder; most tests get a context of their own."""
 
+import inspect
 import json
 import math
 import os
@@ -116,7 +117,7 @@ def _watched(page: Page) -> Demo:
 
 
 def _hum(path: Path) -> None:
-    """Write what the fake microphone hears, over and over: its own beeps would take seconds to count as speech."""
+    """Write the sound of the fake microphone, which it repeats: its own beeps count as speech only after seconds."""
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 48_000, 0, "NONE", "not compressed"))
         swing = (round(8_000 * math.sin(math.tau * 220 * n / 48_000)) for n in range(48_000))
@@ -129,7 +130,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     thread = pyfuncitem.funcargs.get("playwright_thread")
     if not isinstance(thread, ThreadPoolExecutor):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     thread.submit(pyfuncitem.obj, **arguments).result()
     return True
 
@@ -276,7 +277,7 @@ def demo_in_own_time(open_demo: OpenDemo, playwright_thread: ThreadPoolExecutor)
 
 @pytest.fixture(scope="module")
 def shared_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
-    """One page for a module: half of a short test's time goes on loading it."""
+    """One page for a module: half of a short test's time is spent loading it."""
     with _opening(chromium, base_url, playwright_thread) as opened:
         yield playwright_thread.submit(opened).result()
 

@@ -38,7 +38,7 @@ def test_each_conversation_opens_with_a_pass_of_its_own(lab: Laboratory, world: 
     assert world.passes_asked_for == 2
 
 
-def test_a_drop_is_mended_with_a_new_pass_once_the_network_is_back(lab: Laboratory, world: World) -> None:
+def test_after_a_dropped_network_the_client_connects_with_a_new_pass(lab: Laboratory, world: World) -> None:
     lab.begin(
         "const connection = window.connection = lab.open(); await connection.connected; await lab.until('connected')"
     )
@@ -94,7 +94,7 @@ def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
     assert world.passes_asked_for == 1
 
 
-def test_it_runs_out_of_patience_before_it_runs_out_of_attempts(lab: Laboratory, world: World) -> None:
+def test_the_client_stops_after_its_time_limit_even_with_attempts_left(lab: Laboratory, world: World) -> None:
     lab.begin("""
         const timers = { ...lab.timers, random: () => 0.5 };
         window.connection = lab.open({ patienceSeconds: 3, timers });
@@ -114,7 +114,7 @@ def test_it_runs_out_of_patience_before_it_runs_out_of_attempts(lab: Laboratory,
 def test_a_socket_that_outlives_the_network_is_hung_up_and_replaced_once_the_network_is_back(
     lab: Laboratory, world: World
 ) -> None:
-    """Chromium tells of no drop while it is made to believe that it is offline."""
+    """Chromium closes no socket while Playwright sets it offline."""
     lab.begin("window.connection = lab.open(); await connection.connected; await lab.until('connected')")
 
     with lab.offline():
@@ -184,7 +184,7 @@ def test_a_pass_that_grew_old_on_the_way_is_replaced(lab: Laboratory, world: Wor
         ("too_many_concurrent", "too_many_concurrent"),
     ],
 )
-def test_what_another_pass_would_not_mend_is_not_tried_again(
+def test_the_client_does_not_retry_what_another_pass_cannot_fix(
     lab: Laboratory, world: World, closing: str, cause: str
 ) -> None:
     world.emulator.faults["conversation"] = Fault(target="conversation", closing=closing)
@@ -228,7 +228,7 @@ def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: 
     }
 
 
-def test_what_the_sdk_tells_without_a_code_is_told_apart(lab: Laboratory) -> None:
+def test_the_client_distinguishes_what_the_sdk_reports_without_a_code(lab: Laboratory) -> None:
     causes = lab.go_on("""
         const named = (name) => Object.assign(new Error("x"), { name });
         return [
@@ -251,7 +251,7 @@ def test_what_the_sdk_tells_without_a_code_is_told_apart(lab: Laboratory) -> Non
     ]
 
 
-def test_an_override_and_a_hang_up_are_told_by_the_real_frames(lab: Laboratory) -> None:
+def test_the_client_recognises_a_refused_override_and_a_hang_up_by_the_real_frames(lab: Laboratory) -> None:
     seen = lab.begin("""
         const forbidden = await lab.open({ session: { overrides: { agent: { firstMessage: "Hi" } } } }).ended;
         const connection = lab.open();
@@ -328,7 +328,7 @@ def test_a_token_that_cannot_be_had_before_the_first_conversation_is_asked_for_o
     assert seen == [1, "not_started", "offline"]
 
 
-def test_what_stands_in_between_is_named_as_such(lab: Laboratory) -> None:
+def test_the_client_says_that_a_proxy_answered(lab: Laboratory) -> None:
     answers = iter([(502, "text/html", "<h1>Bad Gateway</h1>"), (200, "text/html", "<h1>Please log in</h1>")])
 
     def from_a_proxy(route: Any) -> None:

@@ -160,7 +160,7 @@ def test_nothing_of_the_sign_in_is_kept_by_the_browser(demo: Demo) -> None:
     assert demo.page.context.cookies() == []
 
 
-def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Demo) -> None:
+def test_the_page_shows_a_refusal_with_its_code_and_request_id(demo: Demo) -> None:
     problem = {
         "type": "about:blank",
         "title": "Too Many Requests",
@@ -183,7 +183,7 @@ def test_a_refusal_of_the_service_is_told_with_its_code_and_request_id(demo: Dem
     expect(demo.button("Start conversation")).to_be_enabled()
 
 
-def test_voice_connects_speaks_and_is_heard(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_voice_conversation_plays_and_records_audio(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elevenlabs_emulator.conversation._SECONDS_PER_SPOKEN_LINE", 1.5)
     demo.sign_in("Ada")
     demo.page.get_by_role("radio", name="Voice").check()

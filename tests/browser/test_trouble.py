@@ -1,4 +1,4 @@
-"""What goes wrong while somebody uses the page: it says so in words, mends what can be mended, and no more."""
+"""What goes wrong while somebody uses the page: it shows a sentence, and retries only what a retry can fix."""
 
 import re
 from typing import Literal
@@ -108,7 +108,7 @@ def test_a_prompt_that_nobody_answers_for_a_quarter_of_an_hour_makes_no_pass_old
     assert (asked_for_meanwhile, world.passes_asked_for) == (0, 1)
 
 
-def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
+def test_a_conversation_without_minutes_left_ends_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.conversation_seconds = 60
     token = signed_in(demo)
@@ -129,7 +129,7 @@ def test_minutes_that_are_spent_in_the_middle_end_it_at_the_next_drop(demo_in_wo
     expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used or set aside")
 
 
-def test_while_elevenlabs_is_down_the_page_waits_as_it_was_told(demo_in_world: Demo, world: World) -> None:
+def test_while_elevenlabs_is_down_the_page_waits_and_then_connects(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.faults["signed_url"] = Fault(status=503)
     demo.sign_in()

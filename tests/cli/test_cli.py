@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -75,6 +76,33 @@ def test_every_command_takes_an_env_file(tmp_path: Path) -> None:
     assert missing.stderr.startswith("VOICEPASS_ENV_FILE names a file that cannot be read")
 
 
+def test_h_shows_the_help_of_the_program_and_of_each_command(tmp_path: Path) -> None:
+    commands = [[], *([command] for command in COMMANDS), ["policy", "check"], ["doctor", "explain"]]
+
+    short = [run(*command, "-h", cwd=tmp_path, environment=CLEAN).stdout for command in commands]
+
+    assert short == [run(*command, "--help", cwd=tmp_path, environment=CLEAN).stdout for command in commands]
+    assert [text for text in short if "Usage: voicepass" not in text] == []
+
+
+def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
+    ended = run("--version", cwd=tmp_path, environment=CLEAN)
+
+    assert (ended.returncode, ended.stdout) == (0, f"voicepass {version('voicepass')}\n")
+
+
+def test_the_first_serve_without_settings_says_what_to_copy(tmp_path: Path) -> None:
+    first = run("serve", cwd=tmp_path, environment=CLEAN).stderr.splitlines()
+    incomplete = run("serve", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_JWT_ISSUER": "i"}).stderr.splitlines()
+    (tmp_path / ".env").write_text("# copied, but not filled in yet\n")
+    copied = run("serve", cwd=tmp_path, environment=CLEAN).stderr.splitlines()
+
+    assert first[0] == f"there are no settings in {tmp_path}: copy .env.example to .env"
+    assert first[1:] == copied
+    assert incomplete == [line for line in copied if "VOICEPASS_JWT_ISSUER" not in line]
+    assert len(copied) == 5
+
+
 def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
     arguments = ["token", "--user", "u-1", "--name", "Ada", "--ttl", "60", "--claim", "plan=pro", "--claim", "n=3"]
 
@@ -106,7 +134,7 @@ def test_token_prints_a_jwt_that_serve_accepts(tmp_path: Path) -> None:
         ({"VOICEPASS_JWT_ISSUER": ""}, "VOICEPASS_JWT_ISSUER is not set"),
     ],
 )
-def test_token_says_what_it_lacks(tmp_path: Path, changes: dict[str, str], named: str) -> None:
+def test_token_names_each_missing_or_wrong_setting(tmp_path: Path, changes: dict[str, str], named: str) -> None:
     ended = run("token", "--user", "u-1", cwd=tmp_path, environment=ENVIRONMENT | changes)
 
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -294,7 +322,7 @@ def test_policy_explain_says_which_check_or_rule_decided(
         ({"VOICEPASS_DATABASE_URL": "sqlite://"}, ["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port 8000"),
     ],
 )
-def test_serve_says_in_a_line_why_it_cannot(
+def test_serve_prints_one_line_if_it_cannot_start(
     tmp_path: Path, changes: dict[str, str], arguments: list[str], said: str
 ) -> None:
     ended = run("serve", *arguments, cwd=tmp_path, environment=ENVIRONMENT | changes)
@@ -304,7 +332,7 @@ def test_serve_says_in_a_line_why_it_cannot(
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_a_line_too(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -91,7 +91,7 @@ def test_usage_of_one_user_shows_each_limit(desk: Desk) -> None:
     assert rows["user_open_conversations"]["used"] == 0
 
 
-def test_conversations_shows_the_latest_and_what_became_of_them(desk: Desk) -> None:
+def test_conversations_shows_the_latest_passes_and_their_states(desk: Desk) -> None:
     everyone = json.loads(desk("conversations", "--json"))
     mine = json.loads(desk("conversations", "--user", "u-1", "--json"))
     table = desk("conversations")
@@ -123,6 +123,17 @@ def test_an_export_holds_every_pass_and_no_secret(desk: Desk) -> None:
     assert rows[2]["user_id"] == "'=u-3", "a spreadsheet would run it"
     assert json.loads(lines[2])["user_id"] == "=u-3"
     assert "cvtkn_" not in (desk.folder / "all.csv").read_text()
+
+
+def test_an_export_goes_to_standard_output_if_no_file_is_named(desk: Desk) -> None:
+    assert desk("export") == desk("export", "-") != ""
+    assert desk("export", "--format", "jsonl") == desk("export", "-", "--format", "jsonl")
+
+
+@pytest.mark.parametrize("option", ["--limit", "--most"])
+def test_limit_and_most_give_the_number_of_rows(desk: Desk, option: str) -> None:
+    assert len(json.loads(desk("usage", option, "2", "--json"))) == 2
+    assert len(json.loads(desk("conversations", option, "1", "--json"))) == 1
 
 
 def test_an_export_of_an_empty_ledger_has_its_header_line(desk: Desk) -> None:
@@ -163,7 +174,7 @@ def test_no_report_holds_a_character_that_steers_a_terminal(desk: Desk) -> None:
     assert json.loads(shown[1].splitlines()[3])["user_id"] == hostile
 
 
-def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
+def test_blocks_shows_each_block_until_it_is_removed(desk: Desk) -> None:
     desk("block", "user", "u-1", "--issuer", "https://login.example")
     desk("block", "everyone")
     blocked = json.loads(desk("blocks", "--json"))
@@ -178,7 +189,7 @@ def test_what_is_blocked_is_shown_until_it_is_not(desk: Desk) -> None:
     assert "nothing yet" in desk("blocks")
 
 
-def test_a_block_is_told_in_a_line_and_so_is_its_end(desk: Desk) -> None:
+def test_block_and_unblock_each_print_one_line(desk: Desk) -> None:
     assert desk("block", "agent", "default") == "blocked: agent default\n"
     assert desk("unblock", "agent", "default") == "unblocked: agent default\n"
     assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"
@@ -202,14 +213,36 @@ def test_a_block_that_makes_no_sense_is_explained(desk: Desk, arguments: list[st
     assert json.loads(desk("blocks", "--json")) == []
 
 
-def test_a_ledger_that_is_not_there_is_a_line_and_no_traceback(tmp_path: Path) -> None:
-    missing = CLEAN | {"VOICEPASS_DATABASE_URL": "sqlite:////nowhere/ledger.db"}
+@pytest.mark.parametrize(
+    ("url", "file"), [("", "{folder}/voicepass.db"), ("sqlite:////nowhere/ledger.db", "/nowhere/ledger.db")]
+)
+def test_a_report_before_the_first_start_says_where_it_looked_for_the_ledger(
+    tmp_path: Path, url: str, file: str
+) -> None:
+    ended = run("usage", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_DATABASE_URL": url})
 
-    ended = run("usage", cwd=tmp_path, environment=missing)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"there is no ledger yet at {file.format(folder=tmp_path)}: `voicepass serve` creates it",
+        "if the service already runs elsewhere, set VOICEPASS_DATABASE_URL as the service has it",
+    ]
+
+
+def test_a_report_cannot_read_a_ledger_in_memory_and_says_so(tmp_path: Path) -> None:
+    ended = run("usage", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_DATABASE_URL": "sqlite://"})
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("VOICEPASS_DATABASE_URL is in memory")
+
+
+def test_a_ledger_that_cannot_be_opened_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "voicepass.db").write_text("not a database")
+
+    ended = run("usage", cwd=tmp_path, environment=CLEAN)
 
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
-    assert "the ledger does not answer" in ended.stderr
+    assert ended.stderr.startswith("the ledger does not answer: ")
 
 
 def test_a_block_in_the_wrong_folder_says_so_and_makes_no_ledger_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the documents say of the settings, made from Settings itself. Run it from the project's folder to write it anew:
+"""What the documents say about the settings, made from Settings. Run it in the project's folder to update them:
 
 .venv/bin/python -m tests.config.settings_reference
 """

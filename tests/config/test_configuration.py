@@ -421,7 +421,7 @@ def mint_of(token_issuer: str, *, signer: Signer, audience: str, now: float) -> 
 
 
 @pytest.mark.anyio
-async def test_four_issuers_side_by_side_believe_each_its_own_key_alone(
+async def test_each_of_four_issuers_accepts_only_its_own_key(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
     def forgeries(claimed: str, by: str) -> list[str]:
@@ -504,7 +504,7 @@ THREE_AGENTS = (
         ({"role": ["buyer", "admin"]}, "seller", {"shop": "none"}),
     ],
 )
-async def test_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
+async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
     upstream: respx.MockRouter, make_token: MakeToken, claims: dict[str, Any], alias: str, variables: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})
@@ -522,7 +522,7 @@ async def test_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("route", ["/v1/signed-url", "/v1/conversation-token"])
-async def test_an_agent_that_is_closed_cannot_be_told_from_one_that_is_not_there(
+async def test_a_closed_agent_and_an_unknown_agent_get_the_same_answer(
     upstream: respx.MockRouter, make_token: MakeToken, route: str
 ) -> None:
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}

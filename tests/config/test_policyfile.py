@@ -74,7 +74,9 @@ DEFAULT = "must be text of at most 200 visible characters, a finite number, true
 BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
 SAFE = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 BASE_URL = f"{SAFE}, without path, query or user"
-ENVIRONMENT_NAME = "must be the name of an environment variable, in capitals; the secret stands there, not here"
+ENVIRONMENT_NAME = (
+    "must be the name of an environment variable, in capitals; put the secret into that variable, not here"
+)
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
     "must be one of ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, RS256, RS384, RS512 "
@@ -396,7 +398,7 @@ def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path)
 
 
 @pytest.mark.parametrize("case", NOT_TOML)
-def test_what_is_not_toml_is_one_line_and_shows_nothing(tmp_path: Path, case: str) -> None:
+def test_a_file_that_is_not_toml_is_one_line_without_its_content(tmp_path: Path, case: str) -> None:
     data, beginning = NOT_TOML[case]
     (tmp_path / "policy.toml").write_bytes(data)
 

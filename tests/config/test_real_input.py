@@ -167,7 +167,7 @@ NOT_A_KEY = {
 
 
 @pytest.mark.parametrize("kind", NOT_A_KEY)
-def test_what_is_no_public_key_without_its_lines_either_does_not_start(
+def test_the_service_does_not_start_with_a_text_that_is_no_public_key(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     given(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": NOT_A_KEY[kind]})
@@ -239,8 +239,11 @@ REFUSED_SECRETS: dict[str, tuple[bytes, str]] = {
     "UTF-16 without its mark": (SECRET.encode("utf-16-be"), "VOICEPASS_JWT_SECRET_FILE names a file that is not"),
     "few bytes": (KEY[:31], "VOICEPASS_JWT_SECRET must be at least 32 bytes long; this one has 31"),
     "few bytes in base64": (b"base64:AAAA", "VOICEPASS_JWT_SECRET must be at least 32 bytes long; this one has 3"),
-    "no base64": (b"base64:" + SECRET.encode(), "VOICEPASS_JWT_SECRET begins with base64: and goes on with"),
-    "no base64url": (b"base64url:%" + SECRET.encode(), "VOICEPASS_JWT_SECRET begins with base64url: and goes on"),
+    "no base64": (b"base64:" + SECRET.encode(), "VOICEPASS_JWT_SECRET begins with base64: but has a character"),
+    "no base64url": (
+        b"base64url:%" + SECRET.encode(),
+        "VOICEPASS_JWT_SECRET begins with base64url: but has a character",
+    ),
     "a public key in base64": (b"base64:" + base64.b64encode(RSA_DER), "VOICEPASS_JWT_SECRET is a public key"),
     "a public key as DER": (RSA_DER, "VOICEPASS_JWT_SECRET is a public key"),
     "a PEM in base64": (b"base64:" + base64.b64encode(RSA_PEM.encode()), "VOICEPASS_JWT_SECRET is a public key"),

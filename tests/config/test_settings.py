@@ -262,7 +262,7 @@ def test_serve_prints_a_line_for_each_problem_and_exits(tmp_path: Path) -> None:
 def test_what_is_written_of_the_settings_is_what_they_are(name: str) -> None:
     text = (ROOT / name).read_text()
 
-    assert WRITTEN[name](text) == text, f"write it anew: .venv/bin/python -m {settings_reference.__name__}"
+    assert WRITTEN[name](text) == text, f"update it: .venv/bin/python -m {settings_reference.__name__}"
     for field in Settings.model_fields:
         assert field.upper() in text
     assert SECTIONS.keys() <= Settings.model_fields.keys()

@@ -62,7 +62,7 @@ class State:
     rules: str = 'allow = "everyone"\n'
     """What the policy file says of the agent, and after it."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
-    """What the doctor is told of it: overrides, origin."""
+    """The doctor's options for the frontend: overrides, origin."""
 
 
 Examined = Callable[[State], list[Finding]]

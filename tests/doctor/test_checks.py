@@ -161,7 +161,7 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize("state", SOUND)
-def test_nothing_is_found_where_all_is_well(examined: Examined, state: State) -> None:
+def test_the_doctor_finds_nothing_if_everything_is_right(examined: Examined, state: State) -> None:
     findings = examined(state)
 
     assert troubles(findings) == []
@@ -197,7 +197,7 @@ def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: 
 
 
 @pytest.mark.parametrize(("state", "expected"), PRECISE)
-def test_nothing_is_found_beside_what_is_broken(
+def test_the_doctor_finds_only_what_is_broken(
     examined: Examined, state: State, expected: list[tuple[str, str]]
 ) -> None:
     assert troubles(examined(state)) == expected
@@ -226,7 +226,7 @@ def first_failed(findings: list[Finding]) -> Finding:
 
 @pytest.fixture
 def two_regions(stage: tuple[Any, str]) -> tuple[str, Emulator]:
-    """Two ElevenLabs beside each other at /us and /eu: the first knows no key of ours, the second all."""
+    """Two emulators, at /us and /eu: the first refuses the doctor's keys, the second accepts them."""
     us, eu = Emulator(agents=[], api_keys={}), pretend(WELL)
     stage[0].app = Starlette(routes=[Mount("/us", create_emulator(us)), Mount("/eu", create_emulator(eu))])
     return stage[1], us
@@ -239,7 +239,7 @@ def case_at(base_url: str, regions: Mapping[str, str]) -> Case:
     return Case(settings=settings, configuration=configure(settings), alias="default", regions=regions)
 
 
-def test_a_key_of_another_region_is_told_from_a_wrong_one(two_regions: tuple[str, Emulator]) -> None:
+def test_a_key_of_another_region_is_distinguished_from_a_wrong_key(two_regions: tuple[str, Emulator]) -> None:
     url, _ = two_regions
     case = case_at(f"{url}/us", {"the US region": f"{url}/us", "EU residency": f"{url}/eu"})
 
@@ -287,7 +287,7 @@ CLOSED = {
 
 
 @pytest.mark.parametrize(("closing", "cause"), CLOSED.items())
-def test_a_conversation_that_is_closed_is_told_by_its_cause(examined: Examined, closing: str, cause: str) -> None:
+def test_a_closed_conversation_is_reported_with_its_cause(examined: Examined, closing: str, cause: str) -> None:
     findings = examined(State(fault={"target": "conversation", "closing": closing}))
 
     assert troubles(findings) == [("conversation", cause)]
@@ -369,7 +369,7 @@ async def test_the_signed_url_is_in_no_log_however_loud(caplog: pytest.LogCaptur
 
 
 @pytest.mark.anyio
-async def test_a_reason_that_only_the_error_event_tells_is_heard() -> None:
+async def test_a_reason_that_only_the_error_event_has_is_reported() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.recv()
         message = "received 1002 (protocol error) This request exceeds your quota limit."
@@ -380,7 +380,7 @@ async def test_a_reason_that_only_the_error_event_tells_is_heard() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_socket_that_stays_mute_is_not_waited_for() -> None:
+async def test_a_silent_socket_is_not_waited_for() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.wait_closed()
 
@@ -388,7 +388,7 @@ async def test_a_socket_that_stays_mute_is_not_waited_for() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_connection_that_breaks_is_told_without_its_secret() -> None:
+async def test_the_finding_of_a_broken_connection_holds_no_secret() -> None:
     async def behave(socket: ServerConnection) -> None:
         socket.transport.abort()
 

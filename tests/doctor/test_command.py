@@ -98,9 +98,7 @@ def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_
         {"VOICEPASS_JWT_ISUER": "https://login.example"},
     ],
 )
-def test_settings_that_do_not_start_are_a_finding_too(
-    serve: Serve, tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_settings_that_are_refused_are_a_finding(serve: Serve, tmp_path: Path, environment: dict[str, str]) -> None:
     ended = ask(serve, tmp_path, state=State(), **environment)
 
     assert ended.returncode == 1
@@ -169,7 +167,7 @@ def test_a_mistaken_option_is_explained(tmp_path: Path, arguments: tuple[str, ..
     assert said in " ".join(ended.stderr.replace("│", "").split())
 
 
-def test_explain_tells_what_a_close_means_and_admits_what_it_does_not_know(tmp_path: Path) -> None:
+def test_explain_says_what_a_close_means_or_that_it_is_unknown(tmp_path: Path) -> None:
     pasted = "1008 Missing required dynamic variables in tools: {'item'}"
 
     known = run("doctor", "explain", pasted, cwd=tmp_path, environment=CLEAN)
@@ -228,7 +226,7 @@ def test_explain_names_the_cause_of_each_error_that_the_live_service_sends(
 
 
 @pytest.mark.parametrize("odd", ["null", "5", "{}", "[]", '""'])
-def test_explain_survives_an_error_whose_status_or_code_is_no_text(tmp_path: Path, odd: str) -> None:
+def test_explain_accepts_an_error_whose_status_or_code_is_no_text(tmp_path: Path, odd: str) -> None:
     for body in (f'{{"detail": {{"status": {odd}, "code": "quota_exceeded"}}}}', f'{{"detail": {{"status": {odd}}}}}'):
         known = "quota_exceeded" in body
 

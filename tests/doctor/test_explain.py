@@ -41,7 +41,7 @@ PASTED = [
 
 
 @pytest.mark.parametrize(("pasted", "cause", "said"), PASTED)
-def test_what_is_known_is_explained(pasted: str, cause: str, said: str) -> None:
+def test_explain_explains_each_known_text(pasted: str, cause: str, said: str) -> None:
     finding = explain(pasted)
 
     assert finding is not None
@@ -53,7 +53,7 @@ def test_what_is_known_is_explained(pasted: str, cause: str, said: str) -> None:
     "pasted",
     ["", "banana", "{", "{}", '{"detail": "?"}', '{"closeCode": "x"}', "200 OK", "1.1000", "\x1b[31m", "unauthorized"],
 )
-def test_what_is_not_known_is_not_guessed(pasted: str) -> None:
+def test_explain_does_not_guess_an_unknown_text(pasted: str) -> None:
     assert explain(pasted) is None
 
 

@@ -1,14 +1,14 @@
 """What users reported in public, as states: in each the doctor must name the cause.
 
-Not told by a state, because nothing at ElevenLabs or in voicepass is wrong there:
+No state stands for these reports, because nothing at ElevenLabs or in voicepass is wrong in them:
 
 - packages#87: the API key in a NEXT_PUBLIC variable (no server can see what a page was built with)
-- elevenlabs-python#619, elevenlabs-examples#156: mistakes of old SDKs, mended since
-- packages#200: a microphone that is not heard over WebRTC (there is no WebRTC server to pretend with)
+- elevenlabs-python#619, elevenlabs-examples#156: mistakes of old SDKs, fixed since
+- packages#200: no microphone audio over WebRTC (there is no WebRTC server to pretend with)
 - packages#17: `url` in place of `signedUrl` (the page never connects; its console says so)
 - elevenlabs-docs#1320: a key's credit limit that is not kept (too much works, not too little)
 
-What only a page or a console shows is pasted into `explain` instead: the last table.
+The last table has what only a page or a console shows: people paste it into `explain`.
 """
 
 import pytest
@@ -27,7 +27,7 @@ def closed_with(closing: str) -> State:
     return State(fault={"target": "conversation", "closing": closing})
 
 
-STORIES = [
+REPORTS = [
     ("packages#23", State(frontend={"overrides": {"agent.first_message": "Ahoy!"}}), "override_not_allowed"),
     ("packages#337", State(frontend=PROMPT), "override_not_allowed"),
     ("packages#241", State(agent={"allowed_overrides": {"agent.language"}}, frontend=GERMAN), "language_unsupported"),
@@ -53,33 +53,35 @@ STORIES = [
 ]
 
 
-@pytest.mark.parametrize(("story", "state", "cause"), STORIES)
-def test_the_cause_of_a_public_story_is_named(examined: Examined, story: str, state: State, cause: str) -> None:
+@pytest.mark.parametrize(("report", "state", "cause"), REPORTS)
+def test_the_doctor_names_the_cause_of_each_public_report(
+    examined: Examined, report: str, state: State, cause: str
+) -> None:
     findings = examined(state)
 
-    assert cause in {named for _, named in troubles(findings)}, story
+    assert cause in {named for _, named in troubles(findings)}, report
 
 
 @pytest.mark.parametrize("cause", ["override_not_allowed", "variables_missing"])
-def test_what_the_settings_told_the_conversation_confirms(examined: Examined, cause: str) -> None:
-    told = [state for _, state, named in STORIES if named == cause]
+def test_the_conversation_confirms_each_finding_about_the_settings(examined: Examined, cause: str) -> None:
+    told = [state for _, state, named in REPORTS if named == cause]
 
     for state in told:
         assert troubles(examined(state))[-1] == ("conversation", cause)
 
 
 @pytest.mark.parametrize(
-    ("story", "agent_id", "said"),
+    ("report", "agent_id", "said"),
     [
         ("a conversation's id as the agent's", "conv_01k0", "ELEVENLABS_AGENT_ID is a conversation's id"),
         ("a query in the agent's id", "agent_x&conversation_signature=cvtkn_1", "ELEVENLABS_AGENT_ID must be the bare"),
     ],
 )
-def test_a_pasted_agent_id_never_gets_so_far(story: str, agent_id: str, said: str) -> None:
+def test_a_pasted_agent_id_never_gets_so_far(report: str, agent_id: str, said: str) -> None:
     with pytest.raises(SettingsRefusedError, match=said) as refused:
         configure(settings_with(elevenlabs_agent_id=agent_id))
 
-    assert "cvtkn_1" not in str(refused.value), story
+    assert "cvtkn_1" not in str(refused.value), report
 
 
 PASTED = [
@@ -103,9 +105,9 @@ PASTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("story", "pasted", "cause"), PASTED)
-def test_what_a_page_showed_is_explained(story: str, pasted: str, cause: str) -> None:
+@pytest.mark.parametrize(("report", "pasted", "cause"), PASTED)
+def test_explain_names_the_cause_of_what_a_page_showed(report: str, pasted: str, cause: str) -> None:
     finding = explain(pasted)
 
-    assert finding is not None, story
-    assert finding.cause == cause, story
+    assert finding is not None, report
+    assert finding.cause == cause, report

@@ -6,8 +6,8 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import AGENT_ID, UPSTREAM
-from tests.settlement.given import NOW, Clock, provider_at, row
+from tests.conftest import AGENT_ID, NOW, UPSTREAM, Clock
+from tests.settlement.given import provider_at, row
 from voicepass.errors import BadAnswer, Busy, ConversationUnknown, Unavailable
 from voicepass.model import Agent, Transport
 
@@ -36,7 +36,7 @@ LIVE_UNKNOWN = {"code": "conversation_not_found", "status": "conversation_histor
         ({"status_code": 500, "json": {}}, Unavailable),
     ],
 )
-async def test_only_elevenlabs_own_word_makes_a_conversation_unknown(
+async def test_only_an_answer_of_elevenlabs_itself_makes_a_conversation_unknown(
     upstream: respx.MockRouter, answer: dict[str, Any], error: type[Exception]
 ) -> None:
     upstream.get(ACCOUNT).respond(**answer)
@@ -78,7 +78,7 @@ async def test_an_id_cannot_lead_the_call_elsewhere(upstream: respx.MockRouter) 
     assert route.calls.last.request.url.raw_path == b"/v1/convai/conversations/..%2Fagents%3Fx%3D1%23y"
 
 
-async def test_an_account_of_another_conversation_is_not_believed(upstream: respx.MockRouter) -> None:
+async def test_an_account_of_another_conversation_is_a_bad_answer(upstream: respx.MockRouter) -> None:
     upstream.get(ACCOUNT).respond(json={"conversation_id": "conv_2", "status": "done"})
 
     async with provider_at(UPSTREAM, Clock()) as provider:
@@ -137,7 +137,7 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
         {"status_code": 422, "json": {"detail": []}},
     ],
 )
-async def test_what_is_no_page_of_conversations_is_a_bad_answer(
+async def test_an_answer_that_is_no_page_of_conversations_is_a_bad_answer(
     upstream: respx.MockRouter, answer: dict[str, Any]
 ) -> None:
     upstream.get(LIST).respond(**answer)

@@ -559,7 +559,7 @@ async def test_a_good_answer_ends_the_pause_and_its_growth(upstream: respx.MockR
     assert [refusal is None for refusal in got] == [False, False, True, False, True]
 
 
-async def test_what_elevenlabs_asks_for_with_429_everyone_of_the_workspace_obeys(upstream: respx.MockRouter) -> None:
+async def test_a_429_pauses_every_call_of_its_workspace(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, headers={"Retry-After": "7"}, json={"detail": {"status": "rate_limit_exceeded"}})
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
@@ -613,7 +613,7 @@ async def test_a_key_that_is_rejected_for_one_agent_holds_back_no_other(upstream
     assert route.call_count == 2
 
 
-async def test_a_429_without_a_word_how_long_keeps_nobody_else_back(upstream: respx.MockRouter) -> None:
+async def test_a_429_without_retry_after_delays_no_other_call(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded"}})
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]

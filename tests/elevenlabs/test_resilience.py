@@ -135,7 +135,7 @@ async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
         (AgentUnknown(), []),
     ],
 )
-async def test_a_retry_waits_as_long_as_it_is_told_and_never_past_the_deadline(
+async def test_a_retry_waits_as_long_as_the_answer_says_and_never_past_the_deadline(
     failing: Exception, slept: list[float]
 ) -> None:
     upstream = Upstream()
@@ -159,7 +159,7 @@ async def opened() -> Upstream:
     return upstream
 
 
-async def test_five_failures_within_ten_seconds_open_it_and_then_nobody_is_called() -> None:
+async def test_five_failures_within_ten_seconds_open_the_breaker_and_stop_all_calls() -> None:
     upstream = Upstream()
     upstream.failing = OUTAGE
 
@@ -178,7 +178,7 @@ async def test_five_failures_within_ten_seconds_open_it_and_then_nobody_is_calle
     assert upstream.guard.breaker.is_open
 
 
-async def test_five_failures_in_a_longer_time_do_not_open_it() -> None:
+async def test_five_failures_in_more_than_ten_seconds_do_not_open_the_breaker() -> None:
     upstream = Upstream()
     upstream.failing = OUTAGE
 
@@ -199,7 +199,7 @@ async def test_what_is_an_answer_never_opens_it() -> None:
     assert not upstream.guard.breaker.is_open
 
 
-async def test_a_few_failures_among_many_answers_do_not_open_it() -> None:
+async def test_a_few_failures_among_many_answers_do_not_open_the_breaker() -> None:
     upstream = Upstream()
 
     for number in range(1000):
@@ -227,7 +227,7 @@ async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> No
     ]
 
 
-async def test_a_failed_probe_is_not_repeated_and_keeps_it_open_for_as_long_again() -> None:
+async def test_a_failed_probe_keeps_the_breaker_open_for_as_long_again() -> None:
     upstream = await opened()
     for _ in range(3):
         upstream.now += OPEN_SECONDS
@@ -237,7 +237,7 @@ async def test_a_failed_probe_is_not_repeated_and_keeps_it_open_for_as_long_agai
     assert upstream.guard.breaker.is_open
 
 
-async def test_a_late_answer_to_an_old_call_does_not_close_it() -> None:
+async def test_a_late_answer_to_an_old_call_does_not_close_the_breaker() -> None:
     upstream = Upstream()
     late = asyncio.Event()
 
@@ -255,7 +255,7 @@ async def test_a_late_answer_to_an_old_call_does_not_close_it() -> None:
     assert upstream.guard.breaker.is_open
 
 
-async def test_whoever_waited_for_a_slot_while_it_opened_does_not_call() -> None:
+async def test_a_call_that_waited_for_a_slot_while_the_breaker_opened_is_not_made() -> None:
     upstream = Upstream()
     upstream.bulkhead = Bulkhead(most=5)
     upstream.failing = failure(is_outage=True, may_retry=False)
@@ -266,7 +266,7 @@ async def test_whoever_waited_for_a_slot_while_it_opened_does_not_call() -> None
     assert upstream.calls == 5
 
 
-async def test_a_clock_that_leaps_ahead_lets_a_probe_through_and_nothing_worse() -> None:
+async def test_after_a_clock_jump_ahead_the_breaker_lets_only_a_probe_through() -> None:
     upstream = await opened()
     upstream.now += 30 * 24 * 3600
     upstream.failing = None
@@ -316,7 +316,7 @@ async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> Non
     assert (held.bulkhead.under_way, held.bulkhead.waiting) == (0, 0)
 
 
-async def test_what_nobody_waits_for_never_takes_a_slot_from_a_user() -> None:
+async def test_a_background_call_never_takes_a_slot_from_a_user() -> None:
     held = Held()
     first = await held.fill(1)
     idle = asyncio.create_task(held.call(only_if_idle=True))
@@ -330,7 +330,7 @@ async def test_what_nobody_waits_for_never_takes_a_slot_from_a_user() -> None:
     assert await asyncio.gather(*first, idle) == ["an answer"] * 2
 
 
-async def test_who_leaves_the_queue_leaves_nothing_behind() -> None:
+async def test_a_client_that_leaves_the_queue_leaves_nothing_behind() -> None:
     held = Held()
     callers = await held.fill(4)
 
@@ -374,7 +374,7 @@ async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_fa
     assert bulkhead.under_way == 0
 
 
-async def test_closing_waits_for_what_is_under_way() -> None:
+async def test_closing_waits_for_calls_in_flight() -> None:
     held = Held()
     callers = await held.fill(2)
     callers[0].cancel()

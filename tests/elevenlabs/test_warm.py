@@ -82,7 +82,7 @@ def opened(source: Source, *, most: int = 10) -> WarmStore:
 
 
 async def settled() -> None:
-    """Let whatever can go on go on."""
+    """Run every task that can run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -181,7 +181,7 @@ async def test_a_wall_clock_that_jumps_makes_no_old_url_young(source: Source, ti
     assert not (await taken(store)).is_warm
 
 
-async def test_a_machine_that_slept_hands_out_nothing_stale(source: Source, time: Time) -> None:
+async def test_after_a_suspend_no_expired_url_is_returned(source: Source, time: Time) -> None:
     store = opened(source)
     await taken(store)
     time.wall += 3600  # monotonic time stood still
@@ -207,7 +207,7 @@ async def test_one_agents_urls_are_never_anothers(source: Source, other: Agent) 
     assert other.agent_id in credential.secret
 
 
-async def test_what_an_old_key_made_is_not_handed_out(source: Source) -> None:
+async def test_a_pass_made_with_an_old_key_is_not_returned(source: Source) -> None:
     store = opened(source)
     source.gate.clear()
     waiting = asyncio.create_task(store.fetch_credential(AGENT, Transport.WEBSOCKET))
@@ -238,7 +238,7 @@ async def test_a_key_or_an_agent_that_is_gone_empties_the_store(source: Source, 
         await taken(store)
 
 
-async def test_an_outage_is_bridged_and_the_rest_is_told_the_truth(source: Source, time: Time) -> None:
+async def test_warm_passes_bridge_an_outage_and_then_users_get_its_refusal(source: Source, time: Time) -> None:
     store = opened(source)
     for _ in range(4):
         await taken(store)

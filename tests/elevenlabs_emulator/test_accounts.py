@@ -179,12 +179,12 @@ def test_a_conversation_is_unknown_until_it_is_opened_and_then_goes_from_state_t
         opened = asked(hooked, conversation_id)
         talk.socket.send(json.dumps(JS_TEXT_INITIATION))
         talk.says()
-        amid = asked(hooked, conversation_id)
+        during = asked(hooked, conversation_id)
     receiver.next()
     after = asked(hooked, conversation_id)
 
     assert before[0] == 404
-    assert [account["status"] for _, account in (opened, amid, after)] == ["initiated", "in-progress", "done"]
+    assert [account["status"] for _, account in (opened, during, after)] == ["initiated", "in-progress", "done"]
 
 
 def test_only_a_key_that_may_read_gets_a_conversation(serve: Serve) -> None:

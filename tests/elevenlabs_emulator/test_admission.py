@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, Fault
+from tests.conftest import Clock
 from tests.elevenlabs_emulator.contract import Frame
 from tests.elevenlabs_emulator.wire import (
     AGENT,
@@ -54,14 +55,14 @@ def test_only_a_url_with_a_conversation_id_opens_a_single_conversation(service: 
 
 
 def test_a_url_is_good_for_fifteen_minutes_and_not_a_second_longer(serve: Serve) -> None:
-    time = [1_000.0]
-    service = serve(Emulator(agents=[AGENT], clock=lambda: time[0]))
+    clock = Clock(1_000)
+    service = serve(Emulator(agents=[AGENT], clock=clock))
     url = service.mint()
 
-    time[0] += 899
+    clock.now += 899
     with talking(url) as in_time:
         in_time.says()
-        time[0] += 1
+        clock.now += 1
         with talking(url) as too_late:
             assert too_late.closed() == UNAUTHORIZED
         in_time.send("user_message", text="hello")

@@ -110,8 +110,8 @@ def test_three_seconds_of_audio_are_a_spoken_line_and_after_goodbye_the_agent_ha
 
     assert closing == (1000, "")
     assert "error" not in talk.kinds
-    heard = [frame["user_transcription_event"] for frame in talk.frames if frame["type"] == "user_transcript"]
-    assert [event["user_transcript"] for event in heard] == [
+    transcripts = [frame["user_transcription_event"] for frame in talk.frames if frame["type"] == "user_transcript"]
+    assert [event["user_transcript"] for event in transcripts] == [
         SALE,
         "I am also selling honey for 7.50 a jar",
         "That is all, thank you, goodbye",

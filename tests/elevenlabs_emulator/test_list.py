@@ -9,6 +9,7 @@ from elevenlabs.types import GetConversationsPageResponseModel
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
 from elevenlabs_emulator.records import RecordedConversation
+from tests.conftest import Clock
 from tests.elevenlabs_emulator.contract import check_strictly
 from tests.elevenlabs_emulator.wire import AGENT, KEY, Serve, Service, parameters, talking
 
@@ -17,18 +18,10 @@ START = 1_800_000_000
 OTHER = EmulatedAgent(agent_id="agent_other")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def converse(
     emulator: Emulator, clock: Clock, *, agent: EmulatedAgent = AGENT, seconds: int | None = 42, user_id: str = "u-1"
 ) -> str:
-    """Let a conversation have begun now, and last so many seconds; it goes on if that is None."""
+    """Begin a conversation now that lasts so many seconds; with None it stays open."""
     _, conversation_id = emulator.issue(agent.agent_id, bound=True)
     record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
     account = emulator.open_account(agent, record, "signed_url")
@@ -53,7 +46,7 @@ def ids(service: Service, **query: Any) -> list[str]:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class _Call:
     def __init__(self, service: Service, **changed: Any) -> None:
         self.said: queue.Queue[str] = queue.Queue()
         self.created: queue.Queue[dict[str, object]] = queue.Queue()
-        self.heard: list[str] = []
+        self.transcripts: list[str] = []
         self.ended = threading.Event()
         self.details: DisconnectionDetails | None = None
         tools = ClientTools()
@@ -73,7 +73,7 @@ class _Call:
             _client(service),
             client_tools=tools,
             callback_agent_response=self.said.put,
-            callback_user_transcript=self.heard.append,
+            callback_user_transcript=self.transcripts.append,
             callback_disconnect=self._disconnected,
             **options,
         )
@@ -124,7 +124,7 @@ def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(servic
     lines = [call.said.get(timeout=5) for _ in range(3)]
     call.end()
 
-    assert call.heard == [SALE]
+    assert call.transcripts == [SALE]
     assert any(line.startswith("Done!") for line in lines)
     assert microphone.played > 0
 

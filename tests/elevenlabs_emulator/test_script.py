@@ -45,7 +45,7 @@ def test_a_plain_sentence_is_a_whole_order_and_is_repeated_back(line: str, expec
         (("I want to sell eggs", "well...", "2 each"), ["How much would you like for eggs?"] * 2),
     ],
 )
-def test_what_is_missing_is_asked_for_and_remembered(lines: tuple[str, ...], questions: list[str]) -> None:
+def test_the_agent_asks_for_each_missing_part_of_an_order(lines: tuple[str, ...], questions: list[str]) -> None:
     said, order = _heard(*lines)
 
     assert said[:-1] == questions

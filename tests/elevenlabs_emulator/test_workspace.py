@@ -91,7 +91,7 @@ def test_the_widget_gets_its_settings_without_a_key_but_of_a_private_agent_with_
     assert (refused.status_code, admitted.status_code) == (401, 200)
 
 
-def test_what_needs_a_permission_is_refused_without_it(sdk: tuple[ElevenLabs, Service]) -> None:
+def test_a_call_without_the_permission_that_it_needs_is_refused(sdk: tuple[ElevenLabs, Service]) -> None:
     client = ElevenLabs(api_key="sk_writer", base_url=sdk[1].url, httpx_client=sdk[1].http)
 
     for read in (lambda: client.conversational_ai.agents.get(AGENT.agent_id), client.webhooks.list):

@@ -1,7 +1,7 @@
 """Tokens that nobody may accept, and good ones beside them, made for the algorithm, issuer and clock of any service.
 
-`hostile_tokens(mint)` and `valid_tokens(mint)` are the corpus. Every hostile token is wrong in one way only and, where
-an attacker could manage it, bears a signature that holds: only the check that it is meant for can catch it.
+`hostile_tokens(mint)` and `valid_tokens(mint)` are the corpus. Every hostile token is wrong in one way only. If
+an attacker could make a valid signature for it, it has one: only the check that it is meant for can refuse it.
 """
 
 import base64

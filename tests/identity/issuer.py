@@ -8,7 +8,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conftest import TOKEN_ISSUER
+from tests.conftest import TOKEN_ISSUER, Clock
 from tests.identity.hostile_jwks import KID, jwk_of, set_of
 from tests.identity.hostile_tokens import ec_key_of
 from tests.servers import listening
@@ -21,25 +21,12 @@ PATIENT_SECONDS: Final = 60.0  # the issuer of the tests answers at once, but th
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
-class Clock:
-    """Monotonic seconds, moved by hand."""
-
-    def __init__(self) -> None:
-        self.seconds = 50_000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def advance(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
 class Issuer:
     """An issuer at its HTTP edge: remembers what it was asked for and when, and answers as a test says."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.clock = Clock()
+        self.clock = Clock(50_000.0)
         self.asked: list[str] = []
         self.asked_at: list[float] = []
         self.was_asked = asyncio.Event()
@@ -146,9 +133,8 @@ async def outcome(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refu
 
 
 async def settled(keys: PublishedKeys) -> None:
-    """Wait for a refresh that nobody waits for."""
-    if keys._refresh is not None:
-        await keys._refresh
+    """Wait until the refresh in flight has ended: a token with an unknown key waits for it, and starts no other."""
+    await outcome(keys, "unknown")
 
 
 @asynccontextmanager

@@ -356,8 +356,7 @@ async def test_nbf_and_iat_are_the_first_instant_at_which_a_token_is_accepted(le
 
 async def test_the_clock_is_read_for_each_token() -> None:
     mint, times = mint_for(), iter([NOW, NOW + 1e6, NOW])
-    trusted = list(authenticator_for(mint)._trusted.values())
-    authenticator = JwtAuthenticator(trusted=trusted, clock=lambda: next(times))
+    authenticator = JwtAuthenticator(trusted=[trust(mint)], clock=lambda: next(times))
 
     outcomes = [await outcome(authenticator, [f"Bearer {mint.token()}"]) for _ in range(3)]
 

@@ -239,7 +239,7 @@ async def test_a_flood_of_unknown_names_over_http_hurts_no_signed_in_user(issuer
 
     p99s = [statistics.quantiles([seconds for _, seconds in answers], n=100)[-1] * 1000 for answers in (idle, flooded)]
     print(f"\n10,000 unknown names in {took:.0f} s: {len(issuer.asked)} fetches; ")
-    print(f"p99 of a good token {p99s[0]:.1f} ms idle, {p99s[1]:.1f} ms amid waves of 25")
+    print(f"p99 of a good token {p99s[0]:.1f} ms idle, {p99s[1]:.1f} ms during waves of 25")
     assert {status for status, _ in idle + flooded} == {200}
     assert {status for status, _ in refused} == {401}
     assert len(issuer.asked) <= 1 + (took + 30) // 30

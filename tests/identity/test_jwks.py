@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 import structlog
 
-from tests.conftest import AUDIENCE, TOKEN_ISSUER, serving
+from tests.conftest import AUDIENCE, TOKEN_ISSUER, Clock, serving
 from tests.faults import tls
 from tests.identity.hostile_jwks import KID, HostileSet, hostile_sets, right, set_of, stranger
 from tests.identity.hostile_tokens import Mint, Sign, ec_key_of, ecdsa, signer_for
@@ -24,7 +24,6 @@ from tests.identity.issuer import (
     OLD_KEY,
     PATIENT_SECONDS,
     Answer,
-    Clock,
     Issuer,
     keys_of,
     outcome,
@@ -95,7 +94,7 @@ async def test_a_user_who_hangs_up_takes_the_fetch_from_nobody(issuer: Issuer) -
     assert len(issuer.asked) == 1
 
 
-async def test_closing_ends_a_fetch_that_is_under_way(issuer: Issuer) -> None:
+async def test_closing_cancels_a_fetch_in_flight(issuer: Issuer) -> None:
     issuer.answers[JWKS_PATH] = silence
     async with keys_of(issuer) as keys:
         waiting = asyncio.create_task(outcome(keys))
@@ -150,7 +149,7 @@ def sizes_of(keys: PublishedKeys) -> dict[str, int | None]:
     return {name: len(value) if isinstance(value, Sized) else None for name, value in vars(keys).items()}
 
 
-async def test_a_flood_amid_a_hanging_fetch_keeps_no_good_token_waiting(issuer: Issuer) -> None:
+async def test_a_flood_during_a_hanging_fetch_delays_no_good_token(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
         await outcome(keys)
         issuer.answers[JWKS_PATH] = silence
@@ -343,12 +342,14 @@ async def test_a_rotation_with_an_overlap_refuses_neither_key_in_1000_requests(i
     assert len(issuer.asked) <= 1500 // 300 + 2
 
 
-async def test_keys_that_have_not_aged_are_fetched_again_by_nobody(issuer: Issuer) -> None:
+async def test_fresh_keys_are_not_fetched_again(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
-        for _ in range(300):
-            await outcome(keys)
-            await settled(keys)
+        await outcome(keys)
+        tasks = asyncio.all_tasks()
+        for _ in range(299):
             issuer.clock.advance(1)
+            await outcome(keys)
+            assert asyncio.all_tasks() <= tasks, "a refresh in the background has begun"
 
     assert len(issuer.asked) == 1
 
@@ -427,35 +428,35 @@ async def test_the_last_good_keys_serve_for_an_hour_of_outage_and_then_no_longer
         began = issuer.clock()
         OUTAGES[outage](issuer)
 
-        amid = []
+        during = []
         for seconds in (1, 301, 3599):
-            issuer.clock.seconds = began + seconds
-            amid.append(await outcome(keys))
+            issuer.clock.now = began + seconds
+            during.append(await outcome(keys))
             await settled(keys)
-        issuer.clock.seconds = began + 3600
+        issuer.clock.now = began + 3600
         too_long = [await outcome(keys, kid) for kid in (KID, "unknown", None)]
         end_of_outage(issuer)
         issuer.clock.advance(5)
         afterwards = [await outcome(keys, kid) for kid in (KID, "unknown", None)]
 
-    assert amid == [KID] * 3
+    assert during == [KID] * 3
     assert too_long == [KeysUnavailable] * 3
     assert afterwards == [KID, TokenInvalid, KID]
 
 
 @each_outage
-async def test_a_cold_start_amid_an_outage_fails_closed_and_recovers_by_itself(issuer: Issuer, outage: str) -> None:
+async def test_a_cold_start_during_an_outage_fails_closed_and_recovers_by_itself(issuer: Issuer, outage: str) -> None:
     path = DISCOVERY_PATH if outage in MOVED else JWKS_PATH
     OUTAGES[outage](issuer)
     async with keys_of(issuer, url=issuer.url + path, fetch_seconds=patience(outage)) as keys:
-        amid = [await outcome(keys, kid) for kid in (KID, "unknown", None)]
+        during = [await outcome(keys, kid) for kid in (KID, "unknown", None)]
         end_of_outage(issuer)
         issuer.clock.advance(4.9)
         too_soon = await outcome(keys)
         issuer.clock.advance(0.1)
         afterwards = await outcome(keys)
 
-    assert [*amid, too_soon] == [KeysUnavailable] * 4
+    assert [*during, too_soon] == [KeysUnavailable] * 4
     assert afterwards == KID
     assert issuer.asked.count(path) == 2
 
@@ -483,6 +484,7 @@ async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issu
         await outcome(keys)
         await settled(keys)
         issuer.answers[JWKS_PATH] = silence
+        issuer.was_asked.clear()
 
         async with asyncio.timeout(FETCH_SECONDS / 2):
             served = []
@@ -490,12 +492,13 @@ async def test_users_wait_for_no_failing_fetch_while_there_are_keys(issuer: Issu
                 issuer.clock.advance(0.5)
                 served.append(await outcome(keys))
 
-        assert keys._refresh is not None  # it hangs still, and nobody hung with it
+            await issuer.was_asked.wait()
 
     assert served == [KID] * 1000
+    assert len(issuer.asked) == 3, "the third fetch still hangs, so no other one has begun"
 
 
-async def test_a_refresh_ahead_of_time_keeps_nobody_waiting(issuer: Issuer) -> None:
+async def test_no_user_waits_for_a_refresh_ahead_of_time(issuer: Issuer) -> None:
     async with keys_of(issuer) as keys:
         await outcome(keys)
         issuer.answers[JWKS_PATH] = silence

@@ -6,27 +6,17 @@ from typing import Any
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, TOKEN_ISSUER
+from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER
 from tests.servers import running
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.ledger import Ledger
-from voicepass.model import Clock as AnyClock
-from voicepass.model import Credential, Reservation, Transport
+from voicepass.model import Clock, Credential, Reservation, Transport
 from voicepass.outbound import http_transport
 from voicepass.settlement import Observer, Settlements
 from voicepass.settlement.bypasses import Bypasses
 
-NOW = 1_790_000_000
 HERE = "https://here"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = float(NOW)
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def grant(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: str = AGENT_ID) -> None:
@@ -45,7 +35,7 @@ async def grant(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: st
 
 
 def make_settlements(
-    ledger: Ledger, clock: AnyClock, *observers: Observer, bypasses: list[str] | None = None
+    ledger: Ledger, clock: Clock, *observers: Observer, bypasses: list[str] | None = None
 ) -> Settlements:
     """Make the part that writes reports. `bypasses` gets the reason of each conversation without a pass."""
     count = ([] if bypasses is None else bypasses).append
@@ -121,7 +111,7 @@ def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
 
 
 @contextlib.asynccontextmanager
-async def provider_at(url: str, clock: AnyClock, *api_keys: str) -> AsyncIterator[ElevenLabs]:
+async def provider_at(url: str, clock: Clock, *api_keys: str) -> AsyncIterator[ElevenLabs]:
     async with http_transport(connect_seconds=4) as transport:
         workspace = Workspace(base_url=url, api_keys=api_keys or (API_KEY,))
         provider = ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=clock)

@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, TOKEN_ISSUER, signed_url
-from tests.settlement.given import HERE, NOW, Clock, FakeProvider, account
+from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
+from tests.settlement.given import HERE, FakeProvider, account
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (
@@ -329,7 +329,7 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
         assert await given.refusal() is None
 
 
-async def test_a_ledger_that_fails_amid_a_lookup_fails_closed() -> None:
+async def test_a_ledger_that_fails_during_a_lookup_fails_closed() -> None:
     class Failing(Settlements):
         async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
             del issued, report
@@ -530,7 +530,7 @@ def test_two_seals_of_one_credential_have_nothing_in_common() -> None:
 
 
 @pytest.mark.parametrize("sealed", ["text", 9_999_999_999, 1.5])
-def test_what_is_no_bytes_does_not_open(sealed: Any) -> None:
+def test_a_sealed_value_of_another_type_does_not_open(sealed: Any) -> None:
     with pytest.raises(SealBrokenError):
         SEALS.unseal(AGENT, "p-1", sealed)
 

@@ -12,11 +12,9 @@ import structlog
 from websockets.sync.client import connect
 
 from elevenlabs_emulator import Emulator, Fault
-from tests.conftest import AGENT_ID
+from tests.conftest import AGENT_ID, NOW, Clock
 from tests.settlement.given import (
     HERE,
-    NOW,
-    Clock,
     FakeProvider,
     account,
     elevenlabs,
@@ -231,7 +229,7 @@ async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() ->
 
 
 @pytest.mark.parametrize("cursors", [["1", "1"], ["1", "2", "1"], ["same"] * 2])
-async def test_a_list_that_does_not_end_is_given_up_and_settles_what_it_told(cursors: list[str]) -> None:
+async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(cursors: list[str]) -> None:
     class Endless(FakeProvider):
         calls = 0
 
@@ -420,7 +418,7 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
 
 
 @pytest.mark.parametrize("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
-async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_go_on(refusal: Exception) -> None:
+async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_still_asked(refusal: Exception) -> None:
     clock, provider = Clock(), FakeProvider({"https://there": refusal}, default=account("done", call_duration_secs=42))
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(6):

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import structlog
 
-from tests.settlement.given import NOW, Clock, grant
+from tests.conftest import NOW, Clock
+from tests.settlement.given import grant
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger.sqlite import open_sqlite

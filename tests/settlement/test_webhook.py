@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 import structlog
 
-from tests.conftest import AGENT_ID
+from tests.conftest import AGENT_ID, NOW, Clock
 from tests.ledger.given import rows
-from tests.settlement.given import NOW, Clock, grant, make_settlements
+from tests.settlement.given import grant, make_settlements
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite

@@ -15,7 +15,7 @@ from voicepass.telemetry.logwriter import MAX_WAITING_LINES, LogWriter
 
 
 class Lost:
-    """Is told how many lines were lost."""
+    """Keeps the numbers of lost lines that the writer reports."""
 
     def __init__(self) -> None:
         self.told: list[int] = []

@@ -1,11 +1,10 @@
-"""What Prometheus is told: bounded labels, where the time went, a ledger that is down, and several workers as one."""
+"""What Prometheus reads: bounded labels, where the time went, a ledger that is down, and several workers as one."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,9 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
-from tests.canaries import API_KEY
 from tests.cli.test_cli import ENVIRONMENT, serving
 from tests.conftest import MakeToken
-from tests.servers import free_port, running
+from tests.servers import free_port
 from tests.telemetry.test_lines import attempt
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import Standing, User
@@ -59,7 +56,7 @@ class Process:
 
 @dataclass
 class TurnedLedger:
-    """Answers, fails or hangs, as it is told; counts how often it is asked."""
+    """Answers, fails or hangs, as a test sets it; counts the questions."""
 
     failing: Exception | None = None
     is_frozen: bool = False
@@ -177,13 +174,6 @@ async def test_however_many_scrape_the_ledger_is_asked_once_in_five_seconds() ->
     await answer.text()
 
     assert (at_first, ledger.asked) == (1, 2)
-
-
-@pytest.fixture
-def elevenlabs() -> Iterator[str]:
-    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")], api_keys={API_KEY: frozenset({"convai_write"})})
-    with running(lambda _url: create_emulator(emulator)) as url:
-        yield url
 
 
 def attempts(text: str) -> float:

@@ -123,7 +123,7 @@ def test_the_table_of_events_is_that_of_the_source() -> None:
         assert together == names(documented[event][1]), event
 
 
-def test_the_lines_of_a_pass_have_the_fields_that_the_table_tells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lines_of_a_pass_have_the_fields_that_the_table_lists(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
     AttemptLog()(attempt())

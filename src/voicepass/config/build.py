@@ -142,7 +142,7 @@ def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> lis
         origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
     )
     if settings.voicepass_session_cookie and is_plain:
-        # Whoever is on the network can write a page of an http:// origin, and the browser would send the cookie.
+        # Anyone on the network can forge a page of an http:// origin, and the browser would send the cookie.
         problems.append(
             "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
             " or http:// to a loopback address"
@@ -233,7 +233,7 @@ def _read_api_keys(name: str | None, settings: Settings) -> list[str]:
 
 def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
     """Open the ledger that VOICEPASS_DATABASE_URL names. It decides by a clock that does not step."""
-    path = _find_sqlite_path(settings)
+    path = find_sqlite_path(settings)
     if path is not None:
         return open_sqlite(path, clock=SteadyClock(wall=clock, ticks=elapsed_seconds), wall=clock)
     try:
@@ -245,16 +245,17 @@ def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextMana
 
 def is_in_memory(settings: Settings) -> bool:
     """Whether the ledger belongs to this process and ends with it."""
-    return _find_sqlite_path(settings) == ":memory:"
+    return find_sqlite_path(settings) == ":memory:"
 
 
 def ledger_exists(settings: Settings) -> bool:
     """Whether there is a ledger already, which another process may use."""
-    path = _find_sqlite_path(settings)
+    path = find_sqlite_path(settings)
     return path is None or Path(path).exists()
 
 
-def _find_sqlite_path(settings: Settings) -> str | None:
+def find_sqlite_path(settings: Settings) -> str | None:
+    """Return the path of the ledger's file, `:memory:`, or None for PostgreSQL."""
     url = settings.voicepass_database_url
     if not url.startswith("sqlite:"):
         return None

@@ -1,6 +1,6 @@
 """The rules for single values, each in one place: the models' validators. Each returns its value, or raises ValueError.
 
-A message says what is wrong and what to do. It begins with a verb, because the place of the value stands before it.
+A message says what is wrong and what to do. It begins with a verb: the place of the value comes first.
 """
 
 import ipaddress
@@ -83,7 +83,9 @@ def check_variable_name(name: str) -> str:
 def check_environment_name(name: str) -> str:
     """Accept the name of a variable. People paste the secret here, and other messages repeat the name."""
     if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,127}", name, re.ASCII):
-        raise ValueError("must be the name of an environment variable, in capitals; the secret stands there, not here")
+        raise ValueError(
+            "must be the name of an environment variable, in capitals; put the secret into that variable, not here"
+        )
     return name
 
 

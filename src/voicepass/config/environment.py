@@ -22,7 +22,7 @@ _MAY_BE_BYTES: Final = frozenset({"voicepass_jwt_secret", "voicepass_jwt_public_
 _AROUND: Final = string.whitespace + "\xa0\u200b\ufeff"
 _QUOTES: Final = frozenset({'""', "''", "\u201c\u201d", "\u2018\u2019"})
 _FILE_SUFFIX: Final = "_FILE"
-_PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
+PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
 # Kubernetes sets these for a service called voicepass or voicepass-postgres; VOICEPASS_PORT is then tcp://10.0.0.1:8000.
 _KUBERNETES_NAME: Final = re.compile(
@@ -98,7 +98,7 @@ def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
 
 
 def find_unknown_names(settings: frozenset[str]) -> list[str]:
-    """Report the variables with a prefix of ours that are no settings: a misspelt name leaves a protection off."""
+    """Report variables that have a prefix of the settings but are none: a misspelt name leaves a protection off."""
     variables = read_variables()
     policy_file = variables.get("VOICEPASS_POLICY_FILE")
     secrets = list_secret_names(policy_file) if policy_file else frozenset()
@@ -109,7 +109,7 @@ def find_unknown_names(settings: frozenset[str]) -> list[str]:
         f"{name} is not a setting: did you mean {get_close_matches(name, candidates, n=1, cutoff=0)[0]}?"
         " If not, unset it"
         for name in sorted(variables)
-        if name.startswith(_PREFIXES) and name not in known and not _is_of_kubernetes(name, variables[name])
+        if name.startswith(PREFIXES) and name not in known and not _is_of_kubernetes(name, variables[name])
     ]
 
 

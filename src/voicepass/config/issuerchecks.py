@@ -1,4 +1,4 @@
-"""The rules for an issuer: its name, its algorithm and its one key, each checked with what stands before it."""
+"""The rules for an issuer: its name, its algorithm and its one key, each checked together with the fields before it."""
 
 import base64
 import re
@@ -110,7 +110,7 @@ def decode_secret(secret: str) -> str:
     try:
         key = _decode_base64(digits.translate(BASE64URL_TO_BASE64) if form == "base64url" else digits)
     except ValueError:
-        raise KeyUnusableError(f"begins with {form}: and goes on with a character that {form} does not have") from None
+        raise KeyUnusableError(f"begins with {form}: but has a character that {form} does not allow") from None
     return key.decode("utf-8", "surrogateescape")
 
 

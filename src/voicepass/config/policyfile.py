@@ -1,6 +1,6 @@
 """The policy: which agents there are, who may use them, and which issuers' tokens voicepass accepts.
 
-`PolicyFile` is the TOML file's model, and the environment becomes one too. No secret stands in it: `secret_env` and
+`PolicyFile` is the TOML file's model, and the environment becomes one too. It holds no secret: `secret_env` and
 `api_key_env` name the variables, so that the file can be read, reviewed and committed.
 """
 
@@ -24,7 +24,7 @@ EVERYONE: Final = "everyone"
 
 
 Location = tuple[int | str, ...]
-"""Where a value stands in a model, such as `("issuers", 0, "audience")`."""
+"""The place of a value in a model, such as `("issuers", 0, "audience")`."""
 
 
 class PolicyFileError(Exception):
@@ -207,7 +207,7 @@ def list_problems(error: ValidationError, write_place: Callable[[Location], str]
     """Write pydantic's errors as lines for the operator. `write_place` says where the person wrote a value."""
     problems = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        # Before pydantic's mark for a wrong key stands that key, which may hold a line break.
+        # Drop pydantic's mark for a wrong key, and the key itself: it may hold a line break.
         location = problem["loc"][:-2] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
         message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").replace("Input ", "")
         if problem["type"] == "extra_forbidden":

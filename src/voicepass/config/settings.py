@@ -1,6 +1,6 @@
 """Every environment variable, with its type, unit and default."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
     """Or a residency host: https://api.eu.residency.elevenlabs.io. VOICEPASS_PLAIN_HTTP_HOSTS allows http://."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None
-    """Of the post-call webhook to /v1/webhooks/elevenlabs; while you rotate it, both, by a comma."""
+    """The secret of the post-call webhook to /v1/webhooks/elevenlabs. During a rotation, separate two with a comma."""
     voicepass_jwt_algorithm: str = "HS256"
     """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512."""
     voicepass_jwt_secret: SecretStr | None = None
@@ -64,9 +64,9 @@ class Settings(BaseSettings):
     voicepass_jwt_audience: str | None = None
     """The `aud` that your tokens must name."""
     voicepass_jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 60
-    """Clock skew forgiven on exp, nbf and iat."""
+    """Clock skew in seconds that voicepass allows on exp, nbf and iat."""
     voicepass_jwt_max_age_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
-    """How long after its iat a token counts, whatever its exp; iat is then required. 0: no limit."""
+    """Seconds after iat for which a token is accepted, even if exp is later; iat is then required. 0: no limit."""
     voicepass_user_id_claim: str = "sub"
     """The claim that becomes user_id; dots lead into objects."""
     voicepass_user_name_claim: str = "name"
@@ -76,27 +76,27 @@ class Settings(BaseSettings):
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
     """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
     voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None
-    """Cookie with the JWT, best named __Host-…; counts on POST from own or allowed https pages."""
+    """The cookie that holds the JWT, best named __Host-…; accepted on POST from own or allowed https pages."""
     voicepass_policy_file: str | None = None
     """TOML: agents by alias, who may use them, their variables, limits, further issuers."""
     voicepass_service_tokens: Listed[Annotated[SecretStr, AfterValidator(checks.check_service_token)]] = Field([])
-    """Bearer tokens of your backends, by comma: token or name:token; a token has 32 characters or more."""
+    """Bearer tokens of your backends, separated by commas: token or name:token, each of 32 characters or more."""
     voicepass_trusted_proxies: Listed[IPvAnyNetwork] = Field([])
-    """Addresses or networks of proxies whose X-Forwarded-For and X-Request-ID are believed, by comma."""
+    """Proxies whose X-Forwarded-For and X-Request-ID voicepass trusts: addresses or networks, separated by commas."""
     voicepass_plain_http_hosts: Listed[Annotated[str, AfterValidator(checks.check_host)]] = Field([])
-    """Hosts in your private network that may be called over http://, by comma: keycloak,emulator. Never *."""
+    """Hosts in your private network that voicepass may call over http://: keycloak,emulator. Never *."""
     voicepass_database_url: DatabaseUrl = "sqlite:///voicepass.db"
     """sqlite:///file, sqlite:////absolute/file, sqlite:// for memory, or postgresql://user:password@host/name."""
     voicepass_deadline_seconds: Annotated[float, Field(ge=0.1, le=30)] = 4.0
-    """How long one request may wait for ElevenLabs, in all."""
+    """Seconds that one request may wait for ElevenLabs in total."""
     voicepass_max_calls: Annotated[int, Field(ge=1, le=10_000)] = 512
-    """Calls to ElevenLabs at once; as many more wait their turn, and what is beyond is refused."""
+    """Calls to ElevenLabs in flight; as many more wait, and voicepass refuses the rest."""
     voicepass_warm_passes: Annotated[int, Field(ge=0, le=1000)] = 0
     """Signed URLs held ready for each agent, so that users need not wait; 0: none."""
     voicepass_drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
-    """How long SIGTERM lets it serve on while /readyz says 503; behind a balancer, give 10."""
+    """Seconds after SIGTERM in which it still serves while /readyz answers 503; behind a balancer, set 10."""
     voicepass_reconcile_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
-    """Seconds between rounds that settle what no webhook told; needs convai_read; 0: no rounds."""
+    """Seconds between lookups of conversations that no webhook settled; needs convai_read; 0: no lookups."""
     voicepass_retention_days: Annotated[int, Field(ge=31, le=3660)] = 400
     """Days that the ledger keeps a row, 31 at least."""
     voicepass_docs: bool = False
@@ -107,15 +107,18 @@ class Settings(BaseSettings):
     """debug, info, warning or error."""
 
     @classmethod
-    def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook
+    def settings_customise_sources(  # the base class names all sources; only two are used
         cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - read_values reads all of these
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        *_: Any,  # noqa: ANN401
+        **sources: Any,  # noqa: ANN401
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, InitSettingsSource(settings_cls, read_values(settings_cls.model_fields))
+        """Put the values of `read_environment` in the place of what pydantic-settings would read."""
+        return sources["init_settings"], InitSettingsSource(cls, cls.read_environment())
+
+    @classmethod
+    def read_environment(cls) -> dict[str, str]:
+        """Return the text of each setting that is set."""
+        return read_values(cls.model_fields)
 
     @property
     def webhook_secrets(self) -> list[str]:

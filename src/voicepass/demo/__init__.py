@@ -1,11 +1,11 @@
-"""The whole story on one machine: the service, a pretend ElevenLabs and a page, in one process, with no account.
+"""The service, the emulator and a web page in one process: the whole flow on one machine, without an account.
 
-Nothing here is a mode of the service: the very same app runs, and only its base URL points to the emulator beside it.
+The service has no mode for this: the same app runs, and its base URL leads to the emulator.
 """
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -14,16 +14,14 @@ from urllib.parse import urlsplit
 
 from jose import jwt
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from voicepass.api.middleware import WEBHOOK_PATH, Surface
@@ -41,22 +39,16 @@ _STATIC = _HERE / "static"
 
 
 class DemoSettings(Settings):
-    """Settings that look neither at the environment nor at `.env`: those may belong to a real deployment."""
+    """Settings that read neither the environment nor `.env`: those may belong to a real deployment."""
 
     @classmethod
-    def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    def read_environment(cls) -> dict[str, str]:
+        """Return nothing."""
+        return {}
 
 
 class SignIn(BaseModel):
-    """What the demo asks of a user. A real application asks for more."""
+    """What a user gives to sign in. A real application verifies more."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -94,6 +86,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
         }
     )
     service = create_app(settings)
+    page_headers = _write_page_headers(address)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -101,7 +94,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             yield
 
     async def page(_request: Request) -> Response:
-        return FileResponse(_STATIC / "index.html")
+        return FileResponse(_STATIC / "index.html", headers=page_headers)
 
     async def config(_request: Request) -> Response:
         return JSONResponse({"agent_id": AGENT_ID, "ws_base": ws_base})
@@ -113,7 +106,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             refusal = RequestInvalid("Give a name of 1 to 100 characters.")
             return log_and_answer(refusal, request_id=request.state.request_id)
         user_id = f"user_{secrets.token_hex(4)}"
-        # The page shows how much of the user's minutes is set aside for a pass.
+        # The page shows how much of the user's minutes voicepass reserves for a pass.
         pass_seconds = service.state.policy.conversation_seconds
         token = _token(settings, user_id, name)
         return JSONResponse({"token": token, "user_id": user_id, "name": name, "pass_seconds": pass_seconds})
@@ -128,15 +121,14 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             Route("/demo/config", config),
             Route("/demo/sign-in", sign_in, methods=["POST"], middleware=[Middleware(Surface)]),
             Route("/demo/passes/{conversation_id}/expire", expire, methods=["POST"]),
-            Mount("/static", StaticFiles(directory=_STATIC)),
+            Mount("/static", _PageFiles(page_headers)),
             Mount(EMULATOR_PATH, create_emulator(emulator)),
             Mount("/", service),
         ],
         lifespan=lifespan,
         middleware=[
-            # A page elsewhere could point its own name at 127.0.0.1 and sign itself in.
+            # A foreign page could let its own host name lead to 127.0.0.1, and then sign in.
             Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "::1"], www_redirect=False),
-            Middleware(_StrictPage, policy=_content_security_policy(address)),
         ],
     )
     app.router.redirect_slashes = False
@@ -155,40 +147,36 @@ def _token(settings: Settings, user_id: str, name: str) -> str:
     return str(jwt.encode(claims, secret.get_secret_value() if secret else "", algorithm="HS256"))
 
 
-def _content_security_policy(address: str) -> str:
-    """Return the strictest policy that the official SDK works under, its worklets served from `/static`."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self' data:",
-            "media-src 'self' blob: mediastream:",
-            f"connect-src 'self' ws://{address}",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
+def _write_page_headers(address: str) -> dict[str, str]:
+    """Return the strictest policy that the official SDK works under, with its worklets served from `/static`."""
+    directives = (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "media-src 'self' blob: mediastream:",
+        f"connect-src 'self' ws://{address}",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
     )
+    return {
+        "Content-Security-Policy": "; ".join(directives),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
 
 
-class _StrictPage:
-    """Gives the page and its assets their Content-Security-Policy; the API's answers keep their own headers."""
+class _PageFiles(StaticFiles):
+    """The page and its assets, each with these headers."""
 
-    def __init__(self, app: ASGIApp, *, policy: str) -> None:
-        self._app = app
-        self._policy = policy
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__(directory=_STATIC)
+        self._headers = headers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_strictly(message: Message) -> None:
-            if message["type"] == "http.response.start" and (
-                scope["path"] == "/" or scope["path"].startswith("/static/")
-            ):
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = self._policy
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["Cache-Control"] = "no-cache"
-            await send(message)
-
-        await self._app(scope, receive, send_strictly)
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - as in Starlette
+        """Answer with a file."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(self._headers)
+        return response

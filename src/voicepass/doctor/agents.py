@@ -72,7 +72,7 @@ class Subject:
         return min(limits, default=None)
 
     def allows_more_at_once(self, limit: int) -> bool:
-        """Tell whether voicepass allows more open conversations than this limit of the agent's; -1 is no limit."""
+        """Whether voicepass allows more open conversations than this limit of the agent's; -1 is no limit."""
         most = self.find_limit(Counted.CONVERSATIONS)
         return limit > 0 and (most is None or most > limit)
 

@@ -1,0 +1,74 @@
+"""`voicepass policy`: who may use which agent, and why."""
+
+import asyncio
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from voicepass.cli.failures import fail
+from voicepass.config.build import configure
+from voicepass.config.checks import split_list
+from voicepass.config.environment import read_variables
+from voicepass.config.policyfile import PolicyFileError, read_policy_file
+from voicepass.config.settings import load_settings
+from voicepass.errors import Refusal, TokenInvalid
+from voicepass.identity import JwtAuthenticator
+from voicepass.identity.differences import list_differences
+from voicepass.model import DEFAULT_ALIAS
+from voicepass.policy import Rule
+from voicepass.telemetry.logs import configure_logging
+
+policy = typer.Typer(no_args_is_help=True, help="Show who may use which agent, and why.")
+
+
+@policy.command()
+def check(
+    file: Annotated[str | None, typer.Argument(help="The file; without it, VOICEPASS_POLICY_FILE.")] = None,
+) -> None:
+    """Check a policy file and print who may do what. Needs no secret. Prints a line for each mistake, then exits 1."""
+    path = file or load_settings().voicepass_policy_file
+    if path is None:
+        fail(["name a file, or set VOICEPASS_POLICY_FILE"])
+    try:
+        hosts = split_list(read_variables().get("VOICEPASS_PLAIN_HTTP_HOSTS", "").lower())
+        policy_file = read_policy_file(path, plain_http_hosts=hosts)
+    except PolicyFileError as error:
+        fail([f"{path}: {problem}" for problem in error.problems])
+    for issuer in policy_file.issuers:
+        for token_issuer, required_claims in issuer.token_issuers.items():
+            addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(required_claims)}"
+            typer.echo(f"accepts {issuer.algorithm} tokens of {token_issuer} {addressee}")
+    for alias, entry in policy_file.agents.items():
+        users = ", and to ".join(rule.whom for rule in entry.rules) or "nobody"
+        typer.echo(f"agent {alias} ({entry.id}) is open to {users}")
+        for name, variable in entry.variables.items():
+            default = "" if variable.default is None else f", else {variable.default!r}"
+            typer.echo(f"  {name} = the claim {variable.claim}{default}")
+
+
+@policy.command()
+def explain(
+    token: Annotated[str, typer.Argument(help="A JWT, or - to read it from standard input.")],
+    agent: Annotated[str, typer.Option(help="The alias of the agent.")] = DEFAULT_ALIAS,
+) -> None:
+    """Say which check or rule decides for a token; exit 1 if it is refused. This grants no pass."""
+    configuration = configure(load_settings())
+    configure_logging(log_format="console", level="error")
+    unverified_token = sys.stdin.read().strip() if token == "-" else token  # noqa: S105
+    authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
+    try:
+        user = asyncio.run(authenticator.user_of(unverified_token))
+        typer.echo(f"user {user.id!r} of {user.issuer}")
+        allowed = configuration.policy.agent_for(user, agent)
+        rule = configuration.policy.agents[agent].admitting(user)
+        typer.echo(f"may use the agent {agent} ({allowed.agent_id}), open to {rule.whom if rule else 'nobody'}")
+        for name, value in configuration.policy.variables_for(user, allowed).items():
+            typer.echo(f"  {name} = {value!r}")
+    except Refusal as refusal:
+        lines = [f"refused: {refusal.code}: {refusal.operator_note or refusal.detail}"]
+        if isinstance(refusal, TokenInvalid):
+            blocks = [(trusted.token_issuer, trusted.audience) for trusted in configuration.trusted]
+            lines += list_differences(unverified_token, blocks)
+        fail(lines)
