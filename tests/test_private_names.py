@@ -26,7 +26,6 @@ USED: dict[tuple[str, str], list[str]] = {
     ("aiohttp.connector", "Connection"): ["protocol", "close"],
     ("aiohttp.client_proto", "ResponseHandler"): ["should_close", "abort"],
     ("aiohttp.client_reqrep", ""): ["ConnectionKey"],
-    ("prometheus_client.mmap_dict", "MmapedDict"): ["read_all_values_from_file", "read_value", "write_value", "close"],
 }
 
 
