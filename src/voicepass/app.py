@@ -66,12 +66,12 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     for host in settings.voicepass_plain_http_hosts:
         _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
-    routers = (pass_routes, user_routes, backend_routes, webhook_routes, module_routes, probe_routes)
+    routers = (pass_routes, user_routes, backend_routes, webhook_routes, probe_routes)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*(route for router in routers for route in router.routes), *admin_routes],
+        routes=[*(route for router in routers for route in router.routes), *module_routes, *admin_routes],
         lifespan=_lifespan(settings, configuration, draining),
         # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},

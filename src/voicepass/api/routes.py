@@ -1,7 +1,8 @@
 """The routes. Each one reads its request, calls the use case, and returns the result."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -92,12 +93,6 @@ async def get_conversation_token(request: Request) -> Response:
     return await _issue(request, _parse_query(request), Transport.WEBRTC)
 
 
-_ANSWERS: Final[Mapping[Transport, type[SignedUrlPass | ConversationTokenPass]]] = {
-    Transport.WEBSOCKET: SignedUrlPass,
-    Transport.WEBRTC: ConversationTokenPass,
-}
-
-
 async def _issue(request: Request, body: PassBody, transport: Transport) -> Response:
     passes: Passes = request.app.state.passes
     request.state.is_attempt = True
@@ -111,7 +106,8 @@ async def _issue(request: Request, body: PassBody, transport: Transport) -> Resp
             traceparent=_first(request.state.fields, "traceparent"),
         )
     )
-    return Response(_ANSWERS[transport].of(voice_pass).model_dump_json(), media_type="application/json")
+    answer = SignedUrlPass if transport is Transport.WEBSOCKET else ConversationTokenPass
+    return Response(answer.of(voice_pass).model_dump_json(), media_type="application/json")
 
 
 def _parse_query(request: Request) -> PassBody:
@@ -221,27 +217,19 @@ async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     block = Block(**body.model_dump())
     await request.app.state.ledger.block(block)
-    _log.warning("block.set", **_describe_block(block), **_describe_backend(request))
+    _log.warning("block.set", **asdict(block), **_describe_backend(request))
 
 
 @block_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     block = Block(**body.model_dump())
     await request.app.state.ledger.unblock(block)
-    _log.warning("block.removed", **_describe_block(block), **_describe_backend(request))
+    _log.warning("block.removed", **asdict(block), **_describe_backend(request))
 
 
 def _describe_backend(request: Request) -> dict[str, Any]:
     """Return which backend sent a request, by the name of its token, and from where."""
-    return {
-        "service_token": request.state.service_token,
-        "client": request.state.client,
-        **request_ids(request),
-    }
-
-
-def _describe_block(block: Block) -> dict[str, str]:
-    return {"kind": block.kind.value, "key": block.key, "token_issuer": block.token_issuer}
+    return {"service_token": request.state.service_token, "client": request.state.client, **request_ids(request)}
 
 
 webhook_routes = APIRouter(
