@@ -2,8 +2,8 @@
 
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -30,7 +30,7 @@ from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
-from voicepass.settlement import Settlements
+from voicepass.settlement import Settlements, run_periodically
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
@@ -39,6 +39,7 @@ from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
 from voicepass.telemetry.logs import configure_logging, log_writer
 from voicepass.telemetry.metrics import (
+    UPDATE_SECONDS,
     AttemptMetrics,
     BypassMetrics,
     Exposition,
@@ -72,7 +73,7 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
         routes=[*(route for router in routers for route in router.routes), *module_routes, *admin_routes],
-        lifespan=_lifespan(settings, configuration, draining),
+        lifespan=partial(_open, settings, configuration, draining),
         # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url="/docs" if settings.voicepass_docs else None,
@@ -92,20 +93,18 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     return app
 
 
-def _lifespan(
-    settings: Settings, configuration: Configuration, draining: Draining
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.enter_context(log_writer.buffered())
-            await _open_services(stack, app.state, settings, configuration)
-            stack.enter_context(draining.on_signals())
-            app.state.draining = draining
-            stack.enter_context(_collect_rarely())
-            yield
-
-    return lifespan
+@asynccontextmanager
+async def _open(
+    settings: Settings, configuration: Configuration, draining: Draining, app: FastAPI
+) -> AsyncIterator[None]:
+    """Open the services before the first request, and close them after the last one."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(log_writer.buffered())
+        await _open_services(stack, app.state, settings, configuration)
+        stack.enter_context(draining.on_signals())
+        app.state.draining = draining
+        stack.enter_context(_collect_rarely())
+        yield
 
 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
@@ -119,7 +118,10 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         stack.push_async_callback(warm.aclose)
     check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
     process = StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
-    await stack.enter_async_context(process.keep_updated())
+    await process.update()
+    await stack.enter_async_context(
+        run_periodically(UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
+    )
     state.metrics = Exposition(
         registry=registry,
         state=process,

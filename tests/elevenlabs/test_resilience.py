@@ -69,7 +69,7 @@ class Upstream:
         return [await self.ask() for _ in range(times)]
 
 
-def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float | None = None) -> Exception:
+def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float = 0.0) -> Exception:
     refusal = OutageRefusal()
     return FailedCallError(refusal, is_outage=is_outage, may_retry=may_retry, retry_after_seconds=retry_after_seconds)
 

@@ -104,21 +104,11 @@ class IssuedConversation(BaseModel):
         return cls.model_validate(asdict(issued) | names | {"identity_mismatch": issued.identity_mismatch})
 
 
-Unit = Literal["passes", "conversations", "seconds"]
-
-_UNITS: Final[Mapping[Counted, Unit]] = {
-    Counted.PASSES: "passes",
-    Counted.REQUESTS: "passes",
-    Counted.CONVERSATIONS: "conversations",
-    Counted.SECONDS: "seconds",
-}
-
-
 class LimitUsage(BaseModel):
     """How much of one limit a user has used."""
 
     limit: str = Field(examples=["user_minutes_per_day"])
-    unit: Unit
+    unit: Literal["passes", "conversations", "seconds"]
     most: int = Field(examples=[3600])
     used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
@@ -134,20 +124,18 @@ class UserUsage(BaseModel):
     @classmethod
     def of(cls, user: User, answers: Sequence[Usage]) -> Self:
         """Make the answer from the ledger's answers, limit by limit."""
-        return cls(
-            user_id=user.id,
-            limits=[
-                LimitUsage(
-                    limit=answer.limit.name,
-                    unit=_UNITS[answer.limit.counted],
-                    most=answer.limit.most,
-                    used=answer.used,
-                    left=answer.left,
-                    resets_at=answer.resets_at,
-                )
-                for answer in answers
-            ],
-        )
+        limits = [
+            {
+                "limit": answer.limit.name,
+                "unit": "passes" if answer.limit.counted is Counted.REQUESTS else answer.limit.counted.value,
+                "most": answer.limit.most,
+                "used": answer.used,
+                "left": answer.left,
+                "resets_at": answer.resets_at,
+            }
+            for answer in answers
+        ]
+        return cls.model_validate({"user_id": user.id, "limits": limits})
 
 
 class _Block(BaseModel):

@@ -1,6 +1,7 @@
 """Deletes data that the ledger need not keep: rows older than the retention time, and expired sealed credentials."""
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 import structlog
@@ -23,9 +24,7 @@ class Retention:
 
     def run(self) -> AbstractAsyncContextManager[None]:
         """Hold a round every minute until the block ends."""
-        return run_periodically(
-            EVERY_SECONDS, self.run_round, report_failure=lambda cause: _log.error("retention.failed", cause=cause)
-        )
+        return run_periodically(EVERY_SECONDS, self.run_round, on_failure=partial(_log.error, "retention.failed"))
 
     async def run_round(self) -> None:
         """Delete old data, unless another instance has just deleted it."""

@@ -5,8 +5,8 @@ that gets the scrape answers for all of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -132,7 +132,7 @@ class StateMetrics:
         self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", ["agent"])
         self._dropped = Counter("voicepass_log_lines_dropped", "Log lines that could not be written", registry=registry)
 
-    def update(self) -> None:
+    async def update(self) -> None:
         """Set the gauges to the present state."""
         state = self._read()
         for (host, calls), is_open in state.breakers.items():
@@ -144,23 +144,6 @@ class StateMetrics:
             self._held.labels(agent).set(held)
         self._dropped.inc(state.lines_dropped - self._lines_counted)
         self._lines_counted = state.lines_dropped
-
-    @asynccontextmanager
-    async def keep_updated(self) -> AsyncIterator[None]:
-        """Update every few seconds until the block ends, if another worker may have to answer for this one."""
-        self.update()
-        task = asyncio.create_task(self._update_forever()) if shared_directory() else None
-        try:
-            yield
-        finally:
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def _update_forever(self) -> None:
-        while True:
-            await asyncio.sleep(UPDATE_SECONDS)
-            self.update()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -205,23 +188,20 @@ class LedgerMetrics(Collector):
             yield gauge("voicepass_oldest_unsettled_seconds", "The age of the oldest of them", oldest)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Exposition:
     """Answers a scrape."""
 
-    def __init__(self, *, registry: CollectorRegistry, state: StateMetrics, ledger: LedgerMetrics) -> None:
-        self._registry = registry
-        self._state = state
-        self._ledger = ledger
-        self._ledger_registry = CollectorRegistry()  # apart, because workers would add up the gauges of one ledger
-        self._ledger_registry.register(ledger)
+    registry: CollectorRegistry
+    state: StateMetrics
+    ledger: LedgerMetrics
 
     async def text(self) -> bytes:
         """Return the metrics of all workers, as Prometheus reads them."""
-        self._state.update()
-        await self._ledger.update()
-        registry, directory = self._registry, shared_directory()
-        if directory is not None:
+        await self.state.update()
+        await self.ledger.update()
+        process: Collector = self.registry
+        if (directory := shared_directory()) is not None:
             remove_dead_workers(directory)
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-        return generate_latest(registry) + generate_latest(self._ledger_registry)
+            process = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
+        return generate_latest(process) + generate_latest(self.ledger)
