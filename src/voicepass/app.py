@@ -36,18 +36,9 @@ from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import Retention
 from voicepass.settlement.webhook import Webhook
+from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.metrics import (
-    UPDATE_SECONDS,
-    AttemptMetrics,
-    BypassMetrics,
-    Exposition,
-    LedgerMetrics,
-    ProcessState,
-    SettlementMetrics,
-    StateMetrics,
-)
 from voicepass.telemetry.traces import open_tracing
 
 _log = structlog.get_logger("voicepass.app")
@@ -117,35 +108,32 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
         stack.push_async_callback(warm.aclose)
     check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
-    process = StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
+    process = metrics.StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
     await process.update()
     await stack.enter_async_context(
-        run_periodically(UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
+        run_periodically(metrics.UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
     )
-    state.metrics = Exposition(
+    state.metrics = metrics.Exposition(
         registry=registry,
         state=process,
-        ledger=LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
+        ledger=metrics.LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
     )
     state.ledger = ledger
     state.policy = configuration.policy
     state.service_tokens = ServiceTokens(settings.service_tokens)
     state.authenticator = _open_authenticator(stack, settings, configuration)
-    state.checks = {
-        "ledger": check_ledger,
-        "keys": state.authenticator.check_keys,
-        "elevenlabs": provider.explain_pause,
-    }
-    seals = Seals(configuration.workspaces)
+    keys = state.authenticator.check_keys
+    state.checks = {"ledger": check_ledger, "keys": keys, "elevenlabs": provider.explain_pause}
+    state.seals = Seals(configuration.workspaces)
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(
         authenticator=state.authenticator,
         policy=configuration.policy,
         provider=warm or provider,
         ledger=ledger,
-        open_passes=await _open_settlement(stack, state, settings, provider=provider, seals=seals, registry=registry),
-        seal=seals.seal,
-        observers=[isolate(AttemptLog(), AttemptMetrics(registry=registry), *traces)],
+        open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
+        seal=state.seals.seal,
+        observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
@@ -178,20 +166,14 @@ def _open_authenticator(stack: AsyncExitStack, settings: Settings, configuration
 
 
 async def _open_settlement(
-    stack: AsyncExitStack,
-    state: State,
-    settings: Settings,
-    *,
-    provider: ElevenLabs,
-    seals: Seals,
-    registry: CollectorRegistry,
+    stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs, registry: CollectorRegistry
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
         ledger=state.ledger,
-        observers=[isolate(SettlementLog(), SettlementMetrics(registry=registry))],
-        bypasses=Bypasses(agent_ids=base_urls.keys(), count=BypassMetrics(registry=registry)),
+        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=registry))],
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=registry)),
         clock=time.time,
     )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
@@ -210,7 +192,7 @@ async def _open_settlement(
         ledger=state.ledger,
         provider=provider,
         settlements=settlements,
-        seals=seals,
+        seals=state.seals,
         base_urls=base_urls,
         deadline_seconds=settings.voicepass_deadline_seconds,
         clock=time.time,
@@ -220,10 +202,10 @@ async def _open_settlement(
     return open_passes
 
 
-def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> ProcessState:
-    return ProcessState(
+def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.ProcessState:
+    return metrics.ProcessState(
         breakers=provider.breakers,
-        calls_in_flight=provider.bulkhead.under_way,
+        calls_in_flight=provider.bulkhead.in_flight,
         calls_waiting=provider.bulkhead.waiting,
         warm_held=warm.held if warm else {},
         lines_dropped=log_writer.dropped,

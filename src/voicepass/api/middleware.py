@@ -210,13 +210,9 @@ def _body_too_large(most_bytes: int) -> BodyTooLarge:
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives `body` first, and then what the connection gives."""
-    has_given = False
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive_again() -> Message:
-        nonlocal has_given
-        if has_given:
-            return await receive()
-        has_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return next(messages, None) or await receive()
 
     return receive_again

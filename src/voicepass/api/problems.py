@@ -1,6 +1,7 @@
 """Turns every refusal into application/problem+json (RFC 9457)."""
 
 import math
+import traceback
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -110,16 +111,13 @@ def log_and_answer(
 
 def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> Response:
     """Log where a bug of ours is, and return 500. The log omits the error's message, which may hold a secret."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else None
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     _log.error(
         "request.failed",
         request_id=request_id,
         client_request_id=client_request_id,
         cause=type(error).__name__,
-        where=where,
+        where=f"{frame.f_code.co_filename}:{line}",
     )
     return answer(InternalError(), request_id=request_id)
 

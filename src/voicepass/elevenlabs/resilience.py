@@ -56,7 +56,7 @@ class Bulkhead:
 
     def __init__(self, *, most: int) -> None:
         self.most = most
-        self.under_way = 0
+        self.in_flight = 0
         self.waiting = 0
         self._slots = asyncio.Semaphore(most)
 
@@ -75,11 +75,11 @@ class Bulkhead:
             raise _overloaded() from None
         finally:
             self.waiting -= 1
-        self.under_way += 1
+        self.in_flight += 1
 
     def leave(self) -> None:
         """Give a slot back."""
-        self.under_way -= 1
+        self.in_flight -= 1
         self._slots.release()
 
 
