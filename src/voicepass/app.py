@@ -34,7 +34,7 @@ from voicepass.settlement import Settlements, run_periodically
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
-from voicepass.settlement.retention import Retention
+from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
@@ -137,7 +137,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     )
     stack.push_async_callback(state.passes.aclose)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-    await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).run())
+    await stack.enter_async_context(run_retention(ledger, keep_seconds=keep_seconds))
 
 
 async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:

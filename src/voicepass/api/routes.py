@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -41,8 +41,6 @@ from voicepass.errors import RequestInvalid, ShuttingDown, UnsupportedMediaType
 from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
-Sent = TypeVar("Sent", bytes, dict[str, str])
-
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json", re.ASCII)
 
 _log = structlog.get_logger("voicepass.api")
@@ -69,31 +67,35 @@ pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=describe_refusa
 
 @pass_routes.post("/signed-url", summary="A pass for the WebSocket", **describe_pass_route(SignedUrlPass, BY_BODY))
 async def post_signed_url(request: Request) -> Response:
-    return await _issue(request, _parse_body(request), Transport.WEBSOCKET)
+    return await _issue(request, Transport.WEBSOCKET)
 
 
 @pass_routes.get(
     "/signed-url", summary="A pass for the WebSocket, for curl", **describe_pass_route(SignedUrlPass, BY_QUERY)
 )
 async def get_signed_url(request: Request) -> Response:
-    return await _issue(request, _parse_query(request), Transport.WEBSOCKET)
+    return await _issue(request, Transport.WEBSOCKET)
 
 
 @pass_routes.post(
     "/conversation-token", summary="A pass for WebRTC", **describe_pass_route(ConversationTokenPass, BY_BODY)
 )
 async def post_conversation_token(request: Request) -> Response:
-    return await _issue(request, _parse_body(request), Transport.WEBRTC)
+    return await _issue(request, Transport.WEBRTC)
 
 
 @pass_routes.get(
     "/conversation-token", summary="A pass for WebRTC, for curl", **describe_pass_route(ConversationTokenPass, BY_QUERY)
 )
 async def get_conversation_token(request: Request) -> Response:
-    return await _issue(request, _parse_query(request), Transport.WEBRTC)
+    return await _issue(request, Transport.WEBRTC)
 
 
-async def _issue(request: Request, body: PassBody, transport: Transport) -> Response:
+async def _issue(request: Request, transport: Transport) -> Response:
+    try:
+        body = _parse_body(request) if request.method == "POST" else _parse_query(request)
+    except ValidationError:
+        raise RequestInvalid from None  # the error repeats what the caller sent
     passes: Passes = request.app.state.passes
     request.state.is_attempt = True
     voice_pass = await passes.issue(
@@ -115,7 +117,7 @@ def _parse_query(request: Request) -> PassBody:
     parameters = request.query_params.multi_items()
     if any(key != "agent" for key, _ in parameters) or len(parameters) > 1:
         raise RequestInvalid("Send no query parameter but one 'agent' (an alias), or none at all.")
-    return _validate(PassBody.model_validate, dict(parameters))
+    return PassBody.model_validate(dict(parameters))
 
 
 def _parse_body(request: Request) -> PassBody:
@@ -129,14 +131,7 @@ def _parse_body(request: Request) -> PassBody:
         raise UnsupportedMediaType
     if media_type is None or not _JSON.fullmatch(media_type):
         raise RequestInvalid
-    return PassBody() if body.strip() == b"null" else _validate(PassBody.model_validate_json, body)
-
-
-def _validate(validate: Callable[[Sent], PassBody], sent: Sent) -> PassBody:
-    try:
-        return validate(sent)
-    except ValidationError:
-        raise RequestInvalid from None  # the error repeats what the caller sent
+    return PassBody() if body.strip() == b"null" else PassBody.model_validate_json(body)
 
 
 def _read_credentials(request: Request) -> Credentials:
