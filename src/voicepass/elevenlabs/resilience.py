@@ -30,7 +30,7 @@ WAITING_SHARE: Final = 0.25
 """The share of the deadline that a caller may wait for a slot. Later there is too little time left for an answer."""
 
 _Answer = TypeVar("_Answer")
-Attempt = Callable[[], Coroutine[Any, Any, _Answer]]
+Call = Callable[[], Coroutine[Any, Any, _Answer]]
 """Makes the call once."""
 Ticks = Callable[[], float]
 
@@ -160,7 +160,7 @@ class Guard:
     def __post_init__(self) -> None:
         self.breaker = Breaker(host=self.host, calls=self.calls, clock=self.clock)
 
-    async def call(self, attempt: Attempt[_Answer], *, bulkhead: Bulkhead, only_if_idle: bool = False) -> _Answer:
+    async def call(self, attempt: Call[_Answer], *, bulkhead: Bulkhead, only_if_idle: bool = False) -> _Answer:
         """Return what `attempt()` returns, at the first or second try.
 
         Raises what it raised, Overloaded, Unavailable or Timeout. A call that has begun goes on if its caller is
@@ -184,7 +184,7 @@ class Guard:
         if not task.cancelled():
             task.exception()  # Without this, asyncio reports the exception as lost if the caller is gone.
 
-    async def _call_within_deadline(self, attempt: Attempt[_Answer], ends_at: float) -> _Answer:
+    async def _call_within_deadline(self, attempt: Call[_Answer], ends_at: float) -> _Answer:
         is_probe = self.breaker.admit()  # It may have opened while this call waited for its slot.
         is_outage = False
         try:
@@ -199,7 +199,7 @@ class Guard:
         finally:
             self.breaker.record(is_outage=is_outage, is_probe=is_probe)
 
-    async def _call_or_retry(self, attempt: Attempt[_Answer], ends_at: float, *, may_retry: bool) -> _Answer:
+    async def _call_or_retry(self, attempt: Call[_Answer], ends_at: float, *, may_retry: bool) -> _Answer:
         self._saved_calls = min(self._saved_calls + 1, CALLS_PER_RETRY * MAX_SAVED_RETRIES)
         try:
             return await attempt()
