@@ -165,7 +165,7 @@ class _Handler(logging.Handler):
 
 
 def _render(encode: Callable[[Event], str], logger: Any, level: str, event: Event) -> str:  # noqa: ANN401 - structlog's or a record
-    """Return the line of an event. This is one processor, because a pass takes longer with several."""
+    """Return the line of an event, without what looks like a secret."""
     event["level"] = level
     event["logger"] = logger.name
     event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
