@@ -98,13 +98,13 @@ def rung() -> ASGIApp:
             real = app.state.passes
             app.state.passes = (
                 Passes(
-                    authenticator=real._authenticator if "token" in layers else Stranger(),
-                    policy=real._policy,
-                    provider=real._provider if "client" in layers else AtOnce(),
-                    ledger=real._ledger if "ledger" in layers else NoLedger(),
-                    open_passes=real._open_passes,
-                    seal=real._seal,
-                    observers=real._observers if "observers" in layers else (),
+                    authenticator=real.authenticator if "token" in layers else Stranger(),
+                    policy=real.policy,
+                    provider=real.provider if "client" in layers else AtOnce(),
+                    ledger=real.ledger if "ledger" in layers else NoLedger(),
+                    open_passes=real.open_passes,
+                    seal=real.seal,
+                    observers=real.observers if "observers" in layers else (),
                 )
                 if "passes" in layers
                 else Given()

@@ -31,13 +31,12 @@ class CanaryLog:
         structlog.configure = self._configure_and_listen  # type: ignore[assignment]  # whatever is set up from now on
 
     def _configure_and_listen(self, processors: list[Any], **rest: Any) -> None:
-        *before, redaction = processors
-        listening: list[Any] = [*before, self._remember, redaction]
-        self._configure(processors=listening, **rest)
+        self._configure(processors=[self._remember, *processors], **rest)
 
-    def _remember(self, _logger: object, _method: str, line: str) -> str:
-        self._lines.write(f"{line}\n")
-        return line
+    def _remember(self, logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        shown = structlog.processors.format_exc_info(logger, method, dict(event))
+        self._lines.write(f"{logger.name} {method} {shown!r}\n")
+        return event
 
     def text(self) -> str:
         return self._lines.getvalue()

@@ -18,15 +18,12 @@ USED: dict[tuple[str, str], list[str]] = {
         *("more_body", "response_started", "response_complete", "keep_alive", "disconnected"),
     ],
     ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"): ["handshake_initiated"],
-    ("starlette.middleware.cors", "CORSMiddleware"): [
-        *("preflight_response", "preflight_headers", "allow_methods", "is_allowed_origin"),
-    ],
+    ("starlette.middleware.cors", "CORSMiddleware"): ["preflight_response", "is_allowed_origin"],
     ("fastapi.routing", "APIRoute"): ["app"],
     ("aiohttp", "TCPConnector"): ["_get", "_release"],
     ("aiohttp.connector", "Connection"): ["protocol", "close"],
     ("aiohttp.client_proto", "ResponseHandler"): ["should_close", "abort"],
     ("aiohttp.client_reqrep", ""): ["ConnectionKey"],
-    ("prometheus_client.mmap_dict", "MmapedDict"): ["read_all_values_from_file", "read_value", "write_value", "close"],
 }
 
 

@@ -2,8 +2,8 @@
 
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -30,23 +30,15 @@ from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
-from voicepass.settlement import Settlements
+from voicepass.settlement import Settlements, run_periodically
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
-from voicepass.settlement.retention import Retention
+from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
+from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.metrics import (
-    AttemptMetrics,
-    BypassMetrics,
-    Exposition,
-    LedgerMetrics,
-    ProcessState,
-    SettlementMetrics,
-    StateMetrics,
-)
 from voicepass.telemetry.traces import open_tracing
 
 _log = structlog.get_logger("voicepass.app")
@@ -66,13 +58,13 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     for host in settings.voicepass_plain_http_hosts:
         _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
-    routers = (pass_routes, user_routes, backend_routes, webhook_routes, module_routes, probe_routes)
+    routers = (pass_routes, user_routes, backend_routes, webhook_routes, probe_routes)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*(route for router in routers for route in router.routes), *admin_routes],
-        lifespan=_lifespan(settings, configuration, draining),
+        routes=[*(route for router in routers for route in router.routes), *module_routes, *admin_routes],
+        lifespan=partial(_open, settings, configuration, draining),
         # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url="/docs" if settings.voicepass_docs else None,
@@ -92,20 +84,18 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     return app
 
 
-def _lifespan(
-    settings: Settings, configuration: Configuration, draining: Draining
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.enter_context(log_writer.buffered())
-            await _open_services(stack, app.state, settings, configuration)
-            stack.enter_context(draining.on_signals())
-            app.state.draining = draining
-            stack.enter_context(_collect_rarely())
-            yield
-
-    return lifespan
+@asynccontextmanager
+async def _open(
+    settings: Settings, configuration: Configuration, draining: Draining, app: FastAPI
+) -> AsyncIterator[None]:
+    """Open the services before the first request, and close them after the last one."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(log_writer.buffered())
+        await _open_services(stack, app.state, settings, configuration)
+        stack.enter_context(draining.on_signals())
+        app.state.draining = draining
+        stack.enter_context(_collect_rarely())
+        yield
 
 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
@@ -118,36 +108,36 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
         stack.push_async_callback(warm.aclose)
     check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
-    process = StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
-    await stack.enter_async_context(process.keep_updated())
-    state.metrics = Exposition(
+    process = metrics.StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
+    await process.update()
+    await stack.enter_async_context(
+        run_periodically(metrics.UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
+    )
+    state.metrics = metrics.Exposition(
         registry=registry,
         state=process,
-        ledger=LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
+        ledger=metrics.LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
     )
     state.ledger = ledger
     state.policy = configuration.policy
     state.service_tokens = ServiceTokens(settings.service_tokens)
     state.authenticator = _open_authenticator(stack, settings, configuration)
-    state.checks = {
-        "ledger": check_ledger,
-        "keys": state.authenticator.check_keys,
-        "elevenlabs": provider.explain_pause,
-    }
-    seals = Seals(configuration.workspaces)
+    keys = state.authenticator.check_keys
+    state.checks = {"ledger": check_ledger, "keys": keys, "elevenlabs": provider.explain_pause}
+    state.seals = Seals(configuration.workspaces)
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(
         authenticator=state.authenticator,
         policy=configuration.policy,
         provider=warm or provider,
         ledger=ledger,
-        open_passes=await _open_settlement(stack, state, settings, provider=provider, seals=seals, registry=registry),
-        seal=seals.seal,
-        observers=[isolate(AttemptLog(), AttemptMetrics(registry=registry), *traces)],
+        open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
+        seal=state.seals.seal,
+        observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-    await stack.enter_async_context(Retention(ledger=ledger, keep_seconds=keep_seconds).run())
+    await stack.enter_async_context(run_retention(ledger, keep_seconds=keep_seconds))
 
 
 async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
@@ -176,20 +166,14 @@ def _open_authenticator(stack: AsyncExitStack, settings: Settings, configuration
 
 
 async def _open_settlement(
-    stack: AsyncExitStack,
-    state: State,
-    settings: Settings,
-    *,
-    provider: ElevenLabs,
-    seals: Seals,
-    registry: CollectorRegistry,
+    stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs, registry: CollectorRegistry
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
         ledger=state.ledger,
-        observers=[isolate(SettlementLog(), SettlementMetrics(registry=registry))],
-        bypasses=Bypasses(agent_ids=base_urls.keys(), count=BypassMetrics(registry=registry)),
+        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=registry))],
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=registry)),
         clock=time.time,
     )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
@@ -208,7 +192,7 @@ async def _open_settlement(
         ledger=state.ledger,
         provider=provider,
         settlements=settlements,
-        seals=seals,
+        seals=state.seals,
         base_urls=base_urls,
         deadline_seconds=settings.voicepass_deadline_seconds,
         clock=time.time,
@@ -218,10 +202,10 @@ async def _open_settlement(
     return open_passes
 
 
-def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> ProcessState:
-    return ProcessState(
+def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.ProcessState:
+    return metrics.ProcessState(
         breakers=provider.breakers,
-        calls_in_flight=provider.bulkhead.under_way,
+        calls_in_flight=provider.bulkhead.in_flight,
         calls_waiting=provider.bulkhead.waiting,
         warm_held=warm.held if warm else {},
         lines_dropped=log_writer.dropped,

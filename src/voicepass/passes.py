@@ -1,12 +1,12 @@
-"""The use case, and the page to read first: `Passes.issue` shows how a request becomes a pass.
+"""The use case, and the page to read first: `Passes.issue` and `_issue` show how a request becomes a pass.
 
 The four ports below hide the token, the vendor and the database. `settlement` settles the conversation afterwards.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,29 +91,10 @@ class Passes:
     _releases: set[asyncio.Future[None]] = field(default_factory=set, init=False)
 
     async def issue(self, request: PassRequest) -> VoicePass:
-        """Return a pass for one conversation, or raise the Refusal that says why not."""
-        with self._observe(request) as attempt:
-            with attempt.step(StepName.VERIFY):
-                attempt.user = user = await self.authenticator.authenticate(request.credentials)
-                attempt.agent = agent = self.policy.agent_for(user, request.alias)
-            reservation = self._make_reservation(request, user, agent)
-            try:
-                async with self._reserve(attempt, reservation):
-                    credential = await self._fetch_credential(attempt, agent)
-                    await self._grant(attempt, reservation, agent, credential)
-            except (TooManyConversations, QuotaExceeded) as refusal:
-                credential = await self._reissue(attempt, reservation, agent, refusal)
-            return VoicePass(
-                transport=request.transport,
-                credential=credential,
-                agent=agent,
-                user_id=user.id,
-                dynamic_variables=self.policy.variables_for(user, agent),
-            )
+        """Return a pass for one conversation, or raise the Refusal that says why not.
 
-    @contextmanager
-    def _observe(self, request: PassRequest) -> Iterator[Attempt]:
-        """Open an attempt, and show it to the observers exactly once, however the block ends."""
+        The observers get the attempt exactly once, however it ends.
+        """
         attempt = Attempt(
             request_id=request.request_id,
             transport=request.transport,
@@ -123,8 +104,7 @@ class Passes:
             traceparent=request.traceparent,
         )
         try:
-            yield attempt
-            attempt.outcome = "granted"
+            voice_pass = await self._issue(request, attempt)
         except Refusal as refusal:
             attempt.outcome, attempt.operator_note = refusal.code, refusal.operator_note
             attempt.is_operators_fault, attempt.cause = refusal.is_operators_fault, refusal.__cause__
@@ -135,11 +115,38 @@ class Passes:
         except Exception as error:
             attempt.outcome, attempt.is_operators_fault, attempt.cause = InternalError.code, True, error
             raise
+        else:
+            attempt.outcome = "granted"
+            return voice_pass
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
             for observe in self.observers:
                 with suppress(Exception):  # The outcome stands. `lines.isolate` logs the exception.
                     observe(attempt)
+
+    async def _issue(self, request: PassRequest, attempt: Attempt) -> VoicePass:
+        with attempt.step(StepName.VERIFY):
+            attempt.user = user = await self.authenticator.authenticate(request.credentials)
+            attempt.agent = agent = self.policy.agent_for(user, request.alias)
+        reservation = self._make_reservation(request, user, agent)
+        try:
+            await self._reserve(attempt, reservation)
+            credential = await self._fetch_credential(attempt, agent)
+            await self._grant(attempt, reservation, agent, credential)
+        except (TooManyConversations, QuotaExceeded) as refusal:
+            credential = await self._reissue(attempt, reservation, agent, refusal)
+        except (LimitReached, UserBlocked):
+            raise  # The ledger has counted nothing.
+        except BaseException as error:
+            await self._release(attempt, reservation, error)
+            raise
+        return VoicePass(
+            transport=request.transport,
+            credential=credential,
+            agent=agent,
+            user_id=user.id,
+            dynamic_variables=self.policy.variables_for(user, agent),
+        )
 
     def _make_reservation(self, request: PassRequest, user: User, agent: Agent) -> Reservation:
         return Reservation(
@@ -153,25 +160,7 @@ class Passes:
             seconds=self.policy.conversation_seconds,
         )
 
-    @asynccontextmanager
-    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> AsyncIterator[None]:
-        """Count one more pass within the limits, and release it if the block fails."""
-        try:
-            await self._check_limits(attempt, reservation)
-            yield
-        except (LimitReached, UserBlocked):
-            raise  # The ledger has counted nothing.
-        except BaseException as error:
-            has_reached = attempt.has_asked and getattr(error, "has_reached_elevenlabs", True)
-            release = asyncio.ensure_future(self.ledger.release(reservation, has_reached=has_reached))
-            self._releases.add(release)
-            release.add_done_callback(self._forget_release)
-            # A reservation that cannot be released lapses after 15 minutes.
-            with suppress(LedgerUnavailable), attempt.step(StepName.RELEASE):
-                await asyncio.shield(release)  # The release goes on if the caller hangs up.
-            raise
-
-    async def _check_limits(self, attempt: Attempt, reservation: Reservation) -> None:
+    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
         """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
         try:
             with attempt.step(StepName.RESERVE):
@@ -209,6 +198,16 @@ class Passes:
         attempt.note_credential(credential)
         attempt.is_reissued = True
         return credential
+
+    async def _release(self, attempt: Attempt, reservation: Reservation, error: BaseException) -> None:
+        """Stop counting a pass that failed with `error`. The release goes on if the caller hangs up."""
+        has_reached = attempt.has_asked and getattr(error, "has_reached_elevenlabs", True)
+        release = asyncio.ensure_future(self.ledger.release(reservation, has_reached=has_reached))
+        self._releases.add(release)
+        release.add_done_callback(self._forget_release)
+        # A reservation that cannot be released lapses after 15 minutes.
+        with suppress(LedgerUnavailable), attempt.step(StepName.RELEASE):
+            await asyncio.shield(release)
 
     async def aclose(self) -> None:
         """Wait for the releases in flight."""

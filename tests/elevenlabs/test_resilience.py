@@ -69,7 +69,7 @@ class Upstream:
         return [await self.ask() for _ in range(times)]
 
 
-def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float | None = None) -> Exception:
+def failure(*, is_outage: bool = False, may_retry: bool = True, retry_after_seconds: float = 0.0) -> Exception:
     refusal = OutageRefusal()
     return FailedCallError(refusal, is_outage=is_outage, may_retry=may_retry, retry_after_seconds=retry_after_seconds)
 
@@ -309,11 +309,11 @@ async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> Non
     with pytest.raises(Overloaded):
         await held.call()
 
-    assert (held.bulkhead.under_way, held.bulkhead.waiting, held.begun) == (2, 2, 2)
+    assert (held.bulkhead.in_flight, held.bulkhead.waiting, held.begun) == (2, 2, 2)
     held.release.set()
     assert await asyncio.gather(*callers) == ["an answer"] * 4
     await asyncio.sleep(0)
-    assert (held.bulkhead.under_way, held.bulkhead.waiting) == (0, 0)
+    assert (held.bulkhead.in_flight, held.bulkhead.waiting) == (0, 0)
 
 
 async def test_a_background_call_never_takes_a_slot_from_a_user() -> None:
@@ -338,7 +338,7 @@ async def test_a_client_that_leaves_the_queue_leaves_nothing_behind() -> None:
         caller.cancel()
     await asyncio.gather(*callers[2:], return_exceptions=True)
 
-    assert (held.bulkhead.under_way, held.bulkhead.waiting) == (2, 0)
+    assert (held.bulkhead.in_flight, held.bulkhead.waiting) == (2, 0)
     held.release.set()
     await asyncio.gather(*callers[:2])
     assert held.begun == 2
@@ -351,12 +351,12 @@ async def test_a_call_whose_caller_is_gone_keeps_its_slot_until_it_is_over() -> 
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
-    assert held.bulkhead.under_way == 2
+    assert held.bulkhead.in_flight == 2
 
     held.release.set()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert held.bulkhead.under_way == 0
+    assert held.bulkhead.in_flight == 0
 
 
 async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_failure() -> None:
@@ -371,7 +371,7 @@ async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_fa
 
     assert {type(outcome) for outcome in outcomes} == {Timeout}
     assert guard.breaker.is_open
-    assert bulkhead.under_way == 0
+    assert bulkhead.in_flight == 0
 
 
 async def test_closing_waits_for_calls_in_flight() -> None:
@@ -385,4 +385,4 @@ async def test_closing_waits_for_calls_in_flight() -> None:
 
     held.release.set()
     await closing
-    assert held.bulkhead.under_way == 0
+    assert held.bulkhead.in_flight == 0

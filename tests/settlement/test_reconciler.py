@@ -156,7 +156,7 @@ def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
         await asyncio.sleep([20, 0, 150, 0, 0][len(began) - 1])
 
     async def repeat() -> None:
-        async with run_periodically(60, act, report_failure=pytest.fail):
+        async with run_periodically(60, act, on_failure=pytest.fail):
             await asyncio.sleep(400)
 
     run(time, repeat)

@@ -10,7 +10,7 @@ from tests.settlement.given import grant
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.settlement.retention import Retention
+from voicepass.settlement.retention import delete_old_data, run_retention
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() ->
 
         for days in (30, 2):
             clock.now += days * DAY
-            await Retention(ledger=ledger, keep_seconds=31 * DAY).run_round()
+            await delete_old_data(ledger, keep_seconds=31 * DAY)
             remembered.append(len(await ledger.listed(most=10)))
 
     assert remembered == [1, 0]
@@ -38,7 +38,7 @@ async def test_one_instance_deletes_and_the_others_do_not() -> None:
         await ledger.lease("retention", 60)
         clock.now += 59
 
-        await Retention(ledger=ledger, keep_seconds=1).run_round()
+        await delete_old_data(ledger, keep_seconds=1)
 
         assert len(await ledger.listed(most=10)) == 1
 
@@ -46,7 +46,7 @@ async def test_one_instance_deletes_and_the_others_do_not() -> None:
 async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_next_round() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        await Retention(ledger=ledger, keep_seconds=1).run_round()
+        await delete_old_data(ledger, keep_seconds=1)
         got = []
         for seconds in (53.9, 0.2):
             clock.now += seconds
@@ -65,7 +65,7 @@ def test_a_round_follows_every_minute_even_if_one_fails() -> None:
             raise RuntimeError("a bug")
 
     async def repeat() -> None:
-        async with Retention(ledger=Failing(), keep_seconds=1).run():  # type: ignore[arg-type]
+        async with run_retention(Failing(), keep_seconds=1):  # type: ignore[arg-type]
             await asyncio.sleep(150)
 
     with structlog.testing.capture_logs() as logged:
@@ -81,7 +81,7 @@ async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:
-        await Retention(ledger=Out(), keep_seconds=NOW).run_round()  # type: ignore[arg-type]
+        await delete_old_data(Out(), keep_seconds=NOW)  # type: ignore[arg-type]
 
     assert logged == [
         {

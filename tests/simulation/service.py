@@ -32,7 +32,7 @@ from voicepass.settlement import Settlements
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
-from voicepass.settlement.retention import Retention
+from voicepass.settlement.retention import run_retention
 
 START: Final = 1_800_000_000.0
 HERE: Final = "https://here"
@@ -151,7 +151,7 @@ class Service:
         )
         self.instances.append(Instance(ledger=ledger, passes=passes, settlements=settlements))
         await asyncio.sleep(self.chance.uniform(0, RECONCILE_SECONDS))  # instances do not start at the same moment
-        async with reconciler.run(), Retention(ledger=ledger, keep_seconds=400 * 86_400).run():
+        async with reconciler.run(), run_retention(ledger, keep_seconds=400 * 86_400):
             yield
             await open_passes.aclose()
             await passes.aclose()

@@ -31,7 +31,7 @@ from voicepass.telemetry.metrics import (
     ProcessState,
     StateMetrics,
 )
-from voicepass.telemetry.workers import lock_and_clean
+from voicepass.telemetry.workers import remove_dead_workers
 
 pytestmark = pytest.mark.anyio
 
@@ -196,45 +196,21 @@ def write_counts(directory: Path, *, pid: int, count: float) -> None:
         values.close()  # type: ignore[no-untyped-call]
 
 
-def files_in(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
-
-
 def counted(directory: Path) -> dict[str, float]:
     collector = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
     return {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}  # type: ignore[no-untyped-call]
 
 
-async def test_the_files_of_dead_workers_are_removed_and_their_counts_stay(tmp_path: Path) -> None:
-    alive, dead = os.getpid(), [dead_process(), dead_process()]
-    for pid, count in ((alive, 1), (dead[0], 20), (dead[1], 300)):
+def test_the_state_of_dead_workers_goes_and_their_counts_stay(tmp_path: Path) -> None:
+    alive, dead = os.getpid(), dead_process()
+    for pid, count in ((alive, 1), (dead, 20)):
         write_counts(tmp_path, pid=pid, count=count)
 
-    async with lock_and_clean(tmp_path):
-        first = counted(tmp_path)
-    write_counts(tmp_path, pid=dead_process(), count=4000)
-    async with lock_and_clean(tmp_path):
-        second = counted(tmp_path)
+    remove_dead_workers(tmp_path)
+    remove_dead_workers(tmp_path)
 
-    assert first == {"asked_total": 321, "took_sum": 321, "waiting": 1}
-    assert second == {"asked_total": 4321, "took_sum": 4321, "waiting": 1}
-    assert files_in(tmp_path) == {
-        *(f"{kind}_{alive}.db" for kind in ("counter", "histogram", "gauge_livesum")),
-        *("counter_dead.db", "histogram_dead.db", "lock"),
-    }
-
-
-async def test_while_another_worker_is_scraped_no_file_is_removed(tmp_path: Path) -> None:
-    async with lock_and_clean(tmp_path):
-        write_counts(tmp_path, pid=dead_process(), count=20)
-        before = files_in(tmp_path)
-        async with lock_and_clean(tmp_path, lock_seconds=0.05):
-            meanwhile = files_in(tmp_path)
-    async with lock_and_clean(tmp_path):
-        after = files_in(tmp_path)
-
-    assert before == meanwhile
-    assert after == {"lock", "counter_dead.db", "histogram_dead.db"}
+    assert counted(tmp_path) == {"asked_total": 21, "took_sum": 21, "waiting": 1}
+    assert not (tmp_path / f"gauge_livesum_{dead}.db").exists()
 
 
 @pytest.mark.long
@@ -274,13 +250,11 @@ def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
             os.sched_yield()
         after = [scraped() for _ in range(4)]
         states = files("gauge_livesum")
-        counts = files("counter") | files("histogram")
 
     assert len(two) == 2
     assert answers == [asked] * 8
     assert {attempts(text) for text in after} == {asked}
     assert victim not in states
-    assert victim not in counts
     assert samples(after[-1])["voicepass_ledger_up"] == 1
     assert not list(tmp_path.glob("voicepass-metrics-*")), "the directory goes with the service"
 

@@ -107,6 +107,11 @@ def written() -> Iterator[Written]:
                         frozenset(keyword.arg for keyword in keywords if keyword.arg),
                         any(keyword.arg is None for keyword in keywords),
                     )
+                case ast.Call(
+                    func=ast.Name(id="partial"),
+                    args=[ast.Attribute(value=ast.Name(id="_log"), attr=level), ast.Constant(value=str(event))],
+                ):
+                    yield Written(event, level, frozenset(), is_open=True)
 
 
 def test_the_table_of_events_is_that_of_the_source() -> None:

@@ -1,6 +1,7 @@
 """Which routes answer on which port, if operators have a port of their own (`serve --admin-port`)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.routing import BaseRoute, Match
@@ -12,6 +13,7 @@ from voicepass.errors import NotFound
 _ON_ADMIN_PORT: Final = (*admin_routes, *probe_routes.routes)
 
 
+@dataclass(eq=False)
 class AdminPort:
     """Plain ASGI: serves the admin routes on the admin port only. Besides them, that port serves only the probes.
 
@@ -19,18 +21,17 @@ class AdminPort:
     treated as public.
     """
 
-    def __init__(self, app: ASGIApp, *, port: int) -> None:
-        self._app = app
-        self._port = port
+    app: ASGIApp
+    port: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises NotFound, as for a path that does not exist."""
         if scope["type"] == "http":
-            is_admin = (scope.get("server") or (None, None))[1] == self._port
+            is_admin = (scope.get("server") or (None, None))[1] == self.port
             is_served = _matches_any(_ON_ADMIN_PORT, scope) if is_admin else not _matches_any(admin_routes, scope)
             if not is_served:
                 raise NotFound
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 def _matches_any(routes: Sequence[BaseRoute], scope: Scope) -> bool:

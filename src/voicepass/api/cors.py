@@ -2,11 +2,12 @@
 
 import string
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from voicepass.api.middleware import add_headers
@@ -39,30 +40,24 @@ class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight. The page of a listed origin decides which headers it sends."""
         request_id = new_id()
-        refusal = self._find_refusal(request_headers)
-        if refusal is None:
-            headers = {**self.preflight_headers, "Access-Control-Allow-Origin": request_headers["origin"]}
-            if names := _list_tokens(request_headers.get("access-control-request-headers", "")):
-                headers["Access-Control-Allow-Headers"] = ", ".join(names)
-            response: Response = PlainTextResponse("OK", headers=headers)
-        else:
-            response = log_and_answer(refusal, request_id=request_id)
+        response = super().preflight_response(request_headers)
+        if response.status_code != HTTPStatus.OK or len(request_headers.getlist("origin")) > 1:
+            response = log_and_answer(self._explain(request_headers), request_id=request_id)
             response.headers["Vary"] = "Origin"
+        elif (asked := request_headers.get("access-control-request-headers")) is not None:
+            response.headers["Access-Control-Allow-Headers"] = ", ".join(_list_tokens(asked))
         add_headers(response.raw_headers, request_id=request_id)
         return response
 
-    def _find_refusal(self, request_headers: Headers) -> OriginNotAllowed | None:
+    def _explain(self, request_headers: Headers) -> OriginNotAllowed:
         origins = request_headers.getlist("origin")
-        method = request_headers["access-control-request-method"]
         shown = redact(", ".join(origins), most_characters=MAX_SHOWN_CHARACTERS)
-        if len(origins) > 1 or not self.is_allowed_origin(origins[0]):
-            note = f"the preflight of {shown!r} is refused: if the page is yours, list it in VOICEPASS_ALLOWED_ORIGINS"
-            return OriginNotAllowed(operator_note=note)
-        if method not in self.allow_methods or "access-control-request-private-network" in request_headers:
-            shown_method = redact(method, most_characters=MAX_SHOWN_CHARACTERS)
-            note = f"{shown!r} is listed, but its preflight asks for {shown_method!r} or for a private network"
+        if len(origins) == 1 and self.is_allowed_origin(origins[0]):
+            method = redact(request_headers["access-control-request-method"], most_characters=MAX_SHOWN_CHARACTERS)
+            note = f"{shown!r} is listed, but its preflight asks for {method!r} or for a private network"
             return OriginNotAllowed("Pages of other origins may send GET and POST only.", operator_note=note)
-        return None
+        note = f"the preflight of {shown!r} is refused: if the page is yours, list it in VOICEPASS_ALLOWED_ORIGINS"
+        return OriginNotAllowed(operator_note=note)
 
 
 def _list_tokens(asked: str) -> list[str]:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,6 +39,7 @@ Fields = Mapping[str, Sequence[str]]
 """Header fields: by the name in lower case, their values as they came, in order."""
 
 
+@dataclass(eq=False)
 class Surface:
     """Plain ASGI, around everything but CORS.
 
@@ -49,24 +51,18 @@ class Surface:
     wait in their sockets.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        trusted_proxies: Sequence[Network] = (),
-        draining: Draining | None = None,
-        clock: Clock = time.time,
-    ) -> None:
-        self._app = app
-        self._clock = clock
-        self._trusted_proxies = trusted_proxies
-        self._draining = draining
-        self._webhook_slots = asyncio.Semaphore(MAX_WEBHOOKS_AT_ONCE)
+    app: ASGIApp
+    trusted_proxies: Sequence[Network] = ()
+    draining: Draining | None = None
+    clock: Clock = time.time
+    _webhook_slots: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MAX_WEBHOOKS_AT_ONCE), init=False
+    )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Anything but HTTP goes to the app unchanged."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         _remove_repeated_prefix(scope)
         fields = _read_fields(scope)
@@ -79,7 +75,7 @@ class Surface:
             if message["type"] == "http.response.start":
                 has_begun = True
                 add_headers(message["headers"], request_id=ids["request_id"])
-                if self._draining is not None and self._draining.has_begun:
+                if self.draining is not None and self.draining.has_begun:
                     # Otherwise the peer might send its next request just as the server closes the connection.
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -90,7 +86,7 @@ class Surface:
             body = await self._read_body(scope, fields, receive)
             if body is not None:
                 state["body"] = body
-                await self._app(scope, _receive_again(body, receive), send_safely)
+                await self.app(scope, _receive_again(body, receive), send_safely)
         except Refusal as refusal:
             response = log_and_answer(refusal, **ids, asked=f"{scope['method']} {scope['path']}")
             if isinstance(refusal, Malformed):
@@ -106,19 +102,19 @@ class Surface:
         peer = scope["client"][0] if scope.get("client") else None
         sent = fields.get("x-request-id", ())
         sent_id = sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else None
-        is_from_proxy = is_in(peer, self._trusted_proxies)
+        is_from_proxy = is_in(peer, self.trusted_proxies)
         ids = {
             "request_id": sent_id if sent_id is not None and is_from_proxy else new_id(),
             "client_request_id": None if is_from_proxy else sent_id,
         }
-        client = client_address(peer, fields.get("x-forwarded-for", ()), self._trusted_proxies)
+        client = client_address(peer, fields.get("x-forwarded-for", ()), self.trusted_proxies)
         state |= ids | {"client": client, "fields": fields}
         return ids
 
     async def _read_body(self, scope: Scope, fields: Fields, receive: Receive) -> bytes | None:
         most_bytes, slots = MAX_BODY_BYTES, None
         if scope["method"] == "POST" and _path_in_app(scope) == WEBHOOK_PATH:
-            check_signature_header(webhook_signature(fields), self._clock())
+            check_signature_header(webhook_signature(fields), self.clock())
             most_bytes, slots = MAX_WEBHOOK_BYTES, self._webhook_slots
         declared = fields.get("content-length", ("",))[0]
         if declared.isdecimal() and int(declared) > most_bytes:
@@ -214,13 +210,9 @@ def _body_too_large(most_bytes: int) -> BodyTooLarge:
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives `body` first, and then what the connection gives."""
-    has_given = False
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive_again() -> Message:
-        nonlocal has_given
-        if has_given:
-            return await receive()
-        has_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return next(messages, None) or await receive()
 
     return receive_again

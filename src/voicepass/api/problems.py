@@ -1,14 +1,15 @@
 """Turns every refusal into application/problem+json (RFC 9457)."""
 
 import math
+import traceback
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -39,39 +40,48 @@ _CHALLENGES: Final = {SignatureInvalid.code: "ElevenLabs-Signature", TokenMissin
 _log = structlog.get_logger("voicepass.api")
 
 
-def problem_body(refusal: Refusal, *, request_id: str) -> dict[str, Any]:
-    """Describe `refusal` to the caller: code, status, what to do, and the id to look for in the log."""
-    body: dict[str, Any] = {
-        "type": f"urn:voicepass:problem:{refusal.code}",
-        "title": refusal.title,
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "code": refusal.code,
-        "request_id": request_id,
-    }
-    if refusal.retry_after_seconds is not None:
-        body["retry_after_seconds"] = refusal.retry_after_seconds
-    if refusal.checks:
-        body["checks"] = dict(refusal.checks)
-    if isinstance(refusal, LimitReached):
-        resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
-        body["resets_at"] = resets_at.isoformat().replace("+00:00", "Z")
-    return body
+Instant = Annotated[datetime, BeforeValidator(lambda seconds: datetime.fromtimestamp(int(seconds), UTC))]
+"""Seconds since the epoch, shown as a date without fractions of a second."""
 
 
-def answer(refusal: Refusal, *, request_id: str) -> JSONResponse:
-    """Return the response for `refusal`."""
+class Problem(BaseModel):
+    """Why voicepass refused a request, and what to do (RFC 9457)."""
+
+    type: str = Field(examples=["urn:voicepass:problem:token_expired"])
+    title: str
+    status: int
+    detail: str = Field(description="What the caller should do.")
+    code: str = Field(description="Stable; branch on this.", examples=["token_expired"])
+    request_id: str = Field(description="The line to look for in the service's log.")
+    retry_after_seconds: int | None = None
+    checks: dict[str, str] | None = Field(None, description="Only of /readyz: the outcome of each check.")
+    resets_at: Instant | None = Field(None, description="Only of a limit: from when a new try can succeed.")
+
+
+def answer(refusal: Refusal, *, request_id: str) -> Response:
+    """Return the response for `refusal`: code, status, what to do, and the id to look for in the log."""
     headers = {}
+    problem = Problem(
+        type=f"urn:voicepass:problem:{refusal.code}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=refusal.detail,
+        code=refusal.code,
+        request_id=request_id,
+        retry_after_seconds=refusal.retry_after_seconds,
+        checks=dict(refusal.checks) or None,
+    )
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = _CHALLENGES.get(refusal.code, 'Bearer error="invalid_token"')
     if isinstance(refusal, LimitReached):  # draft-ietf-httpapi-ratelimit-headers
+        problem.resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
         name = refusal.limit_name
         headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}'
         headers["RateLimit"] = f'"{name}";r=0;t={refusal.retry_after_seconds}'
-    body = problem_body(refusal, request_id=request_id)
-    return JSONResponse(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 
 
 def log_and_answer(
@@ -81,7 +91,7 @@ def log_and_answer(
     client_request_id: str | None = None,
     service_token: str | None = None,
     asked: str | None = None,
-) -> JSONResponse:
+) -> Response:
     """Log `refusal` with its request id, and return the response.
 
     `asked` is the method and the path. `service_token` is the name of the token that the request carried.
@@ -99,18 +109,15 @@ def log_and_answer(
     return answer(refusal, request_id=request_id)
 
 
-def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> JSONResponse:
+def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> Response:
     """Log where a bug of ours is, and return 500. The log omits the error's message, which may hold a secret."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else None
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     _log.error(
         "request.failed",
         request_id=request_id,
         client_request_id=client_request_id,
         cause=type(error).__name__,
-        where=where,
+        where=f"{frame.f_code.co_filename}:{line}",
     )
     return answer(InternalError(), request_id=request_id)
 
@@ -119,17 +126,17 @@ def handle_refusals(app: FastAPI) -> None:
     """Make `app` answer every refusal, and every error that the framework raises, as a problem."""
 
     @app.exception_handler(Refusal)
-    async def answer_refusal(request: Request, refusal: Refusal) -> JSONResponse:
+    async def answer_refusal(request: Request, refusal: Refusal) -> Response:
         if getattr(request.state, "is_attempt", False):  # the attempt's observers have logged it
             return answer(refusal, request_id=request.state.request_id)
         return _log_and_answer(request, refusal)
 
     @app.exception_handler(RequestValidationError)
-    async def answer_invalid(request: Request, _error: RequestValidationError) -> JSONResponse:
+    async def answer_invalid(request: Request, _error: RequestValidationError) -> Response:
         return _log_and_answer(request, RequestInvalid(_WRONG_FORM))  # the error itself repeats what the caller sent
 
     @app.exception_handler(HTTPException)
-    async def answer_framework(request: Request, error: HTTPException) -> JSONResponse:
+    async def answer_framework(request: Request, error: HTTPException) -> Response:
         if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
             return _log_and_answer(request, NotFound() if error.status_code == NotFound.status else RequestInvalid())
         response = _log_and_answer(request, MethodNotAllowed())
@@ -142,7 +149,7 @@ def request_ids(request: Request) -> dict[str, Any]:
     return {"request_id": request.state.request_id, "client_request_id": request.state.client_request_id}
 
 
-def _log_and_answer(request: Request, refusal: Refusal) -> JSONResponse:
+def _log_and_answer(request: Request, refusal: Refusal) -> Response:
     service_token = getattr(request.state, "service_token", None)
     asked = f"{request.method} {request.url.path}"  # without the query, which may hold a secret
     return log_and_answer(refusal, **request_ids(request), service_token=service_token, asked=asked)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from voicepass.errors import LedgerUnavailable, Refusal
@@ -28,29 +29,29 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
     return outcomes
 
 
+@dataclass(kw_only=True, eq=False)
 class LedgerCheck:
     """Checks the ledger at most once in two seconds. Whoever asks in between gets the last outcome.
 
     `check` raises LedgerUnavailable.
     """
 
-    def __init__(self, *, check: Callable[[], Awaitable[None]], ticks: MonotonicClock) -> None:
-        self._check = check
-        self._ticks = ticks
-        self._lock = asyncio.Lock()
-        self._fresh_until = float("-inf")
-        self._failure: LedgerUnavailable | None = None
+    check: Callable[[], Awaitable[None]]
+    ticks: MonotonicClock
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _fresh_until: float = field(default=float("-inf"), init=False)
+    _failure: LedgerUnavailable | None = field(default=None, init=False)
 
     async def __call__(self) -> None:
         """Raise LedgerUnavailable if no pass can be written."""
         async with self._lock:
-            if self._ticks() >= self._fresh_until:
+            if self.ticks() >= self._fresh_until:
                 self._failure = None
                 try:
-                    await self._check()
+                    await self.check()
                 except LedgerUnavailable as refusal:
                     self._failure = refusal
-                self._fresh_until = self._ticks() + CHECK_SECONDS
+                self._fresh_until = self.ticks() + CHECK_SECONDS
             failure = self._failure
         if failure is not None:  # a new one for each caller, because a raise adds to the exception's traceback
             raise LedgerUnavailable(operator_note=failure.operator_note) from failure

@@ -1,9 +1,10 @@
 """The routes. Each one reads its request, calls the use case, and returns the result."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -40,8 +41,6 @@ from voicepass.errors import RequestInvalid, ShuttingDown, UnsupportedMediaType
 from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
-Sent = TypeVar("Sent", bytes, dict[str, str])
-
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json", re.ASCII)
 
 _log = structlog.get_logger("voicepass.api")
@@ -68,37 +67,35 @@ pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=describe_refusa
 
 @pass_routes.post("/signed-url", summary="A pass for the WebSocket", **describe_pass_route(SignedUrlPass, BY_BODY))
 async def post_signed_url(request: Request) -> Response:
-    return await _issue(request, _parse_body(request), Transport.WEBSOCKET)
+    return await _issue(request, Transport.WEBSOCKET)
 
 
 @pass_routes.get(
     "/signed-url", summary="A pass for the WebSocket, for curl", **describe_pass_route(SignedUrlPass, BY_QUERY)
 )
 async def get_signed_url(request: Request) -> Response:
-    return await _issue(request, _parse_query(request), Transport.WEBSOCKET)
+    return await _issue(request, Transport.WEBSOCKET)
 
 
 @pass_routes.post(
     "/conversation-token", summary="A pass for WebRTC", **describe_pass_route(ConversationTokenPass, BY_BODY)
 )
 async def post_conversation_token(request: Request) -> Response:
-    return await _issue(request, _parse_body(request), Transport.WEBRTC)
+    return await _issue(request, Transport.WEBRTC)
 
 
 @pass_routes.get(
     "/conversation-token", summary="A pass for WebRTC, for curl", **describe_pass_route(ConversationTokenPass, BY_QUERY)
 )
 async def get_conversation_token(request: Request) -> Response:
-    return await _issue(request, _parse_query(request), Transport.WEBRTC)
+    return await _issue(request, Transport.WEBRTC)
 
 
-_ANSWERS: Final[Mapping[Transport, type[SignedUrlPass | ConversationTokenPass]]] = {
-    Transport.WEBSOCKET: SignedUrlPass,
-    Transport.WEBRTC: ConversationTokenPass,
-}
-
-
-async def _issue(request: Request, body: PassBody, transport: Transport) -> Response:
+async def _issue(request: Request, transport: Transport) -> Response:
+    try:
+        body = _parse_body(request) if request.method == "POST" else _parse_query(request)
+    except ValidationError:
+        raise RequestInvalid from None  # the error repeats what the caller sent
     passes: Passes = request.app.state.passes
     request.state.is_attempt = True
     voice_pass = await passes.issue(
@@ -111,7 +108,8 @@ async def _issue(request: Request, body: PassBody, transport: Transport) -> Resp
             traceparent=_first(request.state.fields, "traceparent"),
         )
     )
-    return Response(_ANSWERS[transport].of(voice_pass).model_dump_json(), media_type="application/json")
+    answer = SignedUrlPass if transport is Transport.WEBSOCKET else ConversationTokenPass
+    return Response(answer.of(voice_pass).model_dump_json(), media_type="application/json")
 
 
 def _parse_query(request: Request) -> PassBody:
@@ -119,7 +117,7 @@ def _parse_query(request: Request) -> PassBody:
     parameters = request.query_params.multi_items()
     if any(key != "agent" for key, _ in parameters) or len(parameters) > 1:
         raise RequestInvalid("Send no query parameter but one 'agent' (an alias), or none at all.")
-    return _validate(PassBody.model_validate, dict(parameters))
+    return PassBody.model_validate(dict(parameters))
 
 
 def _parse_body(request: Request) -> PassBody:
@@ -133,14 +131,7 @@ def _parse_body(request: Request) -> PassBody:
         raise UnsupportedMediaType
     if media_type is None or not _JSON.fullmatch(media_type):
         raise RequestInvalid
-    return PassBody() if body.strip() == b"null" else _validate(PassBody.model_validate_json, body)
-
-
-def _validate(validate: Callable[[Sent], PassBody], sent: Sent) -> PassBody:
-    try:
-        return validate(sent)
-    except ValidationError:
-        raise RequestInvalid from None  # the error repeats what the caller sent
+    return PassBody() if body.strip() == b"null" else PassBody.model_validate_json(body)
 
 
 def _read_credentials(request: Request) -> Credentials:
@@ -221,27 +212,19 @@ async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     block = Block(**body.model_dump())
     await request.app.state.ledger.block(block)
-    _log.warning("block.set", **_describe_block(block), **_describe_backend(request))
+    _log.warning("block.set", **asdict(block), **_describe_backend(request))
 
 
 @block_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     block = Block(**body.model_dump())
     await request.app.state.ledger.unblock(block)
-    _log.warning("block.removed", **_describe_block(block), **_describe_backend(request))
+    _log.warning("block.removed", **asdict(block), **_describe_backend(request))
 
 
 def _describe_backend(request: Request) -> dict[str, Any]:
     """Return which backend sent a request, by the name of its token, and from where."""
-    return {
-        "service_token": request.state.service_token,
-        "client": request.state.client,
-        **request_ids(request),
-    }
-
-
-def _describe_block(block: Block) -> dict[str, str]:
-    return {"kind": block.kind.value, "key": block.key, "token_issuer": block.token_issuer}
+    return {"service_token": request.state.service_token, "client": request.state.client, **request_ids(request)}
 
 
 webhook_routes = APIRouter(

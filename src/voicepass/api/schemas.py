@@ -1,18 +1,15 @@
 """The bodies of requests and answers. The OpenAPI document is made from them."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from voicepass import errors
-from voicepass.api.problems import PROBLEM_JSON
+from voicepass.api.problems import PROBLEM_JSON, Instant, Problem
 from voicepass.errors import Refusal
 from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
-
-Instant = Annotated[datetime, BeforeValidator(lambda seconds: datetime.fromtimestamp(int(seconds), UTC))]
-"""Seconds since the epoch, shown as a date without fractions of a second."""
 
 Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
@@ -52,7 +49,7 @@ class _PassFields(BaseModel):
                 "agent_id": voice_pass.agent.agent_id,
                 "expires_at": credential.expires_at,
                 "user_id": voice_pass.user_id,
-                "dynamic_variables": dict(voice_pass.dynamic_variables),
+                "dynamic_variables": voice_pass.dynamic_variables,
             }
         )
 
@@ -74,20 +71,6 @@ class SignedUrlPass(_PassFields, _SignedUrl):  # in this order, the credential i
 
 class ConversationTokenPass(_PassFields, _ConversationToken):
     """A pass for WebRTC: pass its members to the SDK's `startSession`."""
-
-
-class Problem(BaseModel):
-    """Why voicepass refused a request, and what to do (RFC 9457)."""
-
-    type: str = Field(examples=["urn:voicepass:problem:token_expired"])
-    title: str
-    status: int
-    detail: str = Field(description="What the caller should do.")
-    code: str = Field(description="Stable; branch on this.", examples=["token_expired"])
-    request_id: str = Field(description="The line to look for in the service's log.")
-    retry_after_seconds: int | None = None
-    checks: dict[str, str] | None = Field(None, description="Only of /readyz: the outcome of each check.")
-    resets_at: Instant | None = Field(None, description="Only of a limit: from when a new try can succeed.")
 
 
 class Ready(BaseModel):
@@ -116,36 +99,16 @@ class IssuedConversation(BaseModel):
     @classmethod
     def of(cls, issued: IssuedPass) -> Self:
         """Make the answer for a row of the ledger."""
-        return cls(
-            conversation_id=issued.conversation_id or "",
-            user_id=issued.user_id,
-            token_issuer=issued.token_issuer,
-            agent=issued.agent_alias,
-            agent_id=issued.agent_id,
-            issued_at=issued.reserved_at,
-            settled_at=issued.settled_at,
-            seconds=None if issued.settled_at is None else issued.seconds,
-            identity_mismatch=issued.identity_mismatch,
-            reported_user_id=issued.reported_user_id,
-            request_id=issued.request_id,
-        )
-
-
-Unit = Literal["passes", "conversations", "seconds"]
-
-_UNITS: Final[Mapping[Counted, Unit]] = {
-    Counted.PASSES: "passes",
-    Counted.REQUESTS: "passes",
-    Counted.CONVERSATIONS: "conversations",
-    Counted.SECONDS: "seconds",
-}
+        seconds = None if issued.settled_at is None else issued.seconds
+        names = {"agent": issued.agent_alias, "issued_at": issued.reserved_at, "seconds": seconds}
+        return cls.model_validate(asdict(issued) | names | {"identity_mismatch": issued.identity_mismatch})
 
 
 class LimitUsage(BaseModel):
     """How much of one limit a user has used."""
 
     limit: str = Field(examples=["user_minutes_per_day"])
-    unit: Unit
+    unit: Literal["passes", "conversations", "seconds"]
     most: int = Field(examples=[3600])
     used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
@@ -161,20 +124,18 @@ class UserUsage(BaseModel):
     @classmethod
     def of(cls, user: User, answers: Sequence[Usage]) -> Self:
         """Make the answer from the ledger's answers, limit by limit."""
-        return cls(
-            user_id=user.id,
-            limits=[
-                LimitUsage(
-                    limit=answer.limit.name,
-                    unit=_UNITS[answer.limit.counted],
-                    most=answer.limit.most,
-                    used=answer.used,
-                    left=answer.left,
-                    resets_at=answer.resets_at,
-                )
-                for answer in answers
-            ],
-        )
+        limits = [
+            {
+                "limit": answer.limit.name,
+                "unit": "passes" if answer.limit.counted is Counted.REQUESTS else answer.limit.counted.value,
+                "most": answer.limit.most,
+                "used": answer.used,
+                "left": answer.left,
+                "resets_at": answer.resets_at,
+            }
+            for answer in answers
+        ]
+        return cls.model_validate({"user_id": user.id, "limits": limits})
 
 
 class _Block(BaseModel):
@@ -215,15 +176,17 @@ ANYWHERE: Final[Sequence[type[Refusal]]] = (
 )
 """What any route may answer. Each tuple below is what routes of one kind may answer besides."""
 
-OF_A_USER: Final[Sequence[type[Refusal]]] = (
-    errors.CredentialsConflict,
-    errors.TokenMissing,
-    errors.TokenInvalid,
+_OF_A_TOKEN: Final = (errors.TokenMissing, errors.TokenInvalid, errors.LedgerUnavailable)
+OF_A_CONVERSATION: Final = (*_OF_A_TOKEN, errors.ConversationUnknown)
+OF_A_WEBHOOK: Final = (errors.SignatureInvalid, errors.LedgerUnavailable)
+OF_READINESS: Final = (errors.LedgerUnavailable, errors.KeysUnavailable, errors.ShuttingDown)
+OF_A_USER: Final = (
+    *_OF_A_TOKEN,
     errors.TokenExpired,
+    errors.CredentialsConflict,
     errors.OriginNotAllowed,
     errors.UnsupportedMediaType,
     errors.KeysUnavailable,
-    errors.LedgerUnavailable,
 )
 OF_A_PASS: Final[Sequence[type[Refusal]]] = (
     *OF_A_USER,
@@ -233,14 +196,6 @@ OF_A_PASS: Final[Sequence[type[Refusal]]] = (
     errors.Overloaded,
     *errors.ElevenLabsRefusal.__subclasses__(),
 )
-OF_A_CONVERSATION: Final = (
-    errors.TokenMissing,
-    errors.TokenInvalid,
-    errors.ConversationUnknown,
-    errors.LedgerUnavailable,
-)
-OF_A_WEBHOOK: Final = (errors.SignatureInvalid, errors.LedgerUnavailable)
-OF_READINESS: Final = (errors.LedgerUnavailable, errors.KeysUnavailable, errors.ShuttingDown)
 
 
 def describe_refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
@@ -248,12 +203,9 @@ def describe_refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
     codes: dict[int, list[str]] = {}
     for refusal in (*kinds, *ANYWHERE):
         codes.setdefault(refusal.status, []).append(refusal.code)
-    schema = Problem.model_json_schema()
+    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
     return {
-        status: {
-            "description": " · ".join(f"`{code}`" for code in of_status),
-            "content": {PROBLEM_JSON: {"schema": schema}},
-        }
+        status: {"description": " · ".join(f"`{code}`" for code in of_status), "content": content}
         for status, of_status in codes.items()
     }
 

@@ -11,7 +11,7 @@ import structlog
 from voicepass.elevenlabs.answers import origin_of
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.elevenlabs.resilience import FailedCallError
-from voicepass.errors import BadAnswer, KeyRejected, Refusal, Timeout, Unavailable
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, Refusal, Timeout, Unavailable
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
 
@@ -86,7 +86,7 @@ class Calls:
                 refusal,
                 is_outage=is_outage,
                 may_retry=status in _OUTAGES_TO_RETRY or code == SYSTEM_BUSY,
-                retry_after_seconds=read_retry_after(retry_after, now=now),
+                retry_after_seconds=read_retry_after(retry_after, now=now) or 0.0,
             )
         raise refusal
 
@@ -98,22 +98,19 @@ class Calls:
             raise BadAnswer(operator_note=str(error)) from error
         except httpx.DecodingError as error:
             raise BadAnswer(operator_note="the answer is no whole HTTP answer; is the base URL right?") from error
-        except httpx.TimeoutException as error:
-            note = (
-                f"{type(error).__name__} while asking {request.url.host}: it cannot be reached, or answers too slowly"
-            )
-            raise FailedCallError(Timeout(operator_note=note), is_outage=True, may_retry=False) from error
-        except CertificateRefusedError as error:
-            refusal = Unavailable(operator_note=str(error))
-            raise FailedCallError(refusal, is_outage=True, may_retry=False) from error
         except httpx.TransportError as error:
-            note = (
-                f"{type(error).__name__} while asking {request.url.host}; "
-                "check the base URL, DNS and the way out of this network"
-            )
+            note = f"{type(error).__name__} while asking {request.url.host}"
+            refusal: ElevenLabsRefusal
+            if isinstance(error, httpx.TimeoutException):
+                refusal = Timeout(operator_note=f"{note}: it cannot be reached, or answers too slowly")
+            elif isinstance(error, CertificateRefusedError):
+                refusal = Unavailable(operator_note=str(error))
+            else:
+                note += "; check the base URL, DNS and the way out of this network"
+                refusal = Unavailable(operator_note=note)
             # A second call is harmless: there was no answer, as on a kept connection that was closed, or part of one.
-            may_retry = isinstance(error, (httpx.ConnectError, httpx.ReadError))
-            raise FailedCallError(Unavailable(operator_note=note), is_outage=True, may_retry=may_retry) from error
+            may_retry = type(error) in {httpx.ConnectError, httpx.ReadError}
+            raise FailedCallError(refusal, is_outage=True, may_retry=may_retry) from error
 
 
 def _build_request(url: str, api_key: str) -> httpx.Request:

@@ -37,16 +37,16 @@ class _Shelf:
     paused_until: float = 0.0
 
 
+@dataclass(kw_only=True, eq=False)
 class WarmStore:
     """Holds at most `most` URLs for each agent. `clock`: wall time. `ticks`: monotonic seconds."""
 
-    def __init__(self, *, source: ElevenLabs, most: int, clock: Clock, ticks: Callable[[], float]) -> None:
-        self._source = source
-        self._most = most
-        self._clock = clock
-        self._ticks = ticks
-        self._shelves: dict[Agent, _Shelf] = {}
-        self._fetches: set[asyncio.Task[None]] = set()
+    source: ElevenLabs
+    most: int
+    clock: Clock
+    ticks: Callable[[], float]
+    _shelves: dict[Agent, _Shelf] = field(default_factory=dict, init=False)
+    _fetches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     @property
     def held(self) -> dict[str, int]:
@@ -56,15 +56,15 @@ class WarmStore:
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Return a credential that nobody else gets. Raises what the source raises."""
         if transport is not Transport.WEBSOCKET:  # A conversation token may be usable more than once.
-            return await self._source.fetch_credential(agent, transport)
+            return await self.source.fetch_credential(agent, transport)
         shelf = self._find_shelf(agent)
-        shelf.taken_at.append(self._ticks())
+        shelf.taken_at.append(self.ticks())
         credential = self._take(shelf)
         self._refill(agent, shelf)
         if credential is not None:
             return credential
         try:
-            return await self._source.fetch_credential(agent, transport)
+            return await self.source.fetch_credential(agent, transport)
         except (KeyRejected, AgentUnknown):
             shelf.held.clear()
             raise
@@ -77,7 +77,7 @@ class WarmStore:
 
     def _find_shelf(self, agent: Agent) -> _Shelf:
         """Return the agent's shelf. It is a new, empty one if the workspace's key has changed."""
-        key_position = self._source.get_key_position(agent)
+        key_position = self.source.get_key_position(agent)
         shelf = self._shelves.get(agent)
         if shelf is None or shelf.key_position != key_position:
             shelf = self._shelves[agent] = _Shelf(key_position)
@@ -88,18 +88,18 @@ class WarmStore:
             usable_until, credential = shelf.held.popleft()
             # Compare both clocks: the wall clock jumps when it is set, the monotonic one stops while a machine sleeps.
             expires_at = credential.expires_at or 0.0
-            if self._ticks() < usable_until and self._clock() < expires_at - SPARED_SECONDS:
+            if self.ticks() < usable_until and self.clock() < expires_at - SPARED_SECONDS:
                 return credential
         return None
 
     def _refill(self, agent: Agent, shelf: _Shelf) -> None:
-        now = self._ticks()
-        while shelf.taken_at[0] < now - DEMAND_SECONDS or len(shelf.taken_at) > self._most:
+        now = self.ticks()
+        while shelf.taken_at[0] < now - DEMAND_SECONDS or len(shelf.taken_at) > self.most:
             shelf.taken_at.popleft()
         if now < shelf.paused_until:
             return
         # Twice the demand, so that a demand that has just begun does not use up the URLs in flight.
-        target = min(self._most, 2 * len(shelf.taken_at))
+        target = min(self.most, 2 * len(shelf.taken_at))
         for _ in range(target - len(shelf.held) - shelf.in_flight):
             fetch = asyncio.create_task(self._fetch_ahead(agent, shelf))
             shelf.in_flight += 1
@@ -107,14 +107,14 @@ class WarmStore:
             fetch.add_done_callback(self._fetches.discard)
 
     async def _fetch_ahead(self, agent: Agent, shelf: _Shelf) -> None:
-        began_at = self._ticks()
+        began_at = self.ticks()
         try:
-            credential = await self._source.fetch_credential(agent, Transport.WEBSOCKET, only_if_idle=True)
+            credential = await self.source.fetch_credential(agent, Transport.WEBSOCKET, only_if_idle=True)
         except Refusal as refusal:
             pause_seconds = max(PAUSE_SECONDS, refusal.retry_after_seconds or 0)
             if began_at >= shelf.paused_until:  # Write one line for all fetches in flight.
                 _log.warning("warm.paused", agent=agent.alias, code=refusal.code, seconds=pause_seconds)
-            shelf.paused_until = self._ticks() + pause_seconds
+            shelf.paused_until = self.ticks() + pause_seconds
             if isinstance(refusal, (KeyRejected, AgentUnknown)):
                 shelf.held.clear()
             return
@@ -122,5 +122,5 @@ class WarmStore:
             shelf.in_flight -= 1
         if credential.expires_at is None or credential.conversation_id is None:
             return  # It may open more than one conversation, or expire at any time.
-        usable_seconds = credential.expires_at - self._clock() - SPARED_SECONDS
+        usable_seconds = credential.expires_at - self.clock() - SPARED_SECONDS
         shelf.held.append((began_at + usable_seconds, replace(credential, is_warm=True)))

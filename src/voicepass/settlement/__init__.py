@@ -58,7 +58,7 @@ class Settlements:
         settled = await self._ledger.settle(settlement)
         if settled is not None:
             for observe in self._observers:
-                with suppress(Exception):  # The pass is settled. `lines.Isolated` logs the exception.
+                with suppress(Exception):  # The pass is settled. `lines.isolate` logs the exception.
                     observe(settled)
             return
         for issued in await self._ledger.find([settlement.conversation_id]):
@@ -102,12 +102,12 @@ class Settlements:
 
 @asynccontextmanager
 async def run_periodically(
-    every_seconds: float, act: Callable[[], Awaitable[None]], *, report_failure: Callable[[str], None]
+    every_seconds: float, act: Callable[[], Awaitable[None]], *, on_failure: Callable[..., None]
 ) -> AsyncIterator[None]:
     """Call `act` every `every_seconds` until the block ends.
 
-    A slow `act` does not delay the next call, unless it takes longer than `every_seconds`. `report_failure` gets the
-    type of each exception.
+    A slow `act` does not delay the next call, unless it takes longer than `every_seconds`. `on_failure` gets the type
+    of each exception as `cause`.
     """
 
     async def repeat() -> None:
@@ -118,7 +118,7 @@ async def run_periodically(
             try:
                 await act()
             except Exception as error:  # noqa: BLE001 - the next call may succeed
-                report_failure(type(error).__name__)
+                on_failure(cause=type(error).__name__)
             next_at = max(next_at + every_seconds, loop.time())
 
     task = asyncio.create_task(repeat())

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -61,11 +62,7 @@ class Reconciler:
 
     def run(self) -> AbstractAsyncContextManager[None]:
         """Hold a round every `every_seconds` until the block ends."""
-        return run_periodically(
-            self.every_seconds,
-            self.run_round,
-            report_failure=lambda cause: _log.error("reconciler.failed", cause=cause),
-        )
+        return run_periodically(self.every_seconds, self.run_round, on_failure=partial(_log.error, "reconciler.failed"))
 
     async def run_round(self) -> None:
         """Settle what can be settled now, unless another instance does. The round ends before its lease ends."""

@@ -5,7 +5,9 @@ import logging
 import re
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
@@ -90,23 +92,20 @@ def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
     A second call replaces what the first one set up. Other handlers stay, except those of uvicorn's own command.
     """
     lowest = logging.getLevelNamesMapping()[level.upper()]
-    processors: list[structlog.typing.Processor] = [
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _cut_values,
-        _to_json if log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        _redact_line,
-    ]
+    encode: Callable[[Event], str] = json.JSONEncoder(default=repr).encode
+    if log_format == "console":
+        encode = partial(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()), None, "")
+    render = partial(_render, encode)
     # Our own lines do not become records of `logging` first, which would take a tenth of the time of a pass.
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, *processors],
+        processors=[render],
         wrapper_class=structlog.make_filtering_bound_logger(lowest),
         logger_factory=_StandardError,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
     others = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
-    root.handlers[:] = [*others, _Handler(processors)]
+    root.handlers[:] = [*others, _Handler(render)]
     root.setLevel(lowest)
     _remove_uvicorn_handlers()
     for name, least in _THIRD_PARTY_LEVELS.items():
@@ -153,36 +152,26 @@ class _StandardError:
 class _Handler(logging.Handler):
     """Writes the lines of uvicorn and other libraries."""
 
-    def __init__(self, processors: Sequence[structlog.typing.Processor]) -> None:
+    def __init__(self, render: Callable[[Any, str, Event], str]) -> None:
         super().__init__()
-        self._processors = processors
+        self._render = render
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line: Any = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
-            line["exc_info"] = record.exc_info
-            for process in self._processors:
-                line = process(None, "", line)
-            write_line(line)
+            event: Event = {"event": record.getMessage(), "exc_info": record.exc_info}
+            write_line(self._render(record, record.levelname.lower(), event))
         except Exception:  # noqa: BLE001 - the error handling of `logging` would wait for standard error
             log_writer.drop()
 
 
-def _cut_values(_logger: object, _method: str, event: Event) -> Event:
-    # This comes before the rendering, because a JSON line that is cut is no JSON.
+def _render(encode: Callable[[Event], str], logger: Any, level: str, event: Event) -> str:  # noqa: ANN401 - structlog's or a record
+    """Return the line of an event, without what looks like a secret."""
+    event["level"] = level
+    event["logger"] = logger.name
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    event = structlog.processors.format_exc_info(logger, level, event)
     for name, value in event.items():
         if type(value) is str and len(value) > MAX_TEXT_CHARACTERS:
-            event[name] = redact(value)
-    return event
-
-
-_encode: Final = json.JSONEncoder(default=repr).encode  # json.dumps would make an encoder for each line
-
-
-def _to_json(_logger: object, _method: str, event: Event) -> str:
-    return _encode(event)
-
-
-def _redact_line(_logger: object, _method: str, line: Any) -> str:  # noqa: ANN401 - structlog passes a line here
+            event[name] = redact(value)  # before the encoding, because a JSON line that is cut is no JSON
     # The last defence, for text of others: our own events never hold a secret.
-    return _hide_secrets(line)
+    return _hide_secrets(encode(event))

@@ -1,16 +1,16 @@
 """Writes lines to a descriptor such as standard error from a thread of its own, so that no request waits for the log.
 
-The lines wait in a bounded buffer. A line that finds it full, or that cannot be written, is dropped and counted.
+The lines wait in a bounded queue. A line that finds it full, or that cannot be written, is dropped and counted.
 """
 
 import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
+from queue import Empty, SimpleQueue
 from typing import Final
 
 MAX_WAITING_LINES: Final = 10_000
@@ -36,27 +36,25 @@ class LogWriter:
         self._reported = 0
         self._is_line_torn = False
         self._is_buffered = False
-        self._is_writing = False
         self._wait_until = float("inf")
-        self._lines: deque[str] = deque()
-        self._changed = threading.Condition(threading.RLock())  # a signal handler may log while its thread holds it
+        self._lock = threading.RLock()  # a signal handler may log while its thread holds it
         self._thread: threading.Thread | None = None
+        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
+        """Lines. The thread sets an event when it has written all lines before it."""
 
     def write(self, line: str) -> None:
         """Write `line` and a line break. This never raises."""
-        with self._changed:
-            self._start_thread()
-            if len(self._lines) >= MAX_WAITING_LINES:
-                self.dropped += 1
-                return
-            self._lines.append(line)
-            self._changed.notify_all()
+        self._start_thread()
+        if self._queue.qsize() >= MAX_WAITING_LINES:
+            self.drop()
+            return
+        self._queue.put(line)
         if not self._is_buffered:
             self._wait()
 
     def drop(self, lines: int = 1) -> None:
         """Count lines that nobody will read."""
-        with self._changed:
+        with self._lock:
             self.dropped += lines
 
     @contextmanager
@@ -71,64 +69,60 @@ class LogWriter:
             self._wait()
 
     def _start_thread(self) -> None:
-        if self._thread is not None:
-            if self._thread.is_alive():
-                return
-            self._lines.clear()  # this process is a fork, and its parent writes these lines
-        thread = threading.Thread(target=self._run, name="log", daemon=True)
-        with suppress(RuntimeError):  # the system refuses another thread: the next line tries again
-            thread.start()
-            self._thread = thread
+        if self._thread is not None and self._thread.is_alive():
+            return
+        with self._lock, suppress(RuntimeError):  # the system refuses another thread: the next line tries again
+            if self._thread is not None and not self._thread.is_alive():
+                self._queue = SimpleQueue()  # this process is a fork, and its parent writes these lines
+                self._thread = None
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _wait(self) -> None:
         """Wait until all lines are written, or time is up."""
         seconds = min(END_SECONDS, self._wait_until - time.monotonic())
         if seconds > 0 and self._thread is not None and threading.current_thread() is not self._thread:
-            with self._changed:
-                if not self._changed.wait_for(lambda: not self._lines and not self._is_writing, seconds):
-                    self._wait_until = time.monotonic()
+            is_written = threading.Event()
+            self._queue.put(is_written)
+            if not is_written.wait(seconds):
+                self._wait_until = time.monotonic()
 
     def _run(self) -> None:
+        can_write = False
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines)
-                batch = [self._lines.popleft() for _ in range(min(_BATCH_LINES, len(self._lines)))]
-                self._is_writing = True
-            is_whole = self._write(batch)
-            with self._changed:
-                self._is_writing = False
-                self._changed.notify_all()
-            if not self._lines:
-                if is_whole:
-                    self._report_lost_lines()
-                if self._is_buffered:
-                    time.sleep(_PAUSE_SECONDS)
-
-    def _report_lost_lines(self) -> None:
-        lost = self.dropped - self._reported
-        if lost:
-            self._reported += lost
-            with suppress(Exception):
-                self._on_resumed(lost)
+            batch = [self._queue.get()]
+            with suppress(Empty):
+                while len(batch) < _BATCH_LINES:
+                    batch.append(self._queue.get_nowait())
+            if lines := [line for line in batch if isinstance(line, str)]:
+                can_write = self._write(lines)
+            for event in batch:
+                if isinstance(event, threading.Event):
+                    event.set()
+            lost = self.dropped - self._reported
+            if can_write and lost and self._queue.empty():
+                self._reported += lost
+                with suppress(Exception):
+                    self._on_resumed(lost)
+            if self._is_buffered:
+                time.sleep(_PAUSE_SECONDS)
 
     def _write(self, lines: Sequence[str]) -> bool:
-        """Write all of `lines`, or count those that were lost."""
+        """Write all of `lines`, or count those that were lost. Returns whether all are written."""
         encoded = [f"{line}\n".encode(errors="backslashreplace") for line in lines]
         if self._is_line_torn:
             encoded[0] = b"\n" + encoded[0]
         data, written = memoryview(b"".join(encoded)), 0
-        try:
-            while written < len(data):
-                written += self._write_some(data[written:])
-        except OSError:
-            self.drop(sum(end > written for end in accumulate(map(len, encoded))))
+        while written < len(data):
+            try:
+                written += os.write(self._descriptor, data[written:])
+            except BlockingIOError:  # another program made the shared terminal or pipe non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self.drop(sum(end > written for end in accumulate(map(len, encoded))))
+                break
         if written:
             self._is_line_torn = data[written - 1] != ord("\n")
         return written == len(data)
-
-    def _write_some(self, data: memoryview) -> int:
-        while True:
-            try:
-                return os.write(self._descriptor, data)
-            except BlockingIOError:  # another program made the shared terminal or pipe non-blocking
-                select.select([], [self._descriptor], [])

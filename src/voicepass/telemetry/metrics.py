@@ -5,9 +5,9 @@ that gets the scrape answers for all of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import IssuedPass, MonotonicClock, Standing, Transport
 from voicepass.telemetry.attempt import Attempt, StepName
-from voicepass.telemetry.workers import lock_and_clean, shared_directory
+from voicepass.telemetry.workers import remove_dead_workers, shared_directory
 
 UPDATE_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
@@ -30,18 +30,6 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _LAG_SECONDS: Final = (1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600)
 
 
-def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
-    return Counter(name, text, labels, registry=registry)
-
-
-def _gauge(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Gauge:
-    return Gauge(name, text, labels, multiprocess_mode="livesum", registry=registry)
-
-
-def _histogram(registry: CollectorRegistry, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
-    return Histogram(name, text, [label], buckets=buckets, registry=registry)
-
-
 class AttemptMetrics:
     """Counts attempts and times their steps.
 
@@ -50,20 +38,20 @@ class AttemptMetrics:
     """
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._attempts = _counter(
-            registry, "voicepass_attempts", "Requests for a pass, by outcome", "transport", "agent", "outcome"
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        by_transport = ["transport"]
+        self._attempts = counter(
+            "voicepass_attempts", "Requests for a pass, by outcome", ["transport", "agent", "outcome"]
         )
-        self._reissued = _counter(
-            registry, "voicepass_passes_reissued", "Unopened passes returned again to a user at a limit", "transport"
+        self._reissued = counter(
+            "voicepass_passes_reissued", "Unopened passes returned again to a user at a limit", by_transport
         )
-        self._unbound = _counter(
-            registry, "voicepass_conversation_id_missing", "Passes without a conversation id", "transport"
+        self._unbound = counter("voicepass_conversation_id_missing", "Passes without a conversation id", by_transport)
+        seconds = histogram(
+            "voicepass_attempt_duration_seconds", "From the request to its answer", by_transport, buckets=_SECONDS
         )
-        seconds = _histogram(
-            registry, "voicepass_attempt_duration_seconds", "From the request to its answer", "transport", _SECONDS
-        )
-        steps = _histogram(
-            registry, "voicepass_step_duration_seconds", "The time of each step", "step", (0.0001, 0.0005, *_SECONDS)
+        steps = histogram(
+            "voicepass_step_duration_seconds", "The time of each step", ["step"], buckets=(0.0001, 0.0005, *_SECONDS)
         )
         # Looking up a label takes longer than counting.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
@@ -86,17 +74,15 @@ class SettlementMetrics:
     """Counts settlements. The label is bounded: `webhook`, `reconciler` or `lookup`."""
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._settled = _counter(registry, "voicepass_settlements", "Conversations settled", "source")
-        self._seconds = _counter(registry, "voicepass_settled_seconds", "Seconds of conversation used", "source")
-        self._lag = _histogram(
-            registry,
-            "voicepass_settlement_lag_seconds",
-            "From the pass to its settlement, without the conversation itself",
-            "source",
-            _LAG_SECONDS,
+        counter = partial(Counter, registry=registry)
+        self._settled = counter("voicepass_settlements", "Conversations settled", ["source"])
+        self._seconds = counter("voicepass_settled_seconds", "Seconds of conversation used", ["source"])
+        self._mismatches = counter(
+            "voicepass_identity_mismatches", "Conversations in which the browser named another user"
         )
-        self._mismatches = _counter(
-            registry, "voicepass_identity_mismatches", "Conversations in which the browser named another user"
+        text = "From the pass to its settlement, without the conversation itself"
+        self._lag = Histogram(
+            "voicepass_settlement_lag_seconds", text, ["source"], buckets=_LAG_SECONDS, registry=registry
         )
 
     def __call__(self, settled: IssuedPass) -> None:
@@ -112,9 +98,8 @@ class BypassMetrics:
     """Counts conversations that began without a pass. The label has these three values only."""
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
-        self._bypasses = _counter(
-            registry, "voicepass_bypasses", "Conversations of our agents that began without a pass", "reason"
-        )
+        text = "Conversations of our agents that began without a pass"
+        self._bypasses = Counter("voicepass_bypasses", text, ["reason"], registry=registry)
         for reason in ("public", "shareable_link", "not_issued"):
             self._bypasses.labels(reason)  # An alert sees an increase only if the series was there before.
 
@@ -139,15 +124,15 @@ class StateMetrics:
     def __init__(self, *, registry: CollectorRegistry, read: Callable[[], ProcessState]) -> None:
         self._read = read
         self._lines_counted = 0
-        gauge = partial(_gauge, registry)
-        self._breakers = gauge("voicepass_breaker_open", "Workers that do not call this host now", "host", "calls")
+        gauge = partial(Gauge, multiprocess_mode="livesum", registry=registry)
+        self._breakers = gauge("voicepass_breaker_open", "Workers that do not call this host now", ["host", "calls"])
         self._in_flight = gauge("voicepass_calls_in_flight", "Calls for a credential that are in flight")
         self._under_way = gauge("voicepass_calls_under_way", "Deprecated: use voicepass_calls_in_flight")
         self._waiting = gauge("voicepass_calls_waiting", "Calls for a credential that wait for a free slot")
-        self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", "agent")
-        self._dropped = _counter(registry, "voicepass_log_lines_dropped", "Log lines that could not be written")
+        self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", ["agent"])
+        self._dropped = Counter("voicepass_log_lines_dropped", "Log lines that could not be written", registry=registry)
 
-    def update(self) -> None:
+    async def update(self) -> None:
         """Set the gauges to the present state."""
         state = self._read()
         for (host, calls), is_open in state.breakers.items():
@@ -160,63 +145,36 @@ class StateMetrics:
         self._dropped.inc(state.lines_dropped - self._lines_counted)
         self._lines_counted = state.lines_dropped
 
-    @asynccontextmanager
-    async def keep_updated(self) -> AsyncIterator[None]:
-        """Update every few seconds until the block ends, if another worker may have to answer for this one."""
-        self.update()
-        task = asyncio.create_task(self._update_forever()) if shared_directory() else None
-        try:
-            yield
-        finally:
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
-    async def _update_forever(self) -> None:
-        while True:
-            await asyncio.sleep(UPDATE_SECONDS)
-            self.update()
-
-
+@dataclass(kw_only=True, eq=False)
 class LedgerMetrics(Collector):
     """Whether a pass can be written, as `/readyz` reports it, and what is open. Every worker answers the same.
 
     `check` raises LedgerUnavailable, and so does `read`. Then the samples about what is open are missing.
     """
 
-    def __init__(
-        self,
-        *,
-        check: Callable[[], Awaitable[None]],
-        read: Callable[[], Awaitable[Standing]],
-        ticks: MonotonicClock,
-    ) -> None:
-        self._check = check
-        self._read = read
-        self._ticks = ticks
-        self._is_up = False
-        self._standing: Standing | None = None
-        self._fresh_until = float("-inf")
-        self._lock = asyncio.Lock()
+    check: Callable[[], Awaitable[None]]
+    read: Callable[[], Awaitable[Standing]]
+    ticks: MonotonicClock
+    _is_up: bool = field(default=False, init=False)
+    _standing: Standing | None = field(default=None, init=False)
+    _fresh_until: float = field(default=float("-inf"), init=False)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def update(self) -> None:
         """Check the ledger. Once in five seconds at most, also ask what is open, and wait half a second for it."""
         async with self._lock:
             try:
-                await self._check()
+                await self.check()
                 self._is_up = True
-                if self._ticks() >= self._fresh_until:
-                    self._standing = await self._read_in_time()
-                    self._fresh_until = self._ticks() + UPDATE_SECONDS
+                if self.ticks() >= self._fresh_until:
+                    self._standing = None
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LEDGER_SECONDS):
+                            self._standing = await self.read()
+                    self._fresh_until = self.ticks() + UPDATE_SECONDS
             except LedgerUnavailable:
                 self._is_up, self._standing, self._fresh_until = False, None, float("-inf")
-
-    async def _read_in_time(self) -> Standing | None:
-        try:
-            async with asyncio.timeout(LEDGER_SECONDS):
-                return await self._read()
-        except TimeoutError:
-            return None
 
     def collect(self) -> Iterator[Metric]:
         """Return the result of the last update."""
@@ -230,27 +188,20 @@ class LedgerMetrics(Collector):
             yield gauge("voicepass_oldest_unsettled_seconds", "The age of the oldest of them", oldest)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Exposition:
     """Answers a scrape."""
 
-    def __init__(self, *, registry: CollectorRegistry, state: StateMetrics, ledger: LedgerMetrics) -> None:
-        self._registry = registry
-        self._state = state
-        self._ledger = ledger
-        self._ledger_registry = CollectorRegistry()  # apart, because workers would add up the gauges of one ledger
-        self._ledger_registry.register(ledger)
+    registry: CollectorRegistry
+    state: StateMetrics
+    ledger: LedgerMetrics
 
     async def text(self) -> bytes:
         """Return the metrics of all workers, as Prometheus reads them."""
-        self._state.update()
-        await self._ledger.update()
-        return await self._all_workers() + generate_latest(self._ledger_registry)
-
-    async def _all_workers(self) -> bytes:
-        directory = shared_directory()
-        if directory is None:
-            return generate_latest(self._registry)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-        async with lock_and_clean(directory):
-            return generate_latest(registry)
+        await self.state.update()
+        await self.ledger.update()
+        process: Collector = self.registry
+        if (directory := shared_directory()) is not None:
+            remove_dead_workers(directory)
+            process = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
+        return generate_latest(process) + generate_latest(self.ledger)
