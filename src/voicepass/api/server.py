@@ -50,7 +50,7 @@ def run(
         "timeout_graceful_shutdown": grace_seconds,
         "workers": workers,
         "factory": factory,
-        "root_path": root_path,
+        "root_path": f"/{root_path.strip('/')}".rstrip("/"),  # uvicorn adds it to every path as it is
     }
     if admin_port is None:
         uvicorn.run(application, port=port, **options)
