@@ -88,21 +88,15 @@ def test_quotes_spaces_and_line_breaks_around_any_value_are_removed(
 
 
 def test_a_quote_at_one_end_is_refused_with_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
     for name, value in GOOD.items():
         for torn in (f'"{value}', f"{value}'", f"\u201c{value}"):
             given(monkeypatch, GOOD | {name: torn})
-            try:
+            with pytest.raises(SettingsRefusedError, match=f"^{name} ") as refusal:
                 configure(load_settings())
-            except SettingsRefusedError as error:
-                assert any(problem.startswith(name) for problem in error.problems), name
-                assert value not in str(error)
-            else:
-                started.append((name, torn))
+            assert value not in str(refusal.value)
     Path("secret").write_text(f'"{GOOD["VOICEPASS_JWT_SECRET"]}\n')
     given(monkeypatch, {**GOOD, "VOICEPASS_JWT_SECRET": "", "VOICEPASS_JWT_SECRET_FILE": "secret"})
 
-    assert started == []
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_JWT_SECRET begins or ends with a quote"):
         load_settings()
 

@@ -6,7 +6,7 @@ To write its tables anew: `python -m tests.doctor.test_troubleshooting`.
 import re
 from pathlib import Path
 
-from voicepass.doctor.findings import CAUSES, CHECKS
+from voicepass.doctor.findings import CAUSES, CHECKS, REFUSED
 from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
 from voicepass.elevenlabs.codes import Cause, Outcome
 
@@ -65,8 +65,19 @@ def by_check() -> str:
     return "\n".join(["| check | cause | outcome | what it found | what to do |", "|---|---|---|---|---|", *rows])
 
 
+def by_note(kind: str, head: str) -> str:
+    rows = [f"| `{row['note']}` | {row['says']} | {row['remedy']} |" for row in REFUSED[kind]]
+    return "\n".join([head, "|---|---|---|", *rows])
+
+
 def with_tables(document: str) -> str:
-    for name, table in {"signs": by_sign(), "checks": by_check()}.items():
+    tables = {
+        "signs": by_sign(),
+        "checks": by_check(),
+        "notes": by_note("tokens", "| note | what it means | what to do |"),
+        "settings": by_note("settings", "| message | why | what to do |"),
+    }
+    for name, table in tables.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]
