@@ -12,7 +12,7 @@ from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, fin
 from voicepass.errors import ElevenLabsRefusal, Refusal
 from voicepass.telemetry.logs import redact
 
-TOKEN_REFUSED: Final = "token refused: "
+_BEFORE_NOTE: Final = "token refused: "
 _QUOTED_CHARACTERS: Final = 200
 # Four digits are a close code only at the start or after a word for closing: not a port, a year or a line number.
 _CLOSE_CODE: Final = re.compile(
@@ -71,7 +71,7 @@ def explain(pasted: str) -> Finding | None:
 
 def _explain_own_note(pasted: str) -> Finding | None:
     """Return what a note of voicepass' own means: of a refused token in the log, or of a refused setting."""
-    _, marker, rest = pasted.rpartition(TOKEN_REFUSED)
+    _, marker, rest = pasted.rpartition(_BEFORE_NOTE)
     note = rest.partition('"')[0].strip()  # a log line is JSON, and goes on behind the note
     for row in REFUSED["tokens"]:
         first, *others = row["note"].split("…")
