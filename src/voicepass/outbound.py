@@ -130,7 +130,9 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
 
 def _inflate(body: bytes, most_bytes: int) -> bytes:
     """Return what `body` was before a proxy compressed it without being asked. It stops at `most_bytes`."""
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as the body's first bytes say
+    # 32: gzip or zlib, as the first bytes say. Some servers send deflate without zlib's header (RFC 9110, 8.4.1.2).
+    has_header = body[:2] == b"\x1f\x8b" or body[:1] == b"\x78"
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if has_header else -zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(body, most_bytes + 1)
     except zlib.error as error:

@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 from tests.cli.test_cli import CLEAN
 from tests.servers import free_port, running, started
 from voicepass.api.middleware import Surface
-from voicepass.api.server import MAX_PIPELINED, RECEIVE_SECONDS, UVICORN_OPTIONS, GuardedProtocol
+from voicepass.api.server import MAX_PIPELINED, RECEIVE_SECONDS, UVICORN_OPTIONS, GuardedProtocol, write_prefix
 
 DEADLINE, IDLE = 0.2, 0.5
 KIBI, MEBI = 1024, 1024 * 1024
@@ -492,3 +492,9 @@ def test_500_stuck_peers_are_let_go_and_honest_ones_never_notice() -> None:
     )
     assert max(seconds) <= RECEIVE_SECONDS + 1
     assert honest_answers == {"200 GET /x"}
+
+
+def test_a_path_prefix_may_be_written_with_or_without_slashes_at_its_ends() -> None:
+    written = [write_prefix(prefix) for prefix in ("", "/", "/voice", "/voice/", "voice", "a/b/")]
+
+    assert written == ["", "", "/voice", "/voice", "/voice", "/a/b"]

@@ -87,6 +87,36 @@ def test_quotes_spaces_and_line_breaks_around_any_value_are_removed(
     assert load_settings() == expected
 
 
+def test_a_quote_at_one_end_is_refused_with_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in GOOD.items():
+        for torn in (f'"{value}', f"{value}'", f"\u201c{value}"):
+            given(monkeypatch, GOOD | {name: torn})
+            with pytest.raises(SettingsRefusedError, match=f"^{name} ") as refusal:
+                configure(load_settings())
+            assert value not in str(refusal.value)
+    Path("secret").write_text(f'"{GOOD["VOICEPASS_JWT_SECRET"]}\n')
+    given(monkeypatch, {**GOOD, "VOICEPASS_JWT_SECRET": "", "VOICEPASS_JWT_SECRET_FILE": "secret"})
+
+    with pytest.raises(SettingsRefusedError, match="VOICEPASS_JWT_SECRET begins or ends with a quote"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ELEVENLABS_API_KEY", '"sk_first","sk_second"'),
+        ("ELEVENLABS_WEBHOOK_SECRET", "'wsec_first-secret', 'wsec_second-secret'"),
+        ("VOICEPASS_SERVICE_TOKENS", f'"{"t" * 40}","{"u" * 40}"'),
+        ("VOICEPASS_ALLOWED_ORIGINS", '"https://a.example","https://b.example"'),
+    ],
+)
+def test_quotes_around_each_entry_of_a_list_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    given(monkeypatch, GOOD | {name: value})
+
+    with pytest.raises(SettingsRefusedError, match=f"^{name} "):
+        configure(load_settings())
+
+
 def test_a_value_of_nothing_but_quotes_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, {"VOICEPASS_JWT_ISSUER": '""'})
 
@@ -520,6 +550,7 @@ ENTRA_MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "every tenant": (block(TEMPLATE, "RS256", ENTRA_KEY, 'tenants = ["*"]'), "issuers.0.tenants: must be the ids of"),
     "common": (block(TEMPLATE, "RS256", ENTRA_KEY, 'tenants = ["common"]'), "issuers.0.tenants: must be the ids of"),
+    "Common": (block(TEMPLATE, "RS256", ENTRA_KEY, 'tenants = ["Common"]'), "issuers.0.tenants: must be the ids of"),
     "a path": (block(TEMPLATE, "RS256", ENTRA_KEY, 'tenants = ["a/b"]'), "issuers.0.tenants: must be the ids of"),
     "another placeholder": (
         block("https://login.microsoftonline.com/{tenantid}/v2.0", "RS256", ENTRA_KEY),

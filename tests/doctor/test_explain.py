@@ -37,6 +37,12 @@ PASTED = [
     ('{"code":"token_expired","status":401}', "voicepass_refused", "Token expired"),
     ("agent_not_allowed", "voicepass_refused", "Agent not allowed"),
     ("Failed to load the rawAudioProcessor worklet module", "worklet_blocked", ""),
+    ("token refused: exp is not a number", "token_refused", "`exp`, `nbf` or `iat` is text"),
+    ('{"note": "token refused: alg is not ES256", "level": "info"}', "token_refused", "algorithm"),
+    ("token_invalid: token refused: iss is no configured issuer; the only", "token_refused", "`iss`"),
+    ("not three segments", "token_refused", "no signed JWT"),
+    ("VOICEPASS_PLAIN_HTTP_HOSTS must name each host alone, such as keycloak", "setting_refused", "a network"),
+    ("X begins or ends with a quote that is not part of a pair: remove it", "setting_refused", "quote"),
 ]  # fmt: skip
 
 

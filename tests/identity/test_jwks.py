@@ -606,12 +606,14 @@ async def test_an_answer_beyond_all_bounds_is_given_up(issuer: Issuer, abuse: st
 
 
 LARGEST: Final = set_of(EC_JWK).ljust(MAX_DOCUMENT_BYTES)
+RAW_DEFLATE: Final = zlib.compress(LARGEST, wbits=-zlib.MAX_WBITS)
 READABLE: dict[str, Answer] = {
     "512 kB": saying(LARGEST),
     "512 kB in gzip": saying(gzip.compress(LARGEST), headers=GZIPPED),
     "gzip, in capitals": saying(gzip.compress(LARGEST), headers="Content-Encoding: GZIP\r\n"),
     "gzip by its old name": saying(gzip.compress(LARGEST), headers="Content-Encoding: x-gzip\r\n"),
     "deflate": saying(zlib.compress(LARGEST), headers="Content-Encoding: deflate\r\n"),
+    "deflate without zlib's header": saying(RAW_DEFLATE, headers="Content-Encoding: deflate\r\n"),
     "not compressed, and says so": saying(LARGEST, headers="Content-Encoding: identity\r\n"),
 }
 

@@ -1,6 +1,7 @@
 /**
  * voicepass in the browser: a fresh pass for every conversation, a new one after a network drop, and why it ended.
  * It imports nothing: hand in the `Conversation` of `@elevenlabs/client`. The types are in client.d.ts beside it.
+ * It runs in the browsers of that package (docs/frontends.md), so it uses nothing newer than ES2021 and Safari 14.1.
  *
  * @typedef {import("./client.js").Cause} Cause
  * @typedef {import("./client.js").Ending} Ending
@@ -8,9 +9,9 @@
  * @typedef {import("./client.js").State} State
  */
 
-// Where this module was served from, and undefined in a bundle. By no `new URL`: bundlers take that for a file.
+// Where this module was served from; undefined in a bundle. Not `new URL(…)`: bundlers would look for a file.
 const HOME = /^(.*)\/v1\/client\.js$/.exec(import.meta.url)?.[1];
-const ANSWER_MS = 15_000; // the service takes 4 s at most, unless it is told otherwise
+const ANSWER_MS = 15_000; // by default the service answers within 4 s
 const PASS_LIFETIME_MS = 15 * 60_000; // by ElevenLabs' documentation
 const BACKOFF_MS = 500; // doubled with each attempt
 const MOST_BACKOFF_MS = 8_000;
@@ -50,7 +51,7 @@ const INSECURE_PAGE = {
   sentence: "The browser offers the microphone only to pages that are served over https or from localhost.",
 };
 
-/** A pass was not given: the service's problem (RFC 9457), or `unreachable`, `bad_answer` or `not_signed_in`. */
+/** There is no pass: the service's problem (RFC 9457), or `unreachable`, `bad_answer` or `not_signed_in`. */
 export class PassError extends Error {
   /** @param {Record<string, any>} problem */
   constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }) {
@@ -78,20 +79,29 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   /** @type {Record<string, string>} */
   const headers = { "Content-Type": "application/json" };
   if (token) headers.Authorization = `Bearer ${await userJwt(token)}`;
-  const tooLong = AbortSignal.timeout(ANSWER_MS);
+  const canceller = new AbortController(); // AbortSignal.any and .timeout are newer than our oldest browsers
+  const cancel = () => canceller.abort();
+  // Built before the `try`: a mistake in the page throws here, and is not taken for a network error.
+  const request = new Request(url, {
+    method: "POST",
+    headers,
+    body: JSON.stringify(agent === undefined ? {} : { agent }),
+    credentials: token ? "omit" : "include", // a cookie beside a token may name another user
+    signal: canceller.signal,
+  });
+  throwIfAborted(signal);
+  const timer = setTimeout(cancel, ANSWER_MS);
+  signal?.addEventListener("abort", cancel);
   let response, text;
   try {
-    response = await fetch(url, {
-      method: "POST",
-      headers,
-      body: JSON.stringify(agent === undefined ? {} : { agent }),
-      credentials: token ? "omit" : "include", // a cookie beside a token may speak of another user
-      signal: signal ? AbortSignal.any([signal, tooLong]) : tooLong,
-    });
+    response = await fetch(request);
     text = await response.text();
   } catch {
-    signal?.throwIfAborted();
+    throwIfAborted(signal);
     throw new PassError({ code: "unreachable", status: 0, detail: "The service cannot be reached." });
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", cancel);
   }
   const answer = await new Response(text).json().catch(() => null);
   const { status } = response;
@@ -111,6 +121,11 @@ async function userJwt(token) {
   const jwt = await token();
   if (jwt) return jwt;
   throw new PassError({ code: "not_signed_in", status: 0, detail: "Sign in to start a conversation." });
+}
+
+/** @param {AbortSignal | undefined} signal */
+function throwIfAborted(signal) {
+  if (signal?.aborted) throw signal.reason ?? new DOMException("The call was aborted.", "AbortError");
 }
 
 /**
@@ -141,7 +156,7 @@ export function explain(what) {
 
   if (what instanceof PassError) return because("pass_refused", what.detail);
   if (what?.reason === "user") return because("user_ended", "You ended the conversation.");
-  // A drop has no code of its own: 1006, or one of a server that goes away, or none at all. LiveKit's has a name.
+  // A drop has no code of its own: 1006, the code of a server that shuts down, or none. LiveKit's error has a name.
   const isDrop = !error || closeCode !== undefined || /ConnectionError$/.test(error.name);
   const known =
     named(what?.reason === "agent" ? 1000 : what?.context?.type) ??
@@ -166,8 +181,8 @@ const TIMERS = {
 };
 
 /**
- * Whether another pass may help. The service says where a wait does. A drop is worth one only where there was
- * a conversation: each pass sets minutes aside, and before the first one somebody is there to try again.
+ * Whether another pass may help. If a wait helps, the service says so. After a drop, the client takes a new pass only
+ * if there was a conversation: each pass reserves minutes, and before the first conversation the user can try again.
  *
  * @param {Ending} ending
  * @param {boolean} wasConnected
@@ -181,7 +196,7 @@ function mayHelp({ cause, error }, wasConnected) {
 }
 
 /**
- * Opens a conversation, keeps it open through network drops, and tells how it goes. Each attempt takes a new pass.
+ * Opens a conversation, reconnects after network drops, and reports each change. Each attempt takes a new pass.
  *
  * @type {typeof import("./client.js").connect}
  */
@@ -199,7 +214,7 @@ export function connect(Conversation, options = {}) {
   /** @type {(error: unknown) => void} */
   let isNot = () => {};
   const connected = new Promise((resolve, reject) => ([isConnected, isNot] = [resolve, reject]));
-  connected.catch(() => {}); // not everyone waits for it
+  connected.catch(() => {}); // not every page waits for it
   let releaseMicrophone = () => {};
 
   /** @param {State} state */
@@ -208,7 +223,10 @@ export function connect(Conversation, options = {}) {
     try {
       onChange?.(state);
     } catch (error) {
-      reportError(error); // the page's mistake, and no reason to lose the conversation
+      // The page's mistake goes to its console and `error` event; the conversation goes on.
+      queueMicrotask(() => {
+        throw error;
+      });
     }
   }
 
@@ -221,7 +239,7 @@ export function connect(Conversation, options = {}) {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     releaseMicrophone = () => stream.getTracks().forEach((track) => track.stop());
     hungUp.then(releaseMicrophone); // also a stream that arrives after end()
-    hangUp.signal.throwIfAborted();
+    throwIfAborted(hangUp.signal);
   }
 
   /** One pass, and the conversation that it opens, to its end. */
@@ -241,9 +259,9 @@ export function connect(Conversation, options = {}) {
     try {
       tell({ status: "connecting", reconnects });
       const pass = await fetchPass({ ...options, token, signal: hangUp.signal });
-      hangUp.signal.throwIfAborted();
+      throwIfAborted(hangUp.signal);
       receivedAt = now();
-      // By a clock that is far off, it would be over already, or last for hours.
+      // If the user's clock is wrong, the pass would seem expired, or seem to last for hours.
       const leftMs = Date.parse(pass.expires_at ?? "") - receivedAt;
       lifetimeMs = leftMs > 0 && leftMs < PASS_LIFETIME_MS ? leftMs : PASS_LIFETIME_MS;
       tell({ status: "connecting", reconnects, pass });
@@ -281,7 +299,8 @@ export function connect(Conversation, options = {}) {
           isDead = navigator.onLine === false && !over.signal.aborted;
           if (isDead) conversation?.endSession();
         };
-        addEventListener("offline", offline, { signal: over.signal });
+        addEventListener("offline", offline);
+        over.signal.addEventListener("abort", () => removeEventListener("offline", offline));
       });
       ending = explain(isDead ? { reason: "error" } : details);
     } catch (error) {
@@ -291,10 +310,10 @@ export function connect(Conversation, options = {}) {
     releaseMicrophone();
     conversation = null;
     if (heldMs >= 0) heldMs = now() - heldMs;
-    // LiveKit mends drops itself; a room that closes while the network is there was closed by the other side.
+    // LiveKit itself reconnects after drops; if a room closes while the browser is online, the other side closed it.
     const wasClosed = options.transport === "webrtc" && heldMs >= 0 && !wentOffline;
     if (ending.cause === "connection_lost" && wasClosed) ending = explain({ reason: "agent" });
-    // It lay about too long, while the machine slept.
+    // The machine slept before the pass was used.
     if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
       ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
     }
@@ -304,7 +323,7 @@ export function connect(Conversation, options = {}) {
   /** @returns {Promise<Ending>} */
   async function run() {
     try {
-      hangUp.signal.throwIfAborted(); // a page that mounts twice ends its first connection at once
+      throwIfAborted(hangUp.signal); // a page that mounts twice ends its first connection at once
       if (isVoice && !navigator.mediaDevices) return INSECURE_PAGE;
       if (isVoice) await askForMicrophone();
     } catch (error) {
@@ -322,7 +341,7 @@ export function connect(Conversation, options = {}) {
       const { ending, heldMs, lacksToken } = await once();
       if (heldMs >= 0) {
         [wasConnected, since, reconnects] = [true, null, reconnects + 1];
-        if (heldMs >= patienceMs) attempt = 0; // less would let a bad line take passes without end
+        if (heldMs >= patienceMs) attempt = 0; // a shorter time would let a bad line take passes without end
       }
       since ??= now();
       attempt += 1;
@@ -332,8 +351,10 @@ export function connect(Conversation, options = {}) {
       const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because: ending, attempt };
       if (navigator.onLine === false) {
         tell({ ...waiting, retryInSeconds: null });
-        const back = new Promise((resolve) => addEventListener("online", resolve, { once: true, signal: hangUp.signal }));
+        let isBack = () => {};
+        const back = new Promise((resolve) => addEventListener("online", (isBack = () => resolve(undefined))));
         await Promise.race([back, sleep(since + patienceMs - now(), hangUp.signal)]);
+        removeEventListener("online", isBack);
         if (hangUp.signal.aborted || !navigator.onLine) return ending;
       }
       const asked = ending.error instanceof PassError ? (ending.error.retryAfterSeconds ?? 0) * 1000 : 0;

@@ -50,12 +50,17 @@ def run(
         "timeout_graceful_shutdown": grace_seconds,
         "workers": workers,
         "factory": factory,
-        "root_path": root_path,
+        "root_path": write_prefix(root_path),
     }
     if admin_port is None:
         uvicorn.run(application, port=port, **options)
     else:
         _run_on_two_ports(*(uvicorn.Config(application, port=number, **options) for number in (port, admin_port)))
+
+
+def write_prefix(path: str) -> str:
+    """Return a path prefix as uvicorn needs it: a slash before it and none behind, because it adds it to every path."""
+    return f"/{path.strip('/')}".rstrip("/")
 
 
 def _run_on_two_ports(public: uvicorn.Config, admin: uvicorn.Config) -> None:

@@ -47,8 +47,8 @@ def split_list(value: str) -> list[str]:
 
 
 def is_header_value(secret: str) -> bool:
-    """Whether an HTTP header can carry this secret: printable ASCII without spaces."""
-    return re.fullmatch(r"[\x21-\x7e]+", secret, re.ASCII) is not None
+    """Whether an HTTP header can carry this secret: printable ASCII without spaces, and no quote around it."""
+    return re.fullmatch(r"[\x21-\x7e]+", secret, re.ASCII) is not None and secret == secret.strip("\"'")
 
 
 def check_alias(alias: str) -> str:

@@ -21,6 +21,7 @@ SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # a da
 _MAY_BE_BYTES: Final = frozenset({"voicepass_jwt_secret", "voicepass_jwt_public_key"})
 _AROUND: Final = string.whitespace + "\xa0\u200b\ufeff"
 _QUOTES: Final = frozenset({'""', "''", "\u201c\u201d", "\u2018\u2019"})
+_ANY_QUOTE: Final = tuple("".join(sorted(_QUOTES)))
 _FILE_SUFFIX: Final = "_FILE"
 PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
@@ -74,11 +75,14 @@ def clean_value(value: str) -> str:
 
 def _read_value(name: str, variables: Mapping[str, str], *, may_be_bytes: bool) -> str:
     path = variables.get(name + _FILE_SUFFIX)
-    if not path:
-        return variables.get(name, "")
-    if variables.get(name):
+    value = variables.get(name, "")
+    if path and value:
         raise SettingsRefusedError([f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them"])
-    return clean_value(_read_file(path, f"{name}{_FILE_SUFFIX} names a file that", may_be_bytes=may_be_bytes))
+    if path:
+        value = clean_value(_read_file(path, f"{name}{_FILE_SUFFIX} names a file that", may_be_bytes=may_be_bytes))
+    if value.startswith(_ANY_QUOTE) or value.endswith(_ANY_QUOTE):
+        raise SettingsRefusedError([f"{name} begins or ends with a quote that is not part of a pair: remove it"])
+    return value
 
 
 def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:

@@ -52,7 +52,7 @@ def check_tenants(tenants: tuple[str, ...], info: ValidationInfo) -> tuple[str, 
     if tenants and not is_template:
         raise ValueError(f"is set, but the issuer has no {TENANT}: https://login.microsoftonline.com/{TENANT}/v2.0")
     are_ids = all(re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", tenant, re.ASCII) for tenant in tenants)
-    if not are_ids or {"common", "organizations", "consumers"} & set(tenants):
+    if not are_ids or {"common", "organizations", "consumers"} & set(map(str.lower, tenants)):
         raise ValueError("must be the ids of tenants, as the claim tid has them; common and organizations are none")
     return tenants
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from voicepass import errors
-from voicepass.doctor.findings import Finding, report
+from voicepass.doctor.findings import REFUSED, Finding, report
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
 from voicepass.errors import ElevenLabsRefusal, Refusal
 from voicepass.telemetry.logs import redact
 
+_BEFORE_NOTE: Final = "token refused: "
 _QUOTED_CHARACTERS: Final = 200
 # Four digits are a close code only at the start or after a word for closing: not a port, a year or a line number.
 _CLOSE_CODE: Final = re.compile(
@@ -48,6 +49,8 @@ def describe_refusal(refusal: ElevenLabsRefusal) -> Finding:
 
 def explain(pasted: str) -> Finding | None:
     """Return what a close code, an error's body or a line means, or None: the doctor never guesses."""
+    if (own_note := _explain_own_note(pasted)) is not None:
+        return own_note
     if permission := find_permission(pasted):
         cause = "permission_missing" if permission in IN_DASHBOARD else "permission_not_needed"
         return report(cause, **describe_permission(permission))
@@ -63,6 +66,20 @@ def explain(pasted: str) -> Finding | None:
     is_elevenlabs = "detail" in body or "/convai/" in pasted or _STATUS_ALONE.fullmatch(pasted.strip())
     if status and is_elevenlabs and not vendor_error(sent)[0]:  # an unknown code may mean anything
         return describe_refusal(refusal_for(int(status[1]), sent, retry_after=None, now=0))
+    return None
+
+
+def _explain_own_note(pasted: str) -> Finding | None:
+    """Return what a note of voicepass' own means: of a refused token in the log, or of a refused setting."""
+    _, marker, rest = pasted.rpartition(_BEFORE_NOTE)
+    note = rest.partition('"')[0].strip()  # a log line is JSON, and goes on behind the note
+    for row in REFUSED["tokens"]:
+        first, *others = row["note"].split("…")
+        if (marker or first) and note.startswith(first) and all(part in note for part in others):
+            return report("token_refused", says=row["says"], remedy=row["remedy"])
+    for row in REFUSED["settings"]:
+        if all(part in pasted for part in row["note"].split("…")):
+            return report("setting_refused", says=row["says"], remedy=row["remedy"])
     return None
 
 

@@ -1,7 +1,7 @@
 """What a check can report. The texts are data: checks.toml and findings.toml here, codes.toml for ElevenLabs' codes."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
@@ -14,6 +14,11 @@ _DATA: Final = tomllib.loads(files("voicepass.doctor").joinpath("checks.toml").r
 CHECKS: Final[Mapping[str, str]] = _DATA["checks"]
 OVERRIDES: Final[Mapping[str, Scalar]] = _DATA["overrides"]
 CAUSES: Final[Mapping[str, Cause]] = {**load_causes("voicepass.doctor", "findings.toml"), **VENDOR_CAUSES}
+
+REFUSED: Final[Mapping[str, Sequence[Mapping[str, str]]]] = tomllib.loads(
+    files("voicepass.doctor").joinpath("notes.toml").read_text(encoding="utf-8")
+)
+"""What voicepass refuses itself, `tokens` and `settings`: each row has a note, what it means, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
