@@ -19,7 +19,8 @@ LIMITS = [limit(1_000_000, scope=scope, counted=counted, window_seconds=60) for 
 FILL = """
 WITH RECURSIVE numbers (n) AS (SELECT CAST(:first AS INTEGER) UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport, reserved_at,
-                    lapses_at, reserved_seconds, seconds, granted_at, conversation_id, credential_sha256, settled_at, settled_by)
+                    lapses_at, reserved_seconds, seconds, granted_at, conversation_id, credential_sha256,
+                    settled_at, settled_by)
 SELECT 'p' || n, 'r', 'https://login.example', 'u-' || (n & 511), 'a' || (n & 15), 'agent', 'websocket',
        1800000000 - n * 60, 1800000600 - n * 60, 60, 60, 1800000000 - n * 60, 'conv_' || n, 'h',
        CASE WHEN (n & 63) > 0 THEN 1800000000 - n * 60 END, CASE WHEN (n & 63) > 0 THEN 'webhook' END FROM numbers"""
