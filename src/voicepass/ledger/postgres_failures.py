@@ -38,13 +38,13 @@ CAUSES: Final = (
     Cause(
         "28P01",
         ("password authentication failed", "no password supplied"),
-        "Compare the password in VOICEPASS_DATABASE_URL with the role's.",
+        "Compare the password in VOICEPASS_DATABASE_URL with the role's password.",
     ),
     Cause("28000", ("no pg_hba.conf entry",), "Allow this role, database and address in the server's pg_hba.conf."),
     Cause(
         "28000",
-        ('role "', "no such user", "Tenant or user not found"),
-        "Compare the role in VOICEPASS_DATABASE_URL with the server's.",
+        ('role "', "no such user", "Tenant or user not found", "authentication failed"),
+        "Compare the role in VOICEPASS_DATABASE_URL with the roles of the server.",
     ),
     Cause(
         "3D000",
