@@ -17,7 +17,8 @@ MAX_MESSAGE_CHARACTERS: Final = 400
 class Cause:
     """A reason why PostgreSQL or a pooler refuses, and how its message tells it apart from the others.
 
-    libpq gives no SQLSTATE for a connection that failed. Then the words of the message identify the cause.
+    libpq gives no SQLSTATE for a connection that failed. Then the words of the message identify the cause: the first
+    in the list whose words the message has.
     """
 
     sqlstate: str
@@ -40,6 +41,11 @@ CAUSES: Final = (
         ("password authentication failed", "no password supplied"),
         "Compare the password in VOICEPASS_DATABASE_URL with the role's password.",
     ),
+    Cause(
+        "53300",
+        ("too many clients", "connection slots", "too many connections", "no more connections", "max client"),
+        "Raise the limit of the server or of the role, or run fewer instances: each holds up to 10 connections.",
+    ),
     Cause("28000", ("no pg_hba.conf entry",), "Allow this role, database and address in the server's pg_hba.conf."),
     Cause(
         "28000",
@@ -50,11 +56,6 @@ CAUSES: Final = (
         "3D000",
         ('database "', "no such database"),
         "Create the database, or correct its name at the end of VOICEPASS_DATABASE_URL.",
-    ),
-    Cause(
-        "53300",
-        ("too many clients", "connection slots", "too many connections", "no more connections", "max client"),
-        "Raise the limit of the server or of the role, or run fewer instances: each holds up to 10 connections.",
     ),
     Cause("57P03", ("the database system is",), "voicepass tries again by itself."),
     Cause("25006", (), "Is it a replica? voicepass uses it again once it can be written."),
