@@ -355,11 +355,18 @@ def read_only(postgres: Postgres) -> Iterator[None]:
     """All sessions of the server, the old ones too."""
     try:
         postgres.run("ALTER SYSTEM SET default_transaction_read_only = on")
-        postgres.run("SELECT pg_reload_conf()")
+        reload(postgres, read_only="on")
         yield
     finally:
         postgres.run("ALTER SYSTEM RESET default_transaction_read_only")
-        postgres.run("SELECT pg_reload_conf()")
+        reload(postgres, read_only="off")
+
+
+def reload(postgres: Postgres, *, read_only: str) -> None:
+    """Return when new sessions have the setting: the server reads its settings some time after the call."""
+    postgres.run("SELECT pg_reload_conf()")
+    while postgres.run("SHOW default_transaction_read_only") != [(read_only,)]:
+        time.sleep(0.01)
 
 
 async def test_a_read_only_server_is_not_ready_and_ready_again_without_a_restart(
