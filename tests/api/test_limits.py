@@ -127,10 +127,10 @@ async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, 
 
 
 @limited(passes_per_minute=20)
-async def test_three_hundred_at_once_get_exactly_twenty(
+async def test_of_sixty_at_once_exactly_twenty_get_a_pass(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
-    answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(300)))
+    answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(60)))
 
     granted = [answer for answer in answers if answer.status_code == 200]
     assert len(granted) == len(upstream.calls) == 20

@@ -178,7 +178,7 @@ def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(t
     with (
         serving("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}),
         # The parent says that it runs before its workers listen.
-        httpx.Client(transport=httpx.HTTPTransport(retries=5), trust_env=False) as client,
+        httpx.Client(transport=httpx.HTTPTransport(retries=8), trust_env=False) as client,
     ):
         ready = client.get(f"http://127.0.0.1:{port}/readyz")
 

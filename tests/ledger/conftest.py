@@ -1,5 +1,7 @@
 """Both engines, each test in a fresh place; PostgreSQL is started once, from the wheel that carries it."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -24,11 +26,26 @@ def clock() -> TurnedClock:
     return TurnedClock()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture
+def pooler(postgres: Postgres) -> Iterator[str]:
+    """The URL of a pgbouncer, which takes the place of the poolers that hosts of PostgreSQL offer."""
+    if shutil.which("pgbouncer") is None:
+        if "REQUIRE_PGBOUNCER" in os.environ:
+            pytest.fail("pgbouncer is not installed")
+        pytest.skip("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
+    with tempfile.TemporaryDirectory(prefix="vp") as directory, postgres.pooler(Path(directory)) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres", pytest.param("pooler", marks=pytest.mark.long)])
 def engine(request: pytest.FixtureRequest, tmp_path: Path, clock: TurnedClock) -> Engine:
+    """Each test runs on SQLite and PostgreSQL. In the full check, it also runs behind a pooler."""
     name: str = request.param
-    url = str(tmp_path / "ledger.db") if name == "sqlite" else request.getfixturevalue("postgres").fresh()
-    return Engine(name, url, clock)
+    if name == "sqlite":
+        return Engine(name, str(tmp_path / "ledger.db"), clock)
+    if name == "pooler":
+        return Engine(name, request.getfixturevalue("pooler"), clock)
+    return Engine(name, request.getfixturevalue("postgres").fresh(), clock)
 
 
 @pytest.fixture

@@ -243,6 +243,7 @@ ORDERS = st.lists(st.sampled_from([event for event in EVENTS if event != "grant"
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
 @given(order=ORDERS)
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order: list[str]) -> None:

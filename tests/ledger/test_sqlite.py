@@ -16,6 +16,7 @@ from tests.canaries import secrets_in
 from tests.ledger.given import START, Engine, RecordingLedger, credential, granted, limit, reservation, rows
 from tests.ledger.writer import FORKS
 from voicepass.errors import LedgerUnavailable
+from voicepass.ledger import ANSWER_SECONDS
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.sqlite import open_sqlite
 
@@ -123,7 +124,7 @@ async def test_a_refusal_undoes_nothing_of_those_who_are_committed_with_it(engin
 
 @pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
 async def test_a_locked_file_refuses_in_time_and_recovers_by_itself(engine: Engine, count: int) -> None:
-    async with engine.opened() as ledger:
+    async with engine.opened(answer_seconds=ANSWER_SECONDS) as ledger:
         blocker = sqlite3.connect(engine.url)
         blocker.execute("BEGIN IMMEDIATE")
         begun = time.monotonic()
@@ -137,7 +138,7 @@ async def test_a_locked_file_refuses_in_time_and_recovers_by_itself(engine: Engi
         await granted(ledger)
 
         assert Counter(map(type, outcomes)) == {LedgerUnavailable: count}
-        assert waited < 3
+        assert waited < ANSWER_SECONDS + 2
         assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1, "nothing that was refused is counted"
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import multiprocessing
-import os
 import signal
 import time
 from multiprocessing.connection import Connection
@@ -32,16 +31,15 @@ def acknowledged_before_killed(name: str, url: str, *, after_seconds: float) -> 
     process.start()
     told.close()
     said: list[str] = []
-    kill_at = None
     try:
+        said.append(heard.recv_bytes().decode())
+        kill_at = time.monotonic() + after_seconds
+        while (left_seconds := kill_at - time.monotonic()) > 0:
+            if heard.poll(left_seconds):
+                said.append(heard.recv_bytes().decode())
+        process.kill()
         while True:
-            if kill_at is not None and time.monotonic() >= kill_at and process.is_alive():
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGKILL)
-            if not heard.poll(0.0005 if kill_at is not None else 20):
-                continue
             said.append(heard.recv_bytes().decode())
-            kill_at = kill_at or time.monotonic() + after_seconds
     except EOFError:
         return said
     finally:

@@ -15,32 +15,40 @@ from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.ledger.dialogue import Dialogue
+from voicepass.ledger.postgres_failures import Connection, LastFailure, explain_failure, record_failures
+from voicepass.ledger.postgres_url import parse_url
 from voicepass.ledger.records import check
 from voicepass.ledger.schema import steps
 from voicepass.ledger.sums import CHANGE
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
-Connection = psycopg.AsyncConnection[DictRow]
 
-POOL_WAIT_SECONDS: Final = 1.0
-STATEMENT_SECONDS: Final = 2
 MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL allows 100 in all by default
 MIGRATION_SECONDS: Final = 60
 RECONNECT_SECONDS: Final = 1.0
+CLOSING_SECONDS: Final = 1.0
+REPLY_SECONDS: Final = 0.5
+"""PostgreSQL gives up so long before the caller does: then its message still arrives in time."""
 
+# One round trip. Nothing outlives the transaction, because behind a pooler the next one may be on another session.
+# READ COMMITTED: a stricter level takes its snapshot before it waits for a lock.
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = %(statement_timeout)s;
+SET LOCAL lock_timeout = %(lock_timeout)s;
+SET LOCAL idle_in_transaction_session_timeout = %(idle_timeout)s;
+SET LOCAL synchronous_commit = %(synchronous_commit)s;
 WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0)))
-                           FROM unnest(%s::text[]) AS key)
-SELECT extract(epoch FROM clock_timestamp())::float8 AS now, set_config('synchronous_commit', %s, true) FROM held"""
+                           FROM unnest(%(locks)s::text[]) AS key)
+SELECT extract(epoch FROM clock_timestamp())::float8 AS now FROM held"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,9 +71,18 @@ class _Call(Generic[Result]):
 class PostgresLedger(Ledger):
     """Made by `open_postgres`. Each rule is a transaction of its own, on a pooled connection."""
 
-    def __init__(self, *, pool: AsyncConnectionPool[Connection], clock: Clock | None) -> None:
+    def __init__(
+        self,
+        *,
+        pool: AsyncConnectionPool[Connection],
+        clock: Clock | None,
+        last_failure: LastFailure,
+        answer_seconds: float,
+    ) -> None:
         self._pool = pool
         self._clock = clock
+        self._last_failure = last_failure
+        self._answer_seconds = answer_seconds
         self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._connected_at = float("-inf")
@@ -80,11 +97,11 @@ class PostgresLedger(Ledger):
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
-            await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+            await asyncio.wait({task}, timeout=self._answer_seconds)
         finally:
             call.is_awaited = False
         if not task.done():
-            raise LedgerUnavailable(operator_note=f"PostgreSQL gave no answer within {ANSWER_SECONDS:g} s")
+            raise self._last_failure.explain(f"PostgreSQL gave no answer within {self._answer_seconds:g} s")
         return task.result()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -94,7 +111,7 @@ class PostgresLedger(Ledger):
 
     async def _transact(self, call: _Call[Result]) -> Result:
         async with AsyncExitStack() as stack:
-            stack.enter_context(_fails_closed())
+            stack.enter_context(_fails_closed(self._last_failure))
             # The requests of one user wait here first: then they hold one connection, and others get the rest.
             for lock in call.locks:
                 await stack.enter_async_context(self._queues.setdefault(lock, asyncio.Lock()))
@@ -113,9 +130,12 @@ class PostgresLedger(Ledger):
     async def _play(self, call: _Call[Result]) -> Result:
         call.check_awaited()
         async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
-            await cursor.execute(_BEGIN, (call.locks, "on" if call.is_durable else "off"))
-            (begun,) = await cursor.fetchall()
-            dialogue = call.rule(begun["now"] if self._clock is None else self._clock())
+            call.check_awaited()  # it may have waited for the connection too long
+            limit_seconds = self._answer_seconds - REPLY_SECONDS
+            now = await _begin(
+                call.connection, locks=call.locks, limit_seconds=limit_seconds, is_durable=call.is_durable
+            )
+            dialogue = call.rule(now if self._clock is None else self._clock())
             try:
                 statement, parameters = next(dialogue)
                 while True:
@@ -140,74 +160,79 @@ class PostgresLedger(Ledger):
 
     async def aclose(self) -> None:
         """Wait for the calls in flight. Close the connections to a server that does not answer them."""
-        while self._calls and (await asyncio.wait(self._calls, timeout=POOL_WAIT_SECONDS))[1]:
+        while self._calls and (await asyncio.wait(self._calls, timeout=CLOSING_SECONDS))[1]:
             for connection in [call.connection for call in self._calls.values() if call.connection is not None]:
                 with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
                     line.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
-async def open_postgres(url: str, *, clock: Clock | None = None) -> AsyncIterator[PostgresLedger]:
+async def open_postgres(
+    url: str, *, clock: Clock | None = None, answer_seconds: float = ANSWER_SECONDS
+) -> AsyncIterator[PostgresLedger]:
     """Open the ledger at `url` (postgresql://…), and update its schema. Without `clock`, the time is the database's.
 
     Raises LedgerUnavailable if the database cannot be used: the service does not start without its ledger.
     """
-    with _fails_closed():
-        await _migrate(_options(url, statement_seconds=MIGRATION_SECONDS, lock_seconds=0))
+    options, last_failure = parse_url(url) | OPTIONS, LastFailure()
+    with _fails_closed(last_failure):
+        await _migrate(options)
     pool = AsyncConnectionPool(
-        connection_class=Connection,
-        kwargs=_options(url, statement_seconds=STATEMENT_SECONDS, lock_seconds=STATEMENT_SECONDS),
-        configure=_configure,
+        connection_class=record_failures(last_failure),
+        kwargs=options,
         check=lambda connection: _check(connection, pool),
         min_size=1,
         max_size=MAX_CONNECTIONS,
-        timeout=POOL_WAIT_SECONDS,
+        timeout=answer_seconds,
         reconnect_timeout=0.5,  # then the next caller tries: a growing pause would outlast the outage
         open=False,
     )
     async with pool:
-        ledger = PostgresLedger(pool=pool, clock=clock)
+        ledger = PostgresLedger(pool=pool, clock=clock, last_failure=last_failure, answer_seconds=answer_seconds)
         try:
             yield ledger
         finally:
             await ledger.aclose()
 
 
-def _options(url: str, *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
-    """Bound every wait, on both sides: a connection that hangs must not keep a request or a lock."""
-    own = {
-        "statement_timeout": f"{statement_seconds}s",
-        "lock_timeout": f"{lock_seconds}s",
-        "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
-        "synchronous_commit": "on",
-    }
-    given = _parsed(url)
-    return given | {
-        "options": " ".join(
-            [str(given.get("options", "")), *(f"-c {name}={value}" for name, value in own.items())]
-        ).strip(),
-        "connect_timeout": 1,
-        "keepalives_idle": 5,
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 3000,  # milliseconds
-        "fallback_application_name": "voicepass",
-        "prepare_threshold": None,  # a prepared SELECT fails for good once a newer instance has added a column
-        "row_factory": dict_row,
-    }
+OPTIONS: Final[dict[str, Any]] = {
+    "connect_timeout": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 3000,  # milliseconds
+    "fallback_application_name": "voicepass",
+    "autocommit": True,  # _BEGIN begins each transaction: psycopg would need a round trip for it
+    # A prepared statement belongs to one session, and fails for good once a newer instance has added a column.
+    "prepare_threshold": None,
+    "row_factory": dict_row,
+}
+"""A connection that hangs must not keep a request. libpq sends none of these to the server but the name."""
 
 
-def _parsed(url: str) -> dict[str, Any]:
-    with suppress(psycopg.Error):  # its message repeats the URL with the password
-        return conninfo_to_dict(url)
-    raise LedgerUnavailable(
-        operator_note="the database's URL cannot be read: postgresql://user:password@host:5432/name"
-    )
-
-
-async def _configure(connection: Connection) -> None:
-    # Not the database's default: a stricter level takes its snapshot before it waits for a lock.
-    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+async def _begin(
+    connection: Connection,
+    *,
+    locks: Sequence[str],
+    limit_seconds: float,
+    is_durable: bool = True,
+) -> float:
+    """Begin a transaction of bounded statements, take the locks, and return the database's time."""
+    limit = f"{limit_seconds * 1000:.0f}ms"
+    async with psycopg.AsyncClientCursor(connection) as cursor:  # it sends all statements at once
+        await cursor.execute(
+            _BEGIN,
+            {
+                "statement_timeout": limit,
+                "lock_timeout": limit,
+                "idle_timeout": limit,
+                "synchronous_commit": "on" if is_durable else "off",
+                "locks": list(locks),
+            },
+        )
+        await cursor.set_result(-1)
+        (begun,) = await cursor.fetchall()
+    return float(begun["now"])
 
 
 async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) -> None:
@@ -222,9 +247,12 @@ async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) 
 async def _migrate(options: dict[str, Any]) -> None:
     """Run the steps that this database has not run. Instances that start together do so one after the other."""
     async with await Connection.connect(**options) as connection:
-        await connection.execute(_BEGIN, (["schema"], "on"))
+        await _begin(connection, locks=["schema"], limit_seconds=MIGRATION_SECONDS)
         # While a step waits for a table, all statements of the other instances wait behind it.
-        await connection.execute(f"SET LOCAL lock_timeout = '{STATEMENT_SECONDS}s'".encode())
+        limit = f"'{ANSWER_SECONDS - REPLY_SECONDS:g}s'"
+        await connection.execute(
+            f"SET LOCAL lock_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}".encode()
+        )
         # Not "IF NOT EXISTS": an instance may run as a role that must not create tables.
         found = await (await connection.execute("SELECT to_regclass('schema_steps') IS NOT NULL AS found")).fetchall()
         if not found[0]["found"]:
@@ -240,16 +268,13 @@ async def _migrate(options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _fails_closed() -> Iterator[None]:
+def _fails_closed(last_failure: LastFailure) -> Iterator[None]:
     try:
         yield
-    except psycopg.errors.ReadOnlySqlTransaction as error:
-        raise LedgerUnavailable(
-            operator_note="PostgreSQL is read-only: is it a replica? voicepass uses it again once it can be written"
-        ) from error
+    except PoolTimeout as error:
+        raise last_failure.explain("no connection to PostgreSQL was free in time") from error
     except (psycopg.Error, OSError) as error:
-        # Without the URL, which may hold a password. The cause has PostgreSQL's own message.
-        raise LedgerUnavailable(operator_note=f"PostgreSQL does not answer: {type(error).__name__}") from error
+        raise LedgerUnavailable(operator_note=explain_failure(error)) from error
 
 
 @cache

@@ -18,7 +18,8 @@ from voicepass.model import Clock
 
 Result = TypeVar("Result")
 
-BUSY_TIMEOUT_SECONDS: Final = 1.0  # another process may hold the file; a request waits longer than that
+REPLY_SECONDS: Final = 0.5
+"""SQLite stops waiting for another process so long before the caller does: then its message still arrives in time."""
 MAX_BATCH: Final = 64
 COMMITS_PER_COPY: Final = 32
 """After so many commits, a thread of its own copies the log into the file. Nobody waits for it."""
@@ -76,13 +77,21 @@ class SqliteLedger(Ledger):
     """
 
     def __init__(
-        self, *, file: OpenFile, writer: ThreadPoolExecutor, copier: ThreadPoolExecutor, clock: Clock, wall: Clock
+        self,
+        *,
+        file: OpenFile,
+        writer: ThreadPoolExecutor,
+        copier: ThreadPoolExecutor,
+        clock: Clock,
+        wall: Clock,
+        answer_seconds: float,
     ) -> None:
         self._file = file
         self._writer = writer
         self._copier = copier
         self._clock = clock
         self._wall = wall
+        self._answer_seconds = answer_seconds
         self._waiting: deque[Call] = deque()
         self._batch: asyncio.Future[list[Any]] | None = None
         self._copy: asyncio.Future[None] | None = None
@@ -96,7 +105,7 @@ class SqliteLedger(Ledger):
         del locks  # there is one writer
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Result] = loop.create_future()
-        deadline = loop.call_later(ANSWER_SECONDS, _give_up, outcome)
+        deadline = loop.call_later(self._answer_seconds, self._give_up, outcome)
         self._waiting.append(Call(rule, is_durable, outcome))
         if self._batch is None:
             self._write_next()
@@ -115,6 +124,11 @@ class SqliteLedger(Ledger):
             await asyncio.sleep(0)  # its callback may begin the next
         if self._copy is not None:
             await asyncio.wait({self._copy})
+
+    def _give_up(self, outcome: asyncio.Future[Any]) -> None:
+        if not outcome.done():
+            note = f"SQLite gave no answer within {self._answer_seconds:g} s"
+            outcome.set_exception(LedgerUnavailable(operator_note=note))
 
     def _write_next(self) -> None:
         if not self._waiting:
@@ -191,14 +205,10 @@ class SqliteLedger(Ledger):
                 _, self._log_pages, _ = self._file.copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
-def _give_up(outcome: asyncio.Future[Any]) -> None:
-    if not outcome.done():
-        note = f"SQLite gave no answer within {ANSWER_SECONDS:g} s"
-        outcome.set_exception(LedgerUnavailable(operator_note=note))
-
-
 @asynccontextmanager
-async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> AsyncIterator[SqliteLedger]:
+async def open_sqlite(
+    path: str, *, clock: Clock, wall: Clock | None = None, answer_seconds: float = ANSWER_SECONDS
+) -> AsyncIterator[SqliteLedger]:
     """Open the ledger at `path` (":memory:" for one that ends with the process), and update its schema.
 
     It decides by `clock`. `wall` is the real time, which ElevenLabs has too; by default, it is `clock`.
@@ -208,10 +218,17 @@ async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> 
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "ledger") as writer, ThreadPoolExecutor(1, "ledger-copier") as copier:
         try:
-            file = await loop.run_in_executor(writer, _open, path)
+            file = await loop.run_in_executor(writer, _open, path, answer_seconds - REPLY_SECONDS)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(file=file, writer=writer, copier=copier, clock=clock, wall=wall or clock)
+        ledger = SqliteLedger(
+            file=file,
+            writer=writer,
+            copier=copier,
+            clock=clock,
+            wall=wall or clock,
+            answer_seconds=answer_seconds,
+        )
         try:
             yield ledger
         finally:
@@ -219,8 +236,8 @@ async def open_sqlite(path: str, *, clock: Clock, wall: Clock | None = None) -> 
             await loop.run_in_executor(writer, file.close)
 
 
-def _open(path: str) -> OpenFile:
-    connection = _connect(path)
+def _open(path: str, busy_seconds: float) -> OpenFile:
+    connection = _connect(path, busy_seconds)
     (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
     # The path as it was given may be a symlink, which could lead elsewhere later. The log is beside the file itself.
     log = f"{resolved}-wal"
@@ -231,8 +248,8 @@ def _open(path: str) -> OpenFile:
     return OpenFile(connection, copier, {each: _identity(each) for each in paths})
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+def _connect(path: str, busy_seconds: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
     try:
         _prepare(connection)
     except BaseException:
