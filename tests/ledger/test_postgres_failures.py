@@ -66,7 +66,8 @@ async def test_each_refusal_of_the_server_reads_differently(postgres: Postgres, 
 @pytest.mark.parametrize(
     ("message", "sqlstate"),
     [
-        # From the sources of PostgreSQL 18 and pgbouncer 1.18; those of Supavisor as its users report them; a server in these tests cannot say them.
+        # From the sources of PostgreSQL 18 and pgbouncer 1.18, and from reports of Supavisor's users. No server of
+        # these tests sends them.
         ('FATAL:  password authentication failed for user "voicepass"', "28P01"),
         ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "u", database "d", SSL encryption', "28000"),
         ("FATAL:  sorry, too many clients already", "53300"),
