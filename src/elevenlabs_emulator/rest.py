@@ -33,16 +33,9 @@ def add_credentials(app: FastAPI, emulator: Emulator) -> None:
         emulator.find_agent(agent_id)
         signature, conversation_id = emulator.issue(agent_id, bound=include_conversation_id)
         # The URL holds the id; the answer has this one member with and without it.
-        return fault.answer({"signed_url": _signed_url(agent_id, signature, conversation_id, request)}, request)
-
-    def _signed_url(agent_id: str, signature: str, conversation_id: str | None, request: Request) -> str:
-        base = emulator.public_ws_base
-        if base is None:
-            # Not request.base_url: in a mounted app it lacks the mount's prefix.
-            scheme = "wss" if request.url.scheme == "https" else "ws"
-            base = f"{scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
-        url = f"{base.rstrip('/')}{CONVERSATION_PATH}?agent_id={agent_id}&conversation_signature={signature}"
-        return f"{url}&conversation_id={conversation_id}" if conversation_id else url
+        query = f"agent_id={agent_id}&conversation_signature={signature}"
+        query += f"&conversation_id={conversation_id}" if conversation_id else ""
+        return fault.answer({"signed_url": f"{_find_ws_base(emulator, request)}{CONVERSATION_PATH}?{query}"}, request)
 
     @app.get(f"{CONVERSATION_PATH}/token")
     async def get_token(
@@ -65,6 +58,14 @@ def add_credentials(app: FastAPI, emulator: Emulator) -> None:
         # It has the form of LiveKit's, but opens nothing: there is no WebRTC server, and the key is not kept.
         token = jwt.encode(claims, secrets.token_hex())
         return fault.answer({"token": token, "conversation_id": conversation_id}, request)
+
+
+def _find_ws_base(emulator: Emulator, request: Request) -> str:
+    if emulator.public_ws_base is not None:
+        return emulator.public_ws_base.rstrip("/")
+    # Not request.base_url: in a mounted app it lacks the mount's prefix.
+    scheme = "wss" if request.url.scheme == "https" else "ws"
+    return f"{scheme}://{request.url.netloc}{request.scope.get('root_path', '')}".rstrip("/")
 
 
 def add_conversations(app: FastAPI, emulator: Emulator) -> None:

@@ -1,6 +1,7 @@
 """`voicepass demo` and `voicepass emulator`: what needs no account at ElevenLabs."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -8,6 +9,9 @@ from pydantic import ValidationError
 from voicepass.api.server import run
 from voicepass.cli.failures import check_port
 from voicepass.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from elevenlabs_emulator import Fault
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
@@ -46,27 +50,16 @@ def emulator(
     webhook_secret: Annotated[str | None, typer.Option(help="Sign the webhook with this secret.")] = None,
 ) -> None:
     """Run an emulated ElevenLabs, for frontends and CI. GET /_emulator lists its controls."""
-    from elevenlabs_emulator import (  # noqa: PLC0415 - the service never loads the emulator
-        DEFAULT_WEBHOOK_SECRET,
-        EmulatedAgent,
-        Emulator,
-        Fault,
-        create_emulator,
-    )
+    import elevenlabs_emulator as emulation  # noqa: PLC0415 - the service never loads the emulator
 
-    try:
-        faults = [Fault.model_validate_json(text) for text in fault or ()]
-    except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
-        raise typer.BadParameter(mistakes, param_hint="--fault") from None
     agents = [*(agent or ()), "agent_demo"]
-    emulated = Emulator(
-        agents=[EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
+    emulated = emulation.Emulator(
+        agents=[emulation.EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
         api_keys={key: frozenset({"convai_write", "convai_read"})},
-        faults=faults,
+        faults=_parse_faults(fault or ()),
         processing_seconds=processing_seconds,
         webhook_url=webhook_url,
-        webhook_secret=webhook_secret or DEFAULT_WEBHOOK_SECRET,
+        webhook_secret=webhook_secret or emulation.DEFAULT_WEBHOOK_SECRET,
     )
     configure_logging(log_format="console", level="info")
     typer.echo(f"Emulated ElevenLabs: ELEVENLABS_BASE_URL=http://{LOOPBACK}:{port} ELEVENLABS_AGENT_ID={agents[0]}")
@@ -75,4 +68,14 @@ def emulator(
     if webhook_url:
         typer.echo(f"It signs webhooks with ELEVENLABS_WEBHOOK_SECRET={emulated.webhooks.secret}")
     check_port(host, port)
-    run(create_emulator(emulated), host=host, port=port, grace_seconds=1)
+    run(emulation.create_emulator(emulated), host=host, port=port, grace_seconds=1)
+
+
+def _parse_faults(texts: Sequence[str]) -> list["Fault"]:
+    from elevenlabs_emulator import Fault  # noqa: PLC0415 - as above
+
+    try:
+        return [Fault.model_validate_json(text) for text in texts]
+    except ValidationError as error:
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter(mistakes, param_hint="--fault") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI
 from jose import jwt
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -60,17 +61,40 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
 
     `overrides` are settings by name, as in `create_demo(url, voicepass_log_level="debug")`.
     """
-    address = urlsplit(base_url).netloc
-    ws_base = f"ws://{address}{EMULATOR_PATH}"
     api_key = f"sk_{secrets.token_hex(24)}"
     emulator = emulator or Emulator(
         agents=[EmulatedAgent(agent_id=AGENT_ID)],
         api_keys={api_key: frozenset({"convai_write", "convai_read"})},
-        public_ws_base=ws_base,
+        public_ws_base=_write_ws_base(base_url),
         webhook_url=f"{base_url}{WEBHOOK_PATH}",
         webhook_secret=f"wsec_{secrets.token_hex(32)}",
     )
-    settings = DemoSettings(
+    settings = _make_settings(base_url, emulator, overrides)
+    service = create_app(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with service.router.lifespan_context(service):
+            yield
+
+    app = Starlette(
+        routes=[
+            *_list_page_routes(base_url, emulator, settings, service),
+            Mount(EMULATOR_PATH, create_emulator(emulator)),
+            Mount("/", service),
+        ],
+        lifespan=lifespan,
+        middleware=[
+            # A foreign page could let its own host name lead to 127.0.0.1, and then sign in.
+            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "::1"], www_redirect=False),
+        ],
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _make_settings(base_url: str, emulator: Emulator, overrides: dict[str, Any]) -> DemoSettings:
+    return DemoSettings(
         **{
             "elevenlabs_api_key": SecretStr(next(iter(emulator.api_keys))),
             "elevenlabs_agent_id": AGENT_ID,
@@ -85,19 +109,16 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
             **overrides,
         }
     )
-    service = create_app(settings)
-    page_headers = _write_page_headers(address)
 
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with service.router.lifespan_context(service):
-            yield
+
+def _list_page_routes(base_url: str, emulator: Emulator, settings: Settings, service: FastAPI) -> list[BaseRoute]:
+    page_headers = _write_page_headers(urlsplit(base_url).netloc)
 
     async def page(_request: Request) -> Response:
         return FileResponse(_STATIC / "index.html", headers=page_headers)
 
     async def config(_request: Request) -> Response:
-        return JSONResponse({"agent_id": AGENT_ID, "ws_base": ws_base})
+        return JSONResponse({"agent_id": AGENT_ID, "ws_base": _write_ws_base(base_url)})
 
     async def sign_in(request: Request) -> Response:
         try:
@@ -115,24 +136,17 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
         emulator.expire(request.path_params["conversation_id"])
         return Response(status_code=204)
 
-    app = Starlette(
-        routes=[
-            Route("/", page),
-            Route("/demo/config", config),
-            Route("/demo/sign-in", sign_in, methods=["POST"], middleware=[Middleware(Surface)]),
-            Route("/demo/passes/{conversation_id}/expire", expire, methods=["POST"]),
-            Mount("/static", _PageFiles(page_headers)),
-            Mount(EMULATOR_PATH, create_emulator(emulator)),
-            Mount("/", service),
-        ],
-        lifespan=lifespan,
-        middleware=[
-            # A foreign page could let its own host name lead to 127.0.0.1, and then sign in.
-            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "::1"], www_redirect=False),
-        ],
-    )
-    app.router.redirect_slashes = False
-    return app
+    return [
+        Route("/", page),
+        Route("/demo/config", config),
+        Route("/demo/sign-in", sign_in, methods=["POST"], middleware=[Middleware(Surface)]),
+        Route("/demo/passes/{conversation_id}/expire", expire, methods=["POST"]),
+        Mount("/static", _PageFiles(page_headers)),
+    ]
+
+
+def _write_ws_base(base_url: str) -> str:
+    return f"ws://{urlsplit(base_url).netloc}{EMULATOR_PATH}"
 
 
 def _token(settings: Settings, user_id: str, name: str) -> str:

@@ -16,7 +16,7 @@ import typer
 
 from voicepass.config.build import Configuration, configure
 from voicepass.config.environment import SettingsRefusedError
-from voicepass.config.settings import load_settings
+from voicepass.config.settings import Settings, load_settings
 from voicepass.doctor import examine
 from voicepass.doctor.case import Case, sort_findings
 from voicepass.doctor.explain import explain
@@ -57,18 +57,11 @@ def _examine(
         return
     configure_logging(log_format="console", level="error")
     overrides = dict(map(_parse_override, override or ()))
-    try:
-        settings = load_settings()
-        configuration = configure(settings)
-    except SettingsRefusedError as error:
-        refused = sort_findings(report("settings_refused", problem=problem) for problem in error.problems)
-        _print_findings(refused, "the settings", as_json=as_json)
-        raise typer.Exit(1) from None
-    alias = _choose_alias(agent, configuration)
+    settings, configuration = _read_configuration(as_json=as_json)
     case = Case(
         settings=settings,
         configuration=configuration,
-        alias=alias,
+        alias=_choose_alias(agent, configuration),
         overrides=overrides,
         origin=origin,
         with_conversation=not no_conversation,
@@ -76,11 +69,20 @@ def _examine(
     if sys.stderr.isatty():
         typer.echo("Asking ElevenLabs; a conversation takes 5 to 8 s…", err=True)
     findings = asyncio.run(examine(case))
-    _print_findings(
-        findings, f"agent {alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}", as_json=as_json
-    )
+    subject = f"agent {case.alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}"
+    _print_findings(findings, subject, as_json=as_json)
     if any(finding.outcome is Outcome.FAILED for finding in findings):
         raise typer.Exit(1)
+
+
+def _read_configuration(*, as_json: bool) -> tuple[Settings, Configuration]:
+    try:
+        settings = load_settings()
+        return settings, configure(settings)
+    except SettingsRefusedError as error:
+        refused = sort_findings(report("settings_refused", problem=problem) for problem in error.problems)
+        _print_findings(refused, "the settings", as_json=as_json)
+        raise typer.Exit(1) from None
 
 
 @doctor.command("explain")
