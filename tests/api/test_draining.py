@@ -57,6 +57,14 @@ def has_ended(client: httpx.Client, url: str) -> bool:
 
 
 @pytest.fixture
+def as_a_terminal_starts_it() -> Iterator[None]:
+    """Let new processes get SIGHUP. They inherit that it is ignored if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def client() -> Iterator[httpx.Client]:
     """Opens a connection for each request, as new callers do."""
     with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as client:
@@ -95,6 +103,7 @@ def test_after_sigterm_readyz_says_so_and_every_open_request_is_answered(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("as_a_terminal_starts_it")
 def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path
 ) -> None:
