@@ -116,7 +116,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     state.metrics = metrics.Exposition(
         registry=registry,
         state=process,
-        ledger=metrics.LedgerMetrics(check=check_ledger, read=ledger.standing, ticks=time.monotonic),
+        ledger=metrics.LedgerMetrics(check=check_ledger, read=ledger.read_standing, ticks=time.monotonic),
     )
     state.ledger = ledger
     state.policy = configuration.policy

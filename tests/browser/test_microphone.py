@@ -35,7 +35,7 @@ WATCH = """() => {
     return stream;
   };
   window.fetch = (url, ...rest) => {
-    if (/signed-url|conversation-token/.test(url)) watch.sent += 1;
+    if (/signed-url|conversation-token/.test(url.url ?? url)) watch.sent += 1;
     return send(url, ...rest);
   };
   window.unwatch = () => ([devices.getUserMedia, window.fetch] = [ask, send]);

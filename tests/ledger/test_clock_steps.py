@@ -61,14 +61,14 @@ async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
 async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engine, step: float) -> None:
     machine = Machine()
     async with engine.opened(machine.clock) as ledger:
-        taken = await ledger.lease("reconciler", 120)
+        taken = await ledger.take_lease("reconciler", 120)
         machine.wall.now += step
 
-        at_once = await ledger.lease("reconciler", 120)
+        at_once = await ledger.take_lease("reconciler", 120)
         machine.wait(120 * 0.96)
-        just_before = await ledger.lease("reconciler", 120)
+        just_before = await ledger.take_lease("reconciler", 120)
         machine.wait(120 * 0.08)
-        then = await ledger.lease("reconciler", 120)
+        then = await ledger.take_lease("reconciler", 120)
 
     assert (taken, at_once, just_before, then) == (True, False, False, True)
 
@@ -103,21 +103,21 @@ async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: 
 async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
     ledger: Ledger, clock: TurnedClock, back: float
 ) -> None:
-    await ledger.lease("reconciler", 120)
+    await ledger.take_lease("reconciler", 120)
     clock.now -= back
 
-    assert await ledger.lease("reconciler", 120)
-    assert not await ledger.lease("reconciler", 120)
+    assert await ledger.take_lease("reconciler", 120)
+    assert not await ledger.take_lease("reconciler", 120)
 
 
 async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger: Ledger, clock: TurnedClock) -> None:
-    await ledger.lease("reconciler", 120)
+    await ledger.take_lease("reconciler", 120)
     clock.now += 100  # 20 seconds are left,
     clock.now -= 100  # and now it looks like 120
 
-    held = await ledger.lease("reconciler", 120)
+    held = await ledger.take_lease("reconciler", 120)
     clock.now += 120
-    lapsed = await ledger.lease("reconciler", 120)
+    lapsed = await ledger.take_lease("reconciler", 120)
 
     assert (held, lapsed) == (False, True)
 
@@ -152,11 +152,11 @@ async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: 
     await ledger.reserve(asked, [])
     await ledger.grant(asked, given, sealed=b"sealed")
     await ledger.note_unopened("conv_1", expires_seconds=930)
-    news = await ledger.unopened(reservation())
+    news = await ledger.list_unopened(reservation())
     clock.now -= HOUR
 
     assert [each.pass_id for each in news] == [asked.pass_id]
-    assert await ledger.unopened(reservation()) == []
+    assert await ledger.list_unopened(reservation()) == []
 
 
 async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
@@ -167,7 +167,7 @@ async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger
     clock.now = START + 60
 
     listing = await ledger.begin_listing("agent_1", every_seconds=240)
-    never_opened = await ledger.never_opened("agent_1", 5, min_age_seconds=930)
+    never_opened = await ledger.list_never_opened("agent_1", 5, min_age_seconds=930)
     await ledger.note_listed("agent_1", clock.now - 15)
 
     assert listing is not None

@@ -86,7 +86,7 @@ async def test_a_settlement_that_meets_its_pass_at_the_same_instant_is_never_los
             *(ledgers[0].grant(each, credential(f"conv_{n}")) for n, each in enumerate(asked)),
             *(ledgers[-1].settle(settlement(f"conv_{n}")) for n in range(40)),
         )
-        settled = [await ledgers[0].issued(f"conv_{n}") for n in range(40)]
+        settled = [await ledgers[0].find_pass(f"conv_{n}") for n in range(40)]
 
     assert [each.seconds for each in settled] == [42] * 40
 
@@ -104,9 +104,9 @@ async def test_a_hundred_copies_of_a_webhook_settle_once(engine: Engine) -> None
 
 async def test_one_instance_at_a_time_holds_a_lease(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        first = await asyncio.gather(*(ledgers[n % len(ledgers)].lease("reconciler", 60) for n in range(12)))
+        first = await asyncio.gather(*(ledgers[n % len(ledgers)].take_lease("reconciler", 60) for n in range(12)))
         engine.clock.now = START + 60
-        then = await asyncio.gather(*(ledgers[n % len(ledgers)].lease("reconciler", 60) for n in range(12)))
+        then = await asyncio.gather(*(ledgers[n % len(ledgers)].take_lease("reconciler", 60) for n in range(12)))
 
     assert sorted(first) == sorted(then) == [False] * 11 + [True]
 

@@ -101,7 +101,7 @@ async def test_minutes_are_limited_by_what_is_set_aside_and_what_was_used(
 
     assert isinstance(reached, QuotaExceeded)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + DAY, DAY - 10)
-    assert [(await ledger.issued(each)).seconds for each in (first, second, third, fourth)] == [400, 100, 200, 400]
+    assert [(await ledger.find_pass(each)).seconds for each in (first, second, third, fourth)] == [400, 100, 200, 400]
 
 
 async def test_who_used_more_than_was_set_aside_is_told_when_a_new_try_can_succeed(
@@ -270,7 +270,7 @@ async def test_what_is_blocked_gets_no_pass_until_it_is_unblocked(
         await ledger.reserve(reservation(**blocked), [])
     if free is not None:
         await ledger.reserve(reservation(**free), [])
-    assert await ledger.blocks() == [block]
+    assert await ledger.list_blocks() == [block]
     await ledger.unblock(block)
     await ledger.reserve(reservation(**blocked), [])
-    assert await ledger.blocks() == []
+    assert await ledger.list_blocks() == []

@@ -119,12 +119,12 @@ async def test_a_conversation_that_has_ended_is_open_no_longer_and_costs_the_tim
 
     freed = [await ledger.note_ended(conversation_id), await ledger.note_ended(conversation_id)]
 
-    found = await ledger.issued(conversation_id)
+    found = await ledger.find_pass(conversation_id)
     assert freed == [True, False]
     assert (found.seconds, found.settled_at) == (91, None)
     assert await refusal(ledger, limits) is None
     await ledger.settle(settled_with(conversation_id, seconds=60))
-    assert (await ledger.issued(conversation_id)).seconds == 60
+    assert (await ledger.find_pass(conversation_id)).seconds == 60
 
 
 async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: Ledger, clock: TurnedClock) -> None:
@@ -133,7 +133,7 @@ async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: 
 
     await ledger.note_ended(conversation_id)
 
-    assert (await ledger.issued(conversation_id)).seconds == 600
+    assert (await ledger.find_pass(conversation_id)).seconds == 600
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -155,7 +155,7 @@ async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_ev
     third = await granted(ledger, limits, seconds=1800)
 
     assert isinstance(full, QuotaExceeded)
-    assert (await ledger.issued(third)).seconds == 1800 - 90 - 0 - 600
+    assert (await ledger.find_pass(third)).seconds == 1800 - 90 - 0 - 600
 
 
 async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
@@ -167,7 +167,7 @@ async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
 
     has_expired = await ledger.expire(conversation_id, min_age_seconds=930)
 
-    found = await ledger.issued(conversation_id)
+    found = await ledger.find_pass(conversation_id)
     assert not has_expired
     assert (found.opened_at, found.settled_at) == (START + 5, None)
 
@@ -193,7 +193,7 @@ async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
     released.append(await ledger.note_unopened(conversation_id, expires_seconds=930))
 
     assert released == [False, True]
-    assert (await ledger.issued(conversation_id)).settled_by == "expiry"
+    assert (await ledger.find_pass(conversation_id)).settled_by == "expiry"
 
 
 async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again(
@@ -206,7 +206,7 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
 
     counts_again = await ledger.note_opened(conversation_id, START + 899)
 
-    found = await ledger.issued(conversation_id)
+    found = await ledger.find_pass(conversation_id)
     assert counts_again
     assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
     assert isinstance(await refusal(ledger, limits), TooManyConversations)
@@ -224,7 +224,7 @@ async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it
     await ledger.note_opened(opened, START + 899)
     await ledger.note_ended(ended)
 
-    assert [(await ledger.issued(each)).seconds for each in (opened, ended)] == [60, 60]
+    assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
 async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
@@ -236,7 +236,7 @@ async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged
 
     await ledger.note_ended(conversation_id)
 
-    found = await ledger.issued(conversation_id)
+    found = await ledger.find_pass(conversation_id)
     assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
 
 
@@ -321,12 +321,12 @@ async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transpor
     await ledger.reserve(unsealed, [])
     await ledger.grant(unsealed, its)
 
-    nobody_asked = await ledger.unopened(reservation())
+    nobody_asked = await ledger.list_unopened(reservation())
     for kept in [*given, its]:
         assert not await ledger.note_unopened(kept.conversation_id or "", expires_seconds=930)
-    found = await ledger.unopened(reservation())
+    found = await ledger.list_unopened(reservation())
     clock.now += 5
-    long_ago = await ledger.unopened(reservation())
+    long_ago = await ledger.list_unopened(reservation())
 
     assert nobody_asked == long_ago == []
     assert [(each.pass_id, each.sealed) for each in found] == [

@@ -258,7 +258,7 @@ async def test_the_time_is_the_databases_and_grows_under_a_lock(engine: Engine) 
 async def test_of_all_who_take_a_lease_at_once_by_the_databases_clock_one_gets_it(engine: Engine) -> None:
     async with patient(engine.url) as one, patient(engine.url) as two:
         for number in range(5):
-            taken = await asyncio.gather(*((one, two)[n % 2].lease(f"l-{number}", 60) for n in range(30)))
+            taken = await asyncio.gather(*((one, two)[n % 2].take_lease(f"l-{number}", 60) for n in range(30)))
 
             assert taken.count(True) == 1
 
@@ -439,21 +439,21 @@ async def test_an_old_instance_works_on_beside_a_newer_schema(engine: Engine, mo
         for _ in range(20):  # on few connections: a driver that prepares what it repeats has prepared it on each
             conversation_id = await granted(old, [limit(100)])
             await old.settle(settlement(conversation_id))
-            await old.issued(conversation_id)
+            await old.find_pass(conversation_id)
         monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: newer)
 
         async with engine.opened() as new:
             for number in range(20):
                 conversation_id = await granted((old, new)[number % 2], [limit(100)])
                 await (new, old)[number % 2].settle(settlement(conversation_id))
-                assert (await old.issued(conversation_id)).seconds == 42
+                assert (await old.find_pass(conversation_id)).seconds == 42
         asked = reservation()
         await old.reserve(asked, [])
         await old.settle(settlement("conv_early"))
         await old.grant(asked, credential("conv_early"))
     monkeypatch.undo()
     async with engine.opened() as started_again:
-        assert (await started_again.issued("conv_early")).seconds == 42
+        assert (await started_again.find_pass("conv_early")).seconds == 42
 
 
 async def test_an_instance_may_start_as_a_role_that_may_not_create_tables(engine: Engine, postgres: Postgres) -> None:

@@ -32,7 +32,7 @@ async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, cloc
     clock.now = START + 2
     await ledger.grant(asked, given_out)
 
-    found = await ledger.issued("conv_1")
+    found = await ledger.find_pass("conv_1")
 
     assert found == IssuedPass(
         pass_id=asked.pass_id,
@@ -63,15 +63,15 @@ async def test_the_ledger_tells_what_is_open_and_what_nothing_has_accounted_for(
         asked = reservation()
         await ledger.reserve(asked, [])
         await ledger.grant(asked, credential(conversation))
-    young = await ledger.standing()
+    young = await ledger.read_standing()
     await ledger.settle(settlement("conv_3"))
     clock.now = START + 1000
-    old = await ledger.standing()
+    old = await ledger.read_standing()
     clock.now = START + 1600
 
     assert young == Standing(open_conversations=3, unsettled=0, oldest_unsettled_seconds=0)
     assert old == Standing(open_conversations=2, unsettled=2, oldest_unsettled_seconds=1000)
-    assert (await ledger.standing()).open_conversations == 0
+    assert (await ledger.read_standing()).open_conversations == 0
 
 
 @pytest.mark.parametrize("unknown", ["conv_2", "CONV_1", "conv_1 ", "", "%", "conv_1' OR '1'='1"])
@@ -81,7 +81,7 @@ async def test_no_other_conversation_is_found(ledger: Ledger, unknown: str) -> N
     await ledger.grant(asked, credential("conv_1"))
 
     with pytest.raises(ConversationUnknown):
-        await ledger.issued(unknown)
+        await ledger.find_pass(unknown)
 
 
 async def test_a_conversation_of_another_user_is_refused_and_stays_theirs(ledger: Ledger) -> None:
@@ -96,7 +96,7 @@ async def test_a_conversation_of_another_user_is_refused_and_stays_theirs(ledger
             await ledger.grant(other, credential("conv_1"))
         await ledger.release(other)
 
-    assert (await ledger.issued("conv_1")).pass_id == first.pass_id
+    assert (await ledger.find_pass("conv_1")).pass_id == first.pass_id
     assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1
 
 
@@ -132,7 +132,7 @@ async def test_what_is_released_was_never_counted_and_what_is_granted_cannot_be_
 
     await ledger.release(asked)
 
-    assert (await ledger.issued("conv_1")).pass_id == asked.pass_id
+    assert (await ledger.find_pass("conv_1")).pass_id == asked.pass_id
 
 
 async def test_no_pass_leaves_without_its_row(ledger: Ledger, clock: TurnedClock) -> None:
@@ -154,7 +154,7 @@ async def test_what_a_conversation_used_replaces_what_was_set_aside(ledger: Ledg
 
     settled = await ledger.settle(settlement(conversation_id, seconds=42, user_id="u-2"))
 
-    assert settled == await ledger.issued(conversation_id)
+    assert settled == await ledger.find_pass(conversation_id)
     assert (settled.seconds, settled.cost, settled.settled_at, settled.settled_by) == (42, 7, START + 100, "webhook")
     assert (settled.reported_user_id, settled.identity_mismatch) == ("u-2", True)
 
@@ -187,11 +187,11 @@ async def test_what_should_be_over_and_is_not_settled_is_due_oldest_first(ledger
     await ledger.settle(settlement(conversations[1]))
     await ledger.reserve(reservation(), [])
     clock.now = START + 900
-    at_the_edge = await ledger.due(10)
+    at_the_edge = await ledger.list_unsettled(10)
     clock.now = START + 1800
 
-    due = await ledger.due(2)
-    following = await ledger.due(2, after=due[-1].reserved_at)
+    due = await ledger.list_unsettled(2)
+    following = await ledger.list_unsettled(2, after=due[-1].reserved_at)
 
     assert at_the_edge == []
     assert [each.conversation_id for each in due] == [conversations[0], conversations[2]]
@@ -221,7 +221,7 @@ async def ending(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[ob
     await ledger.reserve(asked, [])
     tell = story(ledger, asked, conversation_id)
     settled = [await tell[event]() for event in order]
-    row = await ledger.issued(conversation_id)
+    row = await ledger.find_pass(conversation_id)
     orphans = await rows(ledger, "SELECT * FROM orphans WHERE conversation_id = :id", id=conversation_id)
     # What came before its pass waits without the name that the browser gave.
     assert row.reported_user_id == "u-1" or order.index("grant") > min(map(order.index, EVENTS[1:4]))

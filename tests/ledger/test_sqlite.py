@@ -79,7 +79,7 @@ async def test_rows_outlive_the_process_and_the_schema_is_made_once(engine: Engi
             conversations.append(await granted(ledger))
 
     async with engine.opened() as ledger:
-        assert [(await ledger.issued(each)).conversation_id for each in conversations] == conversations
+        assert [(await ledger.find_pass(each)).conversation_id for each in conversations] == conversations
 
 
 async def test_the_file_holds_no_secret(engine: Engine) -> None:

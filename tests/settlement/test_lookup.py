@@ -170,7 +170,7 @@ async def test_only_a_conversation_that_has_ended_makes_room(
         await given.open_passes.refresh(reservation(), LIMIT)
 
         after = await given.refusal()
-        found = await given.ledger.issued("conv_2")
+        found = await given.ledger.find_pass("conv_2")
     assert before is not None
     assert (after is None) == is_freed
     assert (found.settled_by, found.seconds) == (settled_by, seconds)
@@ -184,7 +184,7 @@ async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup()
 
         await given.open_passes.refresh(reservation(), LIMIT)
 
-        found = [await given.ledger.issued(each) for each in THREE]
+        found = [await given.ledger.find_pass(each) for each in THREE]
         assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
         assert await given.refusal() is None
 
@@ -302,7 +302,7 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
         async with asyncio.timeout(5):
             await given.instance(provider, deadline_seconds=0.3).refresh(reservation(), LIMIT)
 
-        found = [(await given.ledger.issued(each)).settled_by for each in THREE]
+        found = [(await given.ledger.find_pass(each)).settled_by for each in THREE]
     assert found == ["lookup", None, "lookup"]
 
 

@@ -111,7 +111,7 @@ async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> Non
 
         await make_reconciler(ledger, FakeProvider(pages=[[listed]]), clock).run_round()
 
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
     assert (found.settled_by, found.seconds) == expected
 
 
@@ -126,7 +126,7 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
 
         await make_reconciler(ledger, provider, clock).run_round()
 
-        settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(250)]
+        settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(250)]
     assert settled == ["reconciler"] * 250
     assert len(provider.listed) == 3
     assert provider.asked == []
@@ -194,7 +194,7 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
         for _ in range(20):
             clock.now += 60
             await reconciler.run_round()
-            passes = await ledger.listed(most=30)
+            passes = await ledger.list_passes(most=30)
             released.append(sum(each.settled_by == "expiry" for each in passes))
 
     assert released.index(30) + 1 <= 20  # minutes
@@ -224,7 +224,7 @@ async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() ->
             clock.now += 60
             await reconciler.run_round()
 
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
     assert (found.settled_by, found.seconds) == OPEN
 
 
@@ -249,7 +249,7 @@ async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(curs
         with structlog.testing.capture_logs() as logged:
             await make_reconciler(ledger, provider, clock).run_round()
 
-        found = [await ledger.issued(conversation_id) for conversation_id in ("conv_1", "conv_2")]
+        found = [await ledger.find_pass(conversation_id) for conversation_id in ("conv_1", "conv_2")]
     assert provider.calls <= 3
     assert [(each.settled_by, each.seconds) for each in found] == [USED, OPEN]
     assert "does not end" in next(line["note"] for line in logged if line["event"] == "reconciler.stopped")
@@ -278,7 +278,7 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
             clock.now += 60
             await reconciler.run_round()
 
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
     assert asked == []
     assert (found.settled_by, found.seconds) == ("reconciler", 3000)
 
@@ -290,16 +290,16 @@ async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_a
         await grant(ledger)
         clock.now += NEVER_OPENED_SECONDS + 30
         await reconciler.run_round()
-        released = await ledger.issued("conv_1")
+        released = await ledger.find_pass("conv_1")
         provider.pages = [[row("conv_1", "in-progress", began=clock.now - 20)]]
         await grant(ledger, "conv_2")
         clock.now += LIST_SECONDS
         await reconciler.run_round()
-        open_again = await ledger.issued("conv_1")
+        open_again = await ledger.find_pass("conv_1")
         provider.pages = [[row("conv_1", "done", 42)]]
         clock.now += LIST_SECONDS
         await reconciler.run_round()
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
 
     assert (released.settled_by, released.seconds) == EXPIRED
     assert (open_again.settled_by, open_again.seconds) == OPEN
@@ -338,7 +338,7 @@ async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
 
         await make_reconciler(ledger, FakeProvider({"conv_1": answer}), clock).run_round()
 
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
     assert (found.settled_by, found.seconds) == expected
 
 
@@ -387,10 +387,10 @@ async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_
         reconciler = make_reconciler(ledger, provider, clock)
         clock.now += OLD
         await reconciler.run_round()
-        left = await ledger.issued("conv_1")
+        left = await ledger.find_pass("conv_1")
         clock.now += UNACCOUNTED_SECONDS
         await reconciler.run_round()
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
 
     assert provider.asked == []
     assert left.settled_by is None
@@ -430,7 +430,7 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
         with structlog.testing.capture_logs() as logged:
             await make_reconciler(ledger, provider, clock, base_urls=base_urls).run_round()
 
-        settled = [(await ledger.issued(f"conv_{number}")).settled_by for number in range(6)]
+        settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
     assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
     assert [line["event"] for line in logged] == ["reconciler.stopped", "passes.reconciled"]
@@ -448,7 +448,7 @@ async def test_two_instances_ask_once(tmp_path: Path) -> None:
         clock.now += OLD
         instances = [make_reconciler(ledger, provider, clock) for ledger in (one, other)]
 
-        held = await one.lease("reconciler", 60)
+        held = await one.take_lease("reconciler", 60)
         await asyncio.gather(*(instance.run_round() for instance in instances))
         while_held = len(provider.asked)
         await one.end_lease("reconciler")
@@ -462,13 +462,13 @@ async def test_two_instances_ask_once(tmp_path: Path) -> None:
 async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
-        got = [await ledger.lease("a", 10), await ledger.lease("a", 10), await ledger.lease("b", 10)]
+        got = [await ledger.take_lease("a", 10), await ledger.take_lease("a", 10), await ledger.take_lease("b", 10)]
         clock.now += 9.9
-        got.append(await ledger.lease("a", 10))
+        got.append(await ledger.take_lease("a", 10))
         clock.now += 0.1
-        got += [await ledger.lease("a", 10), await ledger.lease("a", 10)]
+        got += [await ledger.take_lease("a", 10), await ledger.take_lease("a", 10)]
         await ledger.end_lease("a")
-        got.append(await ledger.lease("a", 10))
+        got.append(await ledger.take_lease("a", 10))
 
     assert got == [True, False, True, False, True, False, True]
 
@@ -488,12 +488,12 @@ async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_ne
         clock.now += 300
 
         await make_reconciler(one, failing, clock).run_round()
-        is_free = await other.lease("reconciler", MIN_LEASE_SECONDS)
+        is_free = await other.take_lease("reconciler", MIN_LEASE_SECONDS)
         await other.end_lease("reconciler")
         clock.now += LIST_SECONDS
         await make_reconciler(other, working, clock).run_round()
 
-        found = await one.issued("conv_1")
+        found = await one.find_pass("conv_1")
     assert is_free
     assert len(failing.listed) == 1
     assert (found.settled_by, found.seconds) == USED
@@ -543,7 +543,7 @@ async def test_a_record_of_a_conversation_that_anyone_could_begin_is_reported() 
 
 async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> None:
     class Out:
-        async def lease(self, _name: str, _seconds: float) -> bool:
+        async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:
@@ -617,14 +617,14 @@ async def test_an_outage_is_waited_out() -> None:
             clock.now += OLD
             emulator.faults["account"] = Fault(target="account", status=503)
             await reconciler.run_round()
-            during = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
+            during = [(await ledger.find_pass(conversation_id)).settled_by for conversation_id in ids]
             calls = len(emulator.records.calls)
 
             emulator.faults.clear()
             clock.now += 60
             await reconciler.run_round()
 
-            after = [(await ledger.issued(conversation_id)).settled_by for conversation_id in ids]
+            after = [(await ledger.find_pass(conversation_id)).settled_by for conversation_id in ids]
     assert (during, calls) == ([None] * 3, 3)  # the list, the first conversation and its retry
     assert after == ["reconciler"] * 3
 

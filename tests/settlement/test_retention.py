@@ -26,7 +26,7 @@ async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() ->
         for days in (30, 2):
             clock.now += days * DAY
             await delete_old_data(ledger, keep_seconds=31 * DAY)
-            remembered.append(len(await ledger.listed(most=10)))
+            remembered.append(len(await ledger.list_passes(most=10)))
 
     assert remembered == [1, 0]
 
@@ -35,12 +35,12 @@ async def test_one_instance_deletes_and_the_others_do_not() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
-        await ledger.lease("retention", 60)
+        await ledger.take_lease("retention", 60)
         clock.now += 59
 
         await delete_old_data(ledger, keep_seconds=1)
 
-        assert len(await ledger.listed(most=10)) == 1
+        assert len(await ledger.list_passes(most=10)) == 1
 
 
 async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_next_round() -> None:
@@ -50,7 +50,7 @@ async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_n
         got = []
         for seconds in (53.9, 0.2):
             clock.now += seconds
-            got.append(await ledger.lease("retention", 54))
+            got.append(await ledger.take_lease("retention", 54))
 
     assert got == [False, True]
 
@@ -60,7 +60,7 @@ def test_a_round_follows_every_minute_even_if_one_fails() -> None:
     rounds: list[float] = []
 
     class Failing:
-        async def lease(self, _name: str, _seconds: float) -> bool:
+        async def take_lease(self, _name: str, _seconds: float) -> bool:
             rounds.append(time.now)
             raise RuntimeError("a bug")
 
@@ -77,7 +77,7 @@ def test_a_round_follows_every_minute_even_if_one_fails() -> None:
 
 async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
     class Out:
-        async def lease(self, _name: str, _seconds: float) -> bool:
+        async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with structlog.testing.capture_logs() as logged:

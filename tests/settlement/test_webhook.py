@@ -267,7 +267,7 @@ async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(bo
         with pytest.raises(RequestInvalid):
             await receive(ledger, body)
 
-        assert (await ledger.issued("conv_1")).settled_at is None
+        assert (await ledger.find_pass("conv_1")).settled_at is None
 
 
 async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_free() -> None:
@@ -276,7 +276,7 @@ async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_fre
 
         await receive(ledger, event(seconds=None))
 
-        assert (await ledger.issued("conv_1")).settled_at is None
+        assert (await ledger.find_pass("conv_1")).settled_at is None
 
 
 @pytest.mark.parametrize("kind", ["post_call_audio", "call_initiation_failure", "something_new"])
@@ -286,7 +286,7 @@ async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
 
         await receive(ledger, event(type=kind))
 
-        assert (await ledger.issued("conv_1")).settled_at is None
+        assert (await ledger.find_pass("conv_1")).settled_at is None
 
 
 async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no_event_a_sentence() -> None:
@@ -318,11 +318,11 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
         await grant(ledger)
         with structlog.testing.capture_logs() as logged:
             await receive(ledger, body)
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
 
         await receive(ledger, body.replace(b"conv_1", b"conv_2"))  # before its pass
         await grant(ledger, "conv_2")
-        early = await ledger.issued("conv_2")
+        early = await ledger.find_pass("conv_2")
 
     assert (found.settled_at, early.settled_at) == (None, None)
     assert [(line["event"], line["conversation_id"]) for line in logged] == [("conversation.wrong_agent", "conv_1")]
@@ -354,7 +354,7 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
 
         await receive(ledger, json.dumps(told).encode())
 
-        found = await ledger.issued("conv_1")
+        found = await ledger.find_pass("conv_1")
     assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
 
 
@@ -435,7 +435,7 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
                         await ledger.settle(asked)
                     case _:
                         await receive(ledger, event(user_id="u-mallory"))
-            row = await ledger.issued("conv_1")
+            row = await ledger.find_pass("conv_1")
             outcomes.add((row.settled_by, row.seconds, row.cost, row.user_id))
 
     assert len(orders) == 60

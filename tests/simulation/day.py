@@ -163,7 +163,7 @@ async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
         ),
         lists=lists,
         mistakes=compare(
-            [issued async for issued in service.instances[0].ledger.every_pass()],
+            [issued async for issued in service.instances[0].ledger.read_every_pass()],
             elevenlabs.conversations_by_id.values(),
         ),
     )

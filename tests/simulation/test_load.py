@@ -45,7 +45,7 @@ def rows_after(*, seconds: int, passes_per_second: int, are_opened: bool) -> tup
                     await asyncio.sleep(1)
             await service.elevenlabs.aclose()
             await asyncio.sleep(HOUR)
-            rows = [row async for row in service.instances[0].ledger.every_pass()]
+            rows = [row async for row in service.instances[0].ledger.read_every_pass()]
         assert compare(rows, service.elevenlabs.conversations_by_id.values()) == []
         return {row.conversation_id or "": row for row in rows}
 

@@ -110,7 +110,7 @@ def log_and_answer(
 
 
 def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> Response:
-    """Log where a bug of ours is, and return 500. The log omits the error's message, which may hold a secret."""
+    """Log where the bug in voicepass is, and return 500. The log omits the error's message, which may hold a secret."""
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     _log.error(
         "request.failed",

@@ -31,7 +31,7 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
 
 @dataclass(kw_only=True, eq=False)
 class LedgerCheck:
-    """Checks the ledger at most once in two seconds. Whoever asks in between gets the last outcome.
+    """Checks the ledger at most once in two seconds. A caller in between gets the last outcome.
 
     `check` raises LedgerUnavailable.
     """

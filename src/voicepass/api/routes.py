@@ -196,7 +196,7 @@ ConversationId = Annotated[
 @backend_routes.get("/conversations/{conversation_id}", summary="To whom this conversation was issued")
 async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
-    issued: IssuedPass = await request.app.state.ledger.issued(conversation_id)
+    issued: IssuedPass = await request.app.state.ledger.find_pass(conversation_id)
     _log.info(
         "conversation.read",
         conversation_id=issued.conversation_id,

@@ -30,7 +30,7 @@ def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     blocked = _parse_block(kind, key, issuer)
 
     async def remove(ledger: Ledger) -> bool:
-        was_blocked = blocked in await ledger.blocks()
+        was_blocked = blocked in await ledger.list_blocks()
         await ledger.unblock(blocked)
         return was_blocked
 
@@ -39,7 +39,7 @@ def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
 
 def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
     """Show what is blocked."""
-    show([asdict(blocked) for blocked in with_ledger(lambda ledger: ledger.blocks())], as_json=as_json)
+    show([asdict(blocked) for blocked in with_ledger(lambda ledger: ledger.list_blocks())], as_json=as_json)
 
 
 def _parse_block(kind: BlockKind, key: str, issuer: str) -> Block:

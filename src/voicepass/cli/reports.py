@@ -37,7 +37,7 @@ def usage(
 ) -> None:
     """Show who used most in the last 30 days, or how much of each limit one user has used."""
     if user is None:
-        rows = with_ledger(lambda ledger: ledger.totals(window_seconds=MONTH_SECONDS, most=limit))
+        rows = with_ledger(lambda ledger: ledger.sum_usage(window_seconds=MONTH_SECONDS, most=limit))
         show([{**row, "minutes": round(row["seconds"] / 60, 1)} for row in rows], as_json=as_json)
         return
     configuration = configure(load_settings())
@@ -68,7 +68,7 @@ def conversations(
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Show the latest passes, newest first, and the state of their conversations."""
-    rows = [_make_row(issued) for issued in with_ledger(lambda ledger: ledger.listed(user_id=user, most=limit))]
+    rows = [_make_row(issued) for issued in with_ledger(lambda ledger: ledger.list_passes(user_id=user, most=limit))]
     if not as_json:
         rows = [
             {
@@ -95,7 +95,7 @@ def export(
             task = progress.add_task("passes", total=None)
             if export_format is ExportFormat.CSV:
                 writer.writerow(_COLUMNS)
-            async for issued in ledger.every_pass():
+            async for issued in ledger.read_every_pass():
                 row = _make_row(issued)
                 if export_format is ExportFormat.JSONL:
                     file.write(write_json(row) + "\n")

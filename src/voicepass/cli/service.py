@@ -69,7 +69,7 @@ def _check_ledger(settings: Settings) -> None:
 
     async def open_once() -> None:
         async with open_ledger(settings, clock=time.time) as ledger:
-            await ledger.blocks()  # a read: the service may start on a replica that is about to become the primary
+            await ledger.list_blocks()  # a read: the service may start on a replica that is about to become the primary
 
     try:
         asyncio.run(open_once())

@@ -98,7 +98,7 @@ class Ledger(ABC):
             await self.run(rules.lapse, is_durable=False)
         return answers
 
-    async def issued(self, conversation_id: str) -> IssuedPass:
+    async def find_pass(self, conversation_id: str) -> IssuedPass:
         """Return the pass of a conversation: to whom it was issued. Raises ConversationUnknown."""
         return await self.run(lambda _now: rules.find_issued(conversation_id))
 
@@ -151,7 +151,7 @@ class Ledger(ABC):
         """Note that a conversation has ended. Returns whether it counted as open until now."""
         return await self.run(lambda now: opened.note_ended(conversation_id, now), locks=_lock(conversation_id))
 
-    async def unopened(self, reservation: Reservation) -> list[SealedPass]:
+    async def list_unopened(self, reservation: Reservation) -> list[SealedPass]:
         """Return the user's passes for this agent and transport that a lookup just found unopened, newest first."""
         whose = rules.reserved_row(reservation)
         return await self.run(lambda now: opened.list_unopened(whose, now), is_durable=False)
@@ -175,7 +175,7 @@ class Ledger(ABC):
         listed_until = until + self._ahead_seconds()
         await self.run(lambda _now: opened.note_listed(agent_id, listed_until))
 
-    async def never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[IssuedPass]:
+    async def list_never_opened(self, agent_id: str, most: int, *, min_age_seconds: float) -> list[IssuedPass]:
         """Return passes that were old enough when the list was last read, and are not in it."""
         return await self.run(lambda _now: opened.list_never_opened(agent_id, most, min_age_seconds=min_age_seconds))
 
@@ -183,11 +183,13 @@ class Ledger(ABC):
         """Return the passes of these conversations. A conversation that voicepass did not issue has none."""
         return await self.run(lambda _now: opened.find(list(conversation_ids)))
 
-    async def due(self, most: int, *, after: float = 0.0, min_age_seconds: float = RECENT_SECONDS) -> list[IssuedPass]:
+    async def list_unsettled(
+        self, most: int, *, after: float = 0.0, min_age_seconds: float = RECENT_SECONDS
+    ) -> list[IssuedPass]:
         """Return passes reserved after `after` that are old enough and not settled, oldest first."""
         return await self.run(lambda now: records.list_overdue(most, after, now, min_age_seconds=min_age_seconds))
 
-    async def lease(self, name: str, seconds: float) -> bool:
+    async def take_lease(self, name: str, seconds: float) -> bool:
         """Take the lease `name` for that many seconds. Returns whether no other instance holds it."""
         # With the lock, each caller reads a later time than the one that wrote the lease it finds.
         return await self.run(lambda now: records.lease(name, seconds, now), locks=[f"lease {name}"])
@@ -196,11 +198,11 @@ class Ledger(ABC):
         """Shorten a lease, so that it ends after these seconds."""
         await self.run(lambda now: records.end_lease(name, now, after_seconds=after_seconds))
 
-    async def listed(self, *, user_id: str | None = None, most: int) -> list[IssuedPass]:
+    async def list_passes(self, *, user_id: str | None = None, most: int) -> list[IssuedPass]:
         """Return the latest passes, of one user or of all, newest first."""
         return await self.run(lambda _now: records.list_latest(user_id, most))
 
-    async def every_pass(self, *, page: int = 1000) -> AsyncIterator[IssuedPass]:
+    async def read_every_pass(self, *, page: int = 1000) -> AsyncIterator[IssuedPass]:
         """Iterate over all passes, oldest first, in pages: neither memory nor other callers suffer."""
 
         async def read_page(after: tuple[float, str]) -> list[IssuedPass]:
@@ -212,11 +214,11 @@ class Ledger(ABC):
                 yield issued
             passes = await read_page((passes[-1].reserved_at, passes[-1].pass_id))
 
-    async def totals(self, *, window_seconds: int, most: int) -> list[Row]:
+    async def sum_usage(self, *, window_seconds: int, most: int) -> list[Row]:
         """Return who used most in the window."""
         return await self.run(lambda now: records.sum_by_user(window_seconds, most, now))
 
-    async def standing(self) -> Standing:
+    async def read_standing(self) -> Standing:
         """Return how many conversations are open, and how many passes should have been settled and are not."""
         return await self.run(records.read_standing)
 
@@ -242,7 +244,7 @@ class Ledger(ABC):
         """Remove a block."""
         await self.run(lambda _now: records.unblock(blocked))
 
-    async def blocks(self) -> list[Block]:
+    async def list_blocks(self) -> list[Block]:
         """Return all that is blocked."""
         return await self.run(lambda _now: records.list_blocks())
 

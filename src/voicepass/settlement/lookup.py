@@ -65,7 +65,7 @@ class OpenPasses:
 
         Raises `refusal` if there is none that is valid for 30 more seconds.
         """
-        for sealed_pass in await self.ledger.unopened(reservation):
+        for sealed_pass in await self.ledger.list_unopened(reservation):
             try:
                 credential = self.seals.unseal(agent, sealed_pass.pass_id, sealed_pass.sealed)
             except SealBrokenError:

@@ -71,7 +71,7 @@ class Reconciler:
         began_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(lease_seconds):
-                if not await self.ledger.lease(_LEASE, lease_seconds):
+                if not await self.ledger.take_lease(_LEASE, lease_seconds):
                     return
                 left_seconds = 0.0  # After a failure, the next round of any instance may try at once.
                 try:
@@ -90,7 +90,7 @@ class Reconciler:
         for agent_id, base_url in self.base_urls.items():
             if base_url not in failed_hosts:
                 await self._try(self._read_list(agent_id, base_url, outcomes), base_url, failed_hosts)
-        unsettled = await self.ledger.due(
+        unsettled = await self.ledger.list_unsettled(
             CALLS_PER_ROUND, after=self._asked_until, min_age_seconds=self._recent_seconds
         )
         # The next round continues here, so that a conversation that stays open does not delay the others.
@@ -129,7 +129,9 @@ class Reconciler:
                 since = until
         has_released = True
         while has_released:
-            unopened = await self.ledger.never_opened(agent_id, _RELEASED_AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS)
+            unopened = await self.ledger.list_never_opened(
+                agent_id, _RELEASED_AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS
+            )
             has_released = await self._apply([(each, report_unopened(each)) for each in unopened], outcomes)
 
     async def _read_window(self, agent_id: str, base_url: str, window: Listing, outcomes: Counter[str]) -> None:

@@ -24,7 +24,7 @@ def run_retention(ledger: Ledger, *, keep_seconds: int) -> AbstractAsyncContextM
 async def delete_old_data(ledger: Ledger, *, keep_seconds: int) -> None:
     """Delete old data, unless another instance has just deleted it."""
     try:
-        if await ledger.lease("retention", EVERY_SECONDS * 0.9):
+        if await ledger.take_lease("retention", EVERY_SECONDS * 0.9):
             await ledger.erase_sealed()
             await ledger.forget(age_seconds=keep_seconds)
     except LedgerUnavailable as refusal:

@@ -162,7 +162,7 @@ async function readMinutes(isNewPass = false) {
     const pace = Date.now() < settledBy ? "settling" : live ? "live" : "idle";
     nextRead = setTimeout(readMinutes, READ_MS[pace]);
   } catch {
-    // Not worth a word: whoever asks for a pass next hears what is wrong, and asks again here.
+    // The next request for a pass shows what is wrong, and reads the minutes again.
   }
 }
 
