@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import TOKEN_ISSUER
 from tests.ledger.given import (
     ALONE_ON_POSTGRES,
     START,
@@ -19,6 +20,7 @@ from tests.ledger.given import (
     limit,
     refusal,
     reservation,
+    rows,
     settlement,
 )
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
@@ -56,6 +58,22 @@ async def test_passes_are_limited_in_a_window_that_rolls(ledger: Ledger, clock: 
     assert then[0] is None
     assert then[1] is not None
     assert then[1].resets_at == START + 70
+
+
+async def test_every_lapsed_reservation_is_deleted_and_no_younger_one(ledger: Ledger, clock: TurnedClock) -> None:
+    for _ in range(3):
+        await ledger.reserve(reservation(), [])
+    clock.now = START + 899
+    await ledger.reserve(reservation("u-young"), [])
+    clock.now = START + 900
+    await ledger.reserve(reservation("u-new"), [])
+
+    young = User(issuer=TOKEN_ISSUER, id="u-young", name=None, claims={})
+    (answer,) = await ledger.usage(young, [limit(5)])
+    left = await rows(ledger, "SELECT user_id FROM passes ORDER BY user_id")
+
+    assert answer.used == 1
+    assert [row["user_id"] for row in left] == ["u-new", "u-young"]
 
 
 @pytest.mark.parametrize("scope", Scope)

@@ -42,15 +42,13 @@ def reserved_row(reservation: Reservation) -> dict[str, Any]:
     return row
 
 
-def lapse(now: float) -> Dialogue[bool]:
-    """Delete a reservation that a crash left behind, and tell whether there was one.
+def lapse(now: float) -> Dialogue[None]:
+    """Delete the oldest reservation, if a crash left it behind.
 
     One at a time: transactions that change several passes would wait for each other's sums in two orders, and deadlock.
     """
     for row in (yield _LAPSE, {"lapsed": now - UNUSED_SECONDS}):
         yield from change_sums(row, passes=-1, seconds=-row["seconds"], opened=-1)
-        return True
-    return False
 
 
 def grant(
@@ -186,7 +184,8 @@ VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id,
 
 _LAPSE: Final = """
 DELETE FROM passes WHERE granted_at IS NULL AND pass_id =
-(SELECT pass_id FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed LIMIT 1) RETURNING *"""
+(SELECT pass_id FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed
+ ORDER BY reserved_at LIMIT 1) RETURNING *"""
 
 _FAIL: Final = """
 INSERT INTO failed_requests (pass_id, token_issuer, user_id, agent_alias, transport, reserved_at)
