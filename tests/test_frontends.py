@@ -106,7 +106,7 @@ def test_the_client_is_what_its_types_say_and_the_documented_frontends_fit_it(wo
     for name, text in documented_files().items():
         (workshop / name).parent.mkdir(parents=True, exist_ok=True)
         (workshop / name).write_text(text)
-    assert len(documented_files()) == 8
+    assert len(documented_files()) == 7
 
     assert complaints(workshop) == []
 
