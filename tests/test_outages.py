@@ -451,7 +451,7 @@ async def test_at_five_times_its_capacity_the_service_does_what_it_can_and_recov
         f"the next after {after_seconds:.2f} s"
     )
     assert p99_accepted < 4.0
-    assert p99_refused < slow.seconds / 2  # it does not wait for a place
+    assert p99_refused < 0.1
     assert goodput >= 0.9 * capacity
     assert slow.most_at_once == most
     assert after.status_code == 200

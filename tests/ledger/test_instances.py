@@ -109,7 +109,7 @@ class Caller:
                 self.was_answered.set()
 
 
-@pytest.mark.parametrize(("engine", "trials"), [("sqlite", 100), ("postgres", 30)], indirect=["engine"])
+@pytest.mark.parametrize(("engine", "trials"), [("sqlite", 200), ("postgres", 50)], indirect=["engine"])
 async def test_a_server_killed_at_any_moment_loses_no_pass_that_it_handed_out(
     engine: Engine, trials: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:

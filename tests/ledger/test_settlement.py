@@ -246,6 +246,6 @@ ORDERS = st.lists(st.sampled_from([event for event in EVENTS if event != "grant"
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
 @given(order=ORDERS)
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order: list[str]) -> None:
     assert await ending(ledger, order) == (42, 7, "webhook", "u-1", 0)
