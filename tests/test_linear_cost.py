@@ -132,11 +132,11 @@ def seconds(work: Callable[[str], object], text: str) -> float:
     return time.thread_time() - begun
 
 
-def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, length: int = 250) -> bool:
+def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, length: int = 500) -> bool:
     """Whether four times the text takes about four times the work."""
     short, middle, long = (beginning + unit * (times * length // len(unit)) + "!\n" for times in (1, 4, 16))
     least = [float("inf")] * 3
-    for _ in range(5):  # noise only adds: the least of a few measurements has the least of it
+    for _ in range(30):  # noise only adds: the least of many measurements has the least of it
         least[1:] = min(least[1], seconds(work, middle)), min(least[2], seconds(work, long))
         if least[2] < MEASURABLE_SECONDS or least[2] < 8 * least[1]:
             return True
