@@ -15,6 +15,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients that speak plain HTTP: to read the machine's certificates takes longer than most tests."""
+
 
 class _Server(uvicorn.Server):
     """Says when it listens, so that nobody sleeps to wait for it."""

@@ -101,6 +101,7 @@ def test_the_demo_starts_as_printed(checkout: Path) -> None:
     assert "Start conversation" in page.text
 
 
+@pytest.mark.long
 def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> None:
     port = free_port()
     emulator, settings, control, repair = (
@@ -124,6 +125,7 @@ def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> 
     assert "detail" not in requests, "a curl was refused"
 
 
+@pytest.mark.long
 def test_the_doctor_prints_what_the_documents_show(checkout: Path) -> None:
     (doctor,) = commands("doctor")
     (explain,) = commands("doctor", "docs/faq.md")

@@ -55,7 +55,7 @@ def from_page(origin: str, headers: dict[str, str]) -> httpx.Headers:
     return httpx.Headers(headers | {"origin": origin}, encoding="utf-8")
 
 
-@pytest.mark.parametrize("api", [LISTED, WITH_COOKIES], indirect=True)
+@pytest.mark.parametrize("api", [WITH_COOKIES, pytest.param(LISTED, marks=pytest.mark.long)], indirect=True)
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_no_hostile_origin_may_read_an_answer(
     api: httpx.AsyncClient, bearer: dict[str, str], answer: str

@@ -32,7 +32,7 @@ SERVICES: dict[str, Mapping[str, object]] = {
         "voicepass_jwt_public_key": signer_for("EdDSA").published,
     },
 }
-both_kinds_of_key = pytest.mark.parametrize("algorithm", ["HS256", "RS256"])
+both_kinds_of_key = pytest.mark.parametrize("algorithm", ["HS256", pytest.param("RS256", marks=pytest.mark.long)])
 
 
 @pytest.fixture

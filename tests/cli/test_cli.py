@@ -148,6 +148,7 @@ def test_a_claim_without_a_value_is_explained(tmp_path: Path) -> None:
     assert "key=value" in ended.stderr
 
 
+@pytest.mark.long
 def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
     emulator_port, port = free_port(), free_port()
     environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": f"http://127.0.0.1:{emulator_port}"}
@@ -185,6 +186,7 @@ def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(t
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
 
 
+@pytest.mark.long
 def test_the_emulator_takes_faults_and_further_agents_and_explains_bad_faults(tmp_path: Path) -> None:
     port = free_port()
 

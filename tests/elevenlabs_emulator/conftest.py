@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from elevenlabs_emulator import Emulator, create_emulator
 from tests.elevenlabs_emulator.contract import check_answer
 from tests.elevenlabs_emulator.wire import AGENT, Serve, Service
-from tests.servers import running
+from tests.servers import NO_CERTIFICATES, running
 from voicepass.telemetry.logs import configure_logging
 
 
@@ -42,7 +42,8 @@ def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
         if request.url.path.startswith("/v1/") and not has_broken_answers:
             check_answer(request.method, request.url.path, response.status_code, response.read().decode())
 
-    with httpx.Client(base_url=stage[1], trust_env=False, event_hooks={"response": [check]}) as http:
+    hooks = {"response": [check]}
+    with httpx.Client(base_url=stage[1], trust_env=False, verify=NO_CERTIFICATES, event_hooks=hooks) as http:
 
         def served(emulator: Emulator) -> Service:
             stage[0].app = create_emulator(emulator)

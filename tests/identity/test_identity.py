@@ -87,7 +87,10 @@ async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str])
 
 
 @each_kind
-@pytest.mark.parametrize(("leeway_seconds", "kid"), [(0, "key-1"), (60, "key-1"), (60, None)])
+@pytest.mark.parametrize(
+    ("leeway_seconds", "kid"),
+    [(60, "key-1"), pytest.param(0, "key-1", marks=pytest.mark.long), pytest.param(60, None, marks=pytest.mark.long)],
+)
 async def test_every_hostile_token_is_refused_for_what_it_is(
     algorithm: str, leeway_seconds: int, kid: str | None
 ) -> None:

@@ -26,6 +26,7 @@ def check(report: Report) -> None:
     assert report.beyond_limits == 0
 
 
+@pytest.mark.long
 def test_in_a_small_crowd_nobody_honest_is_refused_and_no_cheater_exceeds_a_limit() -> None:
     crowd = Crowd(honest=30, cheaters=5, day_seconds=1.5 * HOUR)
 
