@@ -145,19 +145,40 @@ def test_the_page_masks_the_signature_of_a_pass(demo: Demo) -> None:
     assert signature.removeprefix("cvtkn_")[:4] not in demo.voice_pass.inner_text()
 
 
-def test_nothing_of_the_sign_in_is_kept_by_the_browser(demo: Demo) -> None:
+def test_of_the_sign_in_the_browser_keeps_the_name_and_the_id_alone(demo: Demo) -> None:
     with demo.page.expect_response("**/demo/sign-in") as answer:
         demo.sign_in()
-    token = answer.value.json()["token"]
+    token, user_id = answer.value.json()["token"], answer.value.json()["user_id"]
     demo.start()
 
     kept = demo.page.evaluate(
         "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
     )
 
-    assert json.loads(kept)[:3] == [{}, {}, ""]
+    local, session, cookies, _ = json.loads(kept)
+    assert (local, json.loads(session.pop("user")), session, cookies) == (
+        {},
+        {"name": "Ada", "user_id": user_id},
+        {},
+        "",
+    )
     assert token not in kept + demo.page.content()
     assert demo.page.context.cookies() == []
+
+
+def test_a_reload_keeps_the_user_signed_in_until_the_user_signs_out(demo: Demo) -> None:
+    demo.sign_in("Ada")
+    expect(demo.button("Start conversation")).to_be_enabled()
+    user_id = demo.page.locator("#user-id").inner_text()
+
+    demo.page.reload()
+    expect(demo.page.locator("#user-id")).to_have_text(user_id)
+    expect(demo.button("Start conversation")).to_be_enabled()
+
+    demo.sign_out()
+    demo.page.reload()
+    expect(demo.button("Sign in")).to_be_visible()
+    expect(demo.button("Start conversation")).to_be_disabled()
 
 
 def test_the_page_shows_a_refusal_with_its_code_and_request_id(demo: Demo) -> None:

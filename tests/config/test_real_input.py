@@ -124,7 +124,7 @@ def test_a_value_of_nothing_but_quotes_counts_as_unset(monkeypatch: pytest.Monke
         configure(load_settings())
 
     Path(".env").write_text("VOICEPASS_JWT_ISSUER=https://login.example\n")
-    assert load_settings().voicepass_jwt_issuer == "https://login.example"
+    assert load_settings().voicepass_jwt_issuer is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252"])

@@ -376,6 +376,15 @@ def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_
     assert settings.read_secret("ELEVENLABS_API_KEY") == "sk_from_file"
 
 
+def test_an_empty_variable_unsets_the_line_of_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=3\nVOICEPASS_MAX_CALLS=7\n")
+    given(monkeypatch, {"VOICEPASS_WARM_PASSES": " "})
+
+    settings = load_settings()
+
+    assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (0, 7)
+
+
 def test_no_env_file_is_read_where_dev_null_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_UNKNOWN=1\n")
     given(monkeypatch, {"VOICEPASS_ENV_FILE": "/dev/null"})

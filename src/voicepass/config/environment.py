@@ -48,16 +48,16 @@ def read_values(names: Collection[str]) -> dict[str, str]:
 
 
 def read_variables() -> Mapping[str, str]:
-    """Return every variable by its name in capitals. The environment wins over the env file."""
+    """Return every variable that is set, by its name in capitals.
+
+    The environment wins over the env file. There, an empty variable unsets the line in the file.
+    """
     path = os.environ.get(ENV_FILE)
     subject = f"{ENV_FILE} names a file that" if path else ".env"
     text = _read_file(path or ".env", subject) if path or Path(".env").is_file() else ""
-    return {**_clean_values(dotenv_values(stream=StringIO(text))), **_clean_values(os.environ)}
-
-
-def _clean_values(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """Drop the empty ones: they count as unset, so that they do not hide a value of the env file."""
-    return {name.upper(): value for name, text in variables.items() if (value := clean_value(text or ""))}
+    lines = {name.upper(): value for name, value in dotenv_values(stream=StringIO(text)).items()}
+    variables = lines | {name.upper(): value for name, value in os.environ.items()}
+    return {name: value for name, text in variables.items() if (value := clean_value(text or ""))}
 
 
 def read_secret(name: str) -> str | None:

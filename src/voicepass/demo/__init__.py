@@ -54,6 +54,8 @@ class SignIn(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(min_length=1, max_length=100)
+    user_id: str | None = Field(default=None, pattern=r"^user_[0-9a-f]{8}$")
+    """The id from before a reload of the page: in a demo, anyone may be anyone."""
 
 
 def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides: Any) -> ASGIApp:  # noqa: ANN401
@@ -122,11 +124,11 @@ def _list_page_routes(base_url: str, emulator: Emulator, settings: Settings, ser
 
     async def sign_in(request: Request) -> Response:
         try:
-            name = SignIn.model_validate_json(await request.body()).name
+            asked = SignIn.model_validate_json(await request.body())
         except ValidationError:
             refusal = RequestInvalid("Give a name of 1 to 100 characters.")
             return log_and_answer(refusal, request_id=request.state.request_id)
-        user_id = f"user_{secrets.token_hex(4)}"
+        name, user_id = asked.name, asked.user_id or f"user_{secrets.token_hex(4)}"
         # The page shows how much of the user's minutes voicepass reserves for a pass.
         pass_seconds = service.state.policy.conversation_seconds
         token = _token(settings, user_id, name)

@@ -1,5 +1,6 @@
 // The demo page: sign in, fetch a pass, open a conversation with it, and show each step as it happens.
 // The token and the signed URL live in this module's memory: never stored, never logged, never drawn unmasked.
+// A reload signs in again with the name and the id, which the tab keeps.
 
 import { connect, fetchPass, PassError } from "../v1/client.js";
 
@@ -58,7 +59,7 @@ async function call(path, { token, body } = {}) {
   throw new PassError(await response.json().catch(() => unworded));
 }
 
-const signIn = (name) => call("demo/sign-in", { body: { name } });
+const requestSignIn = (body) => call("demo/sign-in", { body });
 const fetchUsage = (token) => call("v1/usage", { token });
 
 // ---------------------------------------------------------------- what the page shows
@@ -409,11 +410,30 @@ function start() {
   });
 }
 
+async function signIn(who) {
+  try {
+    user = await requestSignIn(who);
+    sessionStorage.setItem("user", JSON.stringify({ name: user.name, user_id: user.user_id }));
+    $("user-name").textContent = user.name;
+    $("user-id").textContent = user.user_id;
+    $("initial").textContent = [...user.name][0].toUpperCase();
+    $("sign-in-form").hidden = true;
+    $("signed-in").hidden = false;
+    atStep(1);
+    readMinutes();
+    show("idle", "Not connected", { hint: "Ready when you are." });
+    $("start").focus();
+  } catch (error) {
+    show("failed", "Not signed in", { code: error.code, reason: error.message });
+  }
+}
+
 function signOut() {
   const connection = live?.connection;
   live = null;
   connection?.end();
   user = null;
+  sessionStorage.removeItem("user");
   hidePass();
   hideMinutes();
   $("sign-in-form").hidden = false;
@@ -490,7 +510,7 @@ async function after() {
   let timer = 0;
   $("after").disabled = true;
   try {
-    const { token } = user ?? (await signIn($("name").value.trim() || "Guest"));
+    const { token } = user ?? (await requestSignIn({ name: $("name").value.trim() || "Guest" }));
     const voicePass = await fetchPass({ agent: "default", token: () => token });
     readMinutes(true);
     trace("good", "The service checks the sign-in and answers with a pass.");
@@ -540,20 +560,7 @@ $("sign-in-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.submitter;
   if (button) button.disabled = true;
-  try {
-    user = await signIn($("name").value.trim());
-    $("user-name").textContent = user.name;
-    $("user-id").textContent = user.user_id;
-    $("initial").textContent = [...user.name][0].toUpperCase();
-    $("sign-in-form").hidden = true;
-    $("signed-in").hidden = false;
-    atStep(1);
-    readMinutes();
-    show("idle", "Not connected", { hint: "Ready when you are." });
-    $("start").focus();
-  } catch (error) {
-    show("failed", "Not signed in", { code: error.code, reason: error.message });
-  }
+  await signIn({ name: $("name").value.trim() });
   if (button) button.disabled = false;
 });
 $("sign-out").addEventListener("click", signOut);
@@ -577,6 +584,9 @@ setInterval(() => {
   moveMeter();
   countDown();
 }, 1000);
+
+const remembered = sessionStorage.getItem("user");
+if (remembered) signIn(JSON.parse(remembered));
 
 if (!navigator.mediaDevices) {
   document.querySelector("input[value=voice]").disabled = true;
