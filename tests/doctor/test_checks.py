@@ -34,6 +34,7 @@ from voicepass.elevenlabs import REGIONS, ElevenLabs
 from voicepass.elevenlabs.codes import Outcome
 from voicepass.errors import AgentUnknown
 from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Agent
 
 WELL = State()
 NO_KEYS = {
@@ -41,6 +42,8 @@ NO_KEYS = {
     "voicepass_jwt_secret": None,
     "voicepass_jwks_url": "http://127.0.0.1:1/jwks",
 }
+SHOP = "https://shop.example"
+SHOPPING = State(settings={"voicepass_allowed_origins": [SHOP]}, frontend={"origin": SHOP})
 NO_WEBHOOK = {"elevenlabs_webhook_secret": None}
 KLINGON = {"overrides": {"agent.language": "tlh"}}
 LIMITED = 'allow = "everyone"\n[limits.agent]\nopen_conversations = 5\npasses_per_day = 50\n'
@@ -69,7 +72,10 @@ OPEN = {
 BROKEN = [
     ("nobody_allowed", State(rules="")),
     ("ledger_unavailable", State(settings={"voicepass_database_url": "postgresql://u:p@127.0.0.1:1/x"})),
-    ("ledger_missing", State(settings={"voicepass_database_url": "sqlite:////nowhere/voicepass.db"})),
+    ("ledger_folder_missing", State(settings={"voicepass_database_url": "sqlite:////nowhere/voicepass.db"})),
+    ("ledger_missing", State(settings={"voicepass_database_url": "sqlite:///voicepass-that-nobody-made.db"})),
+    ("default_missing", State(frontend={"alias": "seller"})),
+    ("origin_not_allowed", State(settings={"voicepass_allowed_origins": ["https://a"]}, frontend={"origin": SHOP})),
     ("ledger_in_memory", State(settings={"voicepass_database_url": "sqlite://"})),
     ("keys_unavailable", State(settings=NO_KEYS)),
     ("api_key_refused", State(api_key="sk_mistyped")),
@@ -86,7 +92,7 @@ BROKEN = [
     ("endings_unknown", State(permissions=("convai_write",), settings=NO_WEBHOOK)),
     ("archived", agent(is_archived=True)),
     ("authentication_off", agent(requires_auth=False)),
-    ("host_not_allowed", State(agent={"allowed_hosts": {"app.example"}}, frontend={"origin": "https://shop.example"})),
+    ("host_not_allowed", replace(SHOPPING, agent={"allowed_hosts": {"app.example"}})),
     ("host_not_allowed", State(agent={"allowed_hosts": {"a.example"}}, settings={"voicepass_allowed_origins": ["http://b"]})),
     ("allowlist_beside_signed_urls", agent(allowed_hosts={"app.example"})),
     ("origin_required", State(agent={"allowed_hosts": {"a.example"}, "requires_origin": True}, frontend={"origin": "http://a.example"})),
@@ -147,7 +153,7 @@ SOUND = [
 PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
     (State(agent={"concurrency_limit": 4, "bursting": False}, rules=LIMITED), [("concurrency", "concurrency_tighter")]),
     (State(agent={"allowed_hosts": {"localhost:3000"}, "requires_origin": True},
-           frontend={"origin": "http://localhost:3000"}),
+           settings={"voicepass_allowed_origins": ["http://localhost:3000"]}),
      [("allowlist", "allowlist_beside_signed_urls"), ("allowlist", "origin_required")]),
     (State(agent={"allowed_overrides": set()}, frontend={"overrides": {"conversation.text_only": True}}),
      [("overrides", "override_not_allowed"), ("conversation", "override_not_allowed")]),
@@ -303,10 +309,11 @@ class Shown:
     def __init__(self, agent: object) -> None:
         self.agent = agent
 
-    async def fetch_document(self, _base_url: str, kind: str, _document_id: str = "") -> Any:
-        if kind != "agent":
-            raise AgentUnknown
+    async def fetch_agent(self, _agent: Agent) -> Any:
         return self.agent
+
+    async def fetch_document(self, _base_url: str, _kind: str, _document_id: str = "") -> Any:
+        raise AgentUnknown
 
 
 def test_settings_of_a_new_shape_are_skipped_and_never_a_crash() -> None:
