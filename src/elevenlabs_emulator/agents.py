@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from elevenlabs_emulator.closings import CloseConversation
 from elevenlabs_emulator.script import SPOKEN_LINES
 
 _FACTS = tomllib.loads(files(__package__).joinpath("agents.toml").read_text("utf-8"))
@@ -55,10 +56,10 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
         return f"tool_{self.agent_id}"
 
     def select(self, query: Mapping[str, str]) -> "EmulatedAgent":
-        """Return the agent, on the branch that a query names. Raises LookupError for what the agent does not have."""
+        """Return the agent, on the branch that a query names. Raises `CloseConversation` for what it does not have."""
         known = {"branch_id": self.branches, "version_id": self.versions, "environment": self.environments}
         if any(query[name] not in names for name, names in known.items() if name in query):
-            raise LookupError
+            raise CloseConversation("request_error")
         return self.branches.get(query.get("branch_id", ""), self)
 
     def override(self, values: Mapping[str, object]) -> Self:

@@ -116,7 +116,7 @@ class Emulator:
         """Return the agent, on the branch that the query names, or raise the vendor's error."""
         try:
             return self.agents[agent_id].select(query or {})
-        except LookupError:
+        except (KeyError, CloseConversation):
             raise vendor_error("document_not_found", id=agent_id) from None
 
     def find_account(self, conversation_id: str) -> Account:
@@ -156,19 +156,15 @@ class Emulator:
         if agent.allowed_hosts and host not in agent.allowed_hosts and (origin is not None or agent.requires_origin):
             raise CloseConversation("host_not_allowed", host=host)
         signature = query.get("conversation_signature")
-        bound_to = None
-        if signature is not None or agent.requires_auth:
-            if not self.is_valid(signature or "", agent.agent_id):
-                raise CloseConversation("unauthorized")
-            issued = self._issued[signature or ""]
-            bound_to = issued.conversation_id
-            if query.get("conversation_id", bound_to) != bound_to:
-                raise CloseConversation("unauthorized")
-            query = {**query, **issued.query}
-        try:
-            agent = agent.select(query)
-        except LookupError:
-            raise CloseConversation("request_error") from None
+        if signature is None and not agent.requires_auth:
+            return agent.select(query), make_id("conv")
+        if not self.is_valid(signature or "", agent.agent_id):
+            raise CloseConversation("unauthorized")
+        issued = self._issued[signature or ""]
+        bound_to = issued.conversation_id
+        if query.get("conversation_id", bound_to) != bound_to:
+            raise CloseConversation("unauthorized")
+        agent = agent.select({**query, **issued.query})
         if bound_to is not None:
             del self._issued[signature or ""]
         return agent, bound_to or make_id("conv")

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from tests.conftest import settings_with
-from tests.doctor.conftest import AGENT_ID, Examined, State, pretend, troubles
+from tests.doctor.conftest import AGENT_ID, ConfiguredAgent, Examined, State, pretend, troubles
 from tests.ledger.given import rows
 from tests.servers import free_port
 from voicepass.config.build import configure
@@ -59,6 +59,14 @@ def hooked(**settings: object) -> State:
     return agent(at={"platform_settings.workspace_overrides.webhooks": own})
 
 
+def on_branch(selection: str) -> str:
+    return f'allow = "everyone"\n{selection}\n'
+
+
+BRANCHED = {
+    "branches": {"agtbrch_b": ConfiguredAgent(agent_id=AGENT_ID, is_archived=True)},
+    "environments": {"staging"},
+}
 OPEN = {
     "override_open_prompt": "conversation_config_override.agent.prompt.prompt",
     "override_open_llm": "conversation_config_override.agent.prompt.llm",
@@ -90,6 +98,11 @@ BROKEN = [
     ("agent_unknown", agent(agent_id="agent_other")),
     ("settings_unreadable", State(permissions=("convai_write",))),
     ("endings_unknown", State(permissions=("convai_write",), settings=NO_WEBHOOK)),
+    ("selection_unknown", State(rules=on_branch("branch_id = 'agtbrch_gone'"))),
+    ("selection_unknown", State(rules=on_branch("version_id = 'agtvrsn_gone'"))),
+    ("selection_unknown", State(rules=on_branch("environment = 'test'"))),
+    ("selection_unknown", State(fault={"status": 404, "times": 1}, rules=on_branch("version_id = 'agtvrsn_gone'"))),
+    ("archived", State(agent=BRANCHED, rules=on_branch("branch_id = 'agtbrch_b'"))),
     ("archived", agent(is_archived=True)),
     ("authentication_off", agent(requires_auth=False)),
     ("host_not_allowed", replace(SHOPPING, agent={"allowed_hosts": {"app.example"}})),
@@ -148,6 +161,8 @@ SOUND = [
     ),
     State(agent={"concurrency_limit": 5, "daily_limit": 50}, rules=LIMITED),
     State(rules='allow = "everyone"\nvariables.plan = "plan"\n'),
+    State(agent=BRANCHED, rules=on_branch("environment = 'staging'")),
+    SHOPPING,
     agent(webhook_id="wh_emulated"),
 ]
 PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
@@ -163,6 +178,8 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
      [("permission", "permission_missing"), ("conversation", "not_reached")]),
     (State(fault={"status": 401, "code": "quota_exceeded"}),
      [("conversation", "quota_exhausted")]),
+    (State(agent=BRANCHED, rules=on_branch("environment = 'test'")), [("conversation", "selection_unknown")]),
+    (State(fault={"target": "conversation", "closing": "request_error"}), [("conversation", "request_refused")]),
 ]  # fmt: skip
 
 

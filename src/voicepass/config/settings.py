@@ -48,9 +48,9 @@ class Settings(BaseSettings):
     elevenlabs_agent_id: str | None = None
     """The agent behind the alias `default`, such as agent_…."""
     elevenlabs_branch_id: str | None = None
-    """The branch of that agent, such as agtbrch_…; without it, the branches that ElevenLabs chooses."""
+    """Its branch, such as agtbrch_…."""
     elevenlabs_environment: str | None = None
-    """The environment whose variables ElevenLabs uses for that agent: production, staging."""
+    """Its environment at ElevenLabs: production, staging."""
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
     """Or a residency host: https://api.eu.residency.elevenlabs.io. VOICEPASS_PLAIN_HTTP_HOSTS allows http://."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None

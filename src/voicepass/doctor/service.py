@@ -13,14 +13,8 @@ from voicepass.model import DEFAULT_ALIAS
 
 async def check_service(case: Case) -> list[Finding]:
     """Check the policy, the ledger and the keys. The settings are complete, or the doctor would not be here."""
-    return [
-        report_ok("settings"),
-        report_ok("access"),
-        *_check_access(case),
-        await _check_ledger(case),
-        report_ok("keys"),
-        *await _check_keys(case),
-    ]
+    found = [*_check_access(case), await _check_ledger(case), *await _check_keys(case)]
+    return [*map(report_ok, ("settings", "access", "keys")), *found]
 
 
 def _check_access(case: Case) -> Iterator[Finding]:
