@@ -88,9 +88,7 @@ def check_agent(subject: Subject) -> Iterator[Finding]:
         except UnreadableError as error:
             findings = [report("answer_unreadable", check=check, note=error)]
         except (AttributeError, KeyError, TypeError):
-            findings = [
-                report("answer_unreadable", check=check, note="a part is missing, or of another type")
-            ]
+            findings = [report("answer_unreadable", check=check, note="a part is missing, or of another type")]
         yield from findings or [report_ok(check)]
 
 
