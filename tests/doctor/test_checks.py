@@ -362,7 +362,7 @@ def test_a_tool_that_is_gone_hides_nothing_else() -> None:
     shown = cast("ElevenLabs", Shown(agent.as_json()))
     findings = asyncio.run(check_workspace(case_at("http://127.0.0.1:1", {}), shown))
 
-    assert ("variables", "settings_unanswered") in troubles(findings)
+    assert ("variables", "tool_unknown") in troubles(findings)
     assert ("variables", "variables_missing") in troubles(findings)
 
 

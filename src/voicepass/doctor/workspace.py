@@ -127,7 +127,9 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
     for tool_id in tool_ids if isinstance(tool_ids, list) else ():  # check_agent reports another shape
         try:
             tools.append(await reader.fetch_document(here, "tool", str(tool_id)))
-        except ElevenLabsRefusal as refusal:  # a deleted tool needs no variables; the conversation tests the others
+        except AgentUnknown:
+            findings.append(report("tool_unknown", tool=tool_id))
+        except ElevenLabsRefusal as refusal:
             findings.append(_report_unread(refusal, "variables"))
     subject = Subject(case=case, settings=settings, tools=tools)
     try:
