@@ -65,7 +65,7 @@ def case_at(url: str) -> Case:
         (AGENT, '{"conversation_config": {"turn": 5}, "platform_settings": {}}', "silence", "answer_unreadable"),
         (AGENT, '{"conversation_config": {}, "platform_settings": {"auth": {"allowlist": [5]}}}', "allowlist",
          "answer_unreadable"),
-        (SETTINGS, '{"webhooks": [1]}', "webhook", "answer_unreadable"),
+        (SETTINGS, '{"webhooks": []}', "webhook", "answer_unreadable"),
         (WEBHOOKS, '{"webhooks": [{"webhook_id": "wh_emulated", "webhook_url": "http://["}]}', "webhook",
          "answer_unreadable"),
         (WEBHOOKS, '{"webhooks": [null]}', "webhook", "answer_unreadable"),

@@ -146,7 +146,7 @@ async def _check_webhook(case: Case, reader: ElevenLabs, settings: Mapping[str, 
         webhook = read_setting(settings, _AGENTS_WEBHOOKS, {})
         if not webhook.get("post_call_webhook_id"):
             workspace = await reader.fetch_document(here, "settings")
-            webhook = workspace["webhooks"] or {}
+            webhook = read_setting({"webhooks": workspace["webhooks"]}, "webhooks", {})  # null, but never missing
         webhook_id = webhook.get("post_call_webhook_id")
         if not webhook_id:
             return [report("webhook_missing")]
