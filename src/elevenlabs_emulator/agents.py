@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from elevenlabs_emulator.closings import CloseConversation
+from elevenlabs_emulator.script import SPOKEN_LINES
+
 _FACTS = tomllib.loads(files(__package__).joinpath("agents.toml").read_text("utf-8"))
 
 
@@ -17,6 +20,8 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
     `conversation_config_override`. `allowed_hosts` are the `host[:port]` that an `Origin` may have; a client without
     `Origin` is admitted unless `requires_origin`, as the real default is. `languages` are those it speaks besides its
     own. `client_events` are the frames that it sends; `vad_score` and `agent_tool_response` are off by default.
+    `branches` maps the id of each branch to the agent as it is there. `spoken_lines` are what the emulator takes
+    the user to have said into the microphone, one line after the other.
     """
 
     agent_id: str
@@ -40,11 +45,22 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
     daily_limit: int = 100_000
     bursting: bool = True
     webhook_id: str | None = None
+    branches: Mapping[str, "EmulatedAgent"] = {}
+    versions: frozenset[str] = frozenset()
+    environments: frozenset[str] = frozenset({"production"})
+    spoken_lines: tuple[str, ...] = SPOKEN_LINES
 
     @property
     def tool_id(self) -> str:
         """Return the id of its one tool."""
         return f"tool_{self.agent_id}"
+
+    def select(self, query: Mapping[str, str]) -> "EmulatedAgent":
+        """Return the agent, on the branch that a query names. Raises `CloseConversation` for what it does not have."""
+        known = {"branch_id": self.branches, "version_id": self.versions, "environment": self.environments}
+        if any(query[name] not in names for name, names in known.items() if name in query):
+            raise CloseConversation("request_error")
+        return self.branches.get(query.get("branch_id", ""), self)
 
     def override(self, values: Mapping[str, object]) -> Self:
         """Return the agent with these values of a client, by dotted path. Raises pydantic's `ValidationError`."""

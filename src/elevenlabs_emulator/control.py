@@ -106,5 +106,7 @@ async def explain_mistake(request: Request, error: RequestValidationError) -> Re
     answer: dict[str, object] = {"detail": jsonable_encoder(error.errors())}
     _, is_control, name = request.url.path.rpartition("/_emulator/")
     if is_control and name in _BODIES:
-        answer["keys"] = _BODIES[name].model_json_schema()["properties"]
+        schema = _BODIES[name].model_json_schema()
+        # An agent has branches, which are agents: pydantic then puts its schema among the definitions.
+        answer["keys"] = schema.get("$defs", {}).get(_BODIES[name].__name__, schema)["properties"]
     return JSONResponse(answer, 422)

@@ -35,7 +35,7 @@ class Conversation:
         self._emulator, self._account, self._record = emulator, account, account.record
         self._order = script.Order()
         self._tool_calls: dict[str, script.Order] = {}
-        self._spoken_lines = iter(script.SPOKEN_LINES)
+        self._spoken_lines = iter(account.agent.spoken_lines)
         self._next_line_at_seconds = float(_SECONDS_PER_SPOKEN_LINE)
         self._speaks_from = self._speaks_until = 0.0
         self._ping_sent_at = 0.0

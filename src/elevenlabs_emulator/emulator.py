@@ -35,11 +35,12 @@ _KEPT_ACCOUNTS = 10_000
 Unopened = Literal["unknown", "initiated"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Issued:
     agent_id: str
     expires_at: float
     conversation_id: str | None
+    query: Mapping[str, str]
 
 
 class Emulator:
@@ -111,11 +112,12 @@ class Emulator:
         if permission not in self.api_keys[key]:
             raise vendor_error("missing_permissions", permission=permission)
 
-    def find_agent(self, agent_id: str) -> EmulatedAgent:
-        """Return the agent, or raise the vendor's error."""
-        if agent_id not in self.agents:
-            raise vendor_error("document_not_found", id=agent_id)
-        return self.agents[agent_id]
+    def find_agent(self, agent_id: str, query: Mapping[str, str] | None = None) -> EmulatedAgent:
+        """Return the agent, on the branch that the query names, or raise the vendor's error."""
+        try:
+            return self.agents[agent_id].select(query or {})
+        except (KeyError, CloseConversation):
+            raise vendor_error("document_not_found", id=agent_id) from None
 
     def find_account(self, conversation_id: str) -> Account:
         """Return the account of a conversation, or raise the vendor's error."""
@@ -123,15 +125,15 @@ class Emulator:
             raise vendor_error("conversation_not_found", id=conversation_id)
         return self.accounts[conversation_id]
 
-    def issue(self, agent_id: str, *, bound: bool) -> tuple[str, str | None]:
+    def issue(self, agent_id: str, *, bound: bool, query: Mapping[str, str] | None = None) -> tuple[str, str | None]:
         """Make a signature for this agent; returns it with the conversation it is bound to, if `bound`.
 
+        `query` of the call may name a branch, a version and an environment: the signature is for these.
         A bound signature starts one conversation. An unbound one starts any number within its 15 minutes: that is the
         live service's rule, and the reason to ask for `include_conversation_id`.
         """
         signature, conversation_id = make_id("cvtkn"), make_id("conv") if bound else None
-        expires_at = self.now() + SIGNATURE_SECONDS
-        self._issued[signature] = _Issued(agent_id=agent_id, expires_at=expires_at, conversation_id=conversation_id)
+        self._issued[signature] = _Issued(agent_id, self.now() + SIGNATURE_SECONDS, conversation_id, query or {})
         if conversation_id:
             self.show_minted(agent_id, conversation_id, "signed_url")
         return signature, conversation_id
@@ -144,8 +146,8 @@ class Emulator:
     def admit(self, query: Mapping[str, str], *, origin: str | None) -> tuple[EmulatedAgent, str]:
         """Decide who may open a conversation, using up a bound signature; returns the agent and the conversation's id.
 
-        Raises `CloseConversation` for an unknown agent, a foreign origin, and a signature that is absent but needed, or
-        wrong, expired, used, or of another agent or conversation.
+        Raises `CloseConversation` for an unknown agent, a foreign origin, a signature that is absent but needed, or
+        wrong, expired, used, or of another agent or conversation, and for a branch that the agent does not have.
         """
         agent = self.agents.get(query.get("agent_id", ""))
         if agent is None or agent.is_archived:
@@ -155,16 +157,17 @@ class Emulator:
             raise CloseConversation("host_not_allowed", host=host)
         signature = query.get("conversation_signature")
         if signature is None and not agent.requires_auth:
-            return agent, make_id("conv")
+            return agent.select(query), make_id("conv")
         if not self.is_valid(signature or "", agent.agent_id):
             raise CloseConversation("unauthorized")
-        bound_to = self._issued[signature or ""].conversation_id
+        issued = self._issued[signature or ""]
+        bound_to = issued.conversation_id
         if query.get("conversation_id", bound_to) != bound_to:
             raise CloseConversation("unauthorized")
-        if bound_to is None:
-            return agent, make_id("conv")
-        del self._issued[signature or ""]
-        return agent, bound_to
+        agent = agent.select({**query, **issued.query})
+        if bound_to is not None:
+            del self._issued[signature or ""]
+        return agent, bound_to or make_id("conv")
 
     def expire(self, conversation_id: str) -> None:
         """Let the signature that is bound to this conversation expire, and no other."""

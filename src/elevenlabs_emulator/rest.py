@@ -31,7 +31,7 @@ def add_credentials(app: FastAPI, emulator: Emulator) -> None:
         await fault.refuse()
         emulator.check_key(key, "convai_write")
         emulator.find_agent(agent_id)
-        signature, conversation_id = emulator.issue(agent_id, bound=include_conversation_id)
+        signature, conversation_id = emulator.issue(agent_id, bound=include_conversation_id, query=request.query_params)
         # The URL holds the id; the answer has this one member with and without it.
         query = f"agent_id={agent_id}&conversation_signature={signature}"
         query += f"&conversation_id={conversation_id}" if conversation_id else ""
@@ -105,9 +105,9 @@ def add_settings(app: FastAPI, emulator: Emulator) -> None:
     """Add the calls about agents and the workspace."""
 
     @app.get("/v1/convai/agents/{agent_id}")
-    async def get_agent(agent_id: str, key: ApiKey = None) -> dict[str, object]:
+    async def get_agent(request: Request, agent_id: str, key: ApiKey = None) -> dict[str, object]:
         emulator.check_key(key, "convai_read")
-        return emulator.find_agent(agent_id).as_json()
+        return emulator.find_agent(agent_id, request.query_params).as_json()
 
     @app.get("/v1/convai/agents/{agent_id}/widget")
     async def get_widget(request: Request, agent_id: str) -> dict[str, object]:

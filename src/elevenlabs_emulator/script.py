@@ -7,8 +7,9 @@ import re
 from dataclasses import asdict, dataclass, replace
 
 EXAMPLE = "I want to sell eggs for 2 dollars each"
-# What the emulator takes the user to have said into the microphone, one line after the other.
-SPOKEN_LINES = (EXAMPLE, "I am also selling honey for 7.50 a jar", "That is all, thank you, goodbye")
+# None of these asks for a product: a frontend that has no client tool for that must not get a call of it.
+SPOKEN_LINES = ("Hello", "Can you help me?", "That is all, thank you, goodbye")
+ORDERS = (EXAMPLE, "I am also selling honey for 7.50 a jar", SPOKEN_LINES[-1])
 
 GOODBYE = "Goodbye, and good luck with your sales!"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,27 +37,21 @@ class RunningEmulator:
 @pytest.fixture
 def elevenlabs() -> Iterator[RunningEmulator]:
     """Run an emulated ElevenLabs with the agent `agent_demo`."""
-    from elevenlabs_emulator import EmulatedAgent, Emulator  # noqa: PLC0415 - see the module
-
-    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")])
-    with _serve(emulator) as base_url:
-        yield RunningEmulator(base_url=base_url, api_key="sk_emulator", agent_id="agent_demo", emulator=emulator)
-
-
-@contextmanager
-def _serve(emulator: Emulator) -> Iterator[str]:
     import uvicorn  # noqa: PLC0415 - see the module
 
-    from elevenlabs_emulator import create_emulator  # noqa: PLC0415 - see the module
+    from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator  # noqa: PLC0415 - see the module
 
-    app = create_emulator(emulator)
-    config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1)
+    emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_demo")])
+    config = uvicorn.Config(
+        create_emulator(emulator), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()  # the listener accepts connections already: a client waits until the server answers
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield RunningEmulator(base_url=base_url, api_key="sk_emulator", agent_id="agent_demo", emulator=emulator)
         finally:
             server.should_exit = True
             thread.join(timeout=10)

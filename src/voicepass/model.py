@@ -78,6 +78,18 @@ class Agent:
     agent_id: str
     base_url: str
     """The ElevenLabs host of its workspace: each residency region has one, with keys and agents of its own."""
+    branch_id: str | None = None
+    version_id: str | None = None
+    environment: str | None = None
+
+    @property
+    def selection(self) -> dict[str, str]:
+        """Return the branch, version and environment that are set, by their names in ElevenLabs' API."""
+        selection = {"branch_id": self.branch_id, "version_id": self.version_id, "environment": self.environment}
+        return {name: value for name, value in selection.items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join([self.agent_id, *(f"{name} {value}" for name, value in self.selection.items())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocke
 from starlette.types import ASGIApp
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
+from elevenlabs_emulator.script import ORDERS
 from tests.browser.laboratory import LABORATORY, Laboratory
 from tests.servers import Cable, behind_a_cable, running
 from voicepass.demo import AGENT_ID, create_demo
@@ -200,7 +201,7 @@ def shared_world() -> Iterator[World]:
     def demo_at(url: str) -> ASGIApp:
         made.append(
             Emulator(
-                agents=[EmulatedAgent(agent_id=AGENT_ID)],
+                agents=[EmulatedAgent(agent_id=AGENT_ID, spoken_lines=ORDERS)],
                 public_ws_base=f"{url.replace('http', 'ws')}/_elevenlabs",
                 webhook_url=f"{url}/v1/webhooks/elevenlabs",
                 webhook_secret="wsec_of_the_world",

@@ -246,6 +246,8 @@ variables.plan = { claim = "plan", default = "free" }
 
 [agents.seller]
 id = "agent_2"
+branch_id = "agtbrch_1"
+environment = "staging"
 allow = [{ role = ["seller", "admin"] }]
 
 [agents.closed]
@@ -262,7 +264,10 @@ def test_policy_check_prints_who_may_do_what_and_needs_no_secret(tmp_path: Path)
     assert ended.stdout.splitlines() == [
         "agent default (agent_1) is open to every signed-in user",
         "  plan = the claim plan, else 'free'",
-        "agent seller (agent_2) is open to users whose role is seller or admin",
+        (
+            "agent seller (agent_2, branch_id agtbrch_1, environment staging) is open to users whose role is seller or "
+            "admin"
+        ),
         "agent closed (agent_3) is open to nobody",
     ]
 
@@ -288,7 +293,7 @@ def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
             ["--claim", "role=seller"],
             "seller",
             0,
-            "may use the agent seller (agent_2), open to users whose role is seller",
+            "may use the agent seller (agent_2, branch_id agtbrch_1, environment staging), open to users whose role",
         ),
         ([], "default", 0, "plan = 'free'"),
         (["--claim", "role=buyer"], "seller", 1, "refused: agent_not_allowed: no rule opens the agent 'seller'"),

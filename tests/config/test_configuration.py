@@ -69,7 +69,8 @@ NO_AUDIENCE = (
 )
 UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
 TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
-AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put it there, with its rules"
+AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put its value there"
+BARE = "must be the bare id (agtbrch_…, agtvrsn_…) or name: letters, digits, - and _ alone"
 NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
 
 # The file, the settings that differ, the environment, and every line that is printed.
@@ -79,7 +80,22 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", OPEN),
         NO_AGENT | {"voicepass_variables": {"plan": "plan"}},
         {},
-        [f"VOICEPASS_VARIABLES is set, but {HERE} lists the agents: put them there"],
+        [f"VOICEPASS_VARIABLES is set, but {HERE} lists the agents: put its value there"],
+    ),
+    "a branch and an environment here and agents there": (
+        agent("a", OPEN),
+        NO_AGENT | {"elevenlabs_branch_id": "agtbrch_1", "elevenlabs_environment": "staging"},
+        {},
+        [
+            f"ELEVENLABS_BRANCH_ID is set, but {HERE} lists the agents: put its value there",
+            f"ELEVENLABS_ENVIRONMENT is set, but {HERE} lists the agents: put its value there",
+        ],
+    ),
+    "a query for a branch and a sentence for an environment": (
+        "",
+        {"elevenlabs_branch_id": "agtbrch_1&canary=1", "elevenlabs_environment": "canary value"},
+        {},
+        [f"ELEVENLABS_BRANCH_ID {BARE}", f"ELEVENLABS_ENVIRONMENT {BARE}"],
     ),
     "an agent nowhere": (
         "",

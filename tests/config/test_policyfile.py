@@ -63,7 +63,10 @@ def issuer(lines: str, *, algorithm: str = "HS256", addressee: str = 'audience =
 
 SECRET = 'secret_env = "S"'
 SALES, SHOP, FIRST = "agents.sales", "agents.sales.variables.shop", "issuers.0"
-OF_AN_AGENT = "there is no such key; allowed here: id, allow, variables, base_url, api_key_env"
+OF_AN_AGENT = (
+    "there is no such key; allowed here: id, allow, variables, base_url, api_key_env, branch_id, version_id, "
+    "environment"
+)
 OF_AN_ISSUER = (
     "there is no such key; allowed here: issuer, tenants, algorithm, secret_env, jwks_url, public_key, "
     "required_claims, audience, user_id_claim, user_name_claim"
@@ -71,6 +74,7 @@ OF_AN_ISSUER = (
 WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
 SCALARS = "must be text, a number, true or false, or a list of these"
 DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
+BARE_SELECTION = "must be the bare id (agtbrch_…, agtvrsn_…) or name: letters, digits, - and _ alone"
 BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
 SAFE = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 BASE_URL = f"{SAFE}, without path, query or user"
@@ -117,6 +121,12 @@ MISTAKES: dict[str, tuple[str, str]] = {
         f"{SALES}.id: {NO_ID}",
     ),
     "an id that is a number": ("[agents.sales]\nid = 7", f"{SALES}.id: should be a valid string"),
+    "a branch that is a query": (
+        agent(f'branch_id = "branch_id={CANARY}"'),
+        f"{SALES}.branch_id: {BARE_SELECTION}",
+    ),
+    "a version that is empty": (agent('version_id = ""'), f"{SALES}.version_id: {BARE_SELECTION}"),
+    "an environment that is a number": (agent("environment = 7"), f"{SALES}.environment: should be a valid string"),
     "an id with a branch": (f'[agents.sales]\nid = "{CANARY}&branch_id=x"', f"{SALES}.id: {BARE_ID}"),
     "an id with a line break": (f'[agents.sales]\nid = "{CANARY}\\n"', f"{SALES}.id: {BARE_ID}"),
     "a conversation for an agent": (

@@ -62,7 +62,7 @@ class State:
     rules: str = 'allow = "everyone"\n'
     """What the policy file says of the agent, and after it."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
-    """The doctor's options for the frontend: overrides, origin."""
+    """The doctor's options: the alias, and of the frontend overrides and origin."""
 
 
 Examined = Callable[[State], list[Finding]]
@@ -98,7 +98,8 @@ def examined(serve: Serve, ledger_url: str) -> Examined:  # noqa: F811
         emulator.webhooks.url = f"{url}/v1/webhooks/elevenlabs"
         for name, value in state.webhook.items():
             setattr(emulator.webhooks, name, value)
-        agents = f'[agents.default]\nid = "{AGENT_ID}"\n{state.rules}'
+        alias = state.frontend.get("alias", "default")
+        agents = f'[agents.{alias}]\nid = "{AGENT_ID}"\n{state.rules}'
         values = {
             "elevenlabs_api_key": SecretStr(state.api_key),
             "elevenlabs_agent_id": None,
@@ -111,9 +112,8 @@ def examined(serve: Serve, ledger_url: str) -> Examined:  # noqa: F811
         case = Case(
             settings=settings,
             configuration=configure(settings),
-            alias="default",
             watch_seconds=0,
-            **{"regions": {"here": url}} | dict(state.frontend),
+            **{"regions": {"here": url}, "alias": alias} | dict(state.frontend),
         )
         return asyncio.run(examine(case))
 

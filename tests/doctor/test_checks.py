@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from tests.conftest import settings_with
-from tests.doctor.conftest import AGENT_ID, Examined, State, pretend, troubles
+from tests.doctor.conftest import AGENT_ID, ConfiguredAgent, Examined, State, pretend, troubles
 from tests.ledger.given import rows
 from tests.servers import free_port
 from voicepass.config.build import configure
@@ -34,6 +34,7 @@ from voicepass.elevenlabs import REGIONS, ElevenLabs
 from voicepass.elevenlabs.codes import Outcome
 from voicepass.errors import AgentUnknown
 from voicepass.ledger.sqlite import open_sqlite
+from voicepass.model import Agent
 
 WELL = State()
 NO_KEYS = {
@@ -41,6 +42,8 @@ NO_KEYS = {
     "voicepass_jwt_secret": None,
     "voicepass_jwks_url": "http://127.0.0.1:1/jwks",
 }
+SHOP = "https://shop.example"
+SHOPPING = State(settings={"voicepass_allowed_origins": [SHOP]}, frontend={"origin": SHOP})
 NO_WEBHOOK = {"elevenlabs_webhook_secret": None}
 KLINGON = {"overrides": {"agent.language": "tlh"}}
 LIMITED = 'allow = "everyone"\n[limits.agent]\nopen_conversations = 5\npasses_per_day = 50\n'
@@ -56,6 +59,14 @@ def hooked(**settings: object) -> State:
     return agent(at={"platform_settings.workspace_overrides.webhooks": own})
 
 
+def on_branch(selection: str) -> str:
+    return f'allow = "everyone"\n{selection}\n'
+
+
+BRANCHED = {
+    "branches": {"agtbrch_b": ConfiguredAgent(agent_id=AGENT_ID, is_archived=True)},
+    "environments": {"staging"},
+}
 OPEN = {
     "override_open_prompt": "conversation_config_override.agent.prompt.prompt",
     "override_open_llm": "conversation_config_override.agent.prompt.llm",
@@ -69,7 +80,10 @@ OPEN = {
 BROKEN = [
     ("nobody_allowed", State(rules="")),
     ("ledger_unavailable", State(settings={"voicepass_database_url": "postgresql://u:p@127.0.0.1:1/x"})),
-    ("ledger_missing", State(settings={"voicepass_database_url": "sqlite:////nowhere/voicepass.db"})),
+    ("ledger_folder_missing", State(settings={"voicepass_database_url": "sqlite:////nowhere/voicepass.db"})),
+    ("ledger_missing", State(settings={"voicepass_database_url": "sqlite:///voicepass-that-nobody-made.db"})),
+    ("default_missing", State(frontend={"alias": "seller"})),
+    ("origin_not_allowed", State(settings={"voicepass_allowed_origins": ["https://a"]}, frontend={"origin": SHOP})),
     ("ledger_in_memory", State(settings={"voicepass_database_url": "sqlite://"})),
     ("keys_unavailable", State(settings=NO_KEYS)),
     ("api_key_refused", State(api_key="sk_mistyped")),
@@ -84,9 +98,14 @@ BROKEN = [
     ("agent_unknown", agent(agent_id="agent_other")),
     ("settings_unreadable", State(permissions=("convai_write",))),
     ("endings_unknown", State(permissions=("convai_write",), settings=NO_WEBHOOK)),
+    ("selection_unknown", State(rules=on_branch("branch_id = 'agtbrch_gone'"))),
+    ("selection_unknown", State(rules=on_branch("version_id = 'agtvrsn_gone'"))),
+    ("selection_unknown", State(rules=on_branch("environment = 'test'"))),
+    ("selection_unknown", State(fault={"status": 404, "times": 1}, rules=on_branch("version_id = 'agtvrsn_gone'"))),
+    ("archived", State(agent=BRANCHED, rules=on_branch("branch_id = 'agtbrch_b'"))),
     ("archived", agent(is_archived=True)),
     ("authentication_off", agent(requires_auth=False)),
-    ("host_not_allowed", State(agent={"allowed_hosts": {"app.example"}}, frontend={"origin": "https://shop.example"})),
+    ("host_not_allowed", replace(SHOPPING, agent={"allowed_hosts": {"app.example"}})),
     ("host_not_allowed", State(agent={"allowed_hosts": {"a.example"}}, settings={"voicepass_allowed_origins": ["http://b"]})),
     ("allowlist_beside_signed_urls", agent(allowed_hosts={"app.example"})),
     ("origin_required", State(agent={"allowed_hosts": {"a.example"}, "requires_origin": True}, frontend={"origin": "http://a.example"})),
@@ -142,12 +161,14 @@ SOUND = [
     ),
     State(agent={"concurrency_limit": 5, "daily_limit": 50}, rules=LIMITED),
     State(rules='allow = "everyone"\nvariables.plan = "plan"\n'),
+    State(agent=BRANCHED, rules=on_branch("environment = 'staging'")),
+    SHOPPING,
     agent(webhook_id="wh_emulated"),
 ]
 PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
     (State(agent={"concurrency_limit": 4, "bursting": False}, rules=LIMITED), [("concurrency", "concurrency_tighter")]),
     (State(agent={"allowed_hosts": {"localhost:3000"}, "requires_origin": True},
-           frontend={"origin": "http://localhost:3000"}),
+           settings={"voicepass_allowed_origins": ["http://localhost:3000"]}),
      [("allowlist", "allowlist_beside_signed_urls"), ("allowlist", "origin_required")]),
     (State(agent={"allowed_overrides": set()}, frontend={"overrides": {"conversation.text_only": True}}),
      [("overrides", "override_not_allowed"), ("conversation", "override_not_allowed")]),
@@ -157,6 +178,8 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
      [("permission", "permission_missing"), ("conversation", "not_reached")]),
     (State(fault={"status": 401, "code": "quota_exceeded"}),
      [("conversation", "quota_exhausted")]),
+    (State(agent=BRANCHED, rules=on_branch("environment = 'test'")), [("conversation", "selection_unknown")]),
+    (State(fault={"target": "conversation", "closing": "request_error"}), [("conversation", "request_refused")]),
 ]  # fmt: skip
 
 
@@ -303,10 +326,11 @@ class Shown:
     def __init__(self, agent: object) -> None:
         self.agent = agent
 
-    async def fetch_document(self, _base_url: str, kind: str, _document_id: str = "") -> Any:
-        if kind != "agent":
-            raise AgentUnknown
+    async def fetch_agent(self, _agent: Agent) -> Any:
         return self.agent
+
+    async def fetch_document(self, _base_url: str, _kind: str, _document_id: str = "") -> Any:
+        raise AgentUnknown
 
 
 def test_settings_of_a_new_shape_are_skipped_and_never_a_crash() -> None:
@@ -338,7 +362,7 @@ def test_a_tool_that_is_gone_hides_nothing_else() -> None:
     shown = cast("ElevenLabs", Shown(agent.as_json()))
     findings = asyncio.run(check_workspace(case_at("http://127.0.0.1:1", {}), shown))
 
-    assert ("variables", "settings_unanswered") in troubles(findings)
+    assert ("variables", "tool_unknown") in troubles(findings)
     assert ("variables", "variables_missing") in troubles(findings)
 
 

@@ -48,9 +48,10 @@ def test_no_line_is_wider_than_the_terminal(serve: Serve, tmp_path: Path, column
 
 
 def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
-    ended = ask(serve, tmp_path, "--json", "--no-conversation", state=UNTOLD)
+    ended = ask(serve, tmp_path, "--json", "--no-conversation", state=UNTOLD, ELEVENLABS_ENVIRONMENT="production")
 
     answer = json.loads(ended.stdout)
+    assert answer["about"].startswith(f"agent default ({AGENT_ID}, environment production) at 127.0.0.1:")
     assert (ended.returncode, ended.stderr, answer["status"]) == (1, "", "failed")
     assert [finding["name"] for finding in answer["checks"]] == list(CHECKS)
     (variables,) = [finding for finding in answer["checks"] if finding["name"] == "variables"]

@@ -105,6 +105,7 @@ async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
         signed_url() + "\u202e",
         "wss://api.elevenlabs.io/v1/convai/conversation",
         f"wss://api.elevenlabs.io/v1/convai/conversation?agent_id={AGENT_ID}&conversation_id=conv_1",
+        f"wss://api.elevenlabs.io/v1/convai/conversation?agent_id={AGENT_ID}&branch_id=agtbrch_1&environment=staging",
         "//api.elevenlabs.io/x?a=b",
         "",
         None,

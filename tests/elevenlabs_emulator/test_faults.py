@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from elevenlabs_emulator import Emulator, Fault, create_emulator
+from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator
 from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
 
 
@@ -141,6 +141,7 @@ def test_an_agent_can_be_put_over_the_wire(service: Service) -> None:
     misspelt = service.http.put("/_emulator/agents", json=agent | {"requires_atuh": True})
 
     assert (put.status_code, misspelt.status_code) == (204, 422)
+    assert misspelt.json()["keys"].keys() == EmulatedAgent.model_fields.keys()
     assert greeting == "Welcome!"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from elevenlabs_emulator import CLOSINGS, Fault
-from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, Service
+from elevenlabs_emulator import CLOSINGS, Emulator, Fault
+from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, Serve, Service
 
 with warnings.catch_warnings():
     # The SDK names a class of the old websockets API in an annotation, which warns while the module is imported.
@@ -117,8 +117,9 @@ def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: S
     assert [(call.path, call.key) for call in service.emulator.records.calls] == [(SIGN, "right")]
 
 
-def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(service: Service) -> None:
+def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(serve: Serve) -> None:
     microphone = _Microphone()
+    service = serve(Emulator(agents=[AGENT.model_copy(update={"spoken_lines": (SALE,)})]))
 
     call = _Call(service, audio_interface=microphone)
     lines = [call.said.get(timeout=5) for _ in range(3)]

@@ -1,6 +1,6 @@
 import pytest
 
-from elevenlabs_emulator.script import SPOKEN_LINES, Order, answer, confirm
+from elevenlabs_emulator.script import ORDERS, SPOKEN_LINES, Order, answer, confirm
 
 EGGS = Order(item="eggs", price=2, unit="each")
 
@@ -25,7 +25,7 @@ def _heard(*lines: str) -> tuple[list[str], Order]:
             "12 apples for €3 per kilo",
         ),
         ("selling honey for 7.50 a jar", Order(item="honey", price=7.5, unit="jar"), "honey for $7.50 per jar"),
-        (SPOKEN_LINES[1], Order(item="honey", price=7.5, unit="jar"), "honey for $7.50 per jar"),
+        (ORDERS[1], Order(item="honey", price=7.5, unit="jar"), "honey for $7.50 per jar"),
     ],
 )
 def test_a_plain_sentence_is_a_whole_order_and_is_repeated_back(line: str, expected: Order, repeated: str) -> None:
@@ -58,6 +58,8 @@ def test_the_agent_asks_for_each_missing_part_of_an_order(lines: tuple[str, ...]
         ("help", "Tell me what you want to sell"),
         ("Hi there!", "Hello!"),
         ("Thank you so much", "You are welcome!"),
+        (SPOKEN_LINES[0], "Hello!"),
+        (SPOKEN_LINES[1], "Tell me what you want to sell"),
         (SPOKEN_LINES[2], "Goodbye"),
         ("the weather is nice", "I did not get that."),
         ("", "I did not get that."),

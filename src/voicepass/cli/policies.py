@@ -42,7 +42,7 @@ def check(
             typer.echo(f"accepts {issuer.algorithm} tokens of {token_issuer} {addressee}")
     for alias, entry in policy_file.agents.items():
         users = ", and to ".join(rule.whom for rule in entry.rules) or "nobody"
-        typer.echo(f"agent {alias} ({entry.id}) is open to {users}")
+        typer.echo(f"agent {alias} ({entry.build_agent(alias)}) is open to {users}")
         for name, variable in entry.variables.items():
             default = "" if variable.default is None else f", else {variable.default!r}"
             typer.echo(f"  {name} = the claim {variable.claim}{default}")
@@ -63,7 +63,7 @@ def explain(
         typer.echo(f"user {user.id!r} of {user.issuer}")
         allowed = configuration.policy.agent_for(user, agent)
         rule = configuration.policy.agents[agent].admitting(user)
-        typer.echo(f"may use the agent {agent} ({allowed.agent_id}), open to {rule.whom if rule else 'nobody'}")
+        typer.echo(f"may use the agent {agent} ({allowed}), open to {rule.whom if rule else 'nobody'}")
         for name, value in configuration.policy.variables_for(user, allowed).items():
             typer.echo(f"  {name} = {value!r}")
     except Refusal as refusal:

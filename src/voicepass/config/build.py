@@ -31,7 +31,7 @@ from voicepass.identity.keys import key_from_pem
 from voicepass.ledger import Ledger
 from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import DEFAULT_ALIAS, Agent, Clock
+from voicepass.model import DEFAULT_ALIAS, Clock
 from voicepass.outbound import is_safe_url
 from voicepass.policy import AgentRules, Policy, Rule
 
@@ -45,7 +45,12 @@ ISSUER_VARIABLES: Final = {
     "user_id_claim": "VOICEPASS_USER_ID_CLAIM",
     "user_name_claim": "VOICEPASS_USER_NAME_CLAIM",
 }
-AGENT_VARIABLES: Final = {"id": "ELEVENLABS_AGENT_ID", "variables": "VOICEPASS_VARIABLES"}
+AGENT_VARIABLES: Final = {
+    "id": "ELEVENLABS_AGENT_ID",
+    "branch_id": "ELEVENLABS_BRANCH_ID",
+    "environment": "ELEVENLABS_ENVIRONMENT",
+    "variables": "VOICEPASS_VARIABLES",
+}
 WORKSPACE_VARIABLES: Final = {"base_url": "ELEVENLABS_BASE_URL", "api_key_env": "ELEVENLABS_API_KEY"}
 _FILE: Final = "VOICEPASS_POLICY_FILE"
 
@@ -133,11 +138,11 @@ def _parse(settings: Settings, document: Mapping[str, Any], places: Mapping[Loca
 def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> list[str]:
     problems = []
     if document.get("agents"):
-        beside = f"is set, but {_FILE} lists the agents: put"
-        if settings.elevenlabs_agent_id is not None:
-            problems.append(f"ELEVENLABS_AGENT_ID {beside} it there, with its rules")
-        if settings.voicepass_variables:
-            problems.append(f"VOICEPASS_VARIABLES {beside} them there")
+        problems += [
+            f"{variable} is set, but {_FILE} lists the agents: put its value there"
+            for variable in AGENT_VARIABLES.values()
+            if getattr(settings, variable.lower())
+        ]
     is_plain = any(
         origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
     )
@@ -177,7 +182,7 @@ def build(policy: PolicyFile, settings: Settings) -> Configuration:
     """Build everything that the whole policy describes."""
     agents = {
         alias: AgentRules(
-            agent=Agent(alias=alias, agent_id=entry.id, base_url=entry.base_url or ""),
+            agent=entry.build_agent(alias),
             allow=entry.rules,
             variables={name: variable.variable() for name, variable in entry.variables.items()},
         )

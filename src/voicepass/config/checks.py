@@ -69,6 +69,13 @@ def check_agent_id(agent_id: str) -> str:
     return agent_id
 
 
+def check_selection(name: str) -> str:
+    """Accept the id of a branch or version, or the name of an environment: people often paste a query string."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", name, re.ASCII):
+        raise ValueError("must be the bare id (agtbrch_…, agtvrsn_…) or name: letters, digits, - and _ alone")
+    return name
+
+
 def check_variable_name(name: str) -> str:
     """Accept the name of a dynamic variable that a claim may fill."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name, re.ASCII):

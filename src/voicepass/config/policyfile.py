@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from voicepass.config import checks, issuerchecks
 from voicepass.config.checks import Surroundings
 from voicepass.config.limits import Entry, LimitsEntry, LimitTables
-from voicepass.model import Scalar
+from voicepass.model import Agent, Scalar
 from voicepass.policy import Rule, Variable, VariableType, clean
 
 NAMED_SECRET: Final = re.compile(r"""\b(?:secret_env|api_key_env)["']?\s*=\s*["']+([A-Z0-9_]+)["']""", re.ASCII)
@@ -83,6 +83,7 @@ class VariableEntry(Entry):
 
 
 EnvironmentName = Annotated[str, AfterValidator(checks.check_environment_name)]
+Selection = Annotated[str, AfterValidator(checks.check_selection)]
 VariableName = Annotated[str, AfterValidator(checks.check_variable_name)]
 Variables = dict[VariableName, Annotated[VariableEntry, BeforeValidator(_parse_variable)]]
 
@@ -95,6 +96,14 @@ class AgentEntry(Entry):
     variables: Variables = Field({})
     base_url: Annotated[str, AfterValidator(checks.check_base_url)] | None = None
     api_key_env: Annotated[EnvironmentName, AfterValidator(checks.check_api_keys)] | None = None
+    branch_id: Selection | None = None
+    version_id: Selection | None = None
+    environment: Selection | None = None
+
+    def build_agent(self, alias: str) -> Agent:
+        """Return the agent that this entry describes."""
+        selection = self.model_dump(include={"branch_id", "version_id", "environment"})
+        return Agent(alias=alias, agent_id=self.id, base_url=self.base_url or "", **selection)
 
     @property
     def rules(self) -> tuple[Rule, ...]:

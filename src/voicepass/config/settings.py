@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """Server-held; needs the permissions ElevenAgents: Write and Read. Separate two keys with a comma."""
     elevenlabs_agent_id: str | None = None
     """The agent behind the alias `default`, such as agent_…."""
+    elevenlabs_branch_id: str | None = None
+    """Its branch, such as agtbrch_…."""
+    elevenlabs_environment: str | None = None
+    """Its environment at ElevenLabs: production, staging."""
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
     """Or a residency host: https://api.eu.residency.elevenlabs.io. VOICEPASS_PLAIN_HTTP_HOSTS allows http://."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None

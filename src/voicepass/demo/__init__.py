@@ -25,6 +25,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
+from elevenlabs_emulator.script import ORDERS
 from voicepass.api.middleware import WEBHOOK_PATH, Surface
 from voicepass.api.problems import log_and_answer
 from voicepass.app import create_app
@@ -65,7 +66,7 @@ def create_demo(base_url: str, *, emulator: Emulator | None = None, **overrides:
     """
     api_key = f"sk_{secrets.token_hex(24)}"
     emulator = emulator or Emulator(
-        agents=[EmulatedAgent(agent_id=AGENT_ID)],
+        agents=[EmulatedAgent(agent_id=AGENT_ID, spoken_lines=ORDERS)],
         api_keys={api_key: frozenset({"convai_write", "convai_read"})},
         public_ws_base=_write_ws_base(base_url),
         webhook_url=f"{base_url}{WEBHOOK_PATH}",

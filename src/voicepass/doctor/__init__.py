@@ -34,7 +34,7 @@ async def examine(case: Case) -> list[Finding]:
 async def _try_conversation(case: Case, credential: Credential) -> Finding:
     user = User(issuer="", id=USER_ID, name="voicepass doctor", claims={})
     samples = {name: _SAMPLES.get(variable.type, "doctor") for name, variable in case.rules.variables.items()}
-    return await try_conversation(
+    finding = await try_conversation(
         credential.secret,
         user_id=USER_ID,
         variables=samples | case.configuration.policy.variables_for(user, case.agent),
@@ -42,3 +42,6 @@ async def _try_conversation(case: Case, credential: Credential) -> Finding:
         origin=next(iter(case.origins), None),
         watch_seconds=case.watch_seconds,
     )
+    if finding.cause == "request_refused" and case.agent.selection:
+        return report("selection_unknown", check=finding.check, agent=case.agent)
+    return finding

@@ -87,8 +87,8 @@ def check_agent(subject: Subject) -> Iterator[Finding]:
             ]
         except UnreadableError as error:
             findings = [report("answer_unreadable", check=check, note=error)]
-        except (AttributeError, TypeError):
-            findings = [report("answer_unreadable", check=check, note="a part of the settings is of another type")]
+        except (AttributeError, KeyError, TypeError):
+            findings = [report("answer_unreadable", check=check, note="a part is missing, or of another type")]
         yield from findings or [report_ok(check)]
 
 
@@ -164,7 +164,7 @@ def _list_needed(subject: Subject) -> dict[str, set[str]]:
         "tools": [
             subject.at("conversation_config.agent.prompt.tools", []),
             subject.at("conversation_config.agent.prompt.built_in_tools", {}),
-            *(tool.get("tool_config") for tool in subject.tools),
+            *(tool["tool_config"] for tool in subject.tools),
         ],
     }
     return {place: set(_list_names(value)) for place, value in places.items()}

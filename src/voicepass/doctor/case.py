@@ -49,12 +49,15 @@ class Case:
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort by check. A check without a finding was not reached: report it as skipped, with the check that failed."""
+    """Sort by check, without "nothing wrong" where something is.
+
+    A check without a finding was not reached: report it as skipped, with the check that failed.
+    """
     findings = list(dict.fromkeys(findings))
     first_failed = next((finding.check for finding in findings if finding.outcome is Outcome.FAILED), "")
-    return [
-        finding
-        for check in CHECKS
-        for finding in [finding for finding in findings if finding.check == check]
-        or [report("not_reached", check=check, first=first_failed)]
-    ]
+    sorted_findings: list[Finding] = []
+    for check in CHECKS:
+        found = [finding for finding in findings if finding.check == check]
+        wrong = [finding for finding in found if finding.cause]
+        sorted_findings += wrong or found or [report("not_reached", check=check, first=first_failed)]
+    return sorted_findings

@@ -69,7 +69,7 @@ def _examine(
     if sys.stderr.isatty():
         typer.echo("Asking ElevenLabs; a conversation takes 5 to 8 s…", err=True)
     findings = asyncio.run(examine(case))
-    subject = f"agent {case.alias} ({case.agent.agent_id}) at {urlsplit(case.agent.base_url).netloc}"
+    subject = f"agent {case.alias} ({case.agent}) at {urlsplit(case.agent.base_url).netloc}"
     _print_findings(findings, subject, as_json=as_json)
     if any(finding.outcome is Outcome.FAILED for finding in findings):
         raise typer.Exit(1)

@@ -1,22 +1,37 @@
 """Our own side: what must work here before the doctor asks ElevenLabs anything."""
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from voicepass.config.build import is_in_memory, ledger_exists, open_ledger
+from voicepass.config.build import find_sqlite_path, is_in_memory, ledger_exists, open_ledger
 from voicepass.doctor.case import Case
 from voicepass.doctor.findings import Finding, report, report_ok
 from voicepass.errors import KeysUnavailable, LedgerUnavailable
+from voicepass.model import DEFAULT_ALIAS
 
 
 async def check_service(case: Case) -> list[Finding]:
     """Check the policy, the ledger and the keys. The settings are complete, or the doctor would not be here."""
-    access = report_ok("access") if case.rules.allow else report("nobody_allowed", alias=case.alias)
-    return [report_ok("settings"), access, await _check_ledger(case), *(await _check_keys(case) or [report_ok("keys")])]
+    found = [*_check_access(case), await _check_ledger(case), *await _check_keys(case)]
+    return [*map(report_ok, ("settings", "access", "keys")), *found]
+
+
+def _check_access(case: Case) -> Iterator[Finding]:
+    if not case.rules.allow:
+        yield report("nobody_allowed", alias=case.alias)
+    if DEFAULT_ALIAS not in case.configuration.policy.agents:
+        yield report("default_missing")
+    if case.origin is not None and case.origin not in case.settings.voicepass_allowed_origins:
+        yield report("origin_not_allowed", origin=case.origin)
 
 
 async def _check_ledger(case: Case) -> Finding:
     if is_in_memory(case.settings):
         return report("ledger_in_memory")
+    path = find_sqlite_path(case.settings)
+    if path and not Path(path).parent.is_dir():
+        return report("ledger_folder_missing", folder=Path(path).parent)
     if not ledger_exists(case.settings):  # opening it would create one, perhaps in the wrong folder
         return report("ledger_missing")
     try:

@@ -14,19 +14,20 @@ from voicepass.doctor.case import Case
 from voicepass.doctor.explain import describe_refusal
 from voicepass.doctor.findings import Finding, report, report_ok
 from voicepass.elevenlabs import ElevenLabs, Workspace
-from voicepass.errors import BadAnswer, ElevenLabsRefusal
+from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal
 from voicepass.model import Agent, Credential, Transport, claim_at
 from voicepass.outbound import http_transport
 
 _IMPLIED_OK: Final = {
     "permission_missing": ("api_key",),
     "agent_unknown": ("api_key", "permission"),
+    "selection_unknown": ("api_key", "permission"),
     "quota_exhausted": ("api_key", "permission"),
 }
 """The checks that a refusal shows to be in order, because ElevenLabs makes them first."""
 
 _AGENTS_WEBHOOKS: Final = "platform_settings.workspace_overrides.webhooks"
-_BROKEN_SHAPE: Final = (UnreadableError, AttributeError, TypeError, ValueError)
+_BROKEN_SHAPE: Final = (UnreadableError, AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,10 @@ async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
     refusal = answers[0]
     assert isinstance(refusal, ElevenLabsRefusal)  # noqa: S101 - the loop returned every Credential
     finding = describe_refusal(refusal)
+    if finding.cause == "agent_unknown" and case.agent.selection:
+        bare = replace(case.agent, branch_id=None, version_id=None, environment=None)
+        if isinstance(await _ask(adapters[0], bare), Credential):
+            finding = report("selection_unknown", agent=case.agent)
     findings = [finding, *map(report_ok, _IMPLIED_OK.get(finding.cause, ()))]
     if finding.cause == "api_key_refused":
         findings += await _find_region(case, adapters[0])
@@ -111,8 +116,10 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
     """Read the settings of the agent, its tools and the webhook; report what is wrong with them."""
     here = case.agent.base_url
     try:
-        settings = await reader.fetch_document(here, "agent", case.agent.agent_id)
+        settings = await reader.fetch_agent(case.agent)
     except ElevenLabsRefusal as refusal:
+        if isinstance(refusal, AgentUnknown) and case.agent.selection:
+            return [report("selection_unknown", agent=case.agent)]
         return [*(_report_unread(refusal, check) for check in AGENT_CHECKS), _report_unread_webhook(case, refusal)]
     findings = [report_ok("agent")]
     tools: list[Mapping[str, Any]] = []
@@ -120,7 +127,9 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
     for tool_id in tool_ids if isinstance(tool_ids, list) else ():  # check_agent reports another shape
         try:
             tools.append(await reader.fetch_document(here, "tool", str(tool_id)))
-        except ElevenLabsRefusal as refusal:  # a deleted tool needs no variables; the conversation tests the others
+        except AgentUnknown:
+            findings.append(report("tool_unknown", tool=tool_id))
+        except ElevenLabsRefusal as refusal:
             findings.append(_report_unread(refusal, "variables"))
     subject = Subject(case=case, settings=settings, tools=tools)
     try:
@@ -136,7 +145,8 @@ async def _check_webhook(case: Case, reader: ElevenLabs, settings: Mapping[str, 
     try:
         webhook = read_setting(settings, _AGENTS_WEBHOOKS, {})
         if not webhook.get("post_call_webhook_id"):
-            webhook = read_setting(await reader.fetch_document(here, "settings"), "webhooks", {})
+            workspace = await reader.fetch_document(here, "settings")
+            webhook = read_setting({"webhooks": workspace["webhooks"]}, "webhooks", {})  # null, but never missing
         webhook_id = webhook.get("post_call_webhook_id")
         if not webhook_id:
             return [report("webhook_missing")]
@@ -147,8 +157,7 @@ async def _check_webhook(case: Case, reader: ElevenLabs, settings: Mapping[str, 
         return [_report_unread(refusal, "webhook")]
     found = [entry for entry in registered if entry.get("webhook_id") == webhook_id]
     judged = [_judge_address(found[0], case)] if found else [report("webhook_missing")]
-    findings = [*judged, *list_by_settings("webhook", webhook, of="webhook")]
-    return [finding for finding in findings if finding.cause] or findings
+    return [*judged, *list_by_settings("webhook", webhook, of="webhook")]
 
 
 def _judge_address(hook: Mapping[str, Any], case: Case) -> Finding:

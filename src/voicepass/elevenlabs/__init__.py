@@ -166,13 +166,18 @@ class ElevenLabs:
             await self._read(agent_base_url, f"{_LIST_PATH}?{urlencode(query)}", unknown=unknown)
         )
 
-    async def fetch_document(self, base_url: str, kind: str, document_id: str = "") -> dict[str, object]:
+    async def fetch_agent(self, agent: Agent) -> dict[str, object]:
+        """Return the agent's configuration on its branch and in its version. Raises what `fetch_document` raises."""
+        query = {name: value for name, value in agent.selection.items() if name != "environment"}
+        return await self.fetch_document(agent.base_url, "agent", agent.agent_id, **query)
+
+    async def fetch_document(self, base_url: str, kind: str, document_id: str = "", **query: str) -> dict[str, object]:
         """Return the configuration of an `agent` or a `tool`, or the workspace's `settings` or `webhooks`.
 
         Raises AgentUnknown if ElevenLabs has nothing with this id. The key needs convai_read, for `webhooks`
         webhooks_write. One call at a time.
         """
-        path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe=""))
+        path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe="")) + (f"?{urlencode(query)}" if query else "")
         unknown = AgentUnknown(operator_note=f"ElevenLabs has no such {kind}")
         return await self._read(base_url, path, unknown=unknown)
 
@@ -204,7 +209,7 @@ class ElevenLabs:
 
     async def _ask_for_credential(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
         asked_at = self._clock()
-        body = await self._calls.fetch(workspace, _build_credential_path(agent.agent_id, transport))
+        body = await self._calls.fetch(workspace, _build_credential_path(agent, transport))
         answer = parse_json_object(body)
         if transport is Transport.WEBRTC:
             return parse_conversation_token(answer)
@@ -227,8 +232,8 @@ class ElevenLabs:
 
 
 @cache
-def _build_credential_path(agent_id: str, transport: Transport) -> str:
-    query = {"agent_id": agent_id}
+def _build_credential_path(agent: Agent, transport: Transport) -> str:
+    query = {"agent_id": agent.agent_id, **agent.selection}
     if transport is Transport.WEBSOCKET:
         query["include_conversation_id"] = "true"
     return f"{_CREDENTIAL_PATHS[transport]}?{urlencode(query)}"

@@ -18,6 +18,9 @@ _ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as 
 _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 
+_UNSIGNED: Final = frozenset({"agent_id", "conversation_id", "branch_id", "version_id", "environment"})
+"""The parameters of a signed URL that are no signature."""
+
 _log = structlog.get_logger("voicepass.elevenlabs")
 
 
@@ -45,7 +48,7 @@ def parse_signed_url(answer: dict[str, object], agent: Agent, base: Origin, *, e
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
     except ValueError as error:
         raise BadAnswer(operator_note="the signed_url is malformed") from error
-    if {name for name, _ in query} <= {"agent_id", "conversation_id"}:
+    if {name for name, _ in query} <= _UNSIGNED:
         # ElevenLabs would close the conversation at once.
         raise BadAnswer(operator_note="the signed_url carries no signature")
     if any(value != agent.agent_id for name, value in query if name == "agent_id"):

@@ -236,9 +236,11 @@ _END: Final = """
 UPDATE passes SET opened_at = coalesce(opened_at, granted_at), ended_at = :now, seconds = :seconds, sealed = NULL
 WHERE conversation_id = :conversation_id AND settled_at IS NULL"""
 
+# By alias too: two aliases may name two branches of one agent.
 _UNOPENED: Final = """
 SELECT pass_id, sealed FROM passes
-WHERE token_issuer = :token_issuer AND user_id = :user_id AND agent_id = :agent_id AND transport = :transport
+WHERE token_issuer = :token_issuer AND user_id = :user_id AND transport = :transport
+AND agent_id = :agent_id AND agent_alias = :agent_alias
 AND reserved_at > :since AND unopened_at > :known AND unopened_at <= :latest
 AND settled_at IS NULL AND sealed IS NOT NULL
 ORDER BY reserved_at DESC"""
