@@ -1,6 +1,8 @@
 """The emulator as an ASGI app: REST calls, the conversation WebSocket, and the control routes."""
 
-from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from typing import Final
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -9,9 +11,11 @@ from pydantic import ValidationError
 from elevenlabs_emulator import control, rest
 from elevenlabs_emulator.closings import CLOSINGS, CloseConversation
 from elevenlabs_emulator.conversation import Conversation
-from elevenlabs_emulator.emulator import Emulator
+from elevenlabs_emulator.emulator import Emulator, Running
 from elevenlabs_emulator.errors import vendor_error
 from elevenlabs_emulator.records import RAW_QUERY, RecordedConversation, Recorder
+
+_conversations: Final = APIRouter()
 
 
 def create_emulator(emulator: Emulator) -> FastAPI:
@@ -19,26 +23,25 @@ def create_emulator(emulator: Emulator) -> FastAPI:
 
     All state is in `emulator`, in memory: serve it from one process.
     """
-    app = FastAPI(title="ElevenLabs emulator", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="ElevenLabs emulator",
+        routes=[*rest.routes.routes, *control.routes.routes, *_conversations.routes],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.emulator = emulator
     # Browsers of any origin call the live service: it allows them all.
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Recorder, records=emulator.records)
     app.exception_handler(404)(_answer_unknown_path)
     app.exception_handler(RequestValidationError)(control.explain_mistake)
-    rest.add_credentials(app, emulator)
-    rest.add_conversations(app, emulator)
-    rest.add_settings(app, emulator)
-    control.add_controls(app, emulator)
-    control.add_setup(app, emulator)
-
-    @app.websocket(rest.CONVERSATION_PATH)
-    async def converse(websocket: WebSocket) -> None:
-        await _converse(websocket, emulator)
-
     return app
 
 
-async def _converse(websocket: WebSocket, emulator: Emulator) -> None:
+@_conversations.websocket(rest.CONVERSATION_PATH)
+async def _converse(websocket: WebSocket, emulator: Running) -> None:
     query: dict[str, str] = websocket.scope[RAW_QUERY]
     record = RecordedConversation(query=dict(websocket.query_params), signed="conversation_signature" in query)
     emulator.records.conversations.append(record)

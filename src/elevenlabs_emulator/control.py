@@ -3,17 +3,19 @@
 import json
 import tomllib
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from elevenlabs_emulator.agents import EmulatedAgent
-from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Emulator, Unopened
+from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Running, Unopened
 from elevenlabs_emulator.faults import Fault
+
+routes: Final = APIRouter()
 
 _CONTROLS = tomllib.loads(files(__package__).joinpath("controls.toml").read_text("utf-8"))
 
@@ -42,63 +44,66 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def add_controls(app: FastAPI, emulator: Emulator) -> None:
-    """Add what tests read and do: records, faults and the clock."""
-
-    @app.get("/_emulator")
-    async def list_controls() -> dict[str, object]:
-        return _CONTROLS
-
-    @app.get("/_emulator/health")
-    async def get_health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/_emulator/requests")
-    async def get_requests() -> Response:
-        records = {"calls": list(emulator.records.calls), "conversations": list(emulator.records.conversations)}
-        return Response(json.dumps(records, default=vars), media_type="application/json")
-
-    @app.delete("/_emulator/requests", status_code=204)
-    async def clear_requests() -> None:
-        emulator.records.clear()
-
-    @app.put("/_emulator/faults", status_code=204)
-    async def put_fault(fault: Fault) -> None:
-        emulator.faults[fault.target] = fault
-
-    @app.delete("/_emulator/faults", status_code=204)
-    async def clear_faults() -> None:
-        emulator.faults.clear()
-
-    @app.post("/_emulator/clock")
-    async def advance_clock(
-        advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)],
-    ) -> dict[str, float]:
-        emulator.advance(advance_seconds)
-        return {"now": emulator.now()}
+@routes.get("/_emulator")
+async def _list_controls() -> dict[str, object]:
+    return _CONTROLS
 
 
-def add_setup(app: FastAPI, emulator: Emulator) -> None:
-    """Add what sets up the workspace."""
+@routes.get("/_emulator/health")
+async def _get_health() -> dict[str, str]:
+    return {"status": "ok"}
 
-    @app.put("/_emulator/agents", status_code=204)
-    async def put_agent(agent: EmulatedAgent) -> None:
-        emulator.agents[agent.agent_id] = agent
 
-    @app.put("/_emulator/keys", status_code=204)
-    async def put_keys(permissions: dict[str, frozenset[str]]) -> None:
-        emulator.api_keys.update(permissions)
+@routes.get("/_emulator/requests")
+async def _get_requests(emulator: Running) -> Response:
+    records = {"calls": list(emulator.records.calls), "conversations": list(emulator.records.conversations)}
+    return Response(json.dumps(records, default=vars), media_type="application/json")
 
-    @app.put("/_emulator/webhook", status_code=204)
-    async def put_webhook(webhook: EmulatedWebhook) -> None:
-        # A body without a secret keeps the one that is set.
-        for name in webhook.model_fields_set | {"url", "auth_type", "is_disabled"}:
-            setattr(emulator.webhooks, name, getattr(webhook, name))
 
-    @app.put("/_emulator/conversations", status_code=204)
-    async def put_conversations(conversations: EmulatedConversations) -> None:
-        emulator.processing_seconds = conversations.processing_seconds
-        emulator.unopened = conversations.unopened
+@routes.delete("/_emulator/requests", status_code=204)
+async def _clear_requests(emulator: Running) -> None:
+    emulator.records.clear()
+
+
+@routes.put("/_emulator/faults", status_code=204)
+async def _put_fault(emulator: Running, fault: Fault) -> None:
+    emulator.faults[fault.target] = fault
+
+
+@routes.delete("/_emulator/faults", status_code=204)
+async def _clear_faults(emulator: Running) -> None:
+    emulator.faults.clear()
+
+
+@routes.post("/_emulator/clock")
+async def _advance_clock(
+    emulator: Running, advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)]
+) -> dict[str, float]:
+    emulator.advance(advance_seconds)
+    return {"now": emulator.now()}
+
+
+@routes.put("/_emulator/agents", status_code=204)
+async def _put_agent(emulator: Running, agent: EmulatedAgent) -> None:
+    emulator.agents[agent.agent_id] = agent
+
+
+@routes.put("/_emulator/keys", status_code=204)
+async def _put_keys(emulator: Running, permissions: dict[str, frozenset[str]]) -> None:
+    emulator.api_keys.update(permissions)
+
+
+@routes.put("/_emulator/webhook", status_code=204)
+async def _put_webhook(emulator: Running, webhook: EmulatedWebhook) -> None:
+    # A body without a secret keeps the one that is set.
+    for name in webhook.model_fields_set | {"url", "auth_type", "is_disabled"}:
+        setattr(emulator.webhooks, name, getattr(webhook, name))
+
+
+@routes.put("/_emulator/conversations", status_code=204)
+async def _put_conversations(emulator: Running, conversations: EmulatedConversations) -> None:
+    emulator.processing_seconds = conversations.processing_seconds
+    emulator.unopened = conversations.unopened
 
 
 async def explain_mistake(request: Request, error: RequestValidationError) -> Response:

@@ -6,8 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from elevenlabs_emulator.accounts import Account, AuthorizationMethod
 from elevenlabs_emulator.agents import EmulatedAgent
@@ -215,3 +218,12 @@ class Emulator:
 def make_id(prefix: str) -> str:
     """Make an id such as `conv_…`, which the SDKs' pattern `conv_[a-zA-Z0-9]+` finds."""
     return f"{prefix}_{''.join(secrets.choice(_ALPHABET) for _ in range(28))}"
+
+
+def _find_emulator(connection: HTTPConnection) -> Emulator:
+    emulator: Emulator = connection.app.state.emulator
+    return emulator
+
+
+Running = Annotated[Emulator, Depends(_find_emulator)]
+"""The emulator of a request, for a parameter of a route."""
