@@ -1,0 +1,103 @@
+"""What a shopper does in each example. They all have the same controls."""
+
+import contextlib
+
+from playwright.sync_api import Page, expect
+
+from elevenlabs_emulator import Fault
+from tests.examples.conftest import Shopper, Street
+
+LATER = "Our assistant is not available at the moment. Please try again later."
+SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def expect_status(page: Page, text: str) -> None:
+    expect(page.get_by_role("status")).to_have_text(text)
+
+
+def expect_focus(page: Page, role: str, name: str) -> None:
+    expect(page.get_by_role("button" if role == "button" else "textbox", name=name, exact=True)).to_be_focused()
+
+
+def shop_and_talk(shopper: Shopper, street: Street, url: str, *, name: str) -> None:
+    """Sign in, write, talk, be refused, sign out. Each name is a user with minutes of their own."""
+    page = shopper.page
+    page.goto(url)
+    sign_in(page, name)
+    write_to_the_assistant(page, street, name)
+    read_the_minutes(page)
+    talk_to_the_assistant(page)
+    meet_an_outage(page, street)
+    press(page, "Sign out")
+    expect(page.get_by_role("textbox", name="Your name")).to_be_visible()
+    assert shopper.errors == []
+
+
+def sign_in(page: Page, name: str) -> None:
+    page.get_by_role("textbox", name="Your name").fill(name)
+    page.keyboard.press("Enter")
+    expect_focus(page, "button", "Talk")
+    expect(page.get_by_text("60 of 60 minutes left today")).to_be_visible()
+    assert page.evaluate(SIDEWAYS) == 0
+
+
+def write_to_the_assistant(page: Page, street: Street, name: str) -> None:
+    transcript = page.get_by_role("log", name="Transcript")
+    press(page, "Write")
+    expect_status(page, "You are connected.")
+    expect_focus(page, "textbox", "Message")
+    expect(transcript).to_contain_text(f"Hello {name}!")
+    expect(page.get_by_role("button", name="Mute")).to_be_hidden()
+
+    line = "Hello"
+    page.keyboard.type(line)
+    page.keyboard.press("Enter")
+
+    expect(transcript.locator(".agent")).not_to_have_count(1)
+    expect(transcript.locator(".user")).to_have_count(1)  # its echo is not a second line
+    street.emulator.advance(90)
+    press(page, "End")
+    expect_status(page, "You ended the conversation.")
+    expect_focus(page, "button", "Talk")
+    assert page.evaluate(SIDEWAYS) == 0
+
+
+def read_the_minutes(page: Page) -> None:
+    """The page asks again every ten seconds; the webhook may arrive after the first time."""
+    minutes = page.get_by_text("58 of 60 minutes left today")
+    for _ in range(30):
+        with page.expect_response("**/v1/usage"):
+            page.clock.fast_forward(10_000)
+        with contextlib.suppress(AssertionError):
+            expect(minutes).to_be_visible(timeout=250)
+            return
+    raise AssertionError("the minutes of the conversation were not counted")
+
+
+def talk_to_the_assistant(page: Page) -> None:
+    press(page, "Talk")
+    expect_status(page, "You are connected.")
+    expect(page.get_by_text("Assistant speaks")).to_be_visible()
+    expect(page.get_by_text("We listen to you")).to_be_visible()
+    press(page, "Mute")
+    expect(page.get_by_text("Your microphone is off")).to_be_visible()
+    press(page, "Unmute")
+    expect(page.get_by_text("We listen to you")).to_be_visible()
+
+    page.get_by_role("textbox", name="Message").fill("Goodbye")
+    press(page, "Send")
+
+    expect_status(page, "Our assistant ended the conversation.")
+    expect_focus(page, "button", "Talk")
+
+
+def meet_an_outage(page: Page, street: Street) -> None:
+    street.emulator.faults["signed_url"] = Fault(status=401)
+    press(page, "Write")
+    expect_status(page, LATER)
+    expect_focus(page, "button", "Talk")
+    street.emulator.faults.clear()
