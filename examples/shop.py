@@ -4,9 +4,11 @@ import os
 import secrets
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
+from dotenv import load_dotenv
 from fastapi import Cookie, FastAPI, HTTPException, Response
 from fastapi.staticfiles import StaticFiles
 from jose import jwt
@@ -66,6 +68,7 @@ def create_shop(folder: str, *, secret: str, issuer: str, audience: str) -> Fast
 
 
 if __name__ == "__main__":
+    load_dotenv(Path(__file__).with_name("shop.env"))  # the secret that voicepass has too
     shop = create_shop(
         sys.argv[1],
         secret=os.environ["VOICEPASS_JWT_SECRET"],

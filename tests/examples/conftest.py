@@ -1,4 +1,4 @@
-"""The examples in real processes: an emulator, `voicepass serve` with the examples' settings, and the shop's backend."""
+"""The examples in real processes: an emulator, `voicepass serve` with their settings, and the shop's backend."""
 
 import re
 import shutil
@@ -38,7 +38,6 @@ def environment_of(settings: str) -> dict[str, str]:
 class Street:
     """Where everything runs in this test, in place of the addresses that the examples name."""
 
-    emulator: Emulator
     addresses: dict[str, str]
 
     def url(self, address: str) -> str:
@@ -75,18 +74,26 @@ class Street:
 
 
 @pytest.fixture(scope="module")
-def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
-    """An emulator and a real service, with the settings of the examples."""
-    folder = tmp_path_factory.mktemp("street")
-    addresses = {address: f"127.0.0.1:{free_port()}" for address in (SERVICE, SHOP, VITE)}
-    emulator = Emulator(
+def addresses() -> dict[str, str]:
+    return {address: f"127.0.0.1:{free_port()}" for address in (SERVICE, SHOP, VITE)}
+
+
+@pytest.fixture(scope="module")
+def emulator(addresses: dict[str, str]) -> Emulator:
+    return Emulator(
         agents=[EmulatedAgent(agent_id="agent_demo")],
         api_keys={"sk_emulator": frozenset({"convai_write", "convai_read"})},
         webhook_url=f"http://{addresses[SERVICE]}/v1/webhooks/elevenlabs",
         webhook_secret=environment_of(SETTINGS)["ELEVENLABS_WEBHOOK_SECRET"],
     )
+
+
+@pytest.fixture(scope="module")
+def street(addresses: dict[str, str], emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+    """An emulator and a real service, with the settings of the examples."""
+    folder = tmp_path_factory.mktemp("street")
     with running(lambda _url: create_emulator(emulator)) as elevenlabs:
-        street = Street(emulator, addresses | {EMULATOR: elevenlabs.removeprefix("http://")})
+        street = Street(addresses | {EMULATOR: elevenlabs.removeprefix("http://")})
         (folder / "shop.env").write_text(street.translate(SETTINGS))
         serve = [sys.executable, "-m", "voicepass", "--env-file", "shop.env", "serve", "--port", street.port(SERVICE)]
         with started(serve, cwd=folder, environment=CLEAN):

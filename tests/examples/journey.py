@@ -4,8 +4,8 @@ import contextlib
 
 from playwright.sync_api import Page, expect
 
-from elevenlabs_emulator import Fault
-from tests.examples.conftest import Shopper, Street
+from elevenlabs_emulator import Emulator, Fault
+from tests.examples.conftest import Shopper
 
 LATER = "Our assistant is not available at the moment. Please try again later."
 SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -23,15 +23,17 @@ def expect_focus(page: Page, role: str, name: str) -> None:
     expect(page.get_by_role("button" if role == "button" else "textbox", name=name, exact=True)).to_be_focused()
 
 
-def shop_and_talk(shopper: Shopper, street: Street, url: str, *, name: str) -> None:
+def shop_and_talk(shopper: Shopper, emulator: Emulator, url: str, *, name: str) -> None:
     """Sign in, write, talk, be refused, sign out. Each name is a user with minutes of their own."""
     page = shopper.page
     page.goto(url)
     sign_in(page, name)
-    write_to_the_assistant(page, street, name)
+    write_a_message(page, name)
+    emulator.advance(90)
+    end_the_conversation(page)
     read_the_minutes(page)
     talk_to_the_assistant(page)
-    meet_an_outage(page, street)
+    meet_an_outage(page, emulator)
     press(page, "Sign out")
     expect(page.get_by_role("textbox", name="Your name")).to_be_visible()
     assert shopper.errors == []
@@ -45,7 +47,7 @@ def sign_in(page: Page, name: str) -> None:
     assert page.evaluate(SIDEWAYS) == 0
 
 
-def write_to_the_assistant(page: Page, street: Street, name: str) -> None:
+def write_a_message(page: Page, name: str) -> None:
     transcript = page.get_by_role("log", name="Transcript")
     press(page, "Write")
     expect_status(page, "You are connected.")
@@ -59,7 +61,9 @@ def write_to_the_assistant(page: Page, street: Street, name: str) -> None:
 
     expect(transcript.locator(".agent")).not_to_have_count(1)
     expect(transcript.locator(".user")).to_have_count(1)  # its echo is not a second line
-    street.emulator.advance(90)
+
+
+def end_the_conversation(page: Page) -> None:
     press(page, "End")
     expect_status(page, "You ended the conversation.")
     expect_focus(page, "button", "Talk")
@@ -95,9 +99,9 @@ def talk_to_the_assistant(page: Page) -> None:
     expect_focus(page, "button", "Talk")
 
 
-def meet_an_outage(page: Page, street: Street) -> None:
-    street.emulator.faults["signed_url"] = Fault(status=401)
+def meet_an_outage(page: Page, emulator: Emulator) -> None:
+    emulator.faults["signed_url"] = Fault(status=401)
     press(page, "Write")
     expect_status(page, LATER)
     expect_focus(page, "button", "Talk")
-    street.emulator.faults.clear()
+    emulator.faults.clear()

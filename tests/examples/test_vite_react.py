@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
+from elevenlabs_emulator import Emulator
 from tests.examples.conftest import SERVICE, VITE, Street, open_window
 from tests.examples.journey import shop_and_talk
 from tests.examples.packages import install_example
@@ -22,20 +23,20 @@ def vite(street: Street, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_shopper_writes_and_talks_through_the_proxy_of_vite(
-    chromium: Browser, contexts: list[BrowserContext], street: Street, vite: Path
+    chromium: Browser, contexts: list[BrowserContext], emulator: Emulator, street: Street, vite: Path
 ) -> None:
     dev = ["node", "node_modules/vite/bin/vite.js", "--port", street.port(VITE)]
 
     with street.shop(vite), started(dev, cwd=vite, environment=street.environment, ready="Local:"):
-        shop_and_talk(open_window(chromium, contexts), street, street.url(VITE), name="Vera")
+        shop_and_talk(open_window(chromium, contexts), emulator, street.url(VITE), name="Vera")
 
 
 def test_a_shopper_writes_and_talks_from_another_origin(
-    chromium: Browser, contexts: list[BrowserContext], street: Street, vite: Path
+    chromium: Browser, contexts: list[BrowserContext], emulator: Emulator, street: Street, vite: Path
 ) -> None:
     environment = street.environment | {"VITE_VOICEPASS_URL": street.url(SERVICE)}
     build = ["npm", "run", "build"]
     subprocess.run(build, cwd=vite, env=environment, check=True, capture_output=True, timeout=110)
 
     with street.shop(vite / "dist") as url:
-        shop_and_talk(open_window(chromium, contexts), street, url, name="Otto")
+        shop_and_talk(open_window(chromium, contexts), emulator, url, name="Otto")
