@@ -93,10 +93,7 @@ function change(of, now) {
   state = now;
   conversation = now.conversation ?? null;
   if (now.status === "connected" && !isText) conversation.setMicMuted(isMuted); // also after a reconnect
-  if (now.status === "ended") {
-    connection = null;
-    showMinutes();
-  }
+  if (now.status === "ended") connection = null;
   render();
 }
 
@@ -170,6 +167,6 @@ element("main").addEventListener("click", () => (connection ? end() : start(fals
 element("write").addEventListener("click", () => start(true));
 element("mute").addEventListener("click", toggleMute);
 element("composer").addEventListener("submit", send);
-// While a conversation is open, its minutes are reserved: the number would be too small.
+// Not during a conversation, nor at its very end: its minutes are still reserved then, so the number would be too small.
 setInterval(() => connection || document.hidden || showMinutes(), 10_000);
 showAccount();

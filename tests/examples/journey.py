@@ -8,6 +8,8 @@ from elevenlabs_emulator import Emulator, Fault
 from tests.examples.conftest import Shopper
 
 LATER = "Our assistant is not available at the moment. Please try again later."
+ALLOW = "Please allow the microphone in your browser's settings for this page, or choose Write."
+UNREACHABLE = "We cannot be reached. Please check your internet connection."
 SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -33,7 +35,7 @@ def shop_and_talk(shopper: Shopper, emulator: Emulator, url: str, *, name: str) 
     end_the_conversation(page)
     read_the_minutes(page)
     talk_to_the_assistant(page)
-    meet_an_outage(page, emulator)
+    learn_why_it_does_not_begin(page, emulator)
     press(page, "Sign out")
     expect(page.get_by_role("textbox", name="Your name")).to_be_visible()
     assert shopper.errors == []
@@ -99,9 +101,23 @@ def talk_to_the_assistant(page: Page) -> None:
     expect_focus(page, "button", "Talk")
 
 
-def meet_an_outage(page: Page, emulator: Emulator) -> None:
+def learn_why_it_does_not_begin(page: Page, emulator: Emulator) -> None:
+    """Break one thing after the other. Each time, the page says what a shopper can do."""
     emulator.faults["signed_url"] = Fault(status=401)
-    press(page, "Write")
-    expect_status(page, LATER)
-    expect_focus(page, "button", "Talk")
+    expect_refusal(page, "Write", LATER)
     emulator.faults.clear()
+
+    for path, sentence in (("v1/signed-url", UNREACHABLE), ("api/voice-token", LATER)):
+        page.route(f"**/{path}", lambda route: route.abort())
+        expect_refusal(page, "Write", sentence)
+        page.unroute(f"**/{path}")
+
+    page.context.clear_permissions()
+    expect_refusal(page, "Talk", ALLOW)
+
+
+def expect_refusal(page: Page, button: str, sentence: str) -> None:
+    press(page, button)
+    expect_status(page, sentence)
+    expect_focus(page, "button", "Talk")
+    assert page.evaluate(SIDEWAYS) == 0

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, BrowserContext
 
 from elevenlabs_emulator import Emulator
 from tests.examples.conftest import Street, open_window
-from tests.examples.journey import shop_and_talk
+from tests.examples.journey import LATER, expect_refusal, press, shop_and_talk
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -17,3 +17,18 @@ def test_a_shopper_writes_talks_and_learns_why_it_ended(
 ) -> None:
     with street.shop(street.copy("plain-html", tmp_path)) as url:
         shop_and_talk(open_window(chromium, contexts), emulator, url, name="Paula")
+
+
+def test_the_page_says_so_when_voicepass_does_not_answer_at_all(
+    chromium: Browser, contexts: list[BrowserContext], street: Street, tmp_path: Path
+) -> None:
+    with street.shop(street.copy("plain-html", tmp_path)) as url:
+        shopper = open_window(chromium, contexts)
+        shopper.page.route("**/v1/**", lambda route: route.abort())
+        shopper.page.goto(url)
+        shopper.page.get_by_role("textbox", name="Your name").fill("Petra")
+        press(shopper.page, "Sign in")
+
+        expect_refusal(shopper.page, "Talk", LATER)
+
+    assert shopper.errors == []

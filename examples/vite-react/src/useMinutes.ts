@@ -1,14 +1,17 @@
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { fetchMinutes, type Minutes } from "./minutes.js";
 
 /** Reads the minutes at once and every ten seconds, but not while a conversation is open: its minutes are reserved. */
 export function useMinutes(service: string, token: () => Promise<string | null>, isOpen: boolean) {
   const [minutes, setMinutes] = useState<Minutes | null>(null);
+  const isOpenNow = useRef(isOpen);
   useEffect(() => {
-    if (isOpen) return;
+    isOpenNow.current = isOpen;
+  }, [isOpen]);
+  useEffect(() => {
     let isCurrent = true;
     const read = async () => {
-      if (document.hidden) return;
+      if (document.hidden || isOpenNow.current) return;
       const now = await fetchMinutes(service, token);
       if (isCurrent) setMinutes(now);
     };
@@ -18,6 +21,6 @@ export function useMinutes(service: string, token: () => Promise<string | null>,
       isCurrent = false;
       clearInterval(timer);
     };
-  }, [service, token, isOpen]);
+  }, [service, token]);
   return minutes;
 }
