@@ -1,8 +1,11 @@
 """What a shopper does in each example. They all have the same controls."""
 
+import base64
 import contextlib
+import json
+from dataclasses import dataclass, field
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
 
 from elevenlabs_emulator import Emulator, Fault
 from tests.examples.conftest import Shopper
@@ -121,3 +124,54 @@ def expect_refusal(page: Page, button: str, sentence: str) -> None:
     expect_status(page, sentence)
     expect_focus(page, "button", "Talk")
     assert page.evaluate(SIDEWAYS) == 0
+
+
+@dataclass
+class Line:
+    """The page's WebSocket to the agent: the test can cut it, and sees whether the microphone is silent."""
+
+    sockets: list[WebSocketRoute] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
+
+    def watch(self, page: Page) -> None:
+        page.route_web_socket("**/convai/conversation?**", self.connect)
+
+    def connect(self, socket: WebSocketRoute) -> None:
+        self.sockets.append(socket)
+        server = socket.connect_to_server()
+
+        def forward(frame: str | bytes) -> None:
+            self.chunks.append(base64.b64decode(json.loads(frame).get("user_audio_chunk", "")))
+            server.send(frame)
+
+        socket.on_message(forward)
+
+    def wait_for(self, page: Page, *, silent: bool) -> None:
+        """Wait until the last ten chunks of the microphone are silent, or are not."""
+        for _ in range(200):
+            page.wait_for_timeout(50)  # Playwright forwards frames only while it waits
+            last = [any(chunk) for chunk in self.chunks[-10:] if chunk]
+            if len(last) == 10 and (not any(last) if silent else all(last)):
+                return
+        raise AssertionError(f"the microphone was {'not ' if silent else ''}silent")
+
+
+def stay_muted_after_a_reconnect(page: Page, url: str, *, name: str) -> None:
+    line = Line()
+    line.watch(page)
+    page.goto(url)
+    sign_in(page, name)
+    press(page, "Talk")
+    expect_status(page, "You are connected.")
+    line.wait_for(page, silent=False)
+    press(page, "Mute")
+    line.wait_for(page, silent=True)
+
+    line.chunks.clear()
+    line.sockets[0].close(code=1001)
+
+    expect(page.get_by_text("Your microphone is off")).to_be_visible()
+    line.wait_for(page, silent=True)
+    assert len(line.sockets) == 2
+    press(page, "End")
+    expect_status(page, "You ended the conversation.")

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, BrowserContext
 
 from elevenlabs_emulator import Emulator
 from tests.examples.conftest import Street, open_window
-from tests.examples.journey import LATER, expect_refusal, press, shop_and_talk
+from tests.examples.journey import LATER, expect_refusal, press, shop_and_talk, stay_muted_after_a_reconnect
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -32,3 +32,10 @@ def test_the_page_says_so_when_voicepass_does_not_answer_at_all(
         expect_refusal(shopper.page, "Talk", LATER)
 
     assert shopper.errors == []
+
+
+def test_a_muted_microphone_stays_muted_after_a_network_drop(
+    chromium: Browser, contexts: list[BrowserContext], street: Street, tmp_path: Path
+) -> None:
+    with street.shop(street.copy("plain-html", tmp_path)) as url:
+        stay_muted_after_a_reconnect(open_window(chromium, contexts).page, url, name="Pia")

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, BrowserContext
 
 from elevenlabs_emulator import Emulator
 from tests.examples.conftest import SERVICE, VITE, Street, open_window
-from tests.examples.journey import shop_and_talk
+from tests.examples.journey import shop_and_talk, stay_muted_after_a_reconnect
 from tests.examples.packages import install_example
 from tests.servers import started
 
@@ -29,6 +29,7 @@ def test_a_shopper_writes_and_talks_through_the_proxy_of_vite(
 
     with street.shop(vite), started(dev, cwd=vite, environment=street.environment, ready="Local:"):
         shop_and_talk(open_window(chromium, contexts), emulator, street.url(VITE), name="Vera")
+        stay_muted_after_a_reconnect(open_window(chromium, contexts).page, street.url(VITE), name="Vito")
 
 
 def test_a_shopper_writes_and_talks_from_another_origin(
