@@ -8,7 +8,7 @@ interface Line {
   text: string;
 }
 
-/** The whole conversation. `token` returns the user's JWT, or null if nobody is signed in; do not create it anew. */
+/** The whole conversation. `token` returns the user's JWT, or null if nobody is signed in. Give the same function on each render. */
 export function Assistant({ service, token }: { service: string; token: () => Promise<string | null> }) {
   const { state, start, end } = useVoice({ service, token });
   const [lines, setLines] = useState<Line[]>([]);
