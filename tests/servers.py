@@ -171,11 +171,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], within_seconds: float = 30
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    within_seconds: float = 30,
+    ready: str = "Uvicorn running on",
 ) -> Iterator[list[str]]:
     """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
 
-    Yields the lines it has written so far, a list that grows.
+    It listens once it has written a line with `ready`. Yields the lines it has written so far, a list that grows.
     """
     process = subprocess.Popen(
         command,
@@ -194,7 +199,7 @@ def started(
     try:
         for line in stdout:
             output.append(line)
-            if "Uvicorn running on" in line:
+            if ready in line:
                 break
         else:
             raise AssertionError(f"{command} did not start:\n{''.join(output)}")

@@ -1,4 +1,4 @@
-"""The client's types tell the truth, and the documents' frontends fit the real packages: TypeScript is the judge."""
+"""TypeScript compares the client's types with its code, and the frontends with the real packages."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CLIENT = ROOT / "src" / "voicepass" / "api"
 DOCUMENT = (ROOT / "docs" / "frontends.md").read_text()
+REACT = ROOT / "examples" / "vite-react" / "src"
+REACT_FILES = ("useVoice.ts", "useMinutes.ts", "Assistant.tsx", "minutes.js", "sentences.js")
 
 PACKAGES = {
     "@elevenlabs/client": "1.25.0",
     "@elevenlabs/react": "1.15.2",
-    "@types/node": "24.19.2",
     "@types/react": "19.3.0",
-    "jose": "6.2.18",
     "react": "19.3.1",
     "typescript": "5.9.3",
 }
@@ -29,7 +29,22 @@ import * as declared from "./client.js";
 import * as written from "./written.js";
 export const asDeclared: typeof declared = written;
 """
-SESSION = "export declare function currentUser(): Promise<{ id: string; name: string } | null>;\n"
+# What the document says about the components of @elevenlabs/react.
+TALK_BUTTON = """
+import { useConversation } from "@elevenlabs/react";
+import { asSession, explain, fetchPass, type PassOptions } from "./voicepass/client.js";
+
+export function useTalk({ service, token }: PassOptions, show: (sentence: string) => void) {
+  const { startSession } = useConversation({ onDisconnect: (details) => show(explain(details).sentence) });
+  return async () => {
+    try {
+      startSession(asSession(await fetchPass({ service, token })));
+    } catch (error) {
+      show(explain(error).sentence);
+    }
+  };
+}
+"""
 
 
 def documented_files() -> dict[str, str]:
@@ -79,7 +94,7 @@ OPTIONS = {
     "module": "esnext",
     "moduleResolution": "bundler",
     "jsx": "react-jsx",
-    "types": ["node"],
+    "types": [],
     "paths": {"https://voice.example/v1/client.js": ["./src/client.d.ts"]},
 }
 
@@ -94,7 +109,7 @@ def complaints(folder: Path) -> list[str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-def test_the_client_is_what_its_types_say_and_the_documented_frontends_fit_it(workshop: Path) -> None:
+def test_the_client_is_what_its_types_say_and_the_frontends_fit_it(workshop: Path) -> None:
     source = workshop / "src"
     for folder in (source, source / "voicepass"):
         folder.mkdir()
@@ -102,21 +117,23 @@ def test_the_client_is_what_its_types_say_and_the_documented_frontends_fit_it(wo
             shutil.copy(CLIENT / name, folder)
     shutil.copy(CLIENT / "client.js", source / "written.js")
     (source / "comparison.ts").write_text(COMPARISON)
-    (source / "session.d.ts").write_text(SESSION)
+    (source / "talkButton.ts").write_text(TALK_BUTTON)
+    for name in REACT_FILES:
+        shutil.copy(REACT / name, source)
     for name, text in documented_files().items():
         (workshop / name).parent.mkdir(parents=True, exist_ok=True)
         (workshop / name).write_text(text)
-    assert len(documented_files()) == 7
+    assert list(documented_files()) == ["talk.js"]
 
     assert complaints(workshop) == []
 
-    # A judge who never objects is none.
-    spoilt = (source / "Talk.tsx").read_text().replace("state.because.sentence", "state.because.phrase")
-    (source / "Talk.tsx").write_text(spoilt)
+    # TypeScript must report a mistake in either.
+    spoilt = (source / "Assistant.tsx").read_text().replace("state.conversation", "state.dialogue")
+    (source / "Assistant.tsx").write_text(spoilt)
     (source / "written.js").write_text(
         (source / "written.js").read_text().replace("end: async () =>", "stop: async () =>")
     )
     spoken = "\n".join(complaints(workshop))
-    assert "src/Talk.tsx" in spoken
-    assert "phrase" in spoken
+    assert "src/Assistant.tsx" in spoken
+    assert "dialogue" in spoken
     assert "src/written.js" in spoken

@@ -1,4 +1,4 @@
-"""The documented React hook, in React's StrictMode and in a browser, against a service that counts its passes."""
+"""The React hook of the example, in React's StrictMode and in a browser, against a service that counts its passes."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
-from tests.test_frontends import CLIENT, documented_files, install
+from tests.test_frontends import CLIENT, REACT, install
 
 pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.timeout(240)]
 
@@ -23,7 +23,9 @@ import { useVoice } from "./useVoice.js";
 window.mounts = 0;
 
 function Page({ options, onMount }) {
-  const { state, start, end } = useVoice(options);
+  const { session, ...where } = options;
+  const { state, start: begin, end } = useVoice(where);
+  const start = () => begin(session);
   useEffect(() => { window.mounts += 1; }, []);
   useEffect(() => { if (onMount) { start(); return end; } }, []);
   return <p><button onClick={start}>Start</button><button onClick={end}>Stop</button><b>{state?.status}</b></p>;
@@ -51,12 +53,12 @@ SHOWN = """
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A page with the documented hook, as a bundler makes it for developers."""
+    """A page with the example's hook, as a bundler makes it for developers."""
     folder = tmp_path_factory.mktemp("react")
     install(folder, PACKAGES)
     (folder / "src" / "voicepass").mkdir(parents=True)
     shutil.copy(CLIENT / "client.js", folder / "src" / "voicepass")
-    (folder / "src" / "useVoice.ts").write_text(documented_files()["src/useVoice.ts"])
+    shutil.copy(REACT / "useVoice.ts", folder / "src")
     (folder / "src" / "page.jsx").write_text(PAGE)
     (folder / "src" / "sdk.js").write_text(SDK)
     options = ["--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="development"']
