@@ -6,9 +6,8 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import structlog
-
 from voicepass.errors import BadAnswer
+from voicepass.logger import Logger
 from voicepass.model import Agent, Credential
 
 VENDOR_DOMAIN: Final = "elevenlabs.io"
@@ -18,7 +17,7 @@ _ROOM_CONVERSATION_ID: Final = re.compile(r"conv_[A-Za-z0-9]+", re.ASCII)  # as 
 _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 
-_log = structlog.get_logger("voicepass.elevenlabs")
+_log = Logger("voicepass.elevenlabs")
 
 
 class Origin(NamedTuple):
