@@ -168,7 +168,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], within_seconds: float = 30
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    within_seconds: float = 30,
+    until: str = "Uvicorn running on",
 ) -> Iterator[list[str]]:
     """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
 
@@ -191,7 +196,7 @@ def started(
     try:
         for line in stdout:
             output.append(line)
-            if "Uvicorn running on" in line:
+            if until in line:
                 break
         else:
             raise AssertionError(f"{command} did not start:\n{''.join(output)}")
