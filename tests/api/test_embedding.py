@@ -1,6 +1,7 @@
 """voicepass inside another FastAPI app, as its developers meet it."""
 
 import asyncio
+import contextvars
 import gc
 import json
 import logging
@@ -16,6 +17,7 @@ import respx
 import structlog
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBearer
+from pydantic import ValidationError
 
 import voicepass
 from tests.conftest import SIGNED_URL_PATH, ServiceClient, serving_app, settings_with, signed_url
@@ -313,18 +315,25 @@ async def test_its_lines_reach_the_apps_logging_with_the_level_of_the_app(
     upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     del upstream
+    of_server = contextvars.copy_context()  # a server handles requests outside the context of the lifespan
     app = app_with(voicepass_reconcile_seconds=0)
+
     with structlog.testing.capture_logs() as of_structlog:
         async with serving_app(app) as client:
             with caplog.at_level(logging.ERROR, logger="voicepass"):
                 await client.post(PASS)
             with caplog.at_level(logging.INFO, logger="voicepass"):
-                await client.post(PASS)
+                for path in (PASS, "/voice/v1/missing"):
+                    await asyncio.create_task(client.post(path), context=of_server)
 
     ours = [record for record in caplog.records if record.name.startswith("voicepass")]
-    assert [(record.name, record.levelname) for record in ours] == [("voicepass.passes", "INFO")]
+    assert [(record.name, record.levelname) for record in ours] == [
+        ("voicepass.passes", "INFO"),
+        ("voicepass.api", "INFO"),
+    ]
     assert ours[0].getMessage().startswith("pass.granted ")
     assert "user_id='u-1'" in ours[0].getMessage()
+    assert "asked='POST /voice/v1/missing'" in ours[1].getMessage()
     assert of_structlog == []
     assert capfd.readouterr().out == ""
 
@@ -433,6 +442,11 @@ async def test_an_app_that_closes_answers_the_pass_in_flight_first(upstream: res
         answer = await asked
 
     assert answer.status_code == 200
+
+
+def test_a_misspelt_setting_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        voicepass.Settings(voicepass_allowed_origin="https://app.example")  # type: ignore[call-arg]
 
 
 def test_the_names_of_the_package_are_those_of_the_contract() -> None:
