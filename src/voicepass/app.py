@@ -15,7 +15,7 @@ from starlette.types import Lifespan
 from voicepass.api.adminport import AdminPort
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
-from voicepass.api.embedding import Opened, embed
+from voicepass.api.embedding import StartCheck, embed
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
@@ -80,7 +80,8 @@ def mount(app: FastAPI, path: str, *, user: Callable[..., Any] | None = None, se
     """Serve voicepass inside `app`, below `path`. It starts and ends with the app. Raises SettingsRefusedError.
 
     `user` is a dependency of the app that returns a `User`, or None if nobody is signed in. Without it, voicepass
-    verifies tokens, as the service does. Without `settings`, voicepass reads the environment.
+    verifies tokens, as the service does. Without `settings`, voicepass reads the environment. Raises ValueError for the
+    path "/".
     """
     path = f"/{path.strip('/')}"
     if path == "/":
@@ -120,7 +121,7 @@ def _build(
     )
     app.state.draining = draining
     handle_refusals(app)
-    app.add_middleware(Opened)
+    app.add_middleware(StartCheck)
     if admin_port is not None:
         app.add_middleware(AdminPort, port=admin_port)
     app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)

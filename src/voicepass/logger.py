@@ -1,4 +1,4 @@
-"""The logger of each module. It writes where the process says, or inside another app to that app's logging."""
+"""The logger of each module. Its lines go to standard error, or inside another app to that app's logging."""
 
 from collections.abc import Callable
 from contextvars import ContextVar

@@ -385,6 +385,14 @@ async def test_both_lifespans_run_whichever_comes_first(is_first: bool, upstream
     assert events == ["opened", "closed"]
 
 
+async def test_a_test_runner_may_start_and_end_the_app_in_two_contexts() -> None:
+    app = app_with()
+    lifespan = app.router.lifespan_context(app)
+
+    for step in (lifespan.__aenter__(), lifespan.__aexit__(None, None, None)):
+        await asyncio.create_task(step, context=contextvars.copy_context())
+
+
 async def test_a_plain_mount_says_what_to_write_instead() -> None:
     app = FastAPI()
     app.mount("/voice", voicepass.create_app(settings_with()))

@@ -15,8 +15,8 @@ from voicepass.telemetry.logs import log_to_app
 
 
 @dataclass(eq=False)
-class Opened:
-    """Plain ASGI, inside the service: raises NotStarted for every request until the services are open."""
+class StartCheck:
+    """Plain ASGI, around the routes: raises NotStarted for every request until the services are open."""
 
     app: ASGIApp
 
@@ -28,7 +28,7 @@ class Opened:
 
 
 @dataclass(eq=False)
-class Embedded:
+class EmbeddedService:
     """Plain ASGI, around the service. The service gets a copy of the scope, because the original belongs to the app."""
 
     service: ASGIApp
@@ -36,7 +36,7 @@ class Embedded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request below the path of the mount."""
         inner = {**scope, "state": {}}
-        if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix of FastAPI(root_path=…)
+        if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix
             inner["path"] = inner["app_root_path"] + inner["path"]
         with log_to_app():
             await self.service(inner, receive, send)
@@ -44,14 +44,14 @@ class Embedded:
 
 def embed(app: FastAPI, path: str, service: ASGIApp, *, user: Callable[..., Any] | None) -> None:
     """Add the routes of `service` to `app`, below `path`. `user` is a dependency of the app."""
-    embedded = Embedded(service)
+    embedded = EmbeddedService(service)
     if user is not None:
         _add_user_routes(app, path, embedded, user)
     app.mount(path, embedded)
 
 
-def _add_user_routes(app: FastAPI, path: str, embedded: Embedded, user: Callable[..., Any]) -> None:
-    async def find_user(request: Request, response: Response, found: Annotated[object, Depends(user)]) -> Response:
+def _add_user_routes(app: FastAPI, path: str, embedded: EmbeddedService, user: Callable[..., Any]) -> None:
+    async def find_user(request: Request, response: Response, app_user: Annotated[object, Depends(user)]) -> Response:
         async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -59,7 +59,7 @@ def _add_user_routes(app: FastAPI, path: str, embedded: Embedded, user: Callable
                 await send(message)
 
             root_path = scope.get("root_path", "")
-            inner = {"app_root_path": root_path, **scope, "root_path": root_path + path, APP_USER: found}
+            inner = {"app_root_path": root_path, **scope, "root_path": root_path + path, APP_USER: app_user}
             await embedded(inner, _receive_again(request), send_with_headers)
 
         return _Handover(answer)

@@ -9,7 +9,7 @@ from voicepass.identity import parse_user_id
 from voicepass.identity.credentials import check_page_of_app
 from voicepass.model import Credentials, User
 
-_RETURNED: Final = "the dependency of voicepass.mount(user=…) returned"
+_SUBJECT: Final = "the dependency of voicepass.mount(user=…) returned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class AppUsers:
 
 def _check_user(user: object) -> User:
     if not isinstance(user, User):
-        raise InternalError(operator_note=f"{_RETURNED} {type(user).__qualname__}: return a voicepass.User or None")
+        raise InternalError(operator_note=f"{_SUBJECT} {type(user).__qualname__}: return a voicepass.User or None")
     if not (isinstance(user.issuer, str) and isinstance(user.name, str | None) and isinstance(user.claims, Mapping)):
-        raise InternalError(operator_note=f"{_RETURNED} a User whose issuer, name or claims have a wrong type")
+        raise InternalError(operator_note=f"{_SUBJECT} a User whose issuer, name or claims have a wrong type")
     try:
         return replace(user, id=parse_user_id(user.id))
     except ValueError as error:
-        raise InternalError(operator_note=f"{_RETURNED} a User whose id is {error}") from error
+        raise InternalError(operator_note=f"{_SUBJECT} a User whose id is {error}") from error

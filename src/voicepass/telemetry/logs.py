@@ -6,7 +6,7 @@ import re
 import string
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
@@ -124,7 +124,8 @@ def log_to_app() -> Iterator[None]:
     try:
         yield
     finally:
-        make_logger.reset(token)
+        with suppress(ValueError):  # some test runners end a block in another context than they began it in
+            make_logger.reset(token)
 
 
 def _make_app_logger(name: str) -> Any:  # noqa: ANN401 - as structlog's own
