@@ -222,8 +222,8 @@ def _user_id(claims: Mapping[str, object], claim: str) -> str:
         refuse("sub is neither text nor a whole number")
     try:
         return parse_user_id(claim_at(claims, claim))
-    except ValueError as error:
-        refuse(f"the claim '{claim}' is {error}")
+    except ValueError:
+        refuse(f"the claim '{claim}' is no user id: a whole number, or 1 to 255 visible characters")
 
 
 def parse_user_id(value: object) -> str:
