@@ -1,4 +1,4 @@
-"""The shop's own backend of three examples: it signs users in, and serves a page. `python shop.py FOLDER`."""  # noqa: INP001
+"""The shop's own backend of three examples: it signs users in, and serves a page. `python shop.py FOLDER`."""
 
 import os
 import secrets

@@ -176,7 +176,7 @@ def started(
     cwd: Path,
     environment: Mapping[str, str],
     within_seconds: float = 30,
-    ready: str = "Uvicorn running on",
+    until: str = "Uvicorn running on",
 ) -> Iterator[list[str]]:
     """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
 
@@ -199,7 +199,7 @@ def started(
     try:
         for line in stdout:
             output.append(line)
-            if ready in line:
+            if until in line:
                 break
         else:
             raise AssertionError(f"{command} did not start:\n{''.join(output)}")

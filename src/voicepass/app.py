@@ -2,32 +2,37 @@
 
 import gc
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
+from starlette.types import Lifespan
 
 from voicepass.api.adminport import AdminPort
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
+from voicepass.api.embedding import StartCheck, embed
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
 from voicepass.api.readiness import LedgerCheck
 from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
 from voicepass.config.build import Configuration, configure, open_ledger
+from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.elevenlabs.warm import WarmStore
+from voicepass.errors import LedgerUnavailable
 from voicepass.identity import JwtAuthenticator
+from voicepass.identity.appusers import AppUsers
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
+from voicepass.logger import Logger
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
 from voicepass.settlement import Settlements, run_periodically
@@ -38,10 +43,10 @@ from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
-from voicepass.telemetry.logs import configure_logging, log_writer
+from voicepass.telemetry.logs import configure_logging, log_to_app, log_writer
 from voicepass.telemetry.traces import open_tracing
 
-_log = structlog.get_logger("voicepass.app")
+_log = Logger("voicepass.app")
 
 COLLECT_EVERY: Final = 10_000
 """Objects that Python creates, and does not free, between two garbage collections; its own default is 700."""
@@ -50,21 +55,63 @@ COLLECT_EVERY: Final = 10_000
 def create_app(settings: Settings | None = None, *, admin_port: int | None = None) -> FastAPI:
     """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError.
 
-    With `admin_port`, `/metrics` and `/v1/blocks` answer on that port only. The server must listen on it as well.
+    It sets up the logging of the process. With `admin_port`, `/metrics` and `/v1/blocks` answer on that port only. The
+    server must listen on it as well.
     """
     settings = settings or load_settings()
     configuration = configure(settings)
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
-    for host in settings.voicepass_plain_http_hosts:
-        _log.warning("plain_http.allowed", host=host)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
+    app = _build(settings, configuration, draining, admin_port=admin_port)
+    app.router.lifespan_context = partial(_run_process, app.router.lifespan_context, draining)
+    return app
+
+
+@asynccontextmanager
+async def _run_process(open_services: Lifespan[FastAPI], draining: Draining, app: FastAPI) -> AsyncIterator[None]:
+    """Open the services of a process that runs nothing else."""
+    with log_writer.buffered():
+        async with open_services(app):
+            with draining.on_signals(), _collect_rarely():
+                yield
+
+
+def mount(app: FastAPI, path: str, *, user: Callable[..., Any] | None = None, settings: Settings | None = None) -> None:
+    """Serve voicepass inside `app`, below `path`. It starts and ends with the app. Raises SettingsRefusedError.
+
+    `user` is a dependency of the app that returns a `User`, or None if nobody is signed in. Without it, voicepass
+    verifies tokens, as the service does. Without `settings`, voicepass reads the environment. Raises ValueError for the
+    path "/".
+    """
+    path = f"/{path.strip('/')}"
+    if path == "/":
+        raise ValueError("Give voicepass a path of its own, such as '/voice': at '/' it would hide the app's routes.")
+    settings = settings or load_settings()
+    configuration = configure(settings, has_app_users=user is not None)
+    service = _build(settings, configuration, Draining(seconds=0))
+    embed(app, path, service, user=user)
+    app.router.lifespan_context = partial(_run_in_app, app.router.lifespan_context, service)
+
+
+@asynccontextmanager
+async def _run_in_app(run_app: Lifespan[Any], service: FastAPI, app: FastAPI) -> AsyncIterator[Any]:
+    """Open the services before what the app itself opens, and close them after it."""
+    with log_to_app():
+        async with service.router.lifespan_context(service), run_app(app) as state:
+            yield state
+
+
+def _build(
+    settings: Settings, configuration: Configuration, draining: Draining, *, admin_port: int | None = None
+) -> FastAPI:
+    """Build what the service and a mount have in common: it changes nothing of the process."""
     routers = (pass_routes, user_routes, backend_routes, webhook_routes, probe_routes)
     app = FastAPI(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
         routes=[*(route for router in routers for route in router.routes), *module_routes, *admin_routes],
-        lifespan=partial(_open, settings, configuration, draining),
+        lifespan=partial(_open, settings, configuration),
         # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url="/docs" if settings.voicepass_docs else None,
@@ -72,36 +119,37 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
         openapi_url="/openapi.json" if settings.voicepass_docs else None,
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
+    app.state.draining = draining
     handle_refusals(app)
+    app.add_middleware(StartCheck)
     if admin_port is not None:
         app.add_middleware(AdminPort, port=admin_port)
     app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)
     app.add_middleware(  # the last one added is the outermost
         Cors,
         allowed_origins=settings.voicepass_allowed_origins,
-        with_cookies=settings.voicepass_session_cookie is not None,
+        with_cookies=settings.voicepass_session_cookie is not None or not configuration.trusted,
     )
     return app
 
 
 @asynccontextmanager
-async def _open(
-    settings: Settings, configuration: Configuration, draining: Draining, app: FastAPI
-) -> AsyncIterator[None]:
+async def _open(settings: Settings, configuration: Configuration, app: FastAPI) -> AsyncIterator[None]:
     """Open the services before the first request, and close them after the last one."""
+    for host in settings.voicepass_plain_http_hosts:
+        _log.warning("plain_http.allowed", host=host)
     async with AsyncExitStack() as stack:
-        stack.enter_context(log_writer.buffered())
         await _open_services(stack, app.state, settings, configuration)
-        stack.enter_context(draining.on_signals())
-        app.state.draining = draining
-        stack.enter_context(_collect_rarely())
         yield
 
 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
     """Open what the routes need and put it into `state`; `stack` closes it."""
     registry = CollectorRegistry()
-    ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
+    try:
+        ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
+    except LedgerUnavailable as error:
+        raise SettingsRefusedError([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"]) from error
     provider = await _open_provider(stack, settings, configuration)
     warm = None
     if settings.voicepass_warm_passes:
@@ -121,9 +169,12 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     state.ledger = ledger
     state.policy = configuration.policy
     state.service_tokens = ServiceTokens(settings.service_tokens)
-    state.authenticator = _open_authenticator(stack, settings, configuration)
-    keys = state.authenticator.check_keys
-    state.checks = {"ledger": check_ledger, "keys": keys, "elevenlabs": provider.explain_pause}
+    state.checks = {"ledger": check_ledger, "elevenlabs": provider.explain_pause}
+    if configuration.trusted:
+        state.authenticator = _open_authenticator(stack, settings, configuration)
+        state.checks["keys"] = state.authenticator.check_keys
+    else:
+        state.authenticator = AppUsers(settings.voicepass_allowed_origins)
     state.seals = Seals(configuration.workspaces)
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(

@@ -9,7 +9,7 @@
     │   │                       HeadersTooLarge 431
     │   └── LimitReached ─────  RateLimited 429 · QuotaExceeded 429 · TooManyConversations 429
     ├── voicepass failed ─────  KeysUnavailable 503 · LedgerUnavailable 503 · Overloaded 503
-    │                           ShuttingDown 503 · InternalError 500
+    │                           ShuttingDown 503 · NotStarted 503 · InternalError 500
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
@@ -221,6 +221,16 @@ class ShuttingDown(Refusal):
 
     code, status, title = "shutting_down", 503, "Shutting down"
     detail = "This instance is about to end. It still serves requests, but send new ones to another instance."
+
+
+class NotStarted(Refusal):
+    """Every answer of a service that an app mounted without its lifespan."""
+
+    code, status, title = "not_started", 503, "Not started"
+    detail = (
+        "voicepass does not start with the app around it: write voicepass.mount(app, path) "
+        "instead of app.mount(path, create_app())."
+    )
 
 
 class ElevenLabsRefusal(Refusal):

@@ -32,15 +32,20 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The headers of a request that may identify its user, as they came. None is trusted."""
+    """What may identify the user of a request, as it came. No header is trusted."""
 
     authorization: tuple[str, ...] = field(default=(), repr=False)
     cookies: tuple[str, ...] = field(default=(), repr=False)
     is_post: bool = False
+    is_read: bool = False
+    """Whether the request changes nothing."""
     origin: str | None = None
     fetch_site: str | None = None
+    scheme: str = "http"
     host: str | None = None
     media_type: str | None = None
+    app_user: object = field(default=None, repr=False)
+    """What the dependency of the app around voicepass returned. It may be of any type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +67,15 @@ class PassRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A signed-in user: the issuer of the token, the user's exact `id` there, and all signed claims."""
+    """A signed-in user: the issuer of the token, the user's exact `id` there, and all signed claims.
 
-    issuer: str
+    An app around voicepass that signs its users in makes these itself, and needs only `id`.
+    """
+
+    issuer: str = "app"
     id: str
-    name: str | None
-    claims: Mapping[str, object] = field(repr=False)
+    name: str | None = None
+    claims: Mapping[str, object] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

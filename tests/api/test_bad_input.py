@@ -6,7 +6,7 @@ import httpx
 import pytest
 import respx
 
-from tests.conftest import AGENT_ID, MakeToken, ServiceClient, settings_with
+from tests.conftest import AGENT_ID, MakeToken, serving_app, settings_with
 from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -157,8 +157,9 @@ async def test_another_path_is_not_found_and_redirects_nowhere(
 
 
 async def test_an_internal_error_is_a_problem_without_details(bearer: dict[str, str]) -> None:
-    app = create_app(settings_with())  # without its lifespan there are no services: every pass fails inside
-    async with ServiceClient(app) as client:
+    app = create_app(settings_with())
+    async with serving_app(app) as client:
+        app.state.passes = None  # every pass fails inside
         response = await client.post("/v1/signed-url", headers=bearer)
 
     assert_problem(response, 500, "internal_error")

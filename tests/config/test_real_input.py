@@ -20,9 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from tests.cli.test_cli import CLEAN, run
 from tests.config.test_settings import EC_PEM, GOOD, RSA_KEY, RSA_PEM, SECRET, given
-from tests.conftest import AUDIENCE, TOKEN_ISSUER, settings_with
+from tests.conftest import AUDIENCE, TOKEN_ISSUER, serving, settings_with
 from tests.identity.hostile_tokens import Mint, base64url, signer_for
-from voicepass.app import create_app
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -418,8 +417,10 @@ def test_only_named_hosts_may_be_called_without_tls(monkeypatch: pytest.MonkeyPa
         load_settings()
 
 
-def test_each_host_without_tls_is_a_warning_at_start(capsys: pytest.CaptureFixture[str]) -> None:
-    create_app(settings_with(voicepass_plain_http_hosts="keycloak,emulator"))
+@pytest.mark.anyio
+async def test_each_host_without_tls_is_a_warning_at_start(capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving(voicepass_plain_http_hosts="keycloak,emulator"):
+        pass
 
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     warned = [(line["level"], line["host"]) for line in lines if line["event"] == "plain_http.allowed"]

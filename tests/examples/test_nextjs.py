@@ -30,7 +30,7 @@ def test_a_shopper_who_signs_in_with_auth_js_writes_and_talks(
     subprocess.run(build, cwd=folder, env=environment, check=True, capture_output=True, timeout=300)
     next_js = ["node", "node_modules/next/dist/bin/next", "start", "--hostname", "127.0.0.1", "--port"]
 
-    with started([*next_js, street.port(SHOP)], cwd=folder, environment=environment, ready="Ready in"):
+    with started([*next_js, street.port(SHOP)], cwd=folder, environment=environment, until="Ready in"):
         shop_and_talk(open_window(chromium, contexts), emulator, street.url(SHOP), name="Nora")
         paths = {path: httpx.get(f"{street.url(SHOP)}/voice{path}") for path in ("/v1/usage", "/metrics", "/v1/blocks")}
 

@@ -27,7 +27,7 @@ def test_a_shopper_writes_and_talks_through_the_proxy_of_vite(
 ) -> None:
     dev = ["node", "node_modules/vite/bin/vite.js", "--port", street.port(VITE)]
 
-    with street.shop(vite), started(dev, cwd=vite, environment=street.environment, ready="Local:"):
+    with street.shop(vite), started(dev, cwd=vite, environment=street.environment, until="Local:"):
         shop_and_talk(open_window(chromium, contexts), emulator, street.url(VITE), name="Vera")
         stay_muted_after_a_reconnect(open_window(chromium, contexts).page, street.url(VITE), name="Vito")
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import structlog
+from voicepass.logger import Logger
 
 LAST_CALL_SECONDS: Final = 0.2
 
-_log = structlog.get_logger("voicepass.api.server")
+_log = Logger("voicepass.api.server")
 
 
 class Draining:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field
@@ -23,6 +22,7 @@ from voicepass.errors import (
     SignatureInvalid,
     TokenMissing,
 )
+from voicepass.logger import Logger
 from voicepass.telemetry.logs import redact
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -37,7 +37,7 @@ _WRONG_FORM: Final = (
 _CHALLENGES: Final = {SignatureInvalid.code: "ElevenLabs-Signature", TokenMissing.code: "Bearer"}
 """The WWW-Authenticate header of each 401; of all others, that of a token that was refused (RFC 6750, section 3)."""
 
-_log = structlog.get_logger("voicepass.api")
+_log = Logger("voicepass.api")
 
 
 Instant = Annotated[datetime, BeforeValidator(lambda seconds: datetime.fromtimestamp(int(seconds), UTC))]

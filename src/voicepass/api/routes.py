@@ -6,7 +6,6 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -38,12 +37,16 @@ from voicepass.api.schemas import (
     describe_refusals,
 )
 from voicepass.errors import RequestInvalid, ShuttingDown, UnsupportedMediaType
+from voicepass.logger import Logger
 from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
 from voicepass.passes import Passes
 
+APP_USER: Final = "voicepass.app_user"
+"""The key of the ASGI scope for the user whom the app around voicepass found."""
+
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json", re.ASCII)
 
-_log = structlog.get_logger("voicepass.api")
+_log = Logger("voicepass.api")
 
 
 class PlainRoute(APIRoute):
@@ -134,16 +137,19 @@ def _parse_body(request: Request) -> PassBody:
     return PassBody() if body.strip() == b"null" else PassBody.model_validate_json(body)
 
 
-def _read_credentials(request: Request) -> Credentials:
+def _read_credentials(request: Request, *, is_read: bool = False) -> Credentials:
     fields: Fields = request.state.fields
     return Credentials(
         authorization=tuple(fields.get("authorization", ())),
         cookies=tuple(fields.get("cookie", ())),
         is_post=request.method == "POST",
+        is_read=is_read,
         origin=_first(fields, "origin"),
         fetch_site=_first(fields, "sec-fetch-site"),
+        scheme=request.scope.get("scheme", "http"),
         host=_first(fields, "host"),
         media_type=_media_type(fields),
+        app_user=request.scope.get(APP_USER),
     )
 
 
@@ -170,7 +176,7 @@ user_routes = APIRouter(
 @user_routes.get("/usage", summary="The user's own limits")
 async def get_usage(request: Request) -> UserUsage:
     """Return what the signed-in user has used, what is left, and when that changes."""
-    user = await request.app.state.authenticator.authenticate(_read_credentials(request))
+    user = await request.app.state.authenticator.authenticate(_read_credentials(request, is_read=True))
     limits = [limit for limit in request.app.state.policy.limits if limit.scope is Scope.USER]
     return UserUsage.of(user, await request.app.state.ledger.usage(user, limits))
 

@@ -57,22 +57,28 @@ _FILE: Final = "VOICEPASS_POLICY_FILE"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """Whose tokens to accept, what to allow, and which workspaces to call."""
+    """Whose tokens to accept (nobody's if an app signs its users in), what to allow, which workspaces to call."""
 
     trusted: Sequence[TrustedIssuer]
     policy: Policy
     workspaces: Sequence[Workspace]
 
 
-def configure(settings: Settings) -> Configuration:
-    """Return the configuration of a service that may start, or raise SettingsRefusedError with a line per problem."""
+def configure(settings: Settings, *, has_app_users: bool = False) -> Configuration:
+    """Return the configuration of a service that may start, or raise SettingsRefusedError with a line per problem.
+
+    `has_app_users`: the app around voicepass signs its users in. Then no issuer is needed, and none is accepted.
+    """
     try:
         document = load_document(settings.voicepass_policy_file) if settings.voicepass_policy_file else {}
         parse_policy(document, surroundings=Surroundings(plain_http_hosts=settings.voicepass_plain_http_hosts))
     except PolicyFileError as error:
         raise SettingsRefusedError([f"{_FILE} {problem}" for problem in error.problems]) from None
     merged, places = merge(settings, document)
-    problems = [*_find_contradictions(settings, document), *_find_duplicates(settings, merged, places)]
+    if has_app_users:
+        merged["issuers"] = []
+    problems = _find_contradictions(settings, document, has_app_users=has_app_users)
+    problems += _find_duplicates(settings, merged, places)
     try:
         policy = _parse(settings, merged, places)
     except PolicyFileError as error:
@@ -135,7 +141,7 @@ def _parse(settings: Settings, document: Mapping[str, Any], places: Mapping[Loca
     return parse_policy(document, surroundings=surroundings, write_place=write_place)
 
 
-def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> list[str]:
+def _find_contradictions(settings: Settings, document: Mapping[str, Any], *, has_app_users: bool) -> list[str]:
     problems = []
     if document.get("agents"):
         problems += [
@@ -143,13 +149,13 @@ def _find_contradictions(settings: Settings, document: Mapping[str, Any]) -> lis
             for variable in AGENT_VARIABLES.values()
             if getattr(settings, variable.lower())
         ]
-    is_plain = any(
-        origin.startswith("http:") and not is_safe_url(origin) for origin in settings.voicepass_allowed_origins
-    )
-    if settings.voicepass_session_cookie and is_plain:
+    origins = settings.voicepass_allowed_origins
+    is_plain = any(origin.startswith("http:") and not is_safe_url(origin) for origin in origins)
+    if is_plain and (settings.voicepass_session_cookie or has_app_users):
         # Anyone on the network can forge a page of an http:// origin, and the browser would send the cookie.
+        cookie = "the app's cookie" if has_app_users else "VOICEPASS_SESSION_COOKIE"
         problems.append(
-            "VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with VOICEPASS_SESSION_COOKIE each must be https://,"
+            f"VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with {cookie} each must be https://,"
             " or http:// to a loopback address"
         )
     return problems

@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     """What the environment (or the env file) says. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
     elevenlabs_api_key: SecretStr | None = None

@@ -6,9 +6,8 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import structlog
-
 from voicepass.errors import BadAnswer
+from voicepass.logger import Logger
 from voicepass.model import Agent, Credential
 
 VENDOR_DOMAIN: Final = "elevenlabs.io"
@@ -21,7 +20,7 @@ _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _UNSIGNED: Final = frozenset({"agent_id", "conversation_id", "branch_id", "version_id", "environment"})
 """The parameters of a signed URL that are no signature."""
 
-_log = structlog.get_logger("voicepass.elevenlabs")
+_log = Logger("voicepass.elevenlabs")
 
 
 class Origin(NamedTuple):

@@ -6,12 +6,12 @@ from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
-import structlog
 
 from voicepass.elevenlabs.answers import origin_of
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.elevenlabs.resilience import FailedCallError
 from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, Refusal, Timeout, Unavailable
+from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
 
@@ -21,7 +21,7 @@ MAX_RECORD_BYTES: Final = 4 * 1024 * 1024
 
 _OUTAGES_TO_RETRY: Final = {502, 503, 504}
 
-_log = structlog.get_logger("voicepass.elevenlabs")
+_log = Logger("voicepass.elevenlabs")
 
 
 class Workspace:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import structlog
-
 from voicepass.errors import ElevenLabsRefusal, Overloaded, Timeout, Unavailable
+from voicepass.logger import Logger
 
 FAILURES: Final = 5
 FAILURES_WITHIN_SECONDS: Final = 10.0
@@ -34,7 +33,7 @@ Call = Callable[[], Coroutine[Any, Any, _Answer]]
 """Makes the call once."""
 Ticks = Callable[[], float]
 
-_log = structlog.get_logger("voicepass.elevenlabs")
+_log = Logger("voicepass.elevenlabs")
 
 
 @dataclass(eq=False)

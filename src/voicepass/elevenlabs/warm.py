@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import structlog
-
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.errors import AgentUnknown, KeyRejected, Refusal
+from voicepass.logger import Logger
 from voicepass.model import Agent, Clock, Credential, Transport
 
 DEMAND_SECONDS: Final = 10.0
@@ -23,7 +22,7 @@ SPARED_SECONDS: Final = 120.0
 PAUSE_SECONDS: Final = 1.0
 """After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
 
-_log = structlog.get_logger("voicepass.elevenlabs.warm")
+_log = Logger("voicepass.elevenlabs.warm")
 
 
 @dataclass(slots=True)

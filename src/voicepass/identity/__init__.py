@@ -220,10 +220,17 @@ def _user_id(claims: Mapping[str, object], claim: str) -> str:
     # A provider may leave out `sub` if another claim is the id.
     if claims.get("sub") is not None and not _text(claims["sub"]):
         refuse("sub is neither text nor a whole number")
-    user_id = _text(claim_at(claims, claim))
-    # Never repair an id: two ids that become the same text would make two users one.
-    if not user_id or clean_text(user_id, most_characters=MAX_USER_ID_CHARACTERS) != user_id:
+    try:
+        return parse_user_id(claim_at(claims, claim))
+    except ValueError:
         refuse(f"the claim '{claim}' is no user id: a whole number, or 1 to 255 visible characters")
+
+
+def parse_user_id(value: object) -> str:
+    """Return a user id as text, or raise ValueError. An id is never repaired, because two users could become one."""
+    user_id = _text(value)
+    if not user_id or clean_text(user_id, most_characters=MAX_USER_ID_CHARACTERS) != user_id:
+        raise ValueError("no user id: a whole number, or 1 to 255 visible characters")
     return user_id
 
 

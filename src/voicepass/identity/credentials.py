@@ -75,18 +75,29 @@ def _join_parts(values: Mapping[str, list[str]], name: str) -> list[str]:
 
 def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
     """Raise OriginNotAllowed or UnsupportedMediaType unless one of our own pages sent the cookie."""
+    _check_page(credentials, session.allowed_origins)
+    if credentials.media_type != "application/json":
+        raise UnsupportedMediaType
+
+
+def check_page_of_app(credentials: Credentials, allowed_origins: Collection[str]) -> None:
+    """Raise OriginNotAllowed if a page of another site may have sent the cookie of the app around voicepass."""
+    # A client that sends neither is no browser, such as a phone app with a bearer token.
+    if credentials.cookies or credentials.origin is not None:
+        _check_page(credentials, {f"{credentials.scheme}://{credentials.host}", *allowed_origins})
+
+
+def _check_page(credentials: Credentials, allowed_origins: Collection[str]) -> None:
     # Pages cannot set Sec-Fetch-Site. Browsers send it only to https and loopback, and some then leave Origin out.
     origin = credentials.origin
     own_origins = (None, f"https://{credentials.host}", f"http://{credentials.host}")
     is_secure = origin is None or is_safe_url(origin)
     same_origin = credentials.fetch_site == "same-origin" and origin in own_origins and is_secure
-    if origin not in session.allowed_origins and not same_origin:
+    if origin not in allowed_origins and not same_origin:
         raise OriginNotAllowed(
             operator_note="a session cookie came from a page that is neither ours nor listed, or not over https; if a "
             "proxy rewrites the Host header, list the public origin of the page in VOICEPASS_ALLOWED_ORIGINS"
         )
-    if credentials.media_type != "application/json":
-        raise UnsupportedMediaType
 
 
 def _check_length(unverified_token: str) -> str:

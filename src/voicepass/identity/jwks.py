@@ -11,10 +11,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
-import structlog
 
 from voicepass.errors import KeysUnavailable
 from voicepass.identity.keys import KeyUnusableError, VerificationKey, key_from_jwk, select_keys
+from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, AnswerUnusableError, CertificateRefusedError, get, http_transport, is_safe_url
 
@@ -31,7 +31,7 @@ FETCH_SECONDS: Final = 3.0
 MAX_DOCUMENT_BYTES: Final = 512 * 1024
 MAX_KEYS: Final = 100
 
-_log = structlog.get_logger("voicepass.identity.jwks")
+_log = Logger("voicepass.identity.jwks")
 
 
 class JwksUnusableError(Exception):

@@ -14,10 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Final
 
-import structlog
-
 from voicepass.ledger import Ledger
 from voicepass.ledger.rules import is_of_another_agent
+from voicepass.logger import Logger
 from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.reports import Report, Status
@@ -27,7 +26,7 @@ NEVER_OPENED_SECONDS: Final = 15.5 * 60
 
 _WRITES_AT_ONCE: Final = 5  # half of an instance's connections to the ledger
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 class Outcome(StrEnum):

@@ -4,8 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final
 
-import structlog
-
+from voicepass.logger import Logger
 from voicepass.settlement.reports import Report
 
 OPEN_METHODS: Final = frozenset({"public", "shareable_link"})
@@ -15,7 +14,7 @@ NOT_ISSUED: Final = "not_issued"
 
 _MAX_REMEMBERED: Final = 10_000
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 class Bypasses:

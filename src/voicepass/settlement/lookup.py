@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import structlog
-
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import KeyRejected, LimitReached, Refusal
 from voicepass.ledger import Ledger
+from voicepass.logger import Logger
 from voicepass.model import Agent, Clock, Credential, IssuedPass, Limit, Reservation, Turn
 from voicepass.settlement import Outcome, Settlements
 from voicepass.settlement.reports import Provider, fetch_report
@@ -24,7 +23,7 @@ REJECTED_SECONDS: Final = 60.0
 """After a host has rejected the key, no lookup asks it for so long."""
 _POLL_SECONDS: Final = 0.1
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 @dataclass(kw_only=True, eq=False)

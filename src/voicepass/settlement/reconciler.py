@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import structlog
-
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
 from voicepass.ledger import Ledger
+from voicepass.logger import Logger
 from voicepass.model import Clock, IssuedPass, Listing, Settlement
 from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
 from voicepass.settlement.bypasses import NOT_ISSUED
@@ -36,7 +35,7 @@ _WINDOW_SECONDS: Final = 1800.0  # The ledger saves the progress after each wind
 _RELEASED_AT_ONCE: Final = 100
 _LEASE: Final = "reconciler"
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -4,15 +4,14 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
-import structlog
-
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
+from voicepass.logger import Logger
 from voicepass.settlement import run_periodically
 
 EVERY_SECONDS: Final = 60.0
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 def run_retention(ledger: Ledger, *, keep_seconds: int) -> AbstractAsyncContextManager[None]:

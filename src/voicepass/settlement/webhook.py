@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import structlog
-
 from voicepass.elevenlabs.answers import find_conversation_id
 from voicepass.errors import RequestInvalid, SignatureInvalid
+from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.settlement import Settlements
 from voicepass.settlement.reports import parse_record
@@ -22,7 +21,7 @@ MAX_AHEAD_SECONDS: Final = 5 * 60
 
 _SIGNATURE: Final = re.compile(r"t=([0-9]{1,12}),v0=([0-9a-f]{64})", re.ASCII)
 
-_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.settlement")
 
 
 class Webhook:

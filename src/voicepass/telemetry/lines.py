@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import structlog
-
+from voicepass.logger import Logger
 from voicepass.model import IssuedPass
 from voicepass.telemetry.attempt import Attempt
 
 Event = TypeVar("Event")
 
-_log = structlog.get_logger("voicepass.telemetry.lines")
-_settlement_log = structlog.get_logger("voicepass.settlement")
+_log = Logger("voicepass.telemetry.lines")
+_settlement_log = Logger("voicepass.settlement")
 
 
 class AttemptLog:
     """Writes one line per attempt: `pass.granted`, or `pass.refused` with the code and what the operator should do."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger("voicepass.passes").bind()  # once, because it takes long
+        self._log = Logger("voicepass.passes").bind()  # once, because it takes long
 
     def __call__(self, attempt: Attempt) -> None:
         fields: dict[str, object] = {

@@ -5,13 +5,15 @@ import logging
 import re
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
 
+from voicepass.logger import make_logger
 from voicepass.telemetry.logwriter import LogWriter
 
 LogFormat = Literal["json", "console"]
@@ -110,6 +112,31 @@ def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
     _remove_uvicorn_handlers()
     for name, least in _THIRD_PARTY_LEVELS.items():
         logging.getLogger(name).setLevel(max(least, lowest))
+
+
+@contextmanager
+def log_to_app() -> Iterator[None]:
+    """Send the lines of what runs in the block to the standard loggers of another app, and change none of them.
+
+    Tasks that start in the block do the same until they end. structlog may belong to that app too.
+    """
+    token = make_logger.set(_make_app_logger)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # some test runners end a block in another context than they began it in
+            make_logger.reset(token)
+
+
+def _make_app_logger(name: str) -> Any:  # noqa: ANN401 - as structlog's own
+    processors: list[structlog.typing.Processor] = [structlog.stdlib.filter_by_level, _render_text]
+    return structlog.wrap_logger(logging.getLogger(name), processors, structlog.stdlib.BoundLogger)
+
+
+def _render_text(_logger: Any, _level: str, event: Event) -> str:  # noqa: ANN401 - a standard logger
+    """Return the name of an event and its fields. A field's repr keeps it on one line."""
+    name = event.pop("event")
+    return redact(" ".join([name, *(f"{key}={value!r}" for key, value in event.items() if value is not None)]))
 
 
 def _remove_uvicorn_handlers() -> None:

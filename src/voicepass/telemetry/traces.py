@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from voicepass.logger import Logger
 from voicepass.telemetry.attempt import Attempt, Step, StepName
 
 FLUSH_SECONDS: Final = 2.0
@@ -24,7 +24,7 @@ FLUSH_SECONDS: Final = 2.0
 
 _OUTBOUND: Final = set(StepName) - {StepName.VERIFY, StepName.WARM}
 
-_log = structlog.get_logger("voicepass.telemetry.traces")
+_log = Logger("voicepass.telemetry.traces")
 
 
 class AttemptTraces:
