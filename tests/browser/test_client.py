@@ -89,7 +89,7 @@ def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
         "cause": "pass_refused",
         "code": "unreachable",
         "status": 0,
-        "sentence": "The service cannot be reached.",
+        "sentence": "The service cannot be reached. Check your network and try again.",
     }
     assert world.passes_asked_for == 1
 
@@ -258,7 +258,7 @@ def test_the_client_recognises_a_refused_override_and_a_hang_up_by_the_real_fram
         (await connection.connected).endSession();
         return [forbidden.cause, forbidden.sentence, (await connection.ended).cause]""")
 
-    assert seen == ["override_not_allowed", "The agent does not let the page change this setting.", "user_ended"]
+    assert seen == ["override_not_allowed", "This service is not available at the moment.", "user_ended"]
 
 
 def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) -> None:
@@ -268,10 +268,10 @@ def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) ->
 
     request_id = seen.pop("requestId")
     assert re.fullmatch(r"\w{32}", request_id)
-    detail = "The token was not accepted. Sign in again to get a new one; the service's log says which check failed."
+    detail = "The token was not accepted. Sign in again to get a new one."
     assert {name: value for name, value in seen.items() if name != "name" and value is not None} == {
         "cause": "pass_refused",
-        "sentence": detail,
+        "sentence": "Sign in again to start a conversation.",
         "isPassError": True,
         "code": "token_invalid",
         "status": 401,
@@ -343,7 +343,7 @@ def test_the_client_says_that_a_proxy_answered(lab: Laboratory) -> None:
     lab.page.unroute("**/v1/signed-url")
 
     assert seen == [
-        ["bad_answer", status, f"The service answered {status}, and not in its own words.", 7] for status in (502, 200)
+        ["bad_answer", status, "This service is not available at the moment.", 7] for status in (502, 200)
     ]
 
 
