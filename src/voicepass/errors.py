@@ -108,7 +108,7 @@ class AgentNotAllowed(Refusal):
 class UserBlocked(Refusal):
     code, status, title = "user_blocked", 403, "Blocked"
     detail = "You cannot start a conversation at the moment. Contact support."
-    operator_note = "the user, the agent or everyone is blocked: `voicepass blocks` lists it, `voicepass unblock` ends it"
+    operator_note = "a block is set: `voicepass blocks` lists all, and `voicepass unblock` removes one"
 
 
 class LimitReached(Refusal):

@@ -111,7 +111,11 @@ def test_a_missing_microphone_sends_no_request(launch_chromium: Callable[..., Br
     finally:
         browser.close()
 
-    assert ending == ["microphone_missing", "No microphone was found. Connect one, then try again.", "Requested device not found"]
+    assert ending == [
+        "microphone_missing",
+        "No microphone was found. Connect one, then try again.",
+        "Requested device not found",
+    ]
     assert asked_for == ["", "v1/client.js"]
 
 

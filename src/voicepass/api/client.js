@@ -108,8 +108,8 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   } catch {
     throwIfAborted(signal);
     const detail = "The service cannot be reached. Check your network and try again.";
-    const blocked = `If it can, it may not allow this page's origin: list ${location.origin} in VOICEPASS_ALLOWED_ORIGINS.`;
-    const message = `${url.origin} cannot be reached.${url.origin === location.origin ? "" : ` ${blocked}`}`;
+    const isBlocked = `, or VOICEPASS_ALLOWED_ORIGINS does not list this page's origin, ${location.origin}`;
+    const message = `${url.origin} cannot be reached${url.origin === location.origin ? "" : isBlocked}.`;
     throw new PassError({ code: "unreachable", status: 0, detail }, message);
   } finally {
     clearTimeout(timer);
@@ -456,7 +456,8 @@ export function attachWidget(element, options = {}) {
   let [usableUntil, isBusy] = [0, false];
 
   async function renew() {
-    if (isBusy || detached.signal.aborted || (pass && now() < usableUntil)) return;
+    const isUseless = detached.signal.aborted || element.hasAttribute("agent-id");
+    if (isBusy || isUseless || (pass && now() < usableUntil)) return;
     isBusy = true;
     let shouldRetry = false;
     try {
@@ -497,7 +498,7 @@ export function attachWidget(element, options = {}) {
 
   const listeners = Object.entries({
     "elevenlabs-convai:call": handOver,
-    pointerover: renew,
+    pointermove: renew,
     pointerdown: renew,
     focusin: renew,
   });

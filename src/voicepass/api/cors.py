@@ -1,9 +1,9 @@
 """Which web pages of other origins may read the answers: those of listed origins, compared letter for letter."""
 
 import string
-import time
 from collections.abc import Sequence
 from http import HTTPStatus
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -35,12 +35,7 @@ class Cors(CORSMiddleware):
     """Starlette's CORS. It is the outermost layer, so that a page of a listed origin can also read refusals."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        allowed_origins: Sequence[str],
-        with_cookies: bool,
-        ticks: MonotonicClock = time.monotonic,
+        self, app: ASGIApp, *, allowed_origins: Sequence[str], with_cookies: bool, ticks: MonotonicClock = monotonic
     ) -> None:
         super().__init__(
             app,
@@ -52,7 +47,7 @@ class Cors(CORSMiddleware):
             max_age=PREFLIGHT_SECONDS,
         )
         self._ticks = ticks
-        self._warned_at: dict[str, float] = {}  # oldest first
+        self._warned_at: dict[str, float] = {}
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight. The page of a listed origin decides which headers it sends."""
@@ -70,12 +65,11 @@ class Cors(CORSMiddleware):
 
     def _warn(self, refusal: OriginNotAllowed, *, request_id: str) -> None:
         now = self._ticks()
-        while self._warned_at and now - next(iter(self._warned_at.values())) >= WARNING_SECONDS:
-            del self._warned_at[next(iter(self._warned_at))]
-        if refusal.operator_note in self._warned_at or len(self._warned_at) >= MAX_WARNINGS:
-            return
-        self._warned_at[refusal.operator_note] = now
-        _log.warning("request.refused", code=refusal.code, note=refusal.operator_note, request_id=request_id)
+        note = refusal.operator_note
+        self._warned_at = {other: at for other, at in self._warned_at.items() if now - at < WARNING_SECONDS}
+        if note not in self._warned_at and len(self._warned_at) < MAX_WARNINGS:
+            self._warned_at[note] = now
+            _log.warning("request.refused", code=refusal.code, note=note, request_id=request_id)
 
     def _explain(self, request_headers: Headers) -> OriginNotAllowed:
         origins = request_headers.getlist("origin")

@@ -66,8 +66,7 @@ class _SignedUrl(BaseModel):
 class _ConversationToken(BaseModel):
     conversation_token: str = Field(description="Opens one conversation over WebRTC.", examples=["eyJ…"])
     livekit_url: str | None = Field(
-        description="Give it to the SDK as `livekitUrl`; null if voicepass does not know the region's LiveKit host.",
-        examples=["wss://livekit.rtc.elevenlabs.io"],
+        description="The SDK's `livekitUrl`; null if the region's LiveKit host is not known."
     )
 
 
