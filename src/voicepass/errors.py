@@ -151,10 +151,7 @@ class TooManyConversations(LimitReached):
 
 class RequestInvalid(Refusal):
     code, status, title = "request_invalid", 422, "Request not understood"
-    detail = (
-        "Send no body, or a JSON object with nothing but 'agent' (an alias, as text) and the header "
-        "'Content-Type: application/json'."
-    )
+    detail = "Send no body, or a JSON object with only 'agent' (an alias), with 'Content-Type: application/json'."
 
 
 class UnsupportedMediaType(Refusal):
@@ -169,12 +166,12 @@ class BodyTooLarge(Refusal):
 
 class HeadersTooLarge(Refusal):
     code, status, title = "headers_too_large", 431, "Headers too large"
-    detail = "The request's headers are more than 100, or longer than 16 kB in all, or the token is longer than 8 kB."
+    detail = "The request has more than 100 headers, more than 16 kB of headers, or a token of more than 8 kB."
 
 
 class NotFound(Refusal):
     code, status, title = "not_found", 404, "No such route"
-    detail = "There is nothing at this path. Paths are exact: check for an extra slash at the end."
+    detail = "There is nothing at this path. Check for an extra slash at the end."
 
 
 class ConversationUnknown(Refusal):
