@@ -527,9 +527,10 @@ def test_a_page_can_replace_each_sentence_and_a_refusals_by_its_code(lab: Labora
         await connection.connected;
         const ended = await connection.end();
         const refused = await lab.open({ sentences, token: () => null }).ended;
-        return [ended.sentence, connection.state.ending.sentence, refused.sentence]""")
+        const explained = lab.explain({ reason: "user" }, sentences);
+        return [ended, connection.state.ending, explained, refused].map(({ sentence }) => sentence)""")
 
-    assert seen == ["Fini.", "Fini.", "not_signed_in: Sign in to start a conversation."]
+    assert seen == ["Fini.", "Fini.", "Fini.", "not_signed_in: Sign in to start a conversation."]
 
 
 def test_only_the_developers_message_says_that_the_origin_may_not_be_allowed(lab: Laboratory) -> None:

@@ -164,8 +164,11 @@ export function asSession(
   | { conversationToken: string; livekitUrl?: string; signedUrl?: never }
 );
 
-/** Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw. */
-export function explain(what: DisconnectionDetails | unknown): Ending;
+/**
+ * Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw.
+ * `sentences` replaces its sentences.
+ */
+export function explain(what: DisconnectionDetails | unknown, sentences?: Sentences): Ending;
 
 /** Opens a conversation, keeps it open through network drops, and tells how it goes. Each attempt takes a new pass. */
 export function connect(Conversation: Starter, options?: ConnectOptions): Connection;

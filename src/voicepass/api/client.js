@@ -163,14 +163,15 @@ function lifetimeMs({ expires_at }, receivedAt) {
  * Says why a conversation ended, or why it did not begin.
  *
  * @param {any} what the details of the SDK's `onDisconnect`, or what `startSession` or `fetchPass` threw
+ * @param {import("./client.js").Sentences} [sentences] the page's own
  * @returns {Ending}
  */
-export function explain(what) {
+export function explain(what, sentences) {
   const closeCode = what?.closeCode ?? what?.context?.code;
   const closeReason = what?.closeReason ?? what?.context?.reason;
   const error = what instanceof Error ? what : undefined;
   /** @type {(cause: Cause, sentence: string) => Ending} */
-  const because = (cause, sentence) => ({ cause, sentence, closeCode, closeReason, error });
+  const because = (cause, sentence) => reword({ cause, sentence, closeCode, closeReason, error }, sentences);
   /** @type {(name: any) => (typeof CAUSES)[number] | undefined} */
   const named = (name) => CAUSES.find(([, , , names]) => names.includes(name));
 
@@ -205,8 +206,8 @@ function sentenceOf({ status, detail }) {
  * @param {import("./client.js").Sentences} [sentences]
  * @returns {Ending}
  */
-function reword(ending, sentences) {
-  const own = sentences?.[ending.cause];
+function reword(ending, sentences = {}) {
+  const own = sentences[ending.cause];
   return own === undefined ? ending : { ...ending, sentence: typeof own === "string" ? own : own(ending) };
 }
 
@@ -308,6 +309,7 @@ export function connect(Conversation, options = {}) {
         lacksToken = false;
         return jwt;
       });
+    /** @type {Ending} */
     let ending;
     try {
       tell({ status: "connecting", reconnects });
@@ -368,7 +370,7 @@ export function connect(Conversation, options = {}) {
       ending = { ...ending, cause: "pass_expired", sentence: "The conversation was not started in time. Try again." };
     }
     const hasNotOpened = receivedAt > 0 && heldMs < 0 && NOT_OPENED.includes(ending.cause);
-    return { ending: /** @type {Ending} */ (ending), heldMs, lacksToken, hasNotOpened };
+    return { ending, heldMs, lacksToken, hasNotOpened };
   }
 
   /** @returns {Promise<Ending>} */
@@ -464,10 +466,10 @@ export function attachWidget(element, options = {}) {
       pass = await fetchPass({ ...options, transport: "websocket", signal: detached.signal });
       usableUntil = now() + lifetimeMs(pass, now()) - WIDGET_SPARE_MS;
       // Only the first: at each change the widget loads its settings, and it closes an open call if that fails.
-      if (!element.hasAttribute("signed-url")) element.setAttribute("signed-url", asSession(pass).signedUrl ?? "");
+      if (!element.hasAttribute("signed-url")) element.setAttribute("signed-url", pass.signed_url ?? "");
     } catch (error) {
       if (detached.signal.aborted) return;
-      const ending = reword(explain(error), sentences);
+      const ending = explain(error, sentences);
       onError(ending);
       await sleep(Math.max(askedMs(ending), WIDGET_PAUSE_MS), detached.signal);
       shouldRetry = mayHelp(ending, true);
