@@ -91,6 +91,7 @@ class SignatureInvalid(Refusal):
 class CredentialsConflict(Refusal):
     code, status, title = "credentials_conflict", 400, "Two users in one request"
     detail = "The Authorization header and the session cookie name different users. Send only one of them."
+    operator_note = "the frontend sends the tokens of two users: let it send the header or the cookie, not both"
 
 
 class OriginNotAllowed(Refusal):
