@@ -92,7 +92,7 @@ class Policy:
                 operator_note="no agent has this alias; a frontend sends the alias, not the agent's id"
             )
         if rules.admitting(user) is None:
-            raise AgentNotAllowed(operator_note=f"no rule opens {alias!r} to this user; see `voicepass policy explain`")
+            raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
         return rules.agent
 
     def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
