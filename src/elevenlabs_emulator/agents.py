@@ -88,7 +88,7 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
 
     def widget_as_json(self) -> dict[str, object]:
         """Return the settings of the vendor's widget."""
-        widget = {
+        widget = _FACTS["widget"] | {
             "language": self.language,
             "supported_language_overrides": sorted(self.languages),
             "first_message": self.first_message,

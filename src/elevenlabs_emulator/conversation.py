@@ -93,6 +93,8 @@ class Conversation:
     def _override_agent(self, overrides: dict[str, object]) -> None:
         # The Python SDK sends text_only outside `conversation`, which needs no permission.
         text_only = overrides.pop("text_only", False) is True
+        if overrides.get("agent.language") == self._agent.language:
+            del overrides["agent.language"]  # the vendor's widget sends it in each conversation
         if forbidden := sorted(overrides.keys() - self._agent.allowed_overrides):
             raise CloseConversation("override_not_allowed", field=forbidden[0].rpartition(".")[2])
         language = str(overrides.get("agent.language", self._agent.language))

@@ -13,8 +13,9 @@
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
-`detail` is public: it never holds a vendor's text, a token or a key. `operator_note` is for the log only: what failed
-and what the operator should do. The technical cause is chained with `raise ... from`.
+`detail` is for the end user or the frontend's developer: short, without blame, without anything that only the operator
+can use. It never holds a vendor's text, a token or a key. `operator_note` is for the log only: what failed and what the
+operator should do. The technical cause is chained with `raise ... from`.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class Refusal(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     detail: str
+    operator_note: str = ""
     retry_after_seconds: int | None = None
     is_operators_fault: ClassVar[bool] = False
     """Whether only the operator can end it: then it is logged as an error."""
@@ -51,7 +53,8 @@ class Refusal(Exception):
             self.detail = detail
         if retry_after_seconds is not None:
             self.retry_after_seconds = retry_after_seconds
-        self.operator_note = operator_note
+        if operator_note:
+            self.operator_note = operator_note
         self.checks = checks
         super().__init__(self.detail)
 
@@ -70,7 +73,7 @@ class TokenInvalid(Refusal):
     """`operator_note` names the check that failed; the caller only learns that one did."""
 
     code, status, title = "token_invalid", 401, "Token not accepted"
-    detail = "The token was not accepted. Sign in again to get a new one; the service's log says which check failed."
+    detail = "The token was not accepted. Sign in again to get a new one."
 
 
 class TokenExpired(Refusal):
@@ -82,29 +85,31 @@ class SignatureInvalid(Refusal):
     """`operator_note` names the check that failed; the sender only learns that one did."""
 
     code, status, title = "signature_invalid", 401, "Signature not accepted"
-    detail = "The webhook's signature was not accepted; the service's log says which check failed."
+    detail = "The webhook's signature was not accepted."
 
 
 class CredentialsConflict(Refusal):
     code, status, title = "credentials_conflict", 400, "Two users in one request"
     detail = "The Authorization header and the session cookie name different users. Send only one of them."
+    operator_note = "the frontend sends the tokens of two users: let it send the header or the cookie, not both"
 
 
 class OriginNotAllowed(Refusal):
     code, status, title = "origin_not_allowed", 403, "Origin not allowed"
-    detail = "This service does not answer web pages of that origin. Its operator can allow the origin."
+    detail = "Web pages of this origin may not use this service."
 
 
 class AgentNotAllowed(Refusal):
     """The same answer if the alias does not exist and if this user may not use it: nobody can find out which."""
 
     code, status, title = "agent_not_allowed", 403, "Agent not allowed"
-    detail = "There is no agent of this name that you may use. Ask for it by its alias, or send none for the default."
+    detail = "This agent is not available to you."
 
 
 class UserBlocked(Refusal):
     code, status, title = "user_blocked", 403, "Blocked"
-    detail = "You are blocked at the moment. The operator of this service can unblock you."
+    detail = "You cannot start a conversation at the moment. Contact support."
+    operator_note = "a block is set: `voicepass blocks` lists all, and `voicepass unblock` removes one"
 
 
 class LimitReached(Refusal):
@@ -132,25 +137,22 @@ class LimitReached(Refusal):
 
 class RateLimited(LimitReached):
     code, status, title = "rate_limited", 429, "Too many passes"
-    detail = "You asked for too many passes. Wait until the reset."
+    detail = "Too many conversations were started. Try again later."
 
 
 class QuotaExceeded(LimitReached):
     code, status, title = "quota_exceeded", 429, "Minutes used up"
-    detail = "Your minutes of conversation are used up. Wait until the reset."
+    detail = "The minutes of conversation are used up. Try again later."
 
 
 class TooManyConversations(LimitReached):
     code, status, title = "too_many_conversations", 429, "Too many conversations"
-    detail = "Too many conversations are open at once. End one of them and try again."
+    detail = "Too many conversations are open at once. End one, or try again later."
 
 
 class RequestInvalid(Refusal):
     code, status, title = "request_invalid", 422, "Request not understood"
-    detail = (
-        "Send no body, or a JSON object with nothing but 'agent' (an alias, as text) and the header "
-        "'Content-Type: application/json'."
-    )
+    detail = "Send no body, or a JSON object with only 'agent' (an alias), with 'Content-Type: application/json'."
 
 
 class UnsupportedMediaType(Refusal):
@@ -165,12 +167,12 @@ class BodyTooLarge(Refusal):
 
 class HeadersTooLarge(Refusal):
     code, status, title = "headers_too_large", 431, "Headers too large"
-    detail = "The request's headers are more than 100, or longer than 16 kB in all, or the token is longer than 8 kB."
+    detail = "The request has more than 100 headers, more than 16 kB of headers, or a token of more than 8 kB."
 
 
 class NotFound(Refusal):
     code, status, title = "not_found", 404, "No such route"
-    detail = "There is nothing at this path. Paths are exact: check for an extra slash at the end."
+    detail = "There is nothing at this path. Check for an extra slash at the end."
 
 
 class ConversationUnknown(Refusal):
@@ -186,7 +188,7 @@ class MethodNotAllowed(Refusal):
 class InternalError(Refusal):
     is_operators_fault = True
     code, status, title = "internal_error", 500, "Internal error"
-    detail = "voicepass failed. Give the request id to the operator of this service."
+    detail = "Something went wrong. Try again. If it happens again, give support the request id."
 
 
 class KeysUnavailable(Refusal):
@@ -194,7 +196,7 @@ class KeysUnavailable(Refusal):
 
     is_operators_fault = True
     code, status, title = "keys_unavailable", 503, "Signing keys unavailable"
-    detail = "The keys that verify tokens are not available at the moment. Try again shortly."
+    detail = "Your sign-in cannot be checked at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
@@ -203,7 +205,7 @@ class LedgerUnavailable(Refusal):
 
     is_operators_fault = True
     code, status, title = "ledger_unavailable", 503, "Ledger unavailable"
-    detail = "The service cannot record passes at the moment, so it issues none. Try again shortly."
+    detail = "This service is not available at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
@@ -212,7 +214,7 @@ class Overloaded(Refusal):
 
     has_reached_elevenlabs = False
     code, status, title = "overloaded", 503, "Too many at once"
-    detail = "The service receives more requests than it can answer at the moment. Try again shortly."
+    detail = "This service is busy at the moment. Try again shortly."
     retry_after_seconds = 2
 
 
@@ -258,39 +260,39 @@ class ElevenLabsRefusal(Refusal):
 
 class KeyRejected(ElevenLabsRefusal):
     code, status, title = "elevenlabs_key_rejected", 502, "ElevenLabs refused the service's key"
-    detail = "ElevenLabs did not accept this service's API key. The operator of this service has to fix it."
+    detail = "This service cannot start a conversation at the moment."
 
 
 class AgentUnknown(ElevenLabsRefusal):
     code, status, title = "elevenlabs_agent_unknown", 502, "ElevenLabs does not know the agent"
-    detail = "ElevenLabs does not know the agent of this service. The operator of this service has to fix it."
+    detail = "This service cannot start a conversation at the moment."
 
 
 class BadAnswer(ElevenLabsRefusal):
     code, status, title = "elevenlabs_bad_answer", 502, "ElevenLabs gave an unusable answer"
-    detail = "ElevenLabs gave an answer that is not safe to use. Try again. If it happens again, report it."
+    detail = "This service cannot start a conversation at the moment. Try again."
 
 
 class Busy(ElevenLabsRefusal):
     is_operators_fault = False
     code, status, title = "elevenlabs_busy", 503, "ElevenLabs is busy"
-    detail = "ElevenLabs accepts no more conversations at the moment. Try again shortly."
+    detail = "Too many conversations are open at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
 class QuotaExhausted(ElevenLabsRefusal):
     code, status, title = "elevenlabs_quota_exhausted", 503, "ElevenLabs quota exhausted"
-    detail = "This service's quota at ElevenLabs is used up. The operator of this service has to raise it."
+    detail = "This service cannot start a conversation at the moment."
 
 
 class Unavailable(ElevenLabsRefusal):
     code, status, title = "elevenlabs_unavailable", 503, "ElevenLabs unavailable"
-    detail = "ElevenLabs cannot be reached, or does not work at the moment. Try again shortly."
+    detail = "This service cannot start a conversation at the moment. Try again shortly."
     retry_after_seconds = 5
 
 
 class Timeout(ElevenLabsRefusal):
     is_operators_fault = False
     code, status, title = "elevenlabs_timeout", 504, "ElevenLabs took too long"
-    detail = "ElevenLabs did not answer in time. Try again."
+    detail = "The conversation could not be started in time. Try again."
     retry_after_seconds = 2

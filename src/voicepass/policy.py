@@ -88,7 +88,9 @@ class Policy:
         """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""
         rules = self.agents.get(alias)
         if rules is None:
-            raise AgentNotAllowed(operator_note="no agent has this alias")
+            raise AgentNotAllowed(
+                operator_note="no agent has this alias; a frontend sends the alias, not the agent's id"
+            )
         if rules.admitting(user) is None:
             raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
         return rules.agent

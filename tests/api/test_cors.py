@@ -4,7 +4,10 @@ import httpx
 import pytest
 import respx
 import structlog
+from fastapi import FastAPI
+from starlette.datastructures import Headers
 
+from voicepass.api.cors import Cors
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 
@@ -142,6 +145,30 @@ async def test_the_log_says_whether_a_preflight_was_refused_for_its_origin_or_fo
     assert "list it in VOICEPASS_ALLOWED_ORIGINS" in origin
     assert "is listed" in method
     assert "'PUT'" in method
+
+
+async def test_a_refused_preflight_is_a_warning_once_for_each_origin_and_hour_and_for_a_thousand_origins() -> None:
+    now = 0.0
+    cors = Cors(FastAPI(), allowed_origins=[OURS], with_cookies=False, ticks=lambda: now)
+
+    def warned_of(*origins: str) -> list[str]:
+        with structlog.testing.capture_logs() as logged:
+            answers = [cors.preflight_response(Headers(PREFLIGHT | {"origin": origin})) for origin in origins]
+        assert {answer.status_code for answer in answers} == {403}
+        assert {(line["event"], line["log_level"]) for line in logged} <= {("request.refused", "warning")}
+        return [line["note"].split("'")[1] for line in logged]
+
+    first = warned_of("https://a.example", "https://b.example", "https://a.example")
+    now = 3599.0
+    same_hour = warned_of("https://a.example", "https://c.example")
+    now = 3600.0
+    next_hour = warned_of("https://a.example", "https://c.example")
+    many = warned_of(*(f"https://{number}.example" for number in range(1_100)))
+
+    assert first == ["https://a.example", "https://b.example"]
+    assert same_hour == ["https://c.example"]
+    assert next_hour == ["https://a.example"]
+    assert len(many) == 998, "a and c still count"
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)

@@ -11,7 +11,7 @@ import pytest
 import respx
 
 from tests.canaries import API_KEY
-from tests.conftest import AGENT_ID, MakeToken, signed_url
+from tests.conftest import AGENT_ID, MakeToken, serving, signed_url
 
 pytestmark = pytest.mark.anyio
 
@@ -179,11 +179,36 @@ async def test_a_webrtc_pass_holds_the_token_and_its_conversation(
         await api.get("/v1/conversation-token", headers=bearer),
     ]
 
-    assert [list(answer.json()) for answer in answers] == [["conversation_token", *PASS_FIELDS[1:]]] * 2
+    assert [list(answer.json()) for answer in answers] == [["conversation_token", "livekit_url", *PASS_FIELDS[1:]]] * 2
     assert answers[0].json()["conversation_token"] == token
     assert answers[0].json()["conversation_id"] == "conv_9z"
     assert answers[0].json()["expires_at"] == "2026-11-24T06:00:00Z"
     assert dict(route.calls[0].request.url.params) == {"agent_id": AGENT_ID}
+
+
+LIVEKIT_URLS = {
+    "https://api.elevenlabs.io": "wss://livekit.rtc.elevenlabs.io",
+    "https://api.eu.residency.elevenlabs.io/": "wss://livekit.rtc.eu.residency.elevenlabs.io",
+    "https://api.in.residency.elevenlabs.io": "wss://livekit.rtc.in.residency.elevenlabs.io",
+    "https://api.us.elevenlabs.io": None,
+    "https://api.sg.residency.elevenlabs.io": None,
+    "http://127.0.0.1:9000": None,
+}
+
+
+@pytest.mark.parametrize("warm_passes", [0, 2])
+async def test_a_webrtc_pass_names_the_livekit_host_of_the_agents_region_if_one_is_known(
+    make_token: MakeToken, warm_passes: int
+) -> None:
+    bearer = {"authorization": f"Bearer {make_token()}"}
+    found = {}
+    for base_url in LIVEKIT_URLS:
+        with respx.mock(using="voicepass") as router:
+            router.get(path="/v1/convai/conversation/token").respond(json={"token": "a.b.c"})
+            async with serving(elevenlabs_base_url=base_url, voicepass_warm_passes=warm_passes) as api:
+                found[base_url] = (await api.post("/v1/conversation-token", headers=bearer)).json()["livekit_url"]
+
+    assert found == LIVEKIT_URLS
 
 
 @pytest.mark.parametrize("token", ["opaque", "a.b.c", "..", "x.!!!.y"])

@@ -49,9 +49,9 @@ class Laboratory:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    def begin(self, script: str) -> Any:
+    def begin(self, script: str, given: object = None) -> Any:
         """Run the body of an async function as a new user; `lab` is theirs, and stays for `go_on`."""
-        return self.go_on(f"window.lab = laboratory(await signIn()); {script}")
+        return self.go_on(f"window.lab = laboratory(await signIn()); {script}", given)
 
     def go_on(self, script: str, given: object = None) -> Any:
         return self.page.evaluate(f"(given) => soon(async () => {{ {script} }})", given)

@@ -10,10 +10,13 @@ from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
 from tests.conftest import policy_file
 from tests.servers import running
+from voicepass.api.schemas import ANYWHERE, OF_A_PASS
 from voicepass.demo import create_demo
+from voicepass.elevenlabs.codes import CAUSES
 
 pytestmark = pytest.mark.browser
 
+REFUSALS = (*OF_A_PASS, *ANYWHERE)
 ONE_PASS_A_MINUTE = '[limits.user]\npasses_per_minute = 1\nopen_conversations = "off"\nminutes_per_day = "off"\n'
 
 
@@ -89,7 +92,7 @@ def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
         "cause": "pass_refused",
         "code": "unreachable",
         "status": 0,
-        "sentence": "The service cannot be reached.",
+        "sentence": "The service cannot be reached. Check your network and try again.",
     }
     assert world.passes_asked_for == 1
 
@@ -258,7 +261,7 @@ def test_the_client_recognises_a_refused_override_and_a_hang_up_by_the_real_fram
         (await connection.connected).endSession();
         return [forbidden.cause, forbidden.sentence, (await connection.ended).cause]""")
 
-    assert seen == ["override_not_allowed", "The agent does not let the page change this setting.", "user_ended"]
+    assert seen == ["override_not_allowed", "This service is not available at the moment.", "user_ended"]
 
 
 def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) -> None:
@@ -268,10 +271,10 @@ def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) ->
 
     request_id = seen.pop("requestId")
     assert re.fullmatch(r"\w{32}", request_id)
-    detail = "The token was not accepted. Sign in again to get a new one; the service's log says which check failed."
+    detail = "The token was not accepted. Sign in again to get a new one."
     assert {name: value for name, value in seen.items() if name != "name" and value is not None} == {
         "cause": "pass_refused",
-        "sentence": detail,
+        "sentence": "Sign in again to start a conversation.",
         "isPassError": True,
         "code": "token_invalid",
         "status": 401,
@@ -342,9 +345,7 @@ def test_the_client_says_that_a_proxy_answered(lab: Laboratory) -> None:
         return [await refused(), await refused()]""")
     lab.page.unroute("**/v1/signed-url")
 
-    assert seen == [
-        ["bad_answer", status, f"The service answered {status}, and not in its own words.", 7] for status in (502, 200)
-    ]
+    assert seen == [["bad_answer", status, "This service is not available at the moment.", 7] for status in (502, 200)]
 
 
 def test_a_session_cookie_does_where_there_is_no_token(lab: Laboratory) -> None:
@@ -467,3 +468,103 @@ def test_webrtc_takes_a_conversation_token_and_trusts_livekit_with_drops(lab: La
     assert seen[3] == "agent_ended"
     assert lost == "connection_lost"
     assert [call.path for call in world.emulator.records.calls] == ["/v1/convai/conversation/token"] * 2
+
+
+def test_if_webrtc_cannot_connect_the_client_continues_over_the_websocket_once_and_only_if_it_may(
+    lab: Laboratory, world: World
+) -> None:
+    """The real SDK dials LiveKit's real host, which does not resolve here."""
+    seen = lab.begin("""
+        const dialled = [];
+        const starter = { startSession: (options) => {
+          dialled.push("conversationToken" in options ? "webrtc" : "websocket");
+          return lab.Conversation.startSession(options);
+        } };
+        const refused = await lab.open({ starter, transport: "webrtc" }).ended;
+        const connection = lab.open({ starter, transport: "webrtc", fallback: "websocket" });
+        await connection.connected;
+        await connection.end();
+        const broken = { startSession: (options) => {
+          dialled.push("signedUrl" in options ? "websocket" : "webrtc");
+          return lab.Conversation.startSession({ ...options, signedUrl: "ws://127.0.0.1:1/?" });
+        } };
+        const given_up = await lab.open({ starter: broken, transport: "webrtc", fallback: "websocket" }).ended;
+        return { refused: refused.cause, dialled, given_up: given_up.cause, waits: lab.sleeps.length }""")
+
+    assert seen == {
+        "refused": "connection_lost",
+        "dialled": ["webrtc", "webrtc", "websocket", "webrtc", "websocket"],
+        "given_up": "connection_lost",
+        "waits": 0,
+    }
+    asked = [call.path.rpartition("/")[2] for call in world.emulator.records.calls]
+    assert asked == ["token", "token", "get-signed-url", "token", "get-signed-url"]
+
+
+def test_a_refused_pass_is_no_reason_to_change_to_the_websocket(lab: Laboratory, world: World) -> None:
+    world.emulator.faults["token"] = Fault(target="token", status=401)
+
+    cause = lab.begin("return (await lab.open({ transport: 'webrtc', fallback: 'websocket' }).ended).cause")
+
+    assert cause == "pass_refused"
+    assert {call.path for call in world.emulator.records.calls} == {"/v1/convai/conversation/token"}
+
+
+def test_the_sdk_gets_the_livekit_host_that_the_pass_names(lab: Laboratory) -> None:
+    seen = lab.go_on("""
+        const pass = { conversation_token: "x", user_id: "u-1", dynamic_variables: {} };
+        return [null, undefined, "wss://livekit.example"].map((livekit_url) =>
+          laboratory().asSession({ ...pass, livekit_url }))""")
+
+    session = {"conversationToken": "x", "userId": "u-1", "dynamicVariables": {}}
+    assert seen == [session, session, session | {"livekitUrl": "wss://livekit.example"}]
+
+
+def test_a_page_can_replace_each_sentence_and_a_refusals_by_its_code(lab: Laboratory) -> None:
+    seen = lab.begin("""
+        const sentences = { user_ended: "Fini.", pass_refused: ({ error, sentence }) => `${error.code}: ${sentence}` };
+        const connection = lab.open({ sentences });
+        await connection.connected;
+        const ended = await connection.end();
+        const refused = await lab.open({ sentences, token: () => null }).ended;
+        const explained = lab.explain({ reason: "user" }, sentences);
+        return [ended, connection.state.ending, explained, refused].map(({ sentence }) => sentence)""")
+
+    assert seen == ["Fini.", "Fini.", "Fini.", "not_signed_in: Sign in to start a conversation."]
+
+
+def test_only_the_developers_message_says_that_the_origin_may_not_be_allowed(lab: Laboratory) -> None:
+    with running(create_demo) as elsewhere:
+        seen = lab.begin(
+            """
+            const of = async (service) => {
+              const { error, sentence } = await lab.open({ service }).ended;
+              return [sentence, error.message];
+            };
+            return [await of(given), location.origin]""",
+            elsewhere,
+        )
+
+    (sentence, message), origin = seen
+    assert sentence == "The service cannot be reached. Check your network and try again."
+    blocked = f"VOICEPASS_ALLOWED_ORIGINS does not list this page's origin, {origin}"
+    assert message == f"{elsewhere} cannot be reached, or {blocked}."
+
+
+def test_no_sentence_for_a_page_names_a_company_a_setting_or_a_header(lab: Laboratory) -> None:
+    details = {kind.code: [kind.status, kind.detail] for kind in REFUSALS}
+
+    sentences = lab.page.evaluate(
+        """(details) => {
+          const { PassError, explain } = laboratory();
+          return Object.entries(details).map(([code, [status, detail]]) =>
+            explain(new PassError({ code, status, detail })).sentence);
+        }""",
+        details,
+    )
+
+    sentences += [cause.browser["sentence"] for cause in CAUSES.values() if cause.browser]
+    for sentence in sentences:
+        assert sentence[-1] == "."
+        assert len(sentence) <= 90
+        assert not re.search(r"ElevenLabs|voicepass|VOICEPASS|API|operator|log\b|JWT|header|'", sentence), sentence

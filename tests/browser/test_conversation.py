@@ -230,7 +230,7 @@ def test_a_refused_microphone_costs_no_pass(demo: Demo) -> None:
 
     demo.button("Start conversation").click()
 
-    expect(demo.status).to_have_text("Disconnected The browser may not use the microphone.")
+    expect(demo.status).to_have_text("Disconnected Allow the microphone in your browser, then try again.")
     expect(demo.page.get_by_text("No pass was taken. Text needs no microphone")).to_be_visible()
     expect(demo.minutes).to_have_attribute("aria-valuenow", "0")
 

@@ -71,7 +71,7 @@ def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World
 
     assert seen == {
         "cause": "microphone_denied",
-        "sentence": "The browser may not use the microphone.",
+        "sentence": "Allow the microphone in your browser, then try again.",
         "refusal": "NotAllowedError",
         "isKept": True,
         "tokens": 0,
@@ -111,7 +111,11 @@ def test_a_missing_microphone_sends_no_request(launch_chromium: Callable[..., Br
     finally:
         browser.close()
 
-    assert ending == ["microphone_missing", "There is no microphone.", "Requested device not found"]
+    assert ending == [
+        "microphone_missing",
+        "No microphone was found. Connect one, then try again.",
+        "Requested device not found",
+    ]
     assert asked_for == ["", "v1/client.js"]
 
 

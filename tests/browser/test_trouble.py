@@ -66,7 +66,9 @@ def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: 
         if "Reconnecting" in (demo.status.text_content() or ""):
             demo.wait(9)
 
-    expect(demo.status).to_have_text("Disconnected unreachable The service cannot be reached.")
+    expect(demo.status).to_have_text(
+        "Disconnected unreachable The service cannot be reached. Check your network and try again."
+    )
     expect(demo.button("Start conversation")).to_be_focused()
     assert world.passes_asked_for == 1
 

@@ -182,6 +182,15 @@ def test_text_only_needs_its_permission_and_empty_overrides_need_none(serve: Ser
     assert greeting.startswith("Hello Ada!")
 
 
+def test_the_agents_own_language_needs_no_permission_because_the_widget_always_sends_it(service: Service) -> None:
+    own_language = {"conversation_config_override": {"agent": {"language": "en"}}}
+
+    with talking(service.mint(), JS_VOICE_INITIATION | own_language) as talk:
+        greeting = talk.says()
+
+    assert greeting.startswith("Hello Ada!")
+
+
 def test_every_row_of_the_table_can_be_forced_and_then_no_longer(service: Service) -> None:
     for name, row in CLOSINGS.items():
         service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)

@@ -6,6 +6,8 @@ import type { Conversation as SdkConversation, DisconnectionDetails, PartialOpti
 export interface Pass {
   signed_url?: string;
   conversation_token?: string;
+  /** Beside a `conversation_token`: the LiveKit host of the agent's region, or null if the service does not know it. */
+  livekit_url?: string | null;
   conversation_id: string | null;
   agent: string;
   agent_id: string;
@@ -35,7 +37,7 @@ export class PassError extends Error {
   readonly code: string;
   /** The HTTP status; 0 where there was no answer. */
   readonly status: number;
-  /** What whoever reads this should do. */
+  /** What the user or the frontend's developer should do. `message` is for the developer. */
   readonly detail: string;
   /** Leads to the line in the service's log. */
   readonly requestId?: string;
@@ -43,7 +45,7 @@ export class PassError extends Error {
   readonly retryAfterSeconds?: number;
   /** Of a limit: from when a new try can succeed. */
   readonly resetsAt?: string;
-  constructor(problem: Record<string, unknown>);
+  constructor(problem: Record<string, unknown>, message?: string);
 }
 
 /** Why a conversation ended, or did not begin. Stable. */
@@ -73,7 +75,7 @@ export type Cause =
 
 export interface Ending {
   cause: Cause;
-  /** The cause in words. */
+  /** The cause in words that a page can show to its users. */
   sentence: string;
   /** Of the WebSocket; `closeReason` is in ElevenLabs' words. */
   closeCode?: number;
@@ -81,6 +83,9 @@ export interface Ending {
   /** What was thrown, if something was: a PassError where the cause is `pass_refused`. */
   error?: Error;
 }
+
+/** The page's own sentences, by cause. A function gets the ending, such as to choose by `error.code` of a refused pass. */
+export type Sentences = Partial<Record<Cause, string | ((ending: Ending) => string)>>;
 
 /** How things stand. `reconnects` says how many conversations came before: 0 for the first. */
 export type State =
@@ -111,6 +116,10 @@ export type SessionOptions = Omit<
 export interface ConnectOptions extends Omit<PassOptions, "signal"> {
   session?: SessionOptions;
   onChange?: (state: State) => void;
+  /** Replaces the sentences of `State`, such as for another language. */
+  sentences?: Sentences;
+  /** With `transport: "webrtc"`: what to use once WebRTC cannot connect, as where a network blocks UDP. Takes a new pass. */
+  fallback?: "websocket";
   /** How many passes may be asked for after one failed, until a conversation has held for a while. Left out: 5. */
   retries?: number;
   /** How long to try before giving up, waits that the service asked for included. Left out: 60. */
@@ -151,12 +160,30 @@ export function fetchPass(options?: PassOptions): Promise<Pass>;
 export function asSession(
   pass: Pass,
 ): { userId: string; dynamicVariables: Pass["dynamic_variables"] } & (
-  | { signedUrl: string; conversationToken?: never }
-  | { conversationToken: string; signedUrl?: never }
+  | { signedUrl: string; conversationToken?: never; livekitUrl?: never }
+  | { conversationToken: string; livekitUrl?: string; signedUrl?: never }
 );
 
-/** Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw. */
-export function explain(what: DisconnectionDetails | unknown): Ending;
+/**
+ * Says why a conversation ended. Takes the details of `onDisconnect`, or what `startSession` or `fetchPass` threw.
+ * `sentences` replaces its sentences.
+ */
+export function explain(what: DisconnectionDetails | unknown, sentences?: Sentences): Ending;
 
 /** Opens a conversation, keeps it open through network drops, and tells how it goes. Each attempt takes a new pass. */
 export function connect(Conversation: Starter, options?: ConnectOptions): Connection;
+
+export interface WidgetOptions extends Omit<PassOptions, "signal" | "transport"> {
+  /** Gets the reason why there is no pass. Left out: the developer's message goes to the console. */
+  onError?: (ending: Ending) => void;
+  /** Replaces the sentences that `onError` gets. */
+  sentences?: Sentences;
+  /** For tests. */
+  timers?: Timers;
+}
+
+/**
+ * Gives a new pass to each call of ElevenLabs' widget, `<elevenlabs-convai>`. Returns a function that stops this.
+ * The element must have no `agent-id`: with it, the widget ignores the signed URL.
+ */
+export function attachWidget(element: HTMLElement, options?: WidgetOptions): () => void;

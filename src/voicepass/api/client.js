@@ -16,6 +16,11 @@ const PASS_LIFETIME_MS = 15 * 60_000; // by ElevenLabs' documentation
 const BACKOFF_MS = 500; // doubled with each attempt
 const MOST_BACKOFF_MS = 8_000;
 const OFFLINE_GRACE_MS = 10_000;
+const WIDGET_PAUSE_MS = 10_000; // after a refusal; a pointer over the widget would otherwise ask without end
+const WIDGET_SPARE_MS = 60_000; // a pass that expires within this time is renewed
+/** @type {Cause[]} */
+const NOT_OPENED = ["connection_lost", "not_started"]; // what a failed WebRTC connection looks like
+const NOT_AVAILABLE = "This service is not available at the moment.";
 
 // codes: written by `python -m tests.elevenlabs.test_codes` from elevenlabs/codes.toml
 /**
@@ -23,22 +28,22 @@ const OFFLINE_GRACE_MS = 10_000;
  * @type {[Cause, string, RegExp | null, (string | number)[]][]}
  */
 const CAUSES = [
-  ["microphone_denied", "The browser may not use the microphone.", null, ["NotAllowedError"]],
-  ["microphone_missing", "There is no microphone.", null, ["NotFoundError"]],
-  ["microphone_unavailable", "The microphone cannot be opened.", null, ["NotReadableError"]],
-  ["agent_unknown", "There is no such agent.", /agent you are trying to reach does not exist/i, []],
-  ["quota_exceeded", "The quota at ElevenLabs is used up.", /exceeds your quota/i, []],
-  ["too_many_concurrent", "Too many conversations are open at once. Try again in a while.", /too many concurrent/i, [3008]],
-  ["variables_missing", "The agent needs variables that it was not given.", /Missing required dynamic variables in [^:]{1,99}: \{[^}]*|Missing dynamic variable after agent transfer/i, []],
-  ["override_not_allowed", "The agent does not let the page change this setting.", /Override for field '[^']+' is not allowed|Override is not allowed/i, []],
-  ["language_unsupported", "The agent does not speak this language.", /Language '[^']+' is not supported/i, []],
-  ["daily_limit", "The agent has had all its calls for today.", /daily call limit of \d+/i, []],
-  ["host_not_allowed", "The agent does not talk to pages of this site.", /Host \S+ is not allowed/i, []],
-  ["agent_misconfigured", "The agent is not set up correctly.", /appears to be misconfigured/i, []],
-  ["unauthorized", "ElevenLabs did not accept the pass.", /Could not authorize/i, [3000]],
-  ["max_duration", "The conversation reached its longest duration.", null, ["max_duration_exceeded"]],
-  ["agent_failed", "Something went wrong at ElevenLabs.", null, [1002, 1011]],
-  ["refused", "ElevenLabs did not accept what the page sent.", null, [1008]],
+  ["microphone_denied", "Allow the microphone in your browser, then try again.", null, ["NotAllowedError"]],
+  ["microphone_missing", "No microphone was found. Connect one, then try again.", null, ["NotFoundError"]],
+  ["microphone_unavailable", "The microphone cannot be opened. Close other programs that use it, then try again.", null, ["NotReadableError"]],
+  ["agent_unknown", "This service is not available at the moment.", /agent you are trying to reach does not exist/i, []],
+  ["quota_exceeded", "This service is not available at the moment.", /exceeds your quota/i, []],
+  ["too_many_concurrent", "Too many people are in a conversation at the moment. Try again in a few minutes.", /too many concurrent/i, [3008]],
+  ["variables_missing", "This service is not available at the moment.", /Missing required dynamic variables in [^:]{1,99}: \{[^}]*|Missing dynamic variable after agent transfer/i, []],
+  ["override_not_allowed", "This service is not available at the moment.", /Override for field '[^']+' is not allowed|Override is not allowed/i, []],
+  ["language_unsupported", "This language is not available.", /Language '[^']+' is not supported/i, []],
+  ["daily_limit", "No more conversations are possible today. Try again tomorrow.", /daily call limit of \d+/i, []],
+  ["host_not_allowed", "This service is not available at the moment.", /Host \S+ is not allowed/i, []],
+  ["agent_misconfigured", "This service is not available at the moment.", /appears to be misconfigured/i, []],
+  ["unauthorized", "The conversation could not be started. Try again.", /Could not authorize/i, [3000]],
+  ["max_duration", "The conversation reached its time limit.", null, ["max_duration_exceeded"]],
+  ["agent_failed", "Something went wrong. Try again.", null, [1002, 1011]],
+  ["refused", "This service is not available at the moment.", null, [1008]],
   ["agent_ended", "The agent ended the conversation.", null, [1000]],
   ["connection_lost", "The connection was lost.", null, [1001, 1005, 1006]],
 ];
@@ -48,14 +53,18 @@ const NEW_PASS_HELPS = ["connection_lost"];
 /** @type {Ending} */
 const INSECURE_PAGE = {
   cause: "microphone_unavailable",
-  sentence: "The browser offers the microphone only to pages that are served over https or from localhost.",
+  sentence: NOT_AVAILABLE,
+  error: new Error("The browser offers the microphone only to pages that are served over https or from localhost."),
 };
 
 /** There is no pass: the service's problem (RFC 9457), or `unreachable`, `bad_answer` or `not_signed_in`. */
 export class PassError extends Error {
-  /** @param {Record<string, any>} problem */
-  constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }) {
-    super(detail);
+  /**
+   * @param {Record<string, any>} problem
+   * @param {string} [message] for the page's developer
+   */
+  constructor({ code, status, detail, request_id, retry_after_seconds, resets_at }, message = detail) {
+    super(message);
     this.name = "PassError";
     /** @type {string} */ this.code = code;
     /** @type {number} */ this.status = status;
@@ -98,7 +107,10 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
     text = await response.text();
   } catch {
     throwIfAborted(signal);
-    throw new PassError({ code: "unreachable", status: 0, detail: "The service cannot be reached." });
+    const detail = "The service cannot be reached. Check your network and try again.";
+    const isBlocked = `, or VOICEPASS_ALLOWED_ORIGINS does not list this page's origin, ${location.origin}`;
+    const message = `${url.origin} cannot be reached${url.origin === location.origin ? "" : isBlocked}.`;
+    throw new PassError({ code: "unreachable", status: 0, detail }, message);
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", cancel);
@@ -108,12 +120,9 @@ export async function fetchPass({ service = HOME, agent, transport = "websocket"
   if (response.ok && answer?.user_id) return answer;
   if (answer?.code) throw new PassError(answer);
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "");
-  throw new PassError({
-    code: "bad_answer",
-    status,
-    detail: `The service answered ${status}, and not in its own words.`,
-    retry_after_seconds: Number.isNaN(seconds) ? undefined : seconds,
-  });
+  const problem = { code: "bad_answer", status, detail: NOT_AVAILABLE };
+  const retry_after_seconds = Number.isNaN(seconds) ? undefined : seconds;
+  throw new PassError({ ...problem, retry_after_seconds }, `A proxy answered ${status} instead of voicepass.`);
 }
 
 /** @param {NonNullable<import("./client.js").PassOptions["token"]>} token */
@@ -133,28 +142,40 @@ function throwIfAborted(signal) {
  *
  * @param {Pass} pass
  */
-export function asSession({ signed_url, conversation_token, user_id, dynamic_variables }) {
+export function asSession({ signed_url, conversation_token, livekit_url, user_id, dynamic_variables }) {
   const who = { userId: user_id, dynamicVariables: dynamic_variables };
-  if (conversation_token !== undefined) return { ...who, conversationToken: conversation_token };
-  return { ...who, signedUrl: /** @type {string} */ (signed_url) };
+  if (conversation_token === undefined) return { ...who, signedUrl: /** @type {string} */ (signed_url) };
+  return { ...who, conversationToken: conversation_token, ...(livekit_url ? { livekitUrl: livekit_url } : {}) };
+}
+
+/**
+ * How long a pass may be used. If the user's clock is wrong, it would seem expired, or seem to last for hours.
+ *
+ * @param {Pass} pass
+ * @param {number} receivedAt
+ */
+function lifetimeMs({ expires_at }, receivedAt) {
+  const leftMs = Date.parse(expires_at ?? "") - receivedAt;
+  return leftMs > 0 && leftMs < PASS_LIFETIME_MS ? leftMs : PASS_LIFETIME_MS;
 }
 
 /**
  * Says why a conversation ended, or why it did not begin.
  *
  * @param {any} what the details of the SDK's `onDisconnect`, or what `startSession` or `fetchPass` threw
+ * @param {import("./client.js").Sentences} [sentences] the page's own
  * @returns {Ending}
  */
-export function explain(what) {
+export function explain(what, sentences) {
   const closeCode = what?.closeCode ?? what?.context?.code;
   const closeReason = what?.closeReason ?? what?.context?.reason;
   const error = what instanceof Error ? what : undefined;
   /** @type {(cause: Cause, sentence: string) => Ending} */
-  const because = (cause, sentence) => ({ cause, sentence, closeCode, closeReason, error });
+  const because = (cause, sentence) => reword({ cause, sentence, closeCode, closeReason, error }, sentences);
   /** @type {(name: any) => (typeof CAUSES)[number] | undefined} */
   const named = (name) => CAUSES.find(([, , , names]) => names.includes(name));
 
-  if (what instanceof PassError) return because("pass_refused", what.detail);
+  if (what instanceof PassError) return because("pass_refused", sentenceOf(what));
   if (what?.reason === "user") return because("user_ended", "You ended the conversation.");
   // A drop has no code of its own: 1006, the code of a server that shuts down, or none. LiveKit's error has a name.
   const isDrop = !error || closeCode !== undefined || /ConnectionError$/.test(error.name);
@@ -165,7 +186,29 @@ export function explain(what) {
     named(closeCode) ??
     (isDrop && named(1006));
   if (known) return because(known[0], known[1]);
-  return because("not_started", "The conversation could not be opened.");
+  return because("not_started", "The conversation could not be started. Try again.");
+}
+
+/**
+ * The details of 401 and of the other statuses below 500 are for the frontend's developer, but for 403 and 429.
+ *
+ * @param {PassError} error
+ */
+function sentenceOf({ status, detail }) {
+  if (status === 401) return "Sign in again to start a conversation.";
+  return status >= 400 && status < 500 && status !== 403 && status !== 429 ? NOT_AVAILABLE : detail;
+}
+
+/**
+ * Puts the page's own sentence into an ending, if the page has one for this cause.
+ *
+ * @param {Ending} ending
+ * @param {import("./client.js").Sentences} [sentences]
+ * @returns {Ending}
+ */
+function reword(ending, sentences = {}) {
+  const own = sentences[ending.cause];
+  return own === undefined ? ending : { ...ending, sentence: typeof own === "string" ? own : own(ending) };
 }
 
 /** @type {import("./client.js").Timers} */
@@ -196,12 +239,23 @@ function mayHelp({ cause, error }, wasConnected) {
 }
 
 /**
+ * How long the service asked to wait.
+ *
+ * @param {Ending} ending
+ */
+function askedMs({ error }) {
+  return error instanceof PassError ? (error.retryAfterSeconds ?? 0) * 1000 : 0;
+}
+
+/**
  * Opens a conversation, reconnects after network drops, and reports each change. Each attempt takes a new pass.
  *
  * @type {typeof import("./client.js").connect}
  */
 export function connect(Conversation, options = {}) {
-  const { session = {}, retries = 5, patienceSeconds = 60, onChange, timers: { now, random, sleep } = TIMERS } = options;
+  const { session = {}, retries = 5, patienceSeconds = 60, onChange, sentences } = options;
+  const { now, random, sleep } = options.timers ?? TIMERS;
+  let { transport } = options;
   const patienceMs = patienceSeconds * 1000;
   const isVoice = !(session.textOnly ?? session.overrides?.conversation?.textOnly);
   const hangUp = new AbortController();
@@ -246,7 +300,7 @@ export function connect(Conversation, options = {}) {
   async function once() {
     const over = new AbortController();
     let heldMs = -1; // it was never open
-    let [receivedAt, lifetimeMs, wentOffline, isDead, lacksToken] = [0, 0, false, false, false];
+    let [receivedAt, usableMs, wentOffline, isDead, lacksToken] = [0, 0, false, false, false];
     const token =
       options.token &&
       (async () => {
@@ -255,15 +309,14 @@ export function connect(Conversation, options = {}) {
         lacksToken = false;
         return jwt;
       });
+    /** @type {Ending} */
     let ending;
     try {
       tell({ status: "connecting", reconnects });
-      const pass = await fetchPass({ ...options, token, signal: hangUp.signal });
+      const pass = await fetchPass({ ...options, transport, token, signal: hangUp.signal });
       throwIfAborted(hangUp.signal);
       receivedAt = now();
-      // If the user's clock is wrong, the pass would seem expired, or seem to last for hours.
-      const leftMs = Date.parse(pass.expires_at ?? "") - receivedAt;
-      lifetimeMs = leftMs > 0 && leftMs < PASS_LIFETIME_MS ? leftMs : PASS_LIFETIME_MS;
+      usableMs = lifetimeMs(pass, receivedAt);
       tell({ status: "connecting", reconnects, pass });
       const details = await new Promise((resolve, reject) => {
         /** @type {import("@elevenlabs/client").Conversation} */
@@ -307,17 +360,17 @@ export function connect(Conversation, options = {}) {
       ending = explain(error);
     }
     over.abort();
-    releaseMicrophone();
     conversation = null;
     if (heldMs >= 0) heldMs = now() - heldMs;
     // LiveKit itself reconnects after drops; if a room closes while the browser is online, the other side closed it.
-    const wasClosed = options.transport === "webrtc" && heldMs >= 0 && !wentOffline;
+    const wasClosed = transport === "webrtc" && heldMs >= 0 && !wentOffline;
     if (ending.cause === "connection_lost" && wasClosed) ending = explain({ reason: "agent" });
     // The machine slept before the pass was used.
-    if (ending.cause === "unauthorized" && now() - receivedAt >= lifetimeMs) {
-      ending = { ...ending, cause: "pass_expired", sentence: "The pass was too old." };
+    if (ending.cause === "unauthorized" && now() - receivedAt >= usableMs) {
+      ending = { ...ending, cause: "pass_expired", sentence: "The conversation was not started in time. Try again." };
     }
-    return { ending: /** @type {Ending} */ (ending), heldMs, lacksToken };
+    const hasNotOpened = receivedAt > 0 && heldMs < 0 && NOT_OPENED.includes(ending.cause);
+    return { ending, heldMs, lacksToken, hasNotOpened };
   }
 
   /** @returns {Promise<Ending>} */
@@ -338,7 +391,12 @@ export function connect(Conversation, options = {}) {
     /** @type {number | null} */
     let since = null;
     for (;;) {
-      const { ending, heldMs, lacksToken } = await once();
+      const { ending, heldMs, lacksToken, hasNotOpened } = await once();
+      if (hasNotOpened && transport === "webrtc" && options.fallback === "websocket" && !hangUp.signal.aborted) {
+        transport = "websocket"; // a firewall that blocks WebRTC's UDP lets a WebSocket through
+        continue;
+      }
+      releaseMicrophone();
       if (heldMs >= 0) {
         [wasConnected, since, reconnects] = [true, null, reconnects + 1];
         if (heldMs >= patienceMs) attempt = 0; // a shorter time would let a bad line take passes without end
@@ -348,7 +406,8 @@ export function connect(Conversation, options = {}) {
       // After a drop, the page may be unable to renew the user's token until the network is back.
       const retry = mayHelp(ending, wasConnected) || (wasConnected && lacksToken);
       if (hangUp.signal.aborted || attempt > retries || !retry) return ending;
-      const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because: ending, attempt };
+      const because = reword(ending, sentences);
+      const waiting = { status: /** @type {const} */ ("waiting"), reconnects, because, attempt };
       if (navigator.onLine === false) {
         tell({ ...waiting, retryInSeconds: null });
         let isBack = () => {};
@@ -357,8 +416,7 @@ export function connect(Conversation, options = {}) {
         removeEventListener("online", isBack);
         if (hangUp.signal.aborted || !navigator.onLine) return ending;
       }
-      const asked = ending.error instanceof PassError ? (ending.error.retryAfterSeconds ?? 0) * 1000 : 0;
-      const waitMs = asked + random() * Math.min(BACKOFF_MS * 2 ** (attempt - 1), MOST_BACKOFF_MS);
+      const waitMs = askedMs(ending) + random() * Math.min(BACKOFF_MS * 2 ** (attempt - 1), MOST_BACKOFF_MS);
       if (now() + waitMs > since + patienceMs) return ending;
       tell({ ...waiting, retryInSeconds: waitMs / 1000 });
       await sleep(waitMs, hangUp.signal);
@@ -370,7 +428,8 @@ export function connect(Conversation, options = {}) {
   const connection = {
     state: { status: "connecting", reconnects },
     connected,
-    ended: Promise.race([Promise.resolve().then(run), hungUp.then(() => explain({ reason: "user" }))]).then((ending) => {
+    ended: Promise.race([Promise.resolve().then(run), hungUp.then(() => explain({ reason: "user" }))]).then((why) => {
+      const ending = reword(why, sentences);
       tell({ status: "ended", ending });
       isNot(ending.error ?? new Error(ending.sentence));
       return ending;
@@ -382,4 +441,74 @@ export function connect(Conversation, options = {}) {
     },
   };
   return connection;
+}
+
+/**
+ * Gives each call of ElevenLabs' widget a pass of its own. The widget takes it at once or not at all, so the next one
+ * is fetched ahead: when a call has begun, and when a pointer or the focus comes to a widget whose pass is used or old.
+ *
+ * @type {typeof import("./client.js").attachWidget}
+ */
+export function attachWidget(element, options = {}) {
+  const { onError = ({ error }) => console.warn(`voicepass: ${error?.message}`), sentences } = options;
+  const { now, sleep } = options.timers ?? TIMERS;
+  const detached = new AbortController();
+  /** @type {Pass | null} */
+  let pass = null;
+  let [usableUntil, isBusy] = [0, false];
+
+  async function renew() {
+    const isUseless = detached.signal.aborted || element.hasAttribute("agent-id");
+    if (isBusy || isUseless || (pass && now() < usableUntil)) return;
+    isBusy = true;
+    let shouldRetry = false;
+    try {
+      pass = await fetchPass({ ...options, transport: "websocket", signal: detached.signal });
+      usableUntil = now() + lifetimeMs(pass, now()) - WIDGET_SPARE_MS;
+      // Only the first: at each change the widget loads its settings, and it closes an open call if that fails.
+      if (!element.hasAttribute("signed-url")) element.setAttribute("signed-url", pass.signed_url ?? "");
+    } catch (error) {
+      if (detached.signal.aborted) return;
+      const ending = explain(error, sentences);
+      onError(ending);
+      await sleep(Math.max(askedMs(ending), WIDGET_PAUSE_MS), detached.signal);
+      shouldRetry = mayHelp(ending, true);
+    }
+    isBusy = false;
+    if (shouldRetry) renew();
+  }
+
+  function hasAgentId() {
+    const isSet = element.hasAttribute("agent-id");
+    if (isSet) console.warn("voicepass: remove agent-id from the widget. With it, the widget ignores the signed URL.");
+    return isSet;
+  }
+
+  /** @param {any} event */
+  function handOver({ detail: { config } }) {
+    if (hasAgentId() || !pass) return;
+    const dynamicVariables = { ...config.dynamicVariables, ...pass.dynamic_variables };
+    const { onConnect } = config;
+    /** @param {unknown} props */
+    const isOpen = (props) => {
+      onConnect?.(props);
+      renew(); // not before: the service would return the same pass to a user who has reached a limit
+    };
+    Object.assign(config, asSession(pass), { dynamicVariables, onConnect: isOpen });
+    pass = null;
+  }
+
+  const listeners = Object.entries({
+    "elevenlabs-convai:call": handOver,
+    pointermove: renew,
+    pointerdown: renew,
+    focusin: renew,
+  });
+  hasAgentId();
+  listeners.forEach(([name, listener]) => element.addEventListener(name, listener));
+  renew();
+  return () => {
+    detached.abort();
+    listeners.forEach(([name, listener]) => element.removeEventListener(name, listener));
+  };
 }

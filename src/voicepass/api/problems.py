@@ -31,7 +31,7 @@ _MAX_LOGGED_CHARACTERS: Final = 100
 
 _WRONG_FORM: Final = (
     "The path or the body does not have the form that this route takes. A body is JSON, with the header "
-    "'Content-Type: application/json'. With VOICEPASS_DOCS=true, /docs shows every form."
+    "'Content-Type: application/json'."
 )
 
 _CHALLENGES: Final = {SignatureInvalid.code: "ElevenLabs-Signature", TokenMissing.code: "Bearer"}

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voicepass import errors
 from voicepass.api.problems import PROBLEM_JSON, Instant, Problem
+from voicepass.elevenlabs import find_livekit_url
 from voicepass.errors import Refusal
 from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
 
@@ -44,6 +45,7 @@ class _PassFields(BaseModel):
             {
                 "signed_url": credential.secret,  # pydantic takes the one of these
                 "conversation_token": credential.secret,  # two that this answer has
+                "livekit_url": find_livekit_url(voice_pass.agent.base_url),
                 "conversation_id": credential.conversation_id,
                 "agent": voice_pass.agent.alias,
                 "agent_id": voice_pass.agent.agent_id,
@@ -63,6 +65,9 @@ class _SignedUrl(BaseModel):
 
 class _ConversationToken(BaseModel):
     conversation_token: str = Field(description="Opens one conversation over WebRTC.", examples=["eyJ…"])
+    livekit_url: str | None = Field(
+        description="The SDK's `livekitUrl`; null if the region's LiveKit host is not known."
+    )
 
 
 class SignedUrlPass(_PassFields, _SignedUrl):  # in this order, the credential is the first field

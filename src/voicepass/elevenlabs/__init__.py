@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -32,7 +32,7 @@ from voicepass.elevenlabs.resilience import Bulkhead, Guard
 from voicepass.errors import AgentUnknown, BadAnswer, Busy, ConversationUnknown, KeyRejected, Refusal
 from voicepass.model import Agent, Clock, Credential, Transport
 
-__all__ = ["REGIONS", "ElevenLabs", "Workspace"]
+__all__ = ["REGIONS", "ElevenLabs", "Workspace", "find_livekit_url"]
 
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes (documentation, "Signed URLs")."""
@@ -45,6 +45,13 @@ REGIONS: Final = {
     "Singapore residency": "https://api.sg.residency.elevenlabs.io",
 }
 """The vendor's hosts (environments of the official SDKs). Each residency region has its own keys."""
+
+_LIVEKIT_URLS: Final = {
+    "api.elevenlabs.io": "wss://livekit.rtc.elevenlabs.io",
+    "api.eu.residency.elevenlabs.io": "wss://livekit.rtc.eu.residency.elevenlabs.io",
+    "api.in.residency.elevenlabs.io": "wss://livekit.rtc.in.residency.elevenlabs.io",
+}
+"""Where WebRTC connects, by API host (the JavaScript SDK's `utils/location`). No SDK knows the other regions' host."""
 
 LOOKUPS_SHARE: Final = 8
 """One in so many calls at once may be a lookup. Lookups have their own slots."""
@@ -229,6 +236,11 @@ class ElevenLabs:
             # The call named no agent, so this is a proxy's 404, or the path has changed.
             raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
         return parse_json_object(body)
+
+
+def find_livekit_url(base_url: str) -> str | None:
+    """Return where the SDK opens a conversation token of this ElevenLabs host, or None if voicepass does not know."""
+    return _LIVEKIT_URLS.get(urlsplit(base_url).hostname or "")
 
 
 @cache

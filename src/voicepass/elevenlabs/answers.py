@@ -40,16 +40,16 @@ def parse_signed_url(answer: dict[str, object], agent: Agent, base: Origin, *, e
     """Return the signed URL of an answer. Raises BadAnswer if it is unusable, or of another agent or host."""
     url = answer.get("signed_url")
     if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
-        raise BadAnswer(operator_note="the answer holds no usable signed_url")
+        raise BadAnswer(operator_note="the answer holds no usable signed_url; is the base URL right?")
     try:
         parts = urlsplit(url)
         _check_origin(parts, base)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
     except ValueError as error:
-        raise BadAnswer(operator_note="the signed_url is malformed") from error
+        raise BadAnswer(operator_note="the signed_url is malformed; does a proxy change the answers?") from error
     if {name for name, _ in query} <= _UNSIGNED:
         # ElevenLabs would close the conversation at once.
-        raise BadAnswer(operator_note="the signed_url carries no signature")
+        raise BadAnswer(operator_note="the signed_url carries no signature; does a proxy change the answers?")
     if any(value != agent.agent_id for name, value in query if name == "agent_id"):
         raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
     in_query = [value for name, value in query if name == "conversation_id"]
@@ -69,7 +69,7 @@ def _check_origin(url: SplitResult, base: Origin) -> None:
     if origin.port == base.port and _is_vendor(origin.host) and _is_vendor(base.host):
         _log.warning("signed_url.host_differed", configured=base.host, answered=origin.host)
         return
-    raise BadAnswer(operator_note=f"the signed_url leads to {origin.host}, not to {base.host}")
+    raise BadAnswer(operator_note=f"the signed_url leads to {origin.host}, not to {base.host}; is the base URL right?")
 
 
 def _is_vendor(host: str) -> bool:
@@ -80,7 +80,7 @@ def parse_conversation_token(answer: dict[str, object]) -> Credential:
     """Return the LiveKit token of an answer, with the expiry and the conversation that the token itself names."""
     token = answer.get("token")
     if not isinstance(token, str) or not _HEADER_SAFE.fullmatch(token):
-        raise BadAnswer(operator_note="the answer holds no usable token")
+        raise BadAnswer(operator_note="the answer holds no usable token; is the base URL right?")
     unverified_claims = _parse_unverified_claims(token)
     expires_at = unverified_claims.get("exp")
     video = unverified_claims.get("video")
@@ -134,5 +134,5 @@ def parse_json_object(body: bytes) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise BadAnswer(operator_note="the answer is not JSON; is the base URL right?") from error
     if not isinstance(answer, dict):
-        raise BadAnswer(operator_note="the answer is not a JSON object")
+        raise BadAnswer(operator_note="the answer is not a JSON object; is the base URL right?")
     return answer
