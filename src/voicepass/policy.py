@@ -38,6 +38,22 @@ class Rule:
             for claim, values in self.conditions.items()
         )
 
+    def covers(self, other: "Rule") -> bool:
+        """Whether this rule admits every user whom `other` admits."""
+        return all(
+            claim in other.conditions
+            and all(any(_same(named, value) for value in values) for named in other.conditions[claim])
+            for claim, values in self.conditions.items()
+        )
+
+    def list_impossible(self) -> list[str]:
+        """Return the claims of which no token can hold a listed value."""
+        return [
+            claim
+            for claim, values in self.conditions.items()
+            if not any(_can_be_held(claim, value) for value in values)
+        ]
+
     def __str__(self) -> str:
         return " and ".join(
             f"{claim} is {' or '.join(map(_shown, values))}" for claim, values in self.conditions.items()
@@ -76,13 +92,30 @@ class AgentRules:
         return next((rule for rule in self.allow if rule.admits(user.claims)), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitPlan:
+    """Limits by a name, and the users to whom they apply: those whom one of the rules admits."""
+
+    name: str | None
+    when: tuple[Rule, ...]
+    limits: tuple[Limit, ...]
+
+    def covers(self, other: "LimitPlan") -> bool:
+        """Whether this plan applies to every user to whom `other` applies."""
+        return all(any(rule.covers(covered) for rule in self.when) for covered in other.when)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator allows, by the alias of the agent, and how much. `conversation_seconds`: set aside per pass."""
+    """What the operator allows, by the alias of the agent, and how much. `conversation_seconds`: set aside per pass.
+
+    `limits` are those of users to whom no plan applies.
+    """
 
     agents: Mapping[str, AgentRules]
     limits: tuple[Limit, ...] = ()
     conversation_seconds: int = 600
+    plans: tuple[LimitPlan, ...] = ()
 
     def agent_for(self, user: User, alias: str) -> Agent:
         """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""
@@ -92,6 +125,13 @@ class Policy:
         if rules.admitting(user) is None:
             raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
         return rules.agent
+
+    def plan_for(self, user: User) -> LimitPlan:
+        """Return the first plan that applies to this user, or else one without a name."""
+        for plan in self.plans:
+            if any(rule.admits(user.claims) for rule in plan.when):
+                return plan
+        return LimitPlan(name=None, when=(), limits=self.limits)
 
     def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
         """Return the dynamic variables for `agent`: always `user_id` and `user_name`, then what is configured.
@@ -148,6 +188,12 @@ def _values_of(claim: str, claims: Mapping[str, object]) -> list[object]:
 
 def _same(held: object, wanted: Scalar) -> bool:
     return isinstance(held, bool) == isinstance(wanted, bool) and held == wanted  # to Python, True is 1
+
+
+def _can_be_held(claim: str, value: Scalar) -> bool:
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return claim not in SCOPE_CLAIMS or " " not in str(value)
 
 
 def _is_of(wanted: VariableType | None, value: Scalar) -> bool:

@@ -1,10 +1,14 @@
 """`[limits]` of the policy file: how much users may do, and the questions about it that the ledger answers."""
 
-from typing import Annotated, Final
+from itertools import combinations
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from voicepass.config.checks import check_plan_name
+from voicepass.config.conditions import When
 from voicepass.model import Counted, Limit, Scope
+from voicepass.policy import LimitPlan, Rule
 
 OFF: Final = "off"
 DAY_SECONDS: Final = 24 * 60 * 60
@@ -47,10 +51,17 @@ class LimitsEntry(Entry):
     minutes_per_day: Amount = None
     minutes_per_month: Amount = None
 
-    def limits(self, scope: Scope) -> tuple[Limit, ...]:
+    def limits(self, scope: Scope, *, plan: str | None = None) -> tuple[Limit, ...]:
         """Return the questions to ask the ledger."""
         return tuple(
-            Limit(name=f"{scope.value}_{name}", scope=scope, counted=counted, most=most * unit, window_seconds=window)
+            Limit(
+                name=f"{scope.value}_{name}",
+                scope=scope,
+                counted=counted,
+                most=most * unit,
+                window_seconds=window,
+                plan=plan,
+            )
             for name, (counted, window, unit) in _QUESTIONS.items()
             if (most := getattr(self, name)) is not None
         )
@@ -66,6 +77,18 @@ class UserLimitsEntry(LimitsEntry):
     minutes_per_month: Amount = 600
 
 
+class PlanEntry(LimitsEntry):
+    """`[[limits.plan]]`: the limits of users for whom `when` holds. Missing keys come from `[limits.user]`."""
+
+    name: Annotated[str, AfterValidator(check_plan_name)]
+    when: When
+
+    def complete(self, user: UserLimitsEntry) -> UserLimitsEntry:
+        """Return the limits of `[limits.user]`, changed as this plan says."""
+        own = self.model_fields_set & LimitsEntry.model_fields.keys()
+        return user.model_copy(update={key: getattr(self, key) for key in own})
+
+
 class LimitTables(Entry):
     """`[limits]`. `conversation_minutes` is reserved for each pass until voicepass knows what it used."""
 
@@ -73,7 +96,31 @@ class LimitTables(Entry):
     user: UserLimitsEntry = UserLimitsEntry()
     agent: LimitsEntry = LimitsEntry()
     all: LimitsEntry = LimitsEntry()
+    plan: list[PlanEntry] = Field([])
+
+    @model_validator(mode="after")
+    def _check_plans_differ(self) -> Self:
+        for (first, one), (second, other) in combinations(enumerate(self.plans()), 2):
+            if one.name == other.name:
+                raise ValueError(f"has two plans of the same name: plan.{first} and plan.{second}")
+            if one.covers(other) and other.covers(one):
+                raise ValueError(f"has two plans for the same users: plan.{first} and plan.{second}")
+        return self
 
     def limits(self) -> tuple[Limit, ...]:
-        """Return every limit that is on."""
-        return (*self.user.limits(Scope.USER), *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
+        """Return every limit that is on for users to whom no plan applies."""
+        return self._add_shared(self.user.limits(Scope.USER))
+
+    def plans(self) -> tuple[LimitPlan, ...]:
+        """Return the plans, each with every limit that is on."""
+        return tuple(
+            LimitPlan(
+                name=entry.name,
+                when=tuple(map(Rule, entry.when)),
+                limits=self._add_shared(entry.complete(self.user).limits(Scope.USER, plan=entry.name)),
+            )
+            for entry in self.plan
+        )
+
+    def _add_shared(self, of_user: tuple[Limit, ...]) -> tuple[Limit, ...]:
+        return (*of_user, *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))

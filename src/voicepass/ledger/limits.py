@@ -195,6 +195,7 @@ def _refuse(answer: Usage, whose: Row, now: float) -> Dialogue[LimitReached]:
         limit_name=limit.name,
         most=limit.most,
         window_seconds=limit.window_seconds,
+        plan=limit.plan,
     )
 
 
