@@ -12,14 +12,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
 
-from voicepass.api.adminport import AdminPort
+from voicepass.api.adminport import AdminPort, admin_routes
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
 from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
 from voicepass.api.readiness import LedgerCheck
-from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
+from voicepass.api.routes import backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
 from voicepass.config.build import Configuration, configure, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.elevenlabs import ElevenLabs
@@ -50,7 +50,7 @@ COLLECT_EVERY: Final = 10_000
 def create_app(settings: Settings | None = None, *, admin_port: int | None = None) -> FastAPI:
     """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError.
 
-    With `admin_port`, `/metrics` and `/v1/blocks` answer on that port only. The server must listen on it as well.
+    With `admin_port`, the routes for operators answer on that port only. The server must listen on it as well.
     """
     settings = settings or load_settings()
     configuration = configure(settings)

@@ -128,10 +128,8 @@ class Policy:
 
     def plan_for(self, user: User) -> LimitPlan:
         """Return the first plan that applies to this user, or else one without a name."""
-        for plan in self.plans:
-            if any(rule.admits(user.claims) for rule in plan.when):
-                return plan
-        return LimitPlan(name=None, when=(), limits=self.limits)
+        plans = (plan for plan in self.plans if any(rule.admits(user.claims) for rule in plan.when))
+        return next(plans, LimitPlan(name=None, when=(), limits=self.limits))
 
     def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
         """Return the dynamic variables for `agent`: always `user_id` and `user_name`, then what is configured.

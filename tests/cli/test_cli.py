@@ -232,6 +232,8 @@ COMMANDS = [
     "block",
     "unblock",
     "blocks",
+    "extend",
+    "extensions",
     "policy",
     "doctor",
 ]

@@ -8,6 +8,7 @@ import typer
 
 from voicepass.cli.blocking import block, blocks, unblock
 from voicepass.cli.emulation import demo, emulator
+from voicepass.cli.extending import extend, extensions
 from voicepass.cli.failures import Commands
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage
@@ -57,6 +58,8 @@ app.command()(export)
 app.command()(block)
 app.command()(unblock)
 app.command()(blocks)
+app.command()(extend)
+app.command()(extensions)
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from voicepass.config.checks import TENANT, Surroundings, split_list
-from voicepass.config.conditions import EVERYONE
+from voicepass.config.checks import EVERYONE, TENANT, Surroundings, split_list
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.issuerchecks import key_from_text
 from voicepass.config.policyfile import (

@@ -1,13 +1,13 @@
 """`[limits]` of the policy file: how much users may do, and the questions about it that the ledger answers."""
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from voicepass.config.checks import check_plan_name
-from voicepass.config.conditions import When
-from voicepass.model import Counted, Limit, Scope
+from voicepass.config import checks
+from voicepass.model import Counted, Limit, Scalar, Scope
 from voicepass.policy import LimitPlan, Rule
 
 OFF: Final = "off"
@@ -24,6 +24,9 @@ def _parse_amount(value: object) -> object:
 
 
 Amount = Annotated[int | None, BeforeValidator(_parse_amount)]
+
+
+Conditions = dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(checks.parse_scalars)]]
 
 
 class Entry(BaseModel):
@@ -51,17 +54,10 @@ class LimitsEntry(Entry):
     minutes_per_day: Amount = None
     minutes_per_month: Amount = None
 
-    def limits(self, scope: Scope, *, plan: str | None = None) -> tuple[Limit, ...]:
+    def limits(self, scope: Scope) -> tuple[Limit, ...]:
         """Return the questions to ask the ledger."""
         return tuple(
-            Limit(
-                name=f"{scope.value}_{name}",
-                scope=scope,
-                counted=counted,
-                most=most * unit,
-                window_seconds=window,
-                plan=plan,
-            )
+            Limit(name=f"{scope.value}_{name}", scope=scope, counted=counted, most=most * unit, window_seconds=window)
             for name, (counted, window, unit) in _QUESTIONS.items()
             if (most := getattr(self, name)) is not None
         )
@@ -80,8 +76,13 @@ class UserLimitsEntry(LimitsEntry):
 class PlanEntry(LimitsEntry):
     """`[[limits.plan]]`: the limits of users for whom `when` holds. Missing keys come from `[limits.user]`."""
 
-    name: Annotated[str, AfterValidator(check_plan_name)]
-    when: When
+    name: Annotated[str, AfterValidator(checks.check_plan_name)]
+    when: Annotated[list[Conditions], BeforeValidator(checks.parse_when)]
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Return the users that `when` names, as rules."""
+        return tuple(map(Rule, self.when))
 
     def complete(self, user: UserLimitsEntry) -> UserLimitsEntry:
         """Return the limits of `[limits.user]`, changed as this plan says."""
@@ -107,20 +108,13 @@ class LimitTables(Entry):
                 raise ValueError(f"has two plans for the same users: plan.{first} and plan.{second}")
         return self
 
-    def limits(self) -> tuple[Limit, ...]:
-        """Return every limit that is on for users to whom no plan applies."""
-        return self._add_shared(self.user.limits(Scope.USER))
+    def limits(self, plan: PlanEntry | None = None) -> tuple[Limit, ...]:
+        """Return every limit that is on for users to whom this plan applies, or none."""
+        of_user = self.user.limits(Scope.USER)
+        if plan is not None:
+            of_user = tuple(replace(limit, plan=plan.name) for limit in plan.complete(self.user).limits(Scope.USER))
+        return (*of_user, *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
 
     def plans(self) -> tuple[LimitPlan, ...]:
         """Return the plans, each with every limit that is on."""
-        return tuple(
-            LimitPlan(
-                name=entry.name,
-                when=tuple(map(Rule, entry.when)),
-                limits=self._add_shared(entry.complete(self.user).limits(Scope.USER, plan=entry.name)),
-            )
-            for entry in self.plan
-        )
-
-    def _add_shared(self, of_user: tuple[Limit, ...]) -> tuple[Limit, ...]:
-        return (*of_user, *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
+        return tuple(LimitPlan(name=plan.name, when=plan.rules, limits=self.limits(plan)) for plan in self.plan)

@@ -14,8 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from voicepass.config import checks, issuerchecks
 from voicepass.config.checks import Surroundings
-from voicepass.config.conditions import Allow, Conditions
-from voicepass.config.limits import Entry, LimitsEntry, LimitTables, PlanEntry
+from voicepass.config.limits import Conditions, Entry, LimitsEntry, LimitTables, PlanEntry
 from voicepass.model import Scalar
 from voicepass.policy import Rule, Variable, VariableType, clean
 
@@ -71,7 +70,7 @@ class AgentEntry(Entry):
     """`[agents.<alias>]`. Nobody may use an agent until `allow` says who."""
 
     id: Annotated[str, AfterValidator(checks.check_agent_id)] = Field("", validate_default=True)
-    allow: Allow = Field([])
+    allow: Annotated[list[Conditions], BeforeValidator(checks.parse_allow)] = Field([])
     variables: Variables = Field({})
     base_url: Annotated[str, AfterValidator(checks.check_base_url)] | None = None
     api_key_env: Annotated[EnvironmentName, AfterValidator(checks.check_api_keys)] | None = None

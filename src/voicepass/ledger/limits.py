@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.extensions import EXTRA_SECONDS, count_extended
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage
 
@@ -107,7 +108,7 @@ def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int 
 def _find_exact_room(limits: Sequence[Limit], whose: Row, seconds: int, now: float) -> Dialogue[int]:
     answers: list[Usage] = []
     for limit in limits:
-        answers.append((yield from count(limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
     if reached := [answer for answer in answers if answer.left == 0]:
         of_passes = [answer for answer in reached if answer.limit.counted in {Counted.PASSES, Counted.REQUESTS}]
         refusals: list[LimitReached] = []
@@ -230,7 +231,7 @@ def _of_user(limit: Limit) -> str:
         case Counted.CONVERSATIONS:
             return f"count(*) FILTER (WHERE {IS_OPEN})"
         case Counted.SECONDS:
-            return f"coalesce(sum(seconds) FILTER (WHERE {since}), 0)"
+            return f"coalesce(sum(seconds) FILTER (WHERE {since}), 0) - ({EXTRA_SECONDS})"
 
 
 def _in_slots(limit: Limit) -> str:
