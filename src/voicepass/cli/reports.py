@@ -29,7 +29,7 @@ class ExportFormat(StrEnum):
 
 
 def usage(
-    user: Annotated[str | None, typer.Option(help="Show each limit of this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Show each limit of this user, as without a plan.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
     limit: Limit = 50,
     as_json: AsJson = False,  # noqa: FBT002
