@@ -51,7 +51,8 @@ class Rule:
         return [
             claim
             for claim, values in self.conditions.items()
-            if not any(_can_be_held(claim, value) for value in values)
+            # NaN is not equal to itself; a list of words holds no word with a space.
+            if not any(_same(value, value) and not (claim in SCOPE_CLAIMS and " " in str(value)) for value in values)
         ]
 
     def __str__(self) -> str:
@@ -76,7 +77,7 @@ class Variable:
     def value_for(self, user: User) -> Scalar | None:
         """Return the variable's value, or None where it has none."""
         value = clean(claim_at(user.claims, self.claim))
-        return self.default if value is None or not _is_of(self.type, value) else value
+        return self.default if value is None or not is_of(self.type, value) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,13 +189,8 @@ def _same(held: object, wanted: Scalar) -> bool:
     return isinstance(held, bool) == isinstance(wanted, bool) and held == wanted  # to Python, True is 1
 
 
-def _can_be_held(claim: str, value: Scalar) -> bool:
-    if isinstance(value, float):
-        return not math.isnan(value)
-    return claim not in SCOPE_CLAIMS or " " not in str(value)
-
-
-def _is_of(wanted: VariableType | None, value: Scalar) -> bool:
+def is_of(wanted: VariableType | None, value: Scalar) -> bool:
+    """Whether a variable of the type `wanted` can have this value; without a type, it can have any."""
     kind = "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
     return wanted is None or wanted == kind
 

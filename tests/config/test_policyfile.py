@@ -402,6 +402,18 @@ def test_a_condition_keeps_the_type_it_was_written_with(tmp_path: Path, value: s
     assert (type(held), held) == {"1": (int, 1), "1.5": (float, 1.5), "true": (bool, True)}.get(value, (str, "1"))
 
 
+def test_one_table_of_a_plans_conditions_needs_no_list(tmp_path: Path) -> None:
+    text = plan("a", '{ role = "x" }') + plan("b", '[{ role = "y" }, { level = 1 }]') + plan("c", '"everyone"')
+
+    plans = read(tmp_path, text).limits.plans()
+
+    assert [each.when for each in plans] == [
+        (Rule({"role": ("x",)}),),
+        (Rule({"role": ("y",)}), Rule({"level": (1,)})),
+        (Rule({}),),
+    ]
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, case: str) -> None:
     text, expected = MISTAKES[case]

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from voicepass.cli.blocking import block, blocks, unblock
+from voicepass.cli.blocking import block, blocks, extend, extensions, unblock
 from voicepass.cli.emulation import demo, emulator
-from voicepass.cli.extending import extend, extensions
 from voicepass.cli.failures import Commands
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage

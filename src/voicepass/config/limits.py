@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from voicepass.config import checks
 from voicepass.model import Counted, Limit, Scalar, Scope
@@ -76,7 +76,7 @@ class UserLimitsEntry(LimitsEntry):
 class PlanEntry(LimitsEntry):
     """`[[limits.plan]]`: the limits of users for whom `when` holds. Missing keys come from `[limits.user]`."""
 
-    name: Annotated[str, AfterValidator(checks.check_plan_name)]
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")
     when: Annotated[list[Conditions], BeforeValidator(checks.parse_when)]
 
     @property

@@ -16,7 +16,7 @@ from voicepass.config import checks, issuerchecks
 from voicepass.config.checks import Surroundings
 from voicepass.config.limits import Conditions, Entry, LimitsEntry, LimitTables, PlanEntry
 from voicepass.model import Scalar
-from voicepass.policy import Rule, Variable, VariableType, clean
+from voicepass.policy import Rule, Variable, VariableType, clean, is_of
 
 NAMED_SECRET: Final = re.compile(r"""\b(?:secret_env|api_key_env)["']?\s*=\s*["']+([A-Z0-9_]+)["']""", re.ASCII)
 
@@ -51,8 +51,7 @@ class VariableEntry(Entry):
 
     @model_validator(mode="after")
     def _check_type_of_default(self) -> Self:
-        kinds = {bool: "boolean", str: "string", int: "number", float: "number"}
-        if self.type and self.default is not None and kinds[type(self.default)] != self.type:
+        if self.default is not None and not is_of(self.type, self.default):
             raise ValueError(f"has a default that is no {self.type}")
         return self
 
@@ -176,6 +175,7 @@ def list_secret_names(path: str) -> frozenset[str]:
 
 _WORDS: Final = {
     "missing": "is missing",
+    "string_pattern_mismatch": "must be 1 to 64 lower-case letters, digits, - and _",
     "dict_type": "must be a table",
     "model_type": "must be a table",
     "list_type": "must be an array of tables, each [[so]]",

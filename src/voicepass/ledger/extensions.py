@@ -40,8 +40,7 @@ def extend(extension: Extension, now: float) -> Dialogue[bool]:
 
 def revoke(user_id: str, token_issuer: str, now: float) -> Dialogue[bool]:
     """End a user's extension. Returns whether there was one."""
-    row = {"user_id": user_id, "token_issuer": token_issuer, "now": now}
-    return bool((yield _REVOKE, row))
+    return bool((yield _REVOKE, {"user_id": user_id, "token_issuer": token_issuer, "now": now}))
 
 
 def list_extensions(now: float) -> Dialogue[list[Extension]]:
