@@ -3,8 +3,8 @@
 The transaction that counts a new pass also checks the limits, so they are exact under concurrency and across instances.
 The ledger fails closed: if it does not answer, voicepass hands out nothing.
 
-Read in this order: `rules` (a pass from its reservation to its settlement), `limits`, `sums`, `opened` (what is really
-open), `records` (lists and blocks), then the engines `sqlite` and `postgres`.
+Read in this order: `rules` (a pass from its reservation to its settlement), `limits`, `extensions`, `sums`, `opened`
+(what is really open), `records` (lists and blocks), then the engines `sqlite` and `postgres`.
 """
 
 import uuid

@@ -1,4 +1,7 @@
-"""Rules about extensions: more minutes for one user until an instant. They raise the user's limits of minutes."""
+"""Rules about extensions: more minutes for one user until an instant. They raise the user's limits of minutes.
+
+The first answer of `limits` ignores them, because a user below the limit needs none. So they cost other users nothing.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -68,11 +71,9 @@ def count_extended(count: Count, limit: Limit, whose: Row, now: float) -> Dialog
     return replace(answer, resets_at=resets_at)
 
 
-_IS_OF_USER: Final = "user_id = :user_id AND token_issuer IN ('', :token_issuer) AND ends_at > :now"
-
-EXTRA_SECONDS: Final = f"SELECT coalesce(sum(minutes), 0) * 60 FROM extensions WHERE {_IS_OF_USER}"  # noqa: S608
-
-_OF_USER: Final = f"SELECT minutes, ends_at FROM extensions WHERE {_IS_OF_USER} ORDER BY ends_at"  # noqa: S608
+_OF_USER: Final = """
+SELECT minutes, ends_at FROM extensions
+WHERE user_id = :user_id AND token_issuer IN ('', :token_issuer) AND ends_at > :now ORDER BY ends_at"""
 
 _EXTEND: Final = """
 INSERT INTO extensions (user_id, token_issuer, minutes, ends_at) VALUES (:user_id, :token_issuer, :minutes, :ends_at)

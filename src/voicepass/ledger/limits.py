@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.extensions import EXTRA_SECONDS, count_extended
+from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage
 
@@ -231,7 +231,7 @@ def _of_user(limit: Limit) -> str:
         case Counted.CONVERSATIONS:
             return f"count(*) FILTER (WHERE {IS_OPEN})"
         case Counted.SECONDS:
-            return f"coalesce(sum(seconds) FILTER (WHERE {since}), 0) - ({EXTRA_SECONDS})"
+            return f"coalesce(sum(seconds) FILTER (WHERE {since}), 0)"
 
 
 def _in_slots(limit: Limit) -> str:
