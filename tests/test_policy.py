@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voicepass.errors import AgentNotAllowed
-from voicepass.model import Agent, User, claim_at
+from voicepass.model import Agent, Scalar, User, claim_at
 from voicepass.policy import (
     MAX_VARIABLE_CHARACTERS,
     AgentRules,
+    LimitPlan,
     Policy,
     Rule,
     Variable,
@@ -211,3 +212,45 @@ def test_a_claim_is_found_by_its_exact_name_or_by_its_path(path: str, found: obj
     claims = {"plan": "pro", "app": {"shop": "eggs", "deep": {"er": 1}}, "https://x.example/plan": "namespaced"}
 
     assert claim_at(claims, path) == found
+
+
+ROLES = {"role": ("seller", "admin")}
+
+
+@pytest.mark.parametrize(
+    ("covering", "covered"),
+    [
+        ({}, ROLES),
+        (ROLES, {"role": ("admin",)}),
+        (ROLES, {"role": ("admin", "seller"), "trial": (False,)}),
+        ({"level": (1, 2)}, {"level": (1.0,)}),
+    ],
+)
+def test_a_rule_covers_another_if_it_admits_all_its_users(
+    covering: dict[str, tuple[Scalar, ...]], covered: dict[str, tuple[Scalar, ...]]
+) -> None:
+    assert Rule(covering).covers(Rule(covered))
+    assert not Rule(covered).covers(Rule(covering))
+
+
+def test_a_rule_covers_no_value_of_another_type_and_no_other_claim() -> None:
+    rules = [*(Rule({"level": (value,)}) for value in (1, True, "1")), Rule({"role": ("admin",)})]
+
+    assert not any(one.covers(other) for one in rules for other in rules if one is not other)
+
+
+def test_a_value_that_no_token_can_hold_is_found() -> None:
+    rule = Rule({"scope": ("a b", "c"), "scp": ("a b",), "level": (float("nan"),), "plan": ("a b",), "x": (1.5,)})
+
+    assert rule.list_impossible() == ["scp", "level"]
+
+
+def test_the_first_plan_that_admits_a_user_applies() -> None:
+    def plan(name: str, *rules: Rule) -> LimitPlan:
+        return LimitPlan(name=name, when=rules, limits=())
+
+    plans = (plan("a", Rule({"plan": ("a",)}), Rule({"role": ("admin",)})), plan("b", Rule({"plan": ("a", "b")})))
+    policy = Policy({}, plans=plans)
+    given: list[dict[str, object]] = [{"plan": "a"}, {"plan": "b", "role": ["x", "admin"]}, {"plan": "b"}, {}]
+
+    assert [policy.plan_for(user_with(claims)).name for claims in given] == ["a", "a", "b", None]

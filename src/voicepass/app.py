@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
 from starlette.types import Lifespan
 
-from voicepass.api.adminport import AdminPort
+from voicepass.api.adminport import AdminPort, admin_routes
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
 from voicepass.api.embedding import StartCheck, embed
@@ -20,7 +20,7 @@ from voicepass.api.middleware import Surface
 from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
 from voicepass.api.readiness import LedgerCheck
-from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
+from voicepass.api.routes import backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
 from voicepass.config.build import Configuration, configure, open_ledger
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
@@ -55,7 +55,7 @@ COLLECT_EVERY: Final = 10_000
 def create_app(settings: Settings | None = None, *, admin_port: int | None = None) -> FastAPI:
     """Build the service (`uvicorn --factory voicepass.app:create_app`). Raises SettingsRefusedError.
 
-    It sets up the logging of the process. With `admin_port`, `/metrics` and `/v1/blocks` answer on that port only. The
+    It sets up the logging of the process. With `admin_port`, the routes for operators answer on that port only. The
     server must listen on it as well.
     """
     settings = settings or load_settings()

@@ -115,7 +115,7 @@ class UserBlocked(Refusal):
 class LimitReached(Refusal):
     """A limit of the policy is reached: `most` in any window of `window_seconds`.
 
-    `resets_at`: seconds since the epoch, from when a new try can succeed.
+    `resets_at`: seconds since the epoch, from when a new try can succeed. `plan`: the plan that sets the limit.
     """
 
     def __init__(
@@ -127,12 +127,14 @@ class LimitReached(Refusal):
         limit_name: str = "",
         most: int = 0,
         window_seconds: int = 0,
+        plan: str | None = None,
     ) -> None:
         super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
         self.resets_at = resets_at
         self.limit_name = limit_name
         self.most = most
         self.window_seconds = window_seconds
+        self.plan = plan
 
 
 class RateLimited(LimitReached):

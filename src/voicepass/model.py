@@ -152,13 +152,14 @@ class Counted(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """At most `most` of `counted`, for each `scope`, in any window of `window_seconds`."""
+    """At most `most` of `counted`, for each `scope`, in any window of `window_seconds`. `plan` names what sets it."""
 
     name: str
     scope: Scope
     counted: Counted
     most: int
     window_seconds: int
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,9 +128,11 @@ class Passes:
         with attempt.step(StepName.VERIFY):
             attempt.user = user = await self.authenticator.authenticate(request.credentials)
             attempt.agent = agent = self.policy.agent_for(user, request.alias)
+            plan = self.policy.plan_for(user)
+            attempt.plan = plan.name
         reservation = self._make_reservation(request, user, agent)
         try:
-            await self._reserve(attempt, reservation)
+            await self._reserve(attempt, reservation, plan.limits)
             credential = await self._fetch_credential(attempt, agent)
             await self._grant(attempt, reservation, agent, credential)
         except (TooManyConversations, QuotaExceeded) as refusal:
@@ -160,19 +162,19 @@ class Passes:
             seconds=self.policy.conversation_seconds,
         )
 
-    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
+    async def _reserve(self, attempt: Attempt, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
         try:
             with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, self.policy.limits)
+                await self.ledger.reserve(reservation, limits)
         except (TooManyConversations, QuotaExceeded) as refusal:
-            (limit,) = [limit for limit in self.policy.limits if limit.name == refusal.limit_name]
+            (limit,) = [limit for limit in limits if limit.name == refusal.limit_name]
             with attempt.step(StepName.LOOKUP):
                 has_changed = await self.open_passes.refresh(reservation, limit)
             if not has_changed:
                 raise
             with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, self.policy.limits)
+                await self.ledger.reserve(reservation, limits)
 
     async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
         with attempt.step(StepName.UPSTREAM) as step:

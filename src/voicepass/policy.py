@@ -38,6 +38,23 @@ class Rule:
             for claim, values in self.conditions.items()
         )
 
+    def covers(self, other: "Rule") -> bool:
+        """Whether this rule admits every user whom `other` admits."""
+        return all(
+            claim in other.conditions
+            and all(any(_same(named, value) for value in values) for named in other.conditions[claim])
+            for claim, values in self.conditions.items()
+        )
+
+    def list_impossible(self) -> list[str]:
+        """Return the claims of which no token can hold a listed value."""
+        return [
+            claim
+            for claim, values in self.conditions.items()
+            # NaN is not equal to itself; a list of words holds no word with a space.
+            if not any(_same(value, value) and not (claim in SCOPE_CLAIMS and " " in str(value)) for value in values)
+        ]
+
     def __str__(self) -> str:
         return " and ".join(
             f"{claim} is {' or '.join(map(_shown, values))}" for claim, values in self.conditions.items()
@@ -60,7 +77,7 @@ class Variable:
     def value_for(self, user: User) -> Scalar | None:
         """Return the variable's value, or None where it has none."""
         value = clean(claim_at(user.claims, self.claim))
-        return self.default if value is None or not _is_of(self.type, value) else value
+        return self.default if value is None or not is_of(self.type, value) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +93,30 @@ class AgentRules:
         return next((rule for rule in self.allow if rule.admits(user.claims)), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitPlan:
+    """Limits by a name, and the users to whom they apply: those whom one of the rules admits."""
+
+    name: str | None
+    when: tuple[Rule, ...]
+    limits: tuple[Limit, ...]
+
+    def covers(self, other: "LimitPlan") -> bool:
+        """Whether this plan applies to every user to whom `other` applies."""
+        return all(any(rule.covers(covered) for rule in self.when) for covered in other.when)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator allows, by the alias of the agent, and how much. `conversation_seconds`: set aside per pass."""
+    """What the operator allows, by the alias of the agent, and how much. `conversation_seconds`: set aside per pass.
+
+    `limits` are those of users to whom no plan applies.
+    """
 
     agents: Mapping[str, AgentRules]
     limits: tuple[Limit, ...] = ()
     conversation_seconds: int = 600
+    plans: tuple[LimitPlan, ...] = ()
 
     def agent_for(self, user: User, alias: str) -> Agent:
         """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""
@@ -94,6 +128,11 @@ class Policy:
         if rules.admitting(user) is None:
             raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
         return rules.agent
+
+    def plan_for(self, user: User) -> LimitPlan:
+        """Return the first plan that applies to this user, or else one without a name."""
+        plans = (plan for plan in self.plans if any(rule.admits(user.claims) for rule in plan.when))
+        return next(plans, LimitPlan(name=None, when=(), limits=self.limits))
 
     def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
         """Return the dynamic variables for `agent`: always `user_id` and `user_name`, then what is configured.
@@ -152,7 +191,8 @@ def _same(held: object, wanted: Scalar) -> bool:
     return isinstance(held, bool) == isinstance(wanted, bool) and held == wanted  # to Python, True is 1
 
 
-def _is_of(wanted: VariableType | None, value: Scalar) -> bool:
+def is_of(wanted: VariableType | None, value: Scalar) -> bool:
+    """Whether a variable of the type `wanted` can have this value; without a type, it can have any."""
     kind = "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
     return wanted is None or wanted == kind
 

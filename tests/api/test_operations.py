@@ -19,9 +19,13 @@ from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
 
 pytestmark = pytest.mark.anyio
 
-BODIES: dict[str, dict[str, Any]] = {"/v1/blocks": {"json": {"kind": "everyone"}}}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/blocks": {"json": {"kind": "everyone"}},
+    "/v1/extensions": {"json": {"user_id": "u-1", "minutes": 30, "ends_at": "2026-12-31T23:59:59Z"}},
+}
 OPERATIONS = {("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")}
 BACKENDS = {("get", "/v1/conversations/{conversation_id}"), ("post", "/v1/blocks"), ("delete", "/v1/blocks")}
+BACKENDS |= {(method, "/v1/extensions") for method in ("post", "get", "delete")}
 OTHERS = {("get", "/v1/usage"), ("post", "/v1/webhooks/elevenlabs")}
 PASSES = {(m, p) for m in ("get", "post") for p in ("/v1/signed-url", "/v1/conversation-token")}
 

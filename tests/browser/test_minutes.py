@@ -96,8 +96,8 @@ def test_what_earlier_conversations_give_back_is_not_taken_for_the_last_passs(de
     used = 240
 
     def show_used(route: Route) -> None:
-        limit = {"limit": "user_minutes_per_day", "used": used, "most": 300, "resets_at": "2030-01-01T00:00:00Z"}
-        route.fulfill(json={"limits": [limit]})
+        limit = {"name": "user_minutes_per_day", "used": used, "limit": 300, "resets_at": "2030-01-01T00:00:00Z"}
+        route.fulfill(json={"usage": [limit]})
 
     demo.page.route("**/v1/usage", show_used)
     demo.sign_in()

@@ -234,6 +234,8 @@ COMMANDS = [
     "block",
     "unblock",
     "blocks",
+    "extend",
+    "extensions",
     "policy",
     "doctor",
 ]
@@ -252,6 +254,11 @@ allow = [{ role = ["seller", "admin"] }]
 
 [agents.closed]
 id = "agent_3"
+
+[[limits.plan]]
+name = "pro"
+when = { plan = ["pro", "team"] }
+minutes_per_day = "off"
 """
 
 
@@ -269,6 +276,28 @@ def test_policy_check_prints_who_may_do_what_and_needs_no_secret(tmp_path: Path)
             "admin"
         ),
         "agent closed (agent_3) is open to nobody",
+        "plan pro is for users whose plan is pro or team",
+        "  passes_per_minute = 10",
+        "  passes_per_day = 200",
+        "  open_conversations = 3",
+        "  minutes_per_day = off",
+        "  minutes_per_month = 600",
+    ]
+
+
+def test_policy_check_warns_of_what_never_holds_or_never_applies(tmp_path: Path) -> None:
+    plans = '[[limits.plan]]\nname = "{}"\nwhen = {}\n'
+    text = POLICY.replace("allow = [{", 'allow = [{ scope = "a b" }, {')
+    text += plans.format("team", '{ plan = "team" }') + plans.format("odd", "{ level = nan }")
+    (tmp_path / "policy.toml").write_text(text)
+
+    ended = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
+
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines() == [
+        "warning: policy.toml: agents.seller.allow: never holds, because no token can hold a listed value of scope",
+        "warning: policy.toml: limits.plan.2.when: never holds, because no token can hold a listed value of level",
+        "warning: policy.toml: limits.plan.1: never applies, because limits.plan.0 applies to its users",
     ]
 
 
@@ -296,6 +325,8 @@ def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
             "may use the agent seller (agent_2, branch_id agtbrch_1, environment staging), open to users whose role",
         ),
         ([], "default", 0, "plan = 'free'"),
+        ([], "default", 0, "has no plan"),
+        (["--claim", "plan=team"], "closed", 1, "has the limits of plan pro"),
         (["--claim", "role=buyer"], "seller", 1, "refused: agent_not_allowed: no rule opens the agent 'seller'"),
         ([], "closed", 1, "refused: agent_not_allowed: no rule opens the agent 'closed'"),
         ([], "missing", 1, "refused: agent_not_allowed: no agent has this alias"),

@@ -163,10 +163,12 @@ def test_no_report_holds_a_character_that_steers_a_terminal(desk: Desk) -> None:
     hostile = "u\x1b[31m\x1b]0;title\x07\r\n\x00\x7f\x9b2J\u202e-\u200d4"
     desk.hand_out(hostile, number=4, conversation_id="conv_4")
     desk("block", "user", hostile)
+    extended = desk("extend", "user", hostile, "--minutes", "1", "--until", "2030-12-31")
 
     reports = [["export", "-"], ["export", "-", "--format", "jsonl"], ["conversations"], ["usage"], ["blocks"]]
     reports += [["conversations", "--json"], ["usage", "--json"], ["blocks", "--json"]]
-    shown = [desk(*arguments).replace("\r\n", "\n") for arguments in reports]
+    reports += [["extensions"], ["unblock", "user", hostile], ["extend", "user", hostile, "--revoke"]]
+    shown = [desk(*arguments).replace("\r\n", "\n") for arguments in reports] + [extended]
 
     steering = {character for character in hostile if not character.isprintable()} - {"\n", "\u200d"}
     assert [text for text in shown if not steering.isdisjoint(text)] == []
@@ -195,6 +197,38 @@ def test_block_and_unblock_each_print_one_line(desk: Desk) -> None:
     assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"
     assert desk("block", "user", "u-1", "--issuer", "https://i.example") == "blocked: user u-1 of https://i.example\n"
     assert desk("block", "everyone") == "blocked: everyone\n"
+
+
+def test_a_user_is_extended_listed_and_revoked(desk: Desk) -> None:
+    arguments = ("--minutes", "30", "--until", "2030-12-31")
+    known = desk("extend", "user", "u-1", *arguments)
+    unknown = desk("extend", "user", "u-7", "--issuer", "https://login.example", *arguments)
+    listed = json.loads(desk("extensions", "--json"))
+    revoked = [desk("extend", "user", "u-1", "--revoke") for _ in range(2)]
+
+    assert known == "extended: user u-1 by 30 minutes until 2030-12-31T23:59:59Z\n"
+    assert unknown.splitlines() == [
+        "extended: user u-7 of https://login.example by 30 minutes until 2030-12-31T23:59:59Z",
+        "user u-7 of https://login.example has never had a pass: check the id",
+    ]
+    end = {"minutes": 30, "ends_at": "2030-12-31T23:59:59Z"}
+    assert listed == [
+        {"user_id": "u-1", "token_issuer": ""} | end,
+        {"user_id": "u-7", "token_issuer": "https://login.example"} | end,
+    ]
+    assert revoked == ["revoked the extension of user u-1\n", "there was no extension of user u-1\n"]
+
+
+def test_an_extension_that_makes_no_sense_is_explained(desk: Desk) -> None:
+    for arguments in (
+        ["--minutes", "30"],
+        ["--minutes", "0", "--until", "2030-12-31"],
+        ["--minutes", "30", "--until", "2020-12-31"],
+        ["--minutes", "30", "--until", "tomorrow"],
+    ):
+        desk("extend", "user", "u-1", *arguments, code=2)
+
+    assert json.loads(desk("extensions", "--json")) == []
 
 
 def test_an_agent_that_the_policy_lacks_is_not_blocked_where_the_policy_can_be_read(desk: Desk) -> None:

@@ -101,7 +101,40 @@ ALIASES = "agents: must have aliases of lower-case letters, digits, - and _"
 RESERVED = "agents.sales.variables: may not define system__ or secret__ variables: the browser would see or forge them"
 OWN = "agents.sales.variables: may not define user_id or user_name: the user's id and name claims do"
 
+
+def plan(name: str, when: str) -> str:
+    return f'[[limits.plan]]\nname = "{name}"\nwhen = {when}\n'
+
+
+PRO = plan("pro", '{ plan = "pro" }')
+OF_A_PLAN = (
+    "there is no such key; allowed here: passes_per_minute, passes_per_day, open_conversations, minutes_per_day, "
+    "minutes_per_month, name, when"
+)
+SAME_USERS = "limits: has two plans for the same users: plan.0 and plan.1"
+
 MISTAKES: dict[str, tuple[str, str]] = {
+    "a plan without a name": ("[[limits.plan]]\nwhen = { plan = 1 }", "limits.plan.0.name: is missing"),
+    "a plan without conditions": ('[[limits.plan]]\nname = "pro"', "limits.plan.0.when: is missing"),
+    "a plan for nobody": (plan("pro", "{}"), f"limits.plan.0.when: {WHOM}"),
+    "a plan's name with a quote": (
+        f"[[limits.plan]]\nname = '{CANARY}\"'\nwhen = {{ plan = 1 }}",
+        "limits.plan.0.name: must be 1 to 64 lower-case letters, digits, - and _",
+    ),
+    "a plan's key misspelt": (f"{PRO}minuts_per_day = 1", f"limits.plan.0.minuts_per_day: {OF_A_PLAN}"),
+    "a plan's limit that is no number": (
+        f"{PRO}passes_per_day = -1",
+        'limits.plan.0.passes_per_day: must be a whole number, or "off"',
+    ),
+    "plans as a table": ('[limits.plan]\nname = "pro"', "limits.plan: must be an array of tables, each [[so]]"),
+    "two plans of one name": (
+        PRO + plan("pro", '"everyone"'),
+        "limits: has two plans of the same name: plan.0 and plan.1",
+    ),
+    "two plans for the same users": (
+        plan("a", '[{ plan = ["x", "y"] }]') + plan("b", '[{ plan = "y" }, { plan = ["y", "x"] }]'),
+        SAME_USERS,
+    ),
     "an unknown table": ("[agent.sales]", "agent: there is no such key; allowed here: agents, issuers, limits"),
     "a table misspelt": ("[[issuer]]", "issuer: there is no such key; allowed here: agents, issuers, limits"),
     "agents that are no table": (f'agents = "{CANARY}"', "agents: must be a table"),
@@ -379,11 +412,41 @@ def test_a_condition_keeps_the_type_it_was_written_with(tmp_path: Path, value: s
     assert (type(held), held) == {"1": (int, 1), "1.5": (float, 1.5), "true": (bool, True)}.get(value, (str, "1"))
 
 
+def test_one_table_of_a_plans_conditions_needs_no_list(tmp_path: Path) -> None:
+    text = plan("a", '{ role = "x" }') + plan("b", '[{ role = "y" }, { level = 1 }]') + plan("c", '"everyone"')
+
+    plans = read(tmp_path, text).limits.plans()
+
+    assert [each.when for each in plans] == [
+        (Rule({"role": ("x",)}),),
+        (Rule({"role": ("y",)}), Rule({"level": (1,)})),
+        (Rule({}),),
+    ]
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, case: str) -> None:
     text, expected = MISTAKES[case]
 
     assert problems_of(tmp_path, text) == [expected]
+
+
+def test_a_plan_takes_the_keys_that_it_lacks_from_the_users_limits(tmp_path: Path) -> None:
+    text = f'{PRO}minutes_per_day = 120\npasses_per_day = "off"\n[limits.user]\nminutes_per_day = 5\n[limits.all]\n'
+    limits = read(tmp_path, f"{text}passes_per_day = 9\n[limits.agent]\npasses_per_day = 8").limits
+
+    (pro,) = limits.plans()
+
+    assert (pro.name, pro.when) == ("pro", (Rule({"plan": ("pro",)}),))
+    assert {limit.name: (limit.most, limit.plan) for limit in pro.limits} == {
+        "user_passes_per_minute": (10, "pro"),
+        "user_open_conversations": (3, "pro"),
+        "user_minutes_per_day": (7200, "pro"),
+        "user_minutes_per_month": (36_000, "pro"),
+        "agent_passes_per_day": (8, None),
+        "all_passes_per_day": (9, None),
+    }
+    assert {limit.most for limit in limits.limits() if limit.name == "user_minutes_per_day"} == {300}
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:

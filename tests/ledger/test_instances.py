@@ -74,6 +74,61 @@ async def test_300_requests_of_one_user_get_exactly_20_passes_20_times_over(
     assert granted == [20] * 20
 
 
+TWO_PLANS = f"""{UNLIMITED}
+[[limits.plan]]
+name = "pro"
+when = {{ plan = "pro" }}
+minutes_per_day = 200
+
+[[limits.plan]]
+name = "basic"
+when = "everyone"
+minutes_per_day = 70
+"""
+SERVICE_TOKEN = "canary-service-token-of-the-instances-91"
+
+
+@pytest.mark.parametrize(("engine", "instances"), [("postgres", 3), ("sqlite", 1)], indirect=["engine"])
+async def test_50_requests_at_once_get_exactly_what_the_plan_and_its_extension_allow(
+    engine: Engine, instances: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
+) -> None:
+    """A pass reserves ten minutes. A user at the limit gets an unopened pass again, so only new passes are counted."""
+    settings = environment(elevenlabs, engine, TWO_PLANS) | {"VOICEPASS_SERVICE_TOKENS": SERVICE_TOKEN}
+    ports = [free_port() for _ in range(instances)]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+
+    async def ask(client: httpx.AsyncClient, user_id: str, *plans: str) -> int:
+        """Ask 50 times at once, in turn for each plan and at each instance; return how many new passes there are."""
+        tokens = [make_token(sub=user_id, plan=plans[number % len(plans)]) for number in range(50)]
+        calls = [
+            client.post(f"{urls[number % instances]}/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
+            for number, token in enumerate(tokens)
+        ]
+        answers = await asyncio.gather(*calls)
+        assert {answer.status_code for answer in answers} <= {200, 429}
+        passes.update(answer.json()["conversation_id"] for answer in answers if answer.status_code == 200)
+        async with engine.opened() as ledger:
+            (row,) = await rows(ledger, "SELECT count(*) AS n FROM passes WHERE user_id = :user", user=user_id)
+        return int(row["n"])
+
+    passes: set[str] = set()
+    extension = {"user_id": "u-1", "minutes": 30, "ends_at": "2030-12-31T23:59:59Z"}
+    with ExitStack() as servers:
+        for port in ports:
+            servers.enter_context(started(serve(port), cwd=tmp_path, environment=settings))
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=30, limits=httpx.Limits(max_connections=50, max_keepalive_connections=0)
+        ) as client:
+            granted = [await ask(client, "u-1", "basic"), await ask(client, "u-1", "pro")]
+            service = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
+            (await client.post(f"{urls[0]}/v1/extensions", headers=service, json=extension)).raise_for_status()
+            granted += [await ask(client, "u-1", "pro"), await ask(client, "u-1", "basic")]
+            granted += [await ask(client, "u-2", "basic", "pro")]
+
+    assert granted == [7, 20, 23, 23, 20]
+    assert len(passes) == 23 + 20
+
+
 @contextmanager
 def killed_at_the_end(port: int, tmp_path: Path, settings: dict[str, str]) -> Iterator[None]:
     """Run a server that is killed with SIGKILL when the block ends, or sooner."""

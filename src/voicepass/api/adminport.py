@@ -7,9 +7,12 @@ from typing import Final
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from voicepass.api.routes import admin_routes, probe_routes
+from voicepass.api.extensions import extension_routes
+from voicepass.api.routes import block_routes, metrics_routes, probe_routes
 from voicepass.errors import NotFound
 
+admin_routes: Final[Sequence[BaseRoute]] = (*block_routes.routes, *extension_routes.routes, *metrics_routes.routes)
+"""What end users never call: `serve --admin-port` gives these routes a port of their own."""
 _ON_ADMIN_PORT: Final = (*admin_routes, *probe_routes.routes)
 
 

@@ -56,6 +56,7 @@ class Problem(BaseModel):
     retry_after_seconds: int | None = None
     checks: dict[str, str] | None = Field(None, description="Only of /readyz: the outcome of each check.")
     resets_at: Instant | None = Field(None, description="Only of a limit: from when a new try can succeed.")
+    plan: str | None = Field(None, description="Only of a limit that a plan sets: the plan.", examples=["pro"])
 
 
 def answer(refusal: Refusal, *, request_id: str) -> Response:
@@ -77,8 +78,9 @@ def answer(refusal: Refusal, *, request_id: str) -> Response:
         headers["WWW-Authenticate"] = _CHALLENGES.get(refusal.code, 'Bearer error="invalid_token"')
     if isinstance(refusal, LimitReached):  # draft-ietf-httpapi-ratelimit-headers
         problem.resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
-        name = refusal.limit_name
-        headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}'
+        problem.plan = refusal.plan
+        name, plan = refusal.limit_name, f';plan="{refusal.plan}"' if refusal.plan else ""
+        headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}{plan}'
         headers["RateLimit"] = f'"{name}";r=0;t={refusal.retry_after_seconds}'
     body = problem.model_dump_json(exclude_none=True)
     return Response(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)

@@ -1,7 +1,7 @@
 """The routes. Each one reads its request, calls the use case, and returns the result."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -11,7 +11,6 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
-from starlette.routing import BaseRoute
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
@@ -175,24 +174,25 @@ user_routes = APIRouter(
 
 @user_routes.get("/usage", summary="The user's own limits")
 async def get_usage(request: Request) -> UserUsage:
-    """Return what the signed-in user has used, what is left, and when that changes."""
+    """Return what the signed-in user has used, what remains, and when that changes."""
     user = await request.app.state.authenticator.authenticate(_read_credentials(request, is_read=True))
-    limits = [limit for limit in request.app.state.policy.limits if limit.scope is Scope.USER]
-    return UserUsage.of(user, await request.app.state.ledger.usage(user, limits))
+    plan = request.app.state.policy.plan_for(user)
+    limits = [limit for limit in plan.limits if limit.scope is Scope.USER]
+    return UserUsage.of(user, plan.name, await request.app.state.ledger.usage(user, limits))
 
 
 async def _check_service_token(request: Request) -> None:
     request.state.service_token = request.app.state.service_tokens.check(_read_credentials(request))
 
 
-_FOR_BACKENDS: Final[dict[str, Any]] = {
+FOR_BACKENDS: Final[dict[str, Any]] = {
     "prefix": "/v1",
     "tags": ["backends"],
     "responses": describe_refusals(*OF_A_CONVERSATION),
     "dependencies": [Depends(SERVICE_TOKEN), Depends(_check_service_token)],
 }
-backend_routes = APIRouter(**_FOR_BACKENDS)
-block_routes = APIRouter(**_FOR_BACKENDS)
+backend_routes = APIRouter(**FOR_BACKENDS)
+block_routes = APIRouter(**FOR_BACKENDS)
 
 ConversationId = Annotated[
     str, Path(pattern="^[^\\x00]{1,128}$", description="As in the pass, or `system__conversation_id`.")
@@ -208,7 +208,7 @@ async def get_conversation(request: Request, conversation_id: ConversationId) ->
         conversation_id=issued.conversation_id,
         user_id=issued.user_id,
         token_issuer=issued.token_issuer,
-        **_describe_backend(request),
+        **describe_backend(request),
     )
     return IssuedConversation.of(issued)
 
@@ -218,17 +218,17 @@ async def post_block(request: Request, body: BlockBody) -> None:
     """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
     block = Block(**body.model_dump())
     await request.app.state.ledger.block(block)
-    _log.warning("block.set", **asdict(block), **_describe_backend(request))
+    _log.warning("block.set", **asdict(block), **describe_backend(request))
 
 
 @block_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
 async def delete_block(request: Request, body: BlockBody) -> None:
     block = Block(**body.model_dump())
     await request.app.state.ledger.unblock(block)
-    _log.warning("block.removed", **asdict(block), **_describe_backend(request))
+    _log.warning("block.removed", **asdict(block), **describe_backend(request))
 
 
-def _describe_backend(request: Request) -> dict[str, Any]:
+def describe_backend(request: Request) -> dict[str, Any]:
     """Return which backend sent a request, by the name of its token, and from where."""
     return {"service_token": request.state.service_token, "client": request.state.client, **request_ids(request)}
 
@@ -272,7 +272,3 @@ metrics_routes = APIRouter(tags=["operations"], responses=describe_refusals())
 @metrics_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     return Response(await request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-admin_routes: Final[Sequence[BaseRoute]] = (*block_routes.routes, *metrics_routes.routes)
-"""What end users never call: `serve --admin-port` gives these routes a port of their own."""

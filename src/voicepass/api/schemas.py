@@ -109,38 +109,47 @@ class IssuedConversation(BaseModel):
         return cls.model_validate(asdict(issued) | names | {"identity_mismatch": issued.identity_mismatch})
 
 
-class LimitUsage(BaseModel):
-    """How much of one limit a user has used."""
+class _Used(BaseModel):
+    unit: Literal["passes", "conversations", "seconds"]
+    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
+    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
+
+
+class LimitUsage(_Used):
+    """How much of one limit a user has used. `limit`, `used` and `remaining` count `unit`."""
+
+    name: str = Field(description="As in `RateLimit-Policy`.", examples=["user_minutes_per_day"])
+    limit: int = Field(examples=[3600])
+    remaining: int = Field(examples=[2916])
+
+
+class OldLimitUsage(_Used):
+    """The same with older names: `limit` is the name, `most` the limit, and `left` what remains."""
 
     limit: str = Field(examples=["user_minutes_per_day"])
-    unit: Literal["passes", "conversations", "seconds"]
     most: int = Field(examples=[3600])
-    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     left: int = Field(examples=[2916])
-    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
 
 
 class UserUsage(BaseModel):
     """How much of each limit a user has used."""
 
     user_id: str = Field(examples=["u-1"])
-    limits: list[LimitUsage]
+    plan: str | None = Field(description="The plan whose limits apply; null if none does.", examples=["pro"])
+    usage: list[LimitUsage]
+    limits: list[OldLimitUsage] = Field(deprecated="Use `usage`: the next release has no `limits`.")
 
     @classmethod
-    def of(cls, user: User, answers: Sequence[Usage]) -> Self:
+    def of(cls, user: User, plan: str | None, answers: Sequence[Usage]) -> Self:
         """Make the answer from the ledger's answers, limit by limit."""
-        limits = [
-            {
-                "limit": answer.limit.name,
-                "unit": "passes" if answer.limit.counted is Counted.REQUESTS else answer.limit.counted.value,
-                "most": answer.limit.most,
-                "used": answer.used,
-                "left": answer.left,
-                "resets_at": answer.resets_at,
-            }
-            for answer in answers
-        ]
-        return cls.model_validate({"user_id": user.id, "limits": limits})
+        usage, limits = [], []
+        for answer in answers:
+            limit = answer.limit
+            unit = "passes" if limit.counted is Counted.REQUESTS else limit.counted.value
+            used = {"unit": unit, "used": answer.used, "resets_at": answer.resets_at}
+            usage.append(used | {"name": limit.name, "limit": limit.most, "remaining": answer.left})
+            limits.append(used | {"limit": limit.name, "most": limit.most, "left": answer.left})
+        return cls.model_validate({"user_id": user.id, "plan": plan, "usage": usage, "limits": limits})
 
 
 class _Block(BaseModel):

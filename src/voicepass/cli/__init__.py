@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from voicepass.cli.blocking import block, blocks, unblock
+from voicepass.cli.blocking import block, blocks, extend, extensions, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
 from voicepass.cli.policies import policy
@@ -57,6 +57,8 @@ app.command()(export)
 app.command()(block)
 app.command()(unblock)
 app.command()(blocks)
+app.command()(extend)
+app.command()(extensions)
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

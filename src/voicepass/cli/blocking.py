@@ -1,15 +1,17 @@
-"""`voicepass block`, `unblock` and `blocks`: the off switch."""
+"""What operators change for one user: `voicepass block`, `unblock` and `blocks`, `extend` and `extensions`."""
 
 from dataclasses import asdict
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
 import typer
 
-from voicepass.cli.tables import AsJson, show, with_ledger
+from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_instant
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
-from voicepass.ledger import Ledger
+from voicepass.errors import RequestInvalid
+from voicepass.ledger.extensions import MAX_MINUTES, Extension
 from voicepass.model import Block, BlockKind
 
 Key = Annotated[str, typer.Argument(help="The user's id or the agent's alias; nothing for everyone.")]
@@ -28,18 +30,47 @@ def block(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
 def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     """Remove a block."""
     blocked = _parse_block(kind, key, issuer)
-
-    async def remove(ledger: Ledger) -> bool:
-        was_blocked = blocked in await ledger.list_blocks()
-        await ledger.unblock(blocked)
-        return was_blocked
-
-    typer.echo(f"{'unblocked' if with_ledger(remove) else 'was not blocked'}: {_describe(blocked)}")
+    was_blocked = with_ledger(lambda ledger: ledger.unblock(blocked))
+    typer.echo(f"{'unblocked' if was_blocked else 'was not blocked'}: {_describe(blocked)}")
 
 
 def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
     """Show what is blocked."""
     show([asdict(blocked) for blocked in with_ledger(lambda ledger: ledger.list_blocks())], as_json=as_json)
+
+
+def extend(
+    _kind: Annotated[Literal["user"], typer.Argument(metavar="user")],
+    user_id: Annotated[str, typer.Argument(help="The user's id.")],
+    *,
+    issuer: OfIssuer = "",
+    minutes: Annotated[int | None, typer.Option(min=1, max=MAX_MINUTES, help="Minutes to add to a day.")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day, in UTC.")] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="End the user's extension now.")] = False,
+) -> None:
+    """Give one user more minutes for some time. It replaces an earlier extension of this user."""
+    whom = escape_controls(f"user {user_id} of {issuer}" if issuer else f"user {user_id}")
+    if revoke:
+        had_one = with_ledger(lambda ledger: ledger.revoke_extension(user_id, issuer))
+        typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")
+        return
+    if minutes is None or until is None:
+        raise typer.BadParameter("name --minutes and --until, or --revoke")
+    ends_at = until.replace(hour=23, minute=59, second=59, tzinfo=UTC).timestamp()
+    extension = Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=ends_at)
+    try:
+        is_known = with_ledger(lambda ledger: ledger.extend(extension))
+    except RequestInvalid as refusal:
+        raise typer.BadParameter(refusal.detail, param_hint="--until") from None
+    typer.echo(f"extended: {whom} by {minutes} minutes until {write_instant(ends_at)}")
+    if not is_known:
+        typer.echo(f"{whom} has never had a pass: check the id", err=True)
+
+
+def extensions(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Show the extensions that have not ended."""
+    rows = [asdict(extension) for extension in with_ledger(lambda ledger: ledger.list_extensions())]
+    show([{**row, "ends_at": write_instant(row["ends_at"])} for row in rows], as_json=as_json)
 
 
 def _parse_block(kind: BlockKind, key: str, issuer: str) -> Block:
@@ -59,4 +90,4 @@ def _check_alias(alias: str) -> None:
 
 def _describe(blocked: Block) -> str:
     issuer = f"of {blocked.token_issuer}" if blocked.token_issuer else ""
-    return " ".join(part for part in (blocked.kind.value, blocked.key, issuer) if part)
+    return escape_controls(" ".join(part for part in (blocked.kind.value, blocked.key, issuer) if part))

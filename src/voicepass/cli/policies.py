@@ -3,6 +3,8 @@
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
+from itertools import combinations
 from typing import Annotated
 
 import typer
@@ -11,7 +13,8 @@ from voicepass.cli.failures import fail
 from voicepass.config.build import configure
 from voicepass.config.checks import split_list
 from voicepass.config.environment import read_variables
-from voicepass.config.policyfile import PolicyFileError, read_policy_file
+from voicepass.config.limits import OFF
+from voicepass.config.policyfile import PolicyFile, PolicyFileError, read_policy_file
 from voicepass.config.settings import load_settings
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
@@ -46,6 +49,25 @@ def check(
         for name, variable in entry.variables.items():
             default = "" if variable.default is None else f", else {variable.default!r}"
             typer.echo(f"  {name} = the claim {variable.claim}{default}")
+    for plan in policy_file.limits.plan:
+        typer.echo(f"plan {plan.name} is for {' and '.join(rule.whom for rule in plan.rules)}")
+        for key, most in plan.complete(policy_file.limits.user):
+            typer.echo(f"  {key} = {OFF if most is None else most}")
+    for warning in _list_warnings(policy_file):
+        typer.echo(f"warning: {path}: {warning}", err=True)
+
+
+def _list_warnings(policy_file: PolicyFile) -> Iterator[str]:
+    """Yield a line for each condition that can never hold, and for each plan that an earlier one hides."""
+    rules = {f"agents.{alias}.allow": entry.rules for alias, entry in policy_file.agents.items()}
+    plans = policy_file.limits.plans()
+    rules |= {f"limits.plan.{number}.when": plan.when for number, plan in enumerate(plans)}
+    for place, of_place in rules.items():
+        for claim in [claim for rule in of_place for claim in rule.list_impossible()]:
+            yield f"{place}: never holds, because no token can hold a listed value of {claim}"
+    for (first, one), (second, other) in combinations(enumerate(plans), 2):
+        if one.covers(other):
+            yield f"limits.plan.{second}: never applies, because limits.plan.{first} applies to its users"
 
 
 @policy.command()
@@ -61,6 +83,9 @@ def explain(
     try:
         user = asyncio.run(authenticator.user_of(unverified_token))
         typer.echo(f"user {user.id!r} of {user.issuer}")
+        plan = configuration.policy.plan_for(user)
+        if configuration.policy.plans:
+            typer.echo(f"has the limits of plan {plan.name}" if plan.name else "has no plan")
         allowed = configuration.policy.agent_for(user, agent)
         rule = configuration.policy.agents[agent].admitting(user)
         typer.echo(f"may use the agent {agent} ({allowed}), open to {rule.whom if rule else 'nobody'}")

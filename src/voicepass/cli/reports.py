@@ -3,7 +3,6 @@
 import csv
 import sys
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_json
+from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_instant, write_json
 from voicepass.config.build import configure
 from voicepass.config.settings import load_settings
 from voicepass.ledger import Ledger
@@ -30,7 +29,7 @@ class ExportFormat(StrEnum):
 
 
 def usage(
-    user: Annotated[str | None, typer.Option(help="Show each limit of this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Show each limit of this user, as without a plan.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
     limit: Limit = 50,
     as_json: AsJson = False,  # noqa: FBT002
@@ -54,7 +53,7 @@ def usage(
                 "used": answer.used,
                 "most": answer.limit.most,
                 "unit": answer.limit.counted.value,
-                "resets_at": _write_instant(answer.resets_at),
+                "resets_at": write_instant(answer.resets_at),
             }
             for answer in answers
         ],
@@ -118,16 +117,12 @@ _COLUMNS: Final = (
 def _make_row(issued: IssuedPass) -> dict[str, Any]:
     state = "settled" if issued.settled_at else "open" if issued.granted_at else "reserved"
     return {
-        "issued_at": _write_instant(issued.reserved_at),
+        "issued_at": write_instant(issued.reserved_at),
         "state": "unused" if issued.settled_by == "expiry" else state,
         **{name: value for name, value in asdict(issued).items() if not name.endswith("_at")},
-        "settled_at": _write_instant(issued.settled_at),
+        "settled_at": write_instant(issued.settled_at),
         "identity_mismatch": issued.identity_mismatch,
     }
-
-
-def _write_instant(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
 
 
 def _make_cell(value: object) -> object:

@@ -28,7 +28,7 @@ def serve(
     admin_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="A second port for /metrics and /v1/blocks; --port then answers them with 404."
+            min=1, max=65535, help="A second port for the routes of operators; --port then answers them with 404."
         ),
     ] = None,
     root_path: Annotated[str, typer.Option(help="The path prefix under which a proxy serves voicepass: /voice.")] = "",

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -63,6 +64,11 @@ def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 def escape_controls(text: str) -> str:
     """Replace each character that could steer a terminal with its escape in Python, such as that of ESC."""
     return "".join(char if is_visible(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def write_instant(seconds: float | None) -> str | None:
+    """Write seconds since the epoch as a date without fractions of a second."""
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
 
 
 def write_json(value: object, *, indent: int | None = None) -> str:

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from voicepass.config.checks import TENANT, Surroundings, split_list
+from voicepass.config.checks import EVERYONE, TENANT, Surroundings, split_list
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.issuerchecks import key_from_text
 from voicepass.config.policyfile import (
-    EVERYONE,
     IssuerEntry,
     Location,
     PolicyFile,
@@ -198,9 +197,10 @@ def build(policy: PolicyFile, settings: Settings) -> Configuration:
         entry.base_url: Workspace(base_url=entry.base_url or "", api_keys=_read_api_keys(entry.api_key_env, settings))
         for entry in policy.agents.values()
     }
+    limits = policy.limits
     return Configuration(
         trusted=[trusted for entry in policy.issuers for trusted in _build_issuers(entry, settings)],
-        policy=Policy(agents, policy.limits.limits(), policy.limits.conversation_minutes * 60),
+        policy=Policy(agents, limits.limits(), limits.conversation_minutes * 60, limits.plans()),
         workspaces=list(workspaces.values()),
     )
 

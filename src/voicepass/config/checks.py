@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 from urllib.parse import urlsplit
 
 import idna
@@ -15,9 +15,8 @@ from pydantic import SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from voicepass.identity.credentials import ServiceToken
-from voicepass.identity.keys import (
-    MIN_SECRET_BYTES,
-)
+from voicepass.identity.keys import MIN_SECRET_BYTES
+from voicepass.model import Scalar
 from voicepass.outbound import is_safe_url
 from voicepass.policy import RESERVED_PREFIXES
 
@@ -31,6 +30,7 @@ DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 SCHEMES_WITHOUT_ORIGIN: Final = frozenset({"file", "ftp", "data", "blob", "about", "javascript", "ws", "wss"})
 SAFE_URL: Final = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 OWN_VARIABLES: Final = frozenset({"user_id", "user_name"})
+EVERYONE: Final = "everyone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,28 @@ class Surroundings:
 
     read_secret: Callable[[str], str | None] | None = None
     plain_http_hosts: Collection[str] = ()
+
+
+def parse_scalars(value: object) -> object:
+    """Return the values that a claim may have."""
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(entry, get_args(Scalar)) for entry in values):
+        raise ValueError("must be text, a number, true or false, or a list of these")
+    return tuple(values)
+
+
+def parse_allow(value: object) -> object:
+    """Return the tables of conditions, of which one is enough."""
+    if value == EVERYONE:
+        return [{}]
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) and entry for entry in value):
+        raise ValueError(f'must be "{EVERYONE}", or tables of conditions: [{{ role = ["seller", "admin"] }}]')
+    return value
+
+
+def parse_when(value: object) -> object:
+    """Return the tables of conditions. A single table needs no list."""
+    return parse_allow([value] if isinstance(value, dict) else value)
 
 
 def split_list(value: str) -> list[str]:

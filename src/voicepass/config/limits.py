@@ -1,10 +1,14 @@
 """`[limits]` of the policy file: how much users may do, and the questions about it that the ledger answers."""
 
-from typing import Annotated, Final
+from dataclasses import replace
+from itertools import combinations
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from voicepass.model import Counted, Limit, Scope
+from voicepass.config import checks
+from voicepass.model import Counted, Limit, Scalar, Scope
+from voicepass.policy import LimitPlan, Rule
 
 OFF: Final = "off"
 DAY_SECONDS: Final = 24 * 60 * 60
@@ -20,6 +24,9 @@ def _parse_amount(value: object) -> object:
 
 
 Amount = Annotated[int | None, BeforeValidator(_parse_amount)]
+
+
+Conditions = dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(checks.parse_scalars)]]
 
 
 class Entry(BaseModel):
@@ -66,6 +73,23 @@ class UserLimitsEntry(LimitsEntry):
     minutes_per_month: Amount = 600
 
 
+class PlanEntry(LimitsEntry):
+    """`[[limits.plan]]`: the limits of users for whom `when` holds. Missing keys come from `[limits.user]`."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")
+    when: Annotated[list[Conditions], BeforeValidator(checks.parse_when)]
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Return the users that `when` names, as rules."""
+        return tuple(map(Rule, self.when))
+
+    def complete(self, user: UserLimitsEntry) -> UserLimitsEntry:
+        """Return the limits of `[limits.user]`, changed as this plan says."""
+        own = self.model_fields_set & LimitsEntry.model_fields.keys()
+        return user.model_copy(update={key: getattr(self, key) for key in own})
+
+
 class LimitTables(Entry):
     """`[limits]`. `conversation_minutes` is reserved for each pass until voicepass knows what it used."""
 
@@ -73,7 +97,24 @@ class LimitTables(Entry):
     user: UserLimitsEntry = UserLimitsEntry()
     agent: LimitsEntry = LimitsEntry()
     all: LimitsEntry = LimitsEntry()
+    plan: list[PlanEntry] = Field([])
 
-    def limits(self) -> tuple[Limit, ...]:
-        """Return every limit that is on."""
-        return (*self.user.limits(Scope.USER), *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
+    @model_validator(mode="after")
+    def _check_plans_differ(self) -> Self:
+        for (first, one), (second, other) in combinations(enumerate(self.plans()), 2):
+            if one.name == other.name:
+                raise ValueError(f"has two plans of the same name: plan.{first} and plan.{second}")
+            if one.covers(other) and other.covers(one):
+                raise ValueError(f"has two plans for the same users: plan.{first} and plan.{second}")
+        return self
+
+    def limits(self, plan: PlanEntry | None = None) -> tuple[Limit, ...]:
+        """Return every limit that is on for users to whom this plan applies, or none."""
+        of_user = self.user.limits(Scope.USER)
+        if plan is not None:
+            of_user = tuple(replace(limit, plan=plan.name) for limit in plan.complete(self.user).limits(Scope.USER))
+        return (*of_user, *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
+
+    def plans(self) -> tuple[LimitPlan, ...]:
+        """Return the plans, each with every limit that is on."""
+        return tuple(LimitPlan(name=plan.name, when=plan.rules, limits=self.limits(plan)) for plan in self.plan)

@@ -14,14 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from voicepass.config import checks, issuerchecks
 from voicepass.config.checks import Surroundings
-from voicepass.config.limits import Entry, LimitsEntry, LimitTables
+from voicepass.config.limits import Conditions, Entry, LimitsEntry, LimitTables, PlanEntry
 from voicepass.model import Agent, Scalar
-from voicepass.policy import Rule, Variable, VariableType, clean
+from voicepass.policy import Rule, Variable, VariableType, clean, is_of
 
 NAMED_SECRET: Final = re.compile(r"""\b(?:secret_env|api_key_env)["']?\s*=\s*["']+([A-Z0-9_]+)["']""", re.ASCII)
-
-EVERYONE: Final = "everyone"
-
 
 Location = tuple[int | str, ...]
 """The place of a value in a model, such as `("issuers", 0, "audience")`."""
@@ -41,26 +38,8 @@ def _parse_default(value: object) -> object:
     return value
 
 
-def _parse_scalars(value: object) -> object:
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(entry, get_args(Scalar)) for entry in values):
-        raise ValueError("must be text, a number, true or false, or a list of these")
-    return tuple(values)
-
-
-def _parse_allow(value: object) -> object:
-    if value == EVERYONE:
-        return [{}]
-    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) and entry for entry in value):
-        raise ValueError(f'must be "{EVERYONE}", or tables of conditions: [{{ role = ["seller", "admin"] }}]')
-    return value
-
-
 def _parse_variable(value: object) -> object:
     return {"claim": value} if isinstance(value, str) else value
-
-
-Conditions = dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(_parse_scalars)]]
 
 
 class VariableEntry(Entry):
@@ -72,8 +51,7 @@ class VariableEntry(Entry):
 
     @model_validator(mode="after")
     def _check_type_of_default(self) -> Self:
-        kinds = {bool: "boolean", str: "string", int: "number", float: "number"}
-        if self.type and self.default is not None and kinds[type(self.default)] != self.type:
+        if self.default is not None and not is_of(self.type, self.default):
             raise ValueError(f"has a default that is no {self.type}")
         return self
 
@@ -92,7 +70,7 @@ class AgentEntry(Entry):
     """`[agents.<alias>]`. Nobody may use an agent until `allow` says who."""
 
     id: Annotated[str, AfterValidator(checks.check_agent_id)] = Field("", validate_default=True)
-    allow: Annotated[list[Conditions], BeforeValidator(_parse_allow)] = Field([])
+    allow: Annotated[list[Conditions], BeforeValidator(checks.parse_allow)] = Field([])
     variables: Variables = Field({})
     base_url: Annotated[str, AfterValidator(checks.check_base_url)] | None = None
     api_key_env: Annotated[EnvironmentName, AfterValidator(checks.check_api_keys)] | None = None
@@ -206,6 +184,7 @@ def list_secret_names(path: str) -> frozenset[str]:
 
 _WORDS: Final = {
     "missing": "is missing",
+    "string_pattern_mismatch": "must be 1 to 64 lower-case letters, digits, - and _",
     "dict_type": "must be a table",
     "model_type": "must be a table",
     "list_type": "must be an array of tables, each [[so]]",
@@ -233,6 +212,8 @@ def _find_table(location: Location) -> type[BaseModel]:
             return IssuerEntry
         case ("agents", _):
             return AgentEntry
+        case ("limits", "plan", *_):
+            return PlanEntry
         case ("limits", *rest):
             return LimitsEntry if rest else LimitTables
         case _:

@@ -3,21 +3,22 @@
 The transaction that counts a new pass also checks the limits, so they are exact under concurrency and across instances.
 The ledger fails closed: if it does not answer, voicepass hands out nothing.
 
-Read in this order: `rules` (a pass from its reservation to its settlement), `limits`, `sums`, `opened` (what is really
-open), `records` (lists and blocks), then the engines `sqlite` and `postgres`.
+Read in this order: `rules` (a pass from its reservation to its settlement), `limits`, `extensions`, `sums`, `opened`
+(what is really open), `records` (lists and blocks), then the engines `sqlite` and `postgres`.
 """
 
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import opened, records, rules, sums
+from voicepass.ledger import extensions, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import Plan, name_scope, plan_limits
+from voicepass.ledger.extensions import Extension
+from voicepass.ledger.limits import name_scope, plan_limits
 from voicepass.model import (
     Block,
     Credential,
@@ -46,7 +47,6 @@ class Ledger(ABC):
     """The rules on an engine. Every method raises LedgerUnavailable if the engine does not answer in time."""
 
     _has_a_pass_failed = False
-    _plan: Plan = plan_limits(())
 
     @abstractmethod
     async def run(
@@ -67,9 +67,7 @@ class Ledger(ABC):
 
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
-        if self._plan.limits is not limits:  # a policy always passes the same object
-            self._plan = plan_limits(limits)
-        plan, whose = self._plan, rules.reserved_row(reservation)
+        plan, whose = _plan(tuple(limits)), rules.reserved_row(reservation)
         locks = [name_scope(scope, whose) for scope in plan.scopes]
         # If a power cut undoes this, the grant finds no row, and no URL leaves.
         with self._note_failure():
@@ -240,13 +238,28 @@ class Ledger(ABC):
         """Block a user, an agent or everyone, at once on every instance."""
         await self.run(lambda now: records.block(blocked, now))
 
-    async def unblock(self, blocked: Block) -> None:
-        """Remove a block."""
-        await self.run(lambda _now: records.unblock(blocked))
+    async def unblock(self, blocked: Block) -> bool:
+        """Remove a block. Returns whether there was one."""
+        return await self.run(lambda _now: records.unblock(blocked))
 
     async def list_blocks(self) -> list[Block]:
         """Return all that is blocked."""
         return await self.run(lambda _now: records.list_blocks())
+
+    async def extend(self, extension: Extension) -> bool:
+        """Set a user's extension, at once on every instance. Returns whether this user has had a pass.
+
+        Raises RequestInvalid unless it ends within the next ten years.
+        """
+        return await self.run(partial(extensions.extend, extension))
+
+    async def revoke_extension(self, user_id: str, token_issuer: str) -> bool:
+        """End a user's extension. Returns whether there was one."""
+        return await self.run(partial(extensions.revoke, user_id, token_issuer))
+
+    async def list_extensions(self) -> list[Extension]:
+        """Return the extensions that have not ended, the next to end first."""
+        return await self.run(extensions.list_extensions)
 
     async def check(self) -> None:
         """Write a row durably and delete it again. Raises LedgerUnavailable if that fails: then a pass would fail, too.
@@ -265,6 +278,9 @@ class Ledger(ABC):
         except LedgerUnavailable:
             self._has_a_pass_failed = True
             raise
+
+
+_plan = lru_cache(maxsize=64)(plan_limits)
 
 
 def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:

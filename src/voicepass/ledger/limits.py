@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage
 
@@ -107,7 +108,7 @@ def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int 
 def _find_exact_room(limits: Sequence[Limit], whose: Row, seconds: int, now: float) -> Dialogue[int]:
     answers: list[Usage] = []
     for limit in limits:
-        answers.append((yield from count(limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
     if reached := [answer for answer in answers if answer.left == 0]:
         of_passes = [answer for answer in reached if answer.limit.counted in {Counted.PASSES, Counted.REQUESTS}]
         refusals: list[LimitReached] = []
@@ -195,6 +196,7 @@ def _refuse(answer: Usage, whose: Row, now: float) -> Dialogue[LimitReached]:
         limit_name=limit.name,
         most=limit.most,
         window_seconds=limit.window_seconds,
+        plan=limit.plan,
     )
 
 

@@ -73,9 +73,9 @@ def block(blocked: Block, now: float) -> Dialogue[None]:
     yield _BLOCK, asdict(blocked) | {"now": now}
 
 
-def unblock(blocked: Block) -> Dialogue[None]:
-    """Remove a block."""
-    yield _UNBLOCK, asdict(blocked)
+def unblock(blocked: Block) -> Dialogue[bool]:
+    """Remove a block. Returns whether there was one."""
+    return bool((yield _UNBLOCK, asdict(blocked)))
 
 
 def list_blocks() -> Dialogue[list[Block]]:
@@ -150,4 +150,5 @@ _BLOCK: Final = """
 INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :token_issuer, :now)
 ON CONFLICT DO NOTHING"""
 
-_UNBLOCK: Final = "DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer"
+_UNBLOCK: Final = """
+DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer RETURNING key"""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count, find_room
 from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Credential, IssuedPass, Limit, Reservation, Settlement, Usage
@@ -154,7 +155,7 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
         return None
     answers: list[Usage] = []
     for limit in limits:
-        answers.append((yield from count(limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
     return answers
 
 

@@ -55,6 +55,8 @@ class Attempt:
     traceparent: str | None = None
     user: User | None = None
     agent: Agent | None = None
+    plan: str | None = None
+    """The plan whose limits apply to the user, if one does."""
     conversation_id: str | None = None
     credential_sha256: str | None = None
     is_warm: bool = False

@@ -28,6 +28,7 @@ class AttemptLog:
             "agent": attempt.alias if attempt.agent else None,  # any other alias is text of the caller
             "token_issuer": attempt.user.issuer if attempt.user else None,
             "user_id": attempt.user.id if attempt.user else None,
+            "plan": attempt.plan,
             "conversation_id": attempt.conversation_id,
             "duration_ms": round(attempt.duration_seconds * 1000, 1),
         }

@@ -157,9 +157,9 @@ async function readMinutes(isNewPass = false) {
   clearTimeout(nextRead);
   if (!whose) return;
   try {
-    const { limits } = await fetchUsage(whose.token);
+    const { usage } = await fetchUsage(whose.token);
     if (read !== reads || user !== whose) return;
-    count(limits.find(({ limit }) => limit === "user_minutes_per_day"), isNewPass);
+    count(usage.find(({ name }) => name === "user_minutes_per_day"), isNewPass);
     const pace = Date.now() < settledBy ? "settling" : live ? "live" : "idle";
     nextRead = setTimeout(readMinutes, READ_MS[pace]);
   } catch {
@@ -177,7 +177,7 @@ function awaitSettlement() {
 function count(limit, isNewPass) {
   // A policy may leave the day's minutes unlimited.
   if (!limit) return hideMinutes();
-  const { used, most, resets_at: resetsAt } = limit;
+  const { used, limit: most, resets_at: resetsAt } = limit;
   let { aside, note } = minutes ?? { aside: 0, note: "" };
   if (isNewPass) {
     // Not what `used` grew by: earlier conversations may be settled while the pass is issued.

@@ -1,0 +1,169 @@
+"""Extensions: more minutes for one user, until they end. Each test runs on both engines."""
+
+import asyncio
+import math
+
+import pytest
+
+from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, granted, limit, refusal, rows
+from voicepass.errors import QuotaExceeded, RequestInvalid
+from voicepass.ledger import Ledger
+from voicepass.ledger.extensions import MAX_SECONDS, Extension
+from voicepass.ledger.schema import steps
+from voicepass.model import Counted, Scope, User
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600.0
+DAY = 86_400
+TEN_MINUTES_A_DAY = limit(600, counted=Counted.SECONDS, window_seconds=DAY)
+USER = User(issuer=TOKEN_ISSUER, id="u-1", name=None, claims={})
+
+
+def extension(user_id: str = "u-1", *, minutes: int = 10, ends_in: float = HOUR, issuer: str = "") -> Extension:
+    return Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=START + ends_in)
+
+
+async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
+    """Take passes of ten minutes until the ledger refuses one; return how many there were."""
+    for number in range(20):
+        if isinstance(await refusal(ledger, [TEN_MINUTES_A_DAY], user_id=user_id), QuotaExceeded):
+            return number
+    raise AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ([], 1),
+        ([extension()], 2),
+        ([extension(minutes=5)], 2),  # the second reserves five minutes
+        ([extension(minutes=20), extension()], 2),  # the later one replaces the earlier one
+        ([extension(), extension(issuer=TOKEN_ISSUER)], 3),
+        ([extension(issuer="https://other.example"), extension("u-2"), extension("u")], 1),
+    ],
+)
+async def test_an_extension_adds_to_the_minutes_of_its_user_only(
+    ledger: Ledger, given: list[Extension], passes: int
+) -> None:
+    for each in given:
+        await ledger.extend(each)
+
+    assert await count_passes(ledger) == passes
+
+
+async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
+    await ledger.extend(extension())
+    await ledger.extend(extension("u-2", ends_in=2 * HOUR))
+    before = await ledger.list_extensions()
+    was_revoked = [await ledger.revoke_extension("u-2", issuer) for issuer in (TOKEN_ISSUER, "", "")]
+    of_revoked = await count_passes(ledger, "u-2")
+    clock.now += HOUR
+    of_ended = await count_passes(ledger)
+
+    assert before == [extension(), extension("u-2", ends_in=2 * HOUR)]
+    assert was_revoked == [False, True, False]
+    assert (of_revoked, of_ended) == (1, 1)
+    assert await ledger.list_extensions() == []
+    assert await ledger.revoke_extension("u-1", "") is False
+
+
+async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Ledger) -> None:
+    limits = [TEN_MINUTES_A_DAY, limit(9, window_seconds=DAY), limit(3, counted=Counted.CONVERSATIONS)]
+    await ledger.extend(extension())
+    await granted(ledger, limits)
+
+    before = await ledger.usage(USER, limits)
+    await granted(ledger, limits)
+    refused = await refusal(ledger, limits)
+
+    assert [(answer.limit.most, answer.used, answer.left) for answer in before] == [
+        (1200, 600, 600),
+        (9, 1, 8),
+        (3, 1, 2),
+    ]
+    assert refused is not None
+    assert refused.most == 1200
+
+
+@pytest.mark.parametrize(
+    ("ends_in", "retry_after"),
+    [
+        pytest.param(DAY + HOUR, DAY - 600, id="the first pass leaves the day while the extension lasts"),
+        pytest.param(DAY - 601, DAY, id="the extension ends first, so the second pass must leave the day too"),
+        pytest.param(DAY, DAY, id="it ends at the instant when the first pass leaves the day"),
+    ],
+)
+async def test_a_refusal_says_when_a_try_succeeds_also_if_the_extension_ends_before(
+    ledger: Ledger, clock: TurnedClock, ends_in: float, retry_after: float
+) -> None:
+    await ledger.extend(extension(ends_in=ends_in))
+    await granted(ledger, [TEN_MINUTES_A_DAY])
+    clock.now += 600
+    await granted(ledger, [TEN_MINUTES_A_DAY])
+
+    refused = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    assert refused is not None
+    clock.now += refused.resets_at - clock.now - 1
+    too_early = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    clock.now += 1
+    in_time = await refusal(ledger, [TEN_MINUTES_A_DAY])
+
+    assert refused.retry_after_seconds == math.ceil(retry_after)
+    assert too_early is not None
+    assert in_time is None
+
+
+async def test_limits_of_agents_and_of_passes_are_not_extended(ledger: Ledger) -> None:
+    await ledger.extend(extension())
+    of_agent = [limit(600, counted=Counted.SECONDS, scope=Scope.AGENT, window_seconds=DAY)]
+    of_passes = [limit(1, window_seconds=DAY)]
+
+    refused = [await refusal(ledger, limits) for limits in (of_agent, of_agent, of_passes)]
+
+    assert [each is None for each in refused] == [True, False, False]
+
+
+async def test_whether_the_user_has_had_a_pass_is_said(ledger: Ledger) -> None:
+    await granted(ledger, [], user_id="u-1", token_issuer="https://b.example")
+    await granted(ledger, [], user_id="u-9", token_issuer="https://a.example")
+
+    asked = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
+
+    assert [await ledger.extend(each) for each in asked] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("ends_in", [0.0, -1.0, MAX_SECONDS + 1.0, math.inf, math.nan])
+async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledger: Ledger, ends_in: float) -> None:
+    await ledger.extend(extension())
+
+    with pytest.raises(RequestInvalid):
+        await ledger.extend(extension(ends_in=ends_in))
+
+    assert await ledger.list_extensions() == [extension()]
+
+
+async def test_parallel_requests_of_an_extended_user_share_exactly_the_extended_minutes(engine: Engine) -> None:
+    async with engine.instances() as ledgers:
+        await ledgers[0].extend(extension(minutes=35))
+        asked = [refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
+        refused = await asyncio.gather(*asked)
+        (used,) = await rows(ledgers[0], "SELECT count(*) AS passes, sum(seconds) AS seconds FROM passes")
+
+    assert sum(each is None for each in refused) == used["passes"] == 5
+    assert used["seconds"] == 45 * 60
+
+
+async def test_a_ledger_from_before_extensions_gets_their_table(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "sqlite" if engine.name == "sqlite" else "postgres"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"voicepass.ledger.{module}.steps", lambda: steps()[:1])
+        async with engine.opened() as old:
+            await granted(old, [])
+
+    async with engine.opened() as new:
+        is_known = await new.extend(extension())
+
+    assert is_known
