@@ -133,6 +133,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         ledger=ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
         seal=state.seals.seal,
+        tells_seconds_left=settings.voicepass_tell_seconds_left,
         observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
     )
     stack.push_async_callback(state.passes.aclose)

@@ -174,6 +174,7 @@ class Settlement:
     """What a conversation used, as ElevenLabs reports it.
 
     `user_id` and `variable_user_id` are what the browser sent there: as its user, and as a dynamic variable.
+    `cost` is in credits, `cost_fiat` in US dollars.
     """
 
     conversation_id: str
@@ -183,6 +184,7 @@ class Settlement:
     source: str
     variable_user_id: str | None = None
     agent_id: str | None = None
+    cost_fiat: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,7 @@ class IssuedPass:
     settled_by: str | None
     cost: int | None
     reported_user_id: str | None
+    cost_fiat: float | None = None
 
     @property
     def identity_mismatch(self) -> bool:

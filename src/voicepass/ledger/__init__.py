@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import opened, records, rules, sums
+from voicepass.ledger import opened, records, remaining, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import Plan, name_scope, plan_limits
 from voicepass.model import (
@@ -97,6 +97,14 @@ class Ledger(ABC):
         while (answers := await self.run(lambda now: rules.read_usage(whose, limits, now))) is None:
             await self.run(rules.lapse, is_durable=False)
         return answers
+
+    async def read_seconds_left(
+        self, limits: Sequence[Limit], *, conversation_id: str | None, pass_id: str = ""
+    ) -> int | None:
+        """Return how long the user of a pass may still talk; None without a limit. Raises ConversationUnknown."""
+        return await self.run(
+            lambda now: remaining.read_seconds_left(limits, now, conversation_id=conversation_id, pass_id=pass_id)
+        )
 
     async def find_pass(self, conversation_id: str) -> IssuedPass:
         """Return the pass of a conversation: to whom it was issued. Raises ConversationUnknown."""

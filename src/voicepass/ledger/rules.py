@@ -159,9 +159,9 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
 
 
 def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
-    """Return the pass of a conversation, or raise ConversationUnknown."""
+    """Return the pass of a conversation. Raises ConversationUnknown, also if its user was forgotten."""
     found = yield FIND_ISSUED, {"conversation_id": conversation_id}
-    if not found:
+    if not found or not found[0]["user_id"]:
         raise ConversationUnknown
     return as_issued_pass(found[0])
 
@@ -198,8 +198,8 @@ WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation
 RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""
 
 _SETTLE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost, sealed = NULL,
-                  reported_user_id = :user_id
+UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost,
+                  cost_fiat = :cost_fiat, sealed = NULL, reported_user_id = CASE WHEN user_id <> '' THEN :user_id END
 WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by = 'expiry'
       OR (settled_by <> 'webhook' AND :source = 'webhook')) RETURNING *"""
 
@@ -209,12 +209,13 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS
 RETURNING pass_id"""
 
 _EARLY: Final = (
-    "SELECT conversation_id, seconds, cost, agent_id, source FROM orphans WHERE conversation_id = :conversation_id"
+    "SELECT conversation_id, seconds, cost, cost_fiat, agent_id, source FROM orphans"
+    " WHERE conversation_id = :conversation_id"
 )
 
 _ORPHAN: Final = """
-INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, agent_id, source)
-VALUES (:conversation_id, :now, :seconds, :cost, :agent_id, :source)
+INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, cost_fiat, agent_id, source)
+VALUES (:conversation_id, :now, :seconds, :cost, :cost_fiat, :agent_id, :source)
 ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
-    cost = excluded.cost, agent_id = excluded.agent_id, source = excluded.source
+    cost = excluded.cost, cost_fiat = excluded.cost_fiat, agent_id = excluded.agent_id, source = excluded.source
 WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""
