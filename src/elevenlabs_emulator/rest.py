@@ -89,6 +89,7 @@ def add_conversations(app: FastAPI, emulator: Emulator) -> None:
 
     @app.delete(f"{CONVERSATION_PATH}s/{{conversation_id}}")
     async def delete_conversation(conversation_id: str, key: ApiKey = None) -> dict[str, object]:
+        await emulator.take_fault("account").refuse()
         emulator.check_key(key, "convai_write")
         emulator.find_account(conversation_id)
         del emulator.accounts[conversation_id]

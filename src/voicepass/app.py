@@ -102,7 +102,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     """Open what the routes need and put it into `state`; `stack` closes it."""
     registry = CollectorRegistry()
     ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
-    provider = await _open_provider(stack, settings, configuration)
+    provider = await open_provider(stack, settings, configuration)
     warm = None
     if settings.voicepass_warm_passes:
         warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
@@ -141,7 +141,8 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     await stack.enter_async_context(run_retention(ledger, keep_seconds=keep_seconds))
 
 
-async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
+async def open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
+    """Open the calls to ElevenLabs; `stack` closes them."""
     deadline_seconds = settings.voicepass_deadline_seconds
     provider = ElevenLabs(
         transport=await stack.enter_async_context(http_transport(connect_seconds=deadline_seconds / 4)),

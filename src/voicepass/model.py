@@ -274,6 +274,11 @@ class Block:
     token_issuer: str = ""
 
 
+def hash_user_id(user_id: str) -> str:
+    """Return what the block of a forgotten user holds in place of the id."""
+    return f"sha256:{hashlib.sha256(user_id.encode(errors='surrogatepass')).hexdigest()}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What the ledger holds: conversations open now, and passes that should be settled by now and are not.

@@ -232,6 +232,7 @@ COMMANDS = [
     "block",
     "unblock",
     "blocks",
+    "forget",
     "policy",
     "doctor",
 ]

@@ -9,7 +9,6 @@ from voicepass.cli.tables import AsJson, show, with_ledger
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
-from voicepass.ledger import Ledger
 from voicepass.model import Block, BlockKind
 
 Key = Annotated[str, typer.Argument(help="The user's id or the agent's alias; nothing for everyone.")]
@@ -28,13 +27,8 @@ def block(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
 def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     """Remove a block."""
     blocked = _parse_block(kind, key, issuer)
-
-    async def remove(ledger: Ledger) -> bool:
-        was_blocked = blocked in await ledger.list_blocks()
-        await ledger.unblock(blocked)
-        return was_blocked
-
-    typer.echo(f"{'unblocked' if with_ledger(remove) else 'was not blocked'}: {_describe(blocked)}")
+    was_blocked = with_ledger(lambda ledger: ledger.unblock(blocked))
+    typer.echo(f"{'unblocked' if was_blocked else 'was not blocked'}: {_describe(blocked)}")
 
 
 def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002

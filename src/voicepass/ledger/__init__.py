@@ -248,9 +248,9 @@ class Ledger(ABC):
         """Block a user, an agent or everyone, at once on every instance."""
         await self.run(lambda now: records.block(blocked, now))
 
-    async def unblock(self, blocked: Block) -> None:
-        """Remove a block."""
-        await self.run(lambda _now: records.unblock(blocked))
+    async def unblock(self, blocked: Block) -> bool:
+        """Remove a block. Returns whether there was one."""
+        return await self.run(lambda _now: records.unblock(blocked))
 
     async def list_blocks(self) -> list[Block]:
         """Return all that is blocked."""

@@ -8,7 +8,7 @@ from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import UNUSED_SECONDS
 from voicepass.ledger.rules import RESERVE, RESERVED, as_issued_pass, release
 from voicepass.ledger.sums import change_sums, delete_old_sums
-from voicepass.model import Block, IssuedPass, Standing, Transport
+from voicepass.model import Block, IssuedPass, Standing, Transport, hash_user_id
 
 MAX_COUNTED: Final = 10_000
 """The standing counts no further: that many are a reason for an alarm."""
@@ -73,9 +73,9 @@ def block(blocked: Block, now: float) -> Dialogue[None]:
     yield _BLOCK, asdict(blocked) | {"now": now}
 
 
-def unblock(blocked: Block) -> Dialogue[None]:
-    """Remove a block."""
-    yield _UNBLOCK, asdict(blocked)
+def unblock(blocked: Block) -> Dialogue[bool]:
+    """Remove a block, also of a forgotten user. Returns whether there was one."""
+    return bool((yield _UNBLOCK, asdict(blocked) | {"user_hash": hash_user_id(blocked.key)}))
 
 
 def list_blocks() -> Dialogue[list[Block]]:
@@ -150,4 +150,6 @@ _BLOCK: Final = """
 INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :token_issuer, :now)
 ON CONFLICT DO NOTHING"""
 
-_UNBLOCK: Final = "DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer"
+_UNBLOCK: Final = """
+DELETE FROM blocks WHERE kind = :kind AND key IN (:key, :user_hash) AND token_issuer = :token_issuer
+RETURNING kind"""
