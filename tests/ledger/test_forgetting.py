@@ -12,7 +12,6 @@ from voicepass.errors import ConversationUnknown, LedgerUnavailable, UserBlocked
 from voicepass.ledger import Ledger
 from voicepass.ledger.forgetting import (
     BATCH,
-    LISTED_SECONDS,
     Forgotten,
     find_issuers,
     forget_user,
@@ -20,7 +19,6 @@ from voicepass.ledger.forgetting import (
     rewrite_file,
 )
 from voicepass.model import Block, BlockKind, Counted, Scope
-from voicepass.settlement.retention import delete_old_data
 
 pytestmark = pytest.mark.anyio
 
@@ -135,7 +133,7 @@ def test_a_file_that_cannot_be_rewritten_is_reported(tmp_path: Path, content: st
             path.write_text(content)
 
         with pytest.raises(LedgerUnavailable) as refusal:
-            rewrite_file(str(path), lock_seconds=0.1)
+            rewrite_file(str(path), wait_seconds=0.1)
 
     assert str(path) in refusal.value.operator_note
 
@@ -235,22 +233,3 @@ async def test_many_passes_are_forgotten_in_several_transactions(ledger: Ledger)
 
     assert (forgotten.passes, again.passes) == (BATCH + 1, 0)
     assert len(await ledger.run(list_erasures)) == BATCH + 1
-
-
-async def test_a_forgotten_row_loses_its_conversation_when_no_report_needs_it(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
-    await ledger.settle(reported(await granted(ledger, user_id=USER)))
-    clock.now += LISTED_SECONDS + 1
-    await ledger.settle(reported(await granted(ledger, user_id=USER)))
-    await granted(ledger, user_id=USER)
-    await ledger.settle(reported(await granted(ledger, user_id="another-user")))
-    kept: list[int] = []
-
-    await forget(ledger, even_if_open=True)
-    for seconds in (0, LISTED_SECONDS, 60):
-        clock.now += seconds
-        await delete_old_data(ledger, keep_seconds=31 * 86_400)
-        kept.append(len(await rows(ledger, "SELECT 1 FROM passes WHERE conversation_id IS NOT NULL")))
-
-    assert kept == [3, 3, 2], "one is not settled, one is of another user"

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from voicepass.cli.blocking import block, blocks, unblock
+from voicepass.cli.blocking import block, blocks, forget, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
-from voicepass.cli.forgetting import forget
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage
 from voicepass.cli.service import serve
@@ -58,7 +57,7 @@ app.command()(export)
 app.command()(block)
 app.command()(unblock)
 app.command()(blocks)
-app.add_typer(forget, name="forget")
+app.command()(forget)
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

@@ -4,6 +4,7 @@ A forgotten row has an empty user and an empty issuer. `erasures` lists what is 
 """
 
 import sqlite3
+import time
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -16,10 +17,6 @@ from voicepass.model import Scope, hash_user_id
 
 BATCH: Final = 100
 """A transaction changes so many rows at most, so that nobody waits for it too long."""
-LISTED_SECONDS: Final = 25 * 3600.0
-"""The reconciler may still find a conversation of this age in ElevenLabs' list, and then needs its id."""
-UNLINKED_SECONDS: Final = 10 * 86_400.0
-"""`unlink` looks at passes of this age. `forget_user` has removed the id from older ones."""
 
 
 class Forgotten(NamedTuple):
@@ -56,7 +53,7 @@ async def forget_user(
         for row in passes:
             if at_elevenlabs and row["conversation_id"] is not None:
                 yield _ADD_ERASURE, row
-            yield _HIDE_PASS, {"pass_id": row["pass_id"], "before": now - LISTED_SECONDS}
+            yield _HIDE_ROW, row
         # One at a time, as in `lapse`. Its grant finds no row, and no URL leaves.
         for row in reserved:
             yield from release(row["pass_id"])
@@ -66,11 +63,6 @@ async def forget_user(
     while (done := await ledger.run(forget_some, locks=[name_scope(Scope.USER, whose)])).passes:
         total += done.passes
     return Forgotten(total, done.open_until)
-
-
-def unlink(now: float) -> Dialogue[None]:
-    """Remove the ids of forgotten conversations when no report needs them any more."""
-    yield _UNLINK, {"since": now - UNLINKED_SECONDS, "before": now - LISTED_SECONDS}
 
 
 def list_erasures(now: float) -> Dialogue[list[Row]]:
@@ -83,17 +75,25 @@ def end_erasure(conversation_id: str, _now: float) -> Dialogue[None]:
     yield "DELETE FROM erasures WHERE conversation_id = :id", {"id": conversation_id}
 
 
-def rewrite_file(path: str, *, lock_seconds: float = 10.0) -> None:
-    """Write SQLite's file and its log again, because deleted text stays in free pages. Raises LedgerUnavailable."""
+def rewrite_file(path: str, *, wait_seconds: float = 30.0) -> None:
+    """Write SQLite's file again and empty its log, because both keep deleted text. Raises LedgerUnavailable.
+
+    Until this ends, nobody can write to the ledger.
+    """
     try:
-        with closing(sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(path, timeout=wait_seconds, isolation_level=None)) as connection:
             connection.execute("VACUUM")
-            (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            ends_at = time.monotonic() + wait_seconds
+            # SQLite does not wait if the service copies the log at the same time.
+            while (is_busy := connection.execute(_EMPTY_LOG).fetchone()[0]) and time.monotonic() < ends_at:
+                time.sleep(0.1)
     except sqlite3.Error as error:
         raise LedgerUnavailable(operator_note=f"{path} cannot be rewritten: {error}") from error
     if is_busy:
-        raise LedgerUnavailable(operator_note=f"{path}-wal is in use and may still hold the user: run this again")
+        raise LedgerUnavailable(operator_note=f"{path}-wal is in use and may still name the user: run this again")
 
+
+_EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 _OF_USER: Final = "token_issuer = :token_issuer AND user_id = :user_id"
 _BLOCKS_OF_USER: Final = "kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer)"
@@ -121,11 +121,10 @@ _GRANTED: Final = f"""
 SELECT pass_id, conversation_id, agent_id, CASE WHEN {IS_OPEN} THEN lapses_at ELSE 0 END AS ends_at
 FROM passes WHERE {_OF_USER} AND granted_at IS NOT NULL LIMIT :most"""  # noqa: S608
 
-_IS_UNLINKED: Final = "settled_at IS NOT NULL AND reserved_at < :before"
-_HIDE_PASS: Final = f"""
+# The conversation's id stays: a late report needs it.
+_HIDE_ROW: Final = """
 UPDATE passes SET token_issuer = '', user_id = '', request_id = '', credential_sha256 = NULL, sealed = NULL,
-    reported_user_id = NULL, conversation_id = CASE WHEN {_IS_UNLINKED} THEN NULL ELSE conversation_id END
-WHERE pass_id = :pass_id"""  # noqa: S608
+                  reported_user_id = NULL WHERE pass_id = :pass_id"""
 
 _DELETE_LOOKUPS: Final = "DELETE FROM lookups"  # their keys name users; a lookup that is deleted is only repeated
 
@@ -134,10 +133,6 @@ _RESERVED: Final = f"SELECT pass_id FROM passes WHERE {_OF_USER} AND granted_at 
 _ADD_ERASURE: Final = """
 INSERT INTO erasures (conversation_id, agent_id, ends_at) VALUES (:conversation_id, :agent_id, :ends_at)
 ON CONFLICT DO NOTHING"""
-
-_UNLINK: Final = f"""
-UPDATE passes SET conversation_id = NULL
-WHERE token_issuer = '' AND user_id = '' AND reserved_at > :since AND {_IS_UNLINKED} AND conversation_id IS NOT NULL"""  # noqa: S608
 
 _ERASURES: Final = """
 SELECT conversation_id, agent_id, ends_at > :now AS may_be_open FROM erasures ORDER BY conversation_id"""

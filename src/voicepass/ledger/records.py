@@ -39,7 +39,7 @@ def list_page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]
 
 
 def sum_by_user(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
-    """Return who used most in the window: token_issuer, user_id, passes, seconds."""
+    """Return who used most in the window: token_issuer, user_id, passes, seconds, cost_fiat."""
     rows = yield _TOTALS, {"since": now - window_seconds, "most": most}
     return [{**row, "seconds": int(row["seconds"])} for row in rows]  # PostgreSQL sums to a Decimal
 
@@ -125,7 +125,8 @@ SELECT * FROM passes WHERE transport <> '' AND (reserved_at, pass_id) > (:reserv
 ORDER BY reserved_at, pass_id LIMIT :most"""
 
 _TOTALS: Final = """
-SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes
+SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds, sum(cost_fiat) AS cost_fiat
+FROM passes
 WHERE transport <> '' AND reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
 

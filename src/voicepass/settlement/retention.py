@@ -8,7 +8,6 @@ import structlog
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
-from voicepass.ledger.forgetting import unlink
 from voicepass.settlement import run_periodically
 
 EVERY_SECONDS: Final = 60.0
@@ -27,7 +26,6 @@ async def delete_old_data(ledger: Ledger, *, keep_seconds: int) -> None:
     try:
         if await ledger.take_lease("retention", EVERY_SECONDS * 0.9):
             await ledger.erase_sealed()
-            await ledger.run(unlink)
             await ledger.forget(age_seconds=keep_seconds)
     except LedgerUnavailable as refusal:
         _log.warning("retention.stopped", code=refusal.code, note=refusal.operator_note)
