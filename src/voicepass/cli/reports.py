@@ -74,7 +74,10 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
 
 async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
     rows = await ledger.sum_usage(window_seconds=MONTH_SECONDS, most=most)
-    return [{**row, "minutes": round(row["seconds"] / 60, 1)} for row in rows]
+    return [
+        {**row, "minutes": round(row["seconds"] / 60, 1), "cost_fiat": row["cost_fiat"] and round(row["cost_fiat"], 4)}
+        for row in rows
+    ]
 
 
 async def _draw(ledger: Ledger, most: int) -> None:

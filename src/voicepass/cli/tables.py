@@ -47,7 +47,7 @@ def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bool = False) -> None:
-    """Print rows that have the same members. In a table, the first column is not broken if the terminal has room."""
+    """Print rows that have the same members. The first column of a table is not broken if it is narrow."""
     if as_json:
         typer.echo(write_json(rows, indent=2))
     elif as_csv:
@@ -59,9 +59,9 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bo
         console = Console(markup=False, emoji=False)  # an id may be anything, markup too
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
         cells = [["" if value is None else escape_controls(str(value)) for value in row.values()] for row in rows]
-        longest = min(console.width // 2, max(len(row[0]) for row in cells))
+        is_narrow = max(len(row[0]) for row in cells) <= console.width // 2
         for number, name in enumerate(rows[0]):
-            table.add_column(name, overflow="fold", min_width=None if number else longest)  # people copy the first
+            table.add_column(name, overflow="fold", no_wrap=number == 0 and is_narrow)  # people copy the first
         for row in cells:
             table.add_row(*row)
         console.print(table)

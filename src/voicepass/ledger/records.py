@@ -126,8 +126,7 @@ ORDER BY reserved_at, pass_id LIMIT :most"""
 
 _TOTALS: Final = """
 SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds, sum(cost_fiat) AS cost_fiat
-FROM passes
-WHERE transport <> '' AND reserved_at > :since
+FROM passes WHERE transport <> '' AND reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
 
 _STANDING: Final = """
