@@ -205,12 +205,18 @@ async def test_a_block_of_a_forgotten_user_still_holds_and_can_be_removed_by_the
 async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     for token_issuer in ("https://a.example", ISSUER, "https://z.example"):
         await ledger.settle(reported(await granted(ledger, user_id=USER, token_issuer=token_issuer)))
+    failed = reservation(USER, token_issuer="https://failed.example")
+    await ledger.reserve(failed, [])
+    await ledger.release(failed, has_reached=True)
+    for token_issuer in ("", "https://blocked.example"):
+        await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=token_issuer))
     issuers = await ledger.run(lambda now: find_issuers(USER, now))
 
     await forget(ledger)
 
     left = [issued.token_issuer for issued in await ledger.list_passes(user_id=USER, most=9)]
-    assert sorted(issuers) == ["https://a.example", ISSUER, "https://z.example"]
+    hosts = ["a", "blocked", "failed", "login", "z"]
+    assert sorted(issuers) == [f"https://{host}.example" for host in hosts]
     assert sorted(left) == ["https://a.example", "https://z.example"]
     assert await ledger.run(lambda now: find_issuers("nobody", now)) == []
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -27,13 +26,6 @@ from voicepass.model import IssuedPass, Limit, Scope, User
 MONTH_SECONDS: Final = 30 * DAY_SECONDS
 
 MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, help="The maximum number of rows.")]
-
-
-class ExportFormat(StrEnum):
-    """How an export is written."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
 
 
 def usage(
@@ -155,7 +147,7 @@ def conversations(
 
 def export(
     file: Annotated[typer.FileTextWrite, typer.Argument(help="The file to write; - is standard output.")] = "-",  # type: ignore[assignment] # Typer opens it
-    export_format: Annotated[ExportFormat, typer.Option("--format", help="CSV, or JSON lines.")] = ExportFormat.CSV,
+    export_format: Annotated[Literal["csv", "jsonl"], typer.Option("--format", help="CSV, or JSON lines.")] = "csv",
 ) -> None:
     """Write every pass of the ledger, oldest first. CSV shows control characters as escapes; no cell is a formula."""
 
@@ -163,11 +155,11 @@ def export(
         writer = csv.writer(file)
         with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("passes", total=None)
-            if export_format is ExportFormat.CSV:
+            if export_format == "csv":
                 writer.writerow(_COLUMNS)
             async for issued in ledger.read_every_pass():
                 row = _make_row(issued)
-                if export_format is ExportFormat.JSONL:
+                if export_format == "jsonl":
                     file.write(write_json(row) + "\n")
                 else:
                     writer.writerow([make_cell(row[column]) for column in _COLUMNS])

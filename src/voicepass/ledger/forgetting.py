@@ -27,7 +27,7 @@ class Forgotten(NamedTuple):
 
 
 def find_issuers(user_id: str, _now: float) -> Dialogue[list[str]]:
-    """Return the issuers of the users with this id that have passes."""
+    """Return the issuers of the users with this id."""
     rows = yield _ISSUERS, {"user_id": user_id}
     return [row["token_issuer"] for row in rows]
 
@@ -104,7 +104,9 @@ WITH RECURSIVE issuers (token_issuer) AS (SELECT min(token_issuer) FROM passes U
     SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > issuers.token_issuer)
     FROM issuers WHERE token_issuer IS NOT NULL)
 SELECT token_issuer FROM issuers WHERE EXISTS
-(SELECT 1 FROM passes WHERE passes.token_issuer = issuers.token_issuer AND user_id = :user_id)"""
+(SELECT 1 FROM passes WHERE passes.token_issuer = issuers.token_issuer AND user_id = :user_id)
+UNION SELECT token_issuer FROM blocks WHERE kind = 'user' AND key = :user_id AND token_issuer <> ''
+UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id"""
 
 _OPEN_UNTIL: Final = f"SELECT max(lapses_at) AS open_until FROM passes WHERE {_OF_USER} AND {IS_OPEN}"  # noqa: S608
 
