@@ -17,6 +17,12 @@ class NoLedger:
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None: ...
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None: ...
 
+    async def read_seconds_left(
+        self, _limits: Sequence[Limit], /, *, conversation_id: str | None, pass_id: str
+    ) -> int | None:
+        del conversation_id, pass_id
+        return None
+
 
 class NeverAtALimit:
     """What looks up open passes, for users whom no limit refuses."""

@@ -90,6 +90,13 @@ class Ports:
         self._note("release")
         assert reservation == self.reservations[-1]
 
+    async def read_seconds_left(
+        self, limits: Sequence[Limit], *, conversation_id: str | None, pass_id: str
+    ) -> int | None:
+        self._note("read_seconds_left")
+        assert (limits, conversation_id, pass_id) == (LIMITS, "conv_1", self.reservations[-1].pass_id)
+        return None
+
     async def refresh(self, reservation: Reservation, limit: Limit) -> bool:
         self._note("refresh")
         assert (reservation, limit) == (self.reservations[-1], LIMITS[0])

@@ -8,10 +8,13 @@ from elevenlabs_emulator.agents import EmulatedAgent
 from elevenlabs_emulator.records import RecordedConversation
 
 _CREDITS_PER_SECOND = 10  # made up: the price depends on the plan and the model
+_DOLLARS_PER_SECOND = 0.0015  # likewise
 _SUCCESS = {"done": "success", "failed": "failure"}
 # The members of the first frame, and of its overrides, that the vendor's model of a conversation has.
 _INITIATION = ("user_id", "source_info", "custom_llm_extra_body", "branch_id", "environment", "dynamic_variables")
 _OVERRIDES = ("agent", "asr", "conversation", "tts", "turn")
+# The members of the metadata that a row of the list has too.
+_SHARED = ("start_time_unix_secs", "call_duration_secs", "cost", "cost_fiat", "termination_reason", "main_language")
 
 Status = Literal["initiated", "in-progress", "processing", "done", "failed"]
 AuthorizationMethod = Literal["signed_url", "livekit_token", "public"]
@@ -90,8 +93,7 @@ class Account:
     def summary_as_json(self) -> dict[str, object]:
         """Return the conversation as a row of the list."""
         metadata, status = self._metadata(), self.status
-        shared = ("start_time_unix_secs", "call_duration_secs", "cost", "termination_reason", "main_language")
-        return {name: metadata[name] for name in shared} | {
+        return {name: metadata[name] for name in _SHARED} | {
             "agent_id": self.agent.agent_id,
             "conversation_id": self.record.conversation_id,
             "message_count": 0 if self.seconds is None else sum(turn["message"] is not None for turn in self.turns),
@@ -108,6 +110,7 @@ class Account:
             "call_duration_secs": self.seconds or 0,
             "queue_wait_secs": self.queue_seconds,
             "cost": (self.seconds or 0) * _CREDITS_PER_SECOND,
+            "cost_fiat": round((self.seconds or 0) * _DOLLARS_PER_SECOND, 4),
             "authorization_method": self.authorization_method,
             "termination_reason": reason,
             "error": {"code": record.close_code, "reason": record.close_reason} if has_error else None,

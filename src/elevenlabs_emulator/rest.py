@@ -88,6 +88,7 @@ async def _get_conversation(emulator: Running, request: Request, conversation_id
 
 @routes.delete(f"{CONVERSATION_PATH}s/{{conversation_id}}")
 async def _delete_conversation(emulator: Running, conversation_id: str, key: ApiKey = None) -> dict[str, object]:
+    await emulator.take_fault("account").refuse()
     emulator.check_key(key, "convai_write")
     emulator.find_account(conversation_id)
     del emulator.accounts[conversation_id]

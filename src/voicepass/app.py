@@ -150,7 +150,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
     except LedgerUnavailable as error:
         raise SettingsRefusedError([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"]) from error
-    provider = await _open_provider(stack, settings, configuration)
+    provider = await open_provider(stack, settings, configuration)
     warm = None
     if settings.voicepass_warm_passes:
         warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
@@ -184,6 +184,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         ledger=ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
         seal=state.seals.seal,
+        tells_seconds_left=settings.voicepass_tell_seconds_left,
         observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
@@ -191,7 +192,8 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     await stack.enter_async_context(run_retention(ledger, keep_seconds=keep_seconds))
 
 
-async def _open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
+async def open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
+    """Open the calls to ElevenLabs; `stack` closes them."""
     deadline_seconds = settings.voicepass_deadline_seconds
     provider = ElevenLabs(
         transport=await stack.enter_async_context(http_transport(connect_seconds=deadline_seconds / 4)),

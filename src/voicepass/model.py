@@ -195,6 +195,7 @@ class Settlement:
     """What a conversation used, as ElevenLabs reports it.
 
     `user_id` and `variable_user_id` are what the browser sent there: as its user, and as a dynamic variable.
+    `cost` is in credits, `cost_fiat` in US dollars.
     """
 
     conversation_id: str
@@ -204,6 +205,7 @@ class Settlement:
     source: str
     variable_user_id: str | None = None
     agent_id: str | None = None
+    cost_fiat: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +231,7 @@ class IssuedPass:
     settled_by: str | None
     cost: int | None
     reported_user_id: str | None
+    cost_fiat: float | None = None
 
     @property
     def identity_mismatch(self) -> bool:
@@ -290,6 +293,11 @@ class Block:
     kind: BlockKind
     key: str = ""
     token_issuer: str = ""
+
+
+def hash_user_id(user_id: str) -> str:
+    """Return what the block of a forgotten user holds in place of the id."""
+    return f"sha256:{hashlib.sha256(user_id.encode(errors='surrogatepass')).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

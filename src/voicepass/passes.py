@@ -26,6 +26,7 @@ from voicepass.model import (
     Limit,
     PassRequest,
     Reservation,
+    Scalar,
     Transport,
     User,
     VoicePass,
@@ -59,6 +60,11 @@ class Ledger(Protocol):
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None:
         """Stop counting a pass. If its request has reached ElevenLabs, it counts as a request for a minute."""
 
+    async def read_seconds_left(
+        self, limits: Sequence[Limit], /, *, conversation_id: str | None, pass_id: str
+    ) -> int | None:
+        """Return how long the user of a pass may still talk, or None if no limit counts the user's minutes."""
+
 
 class OpenPasses(Protocol):
     """Finds out what a user really has open. Every method raises LedgerUnavailable."""
@@ -88,6 +94,7 @@ class Passes:
     open_passes: OpenPasses
     seal: Seal
     observers: Sequence[Observer]
+    tells_seconds_left: bool = False
     _releases: set[asyncio.Future[None]] = field(default_factory=set, init=False)
 
     async def issue(self, request: PassRequest) -> VoicePass:
@@ -147,8 +154,20 @@ class Passes:
             credential=credential,
             agent=agent,
             user_id=user.id,
-            dynamic_variables=self.policy.variables_for(user, agent),
+            dynamic_variables=await self._make_variables(user, agent, reservation, credential),
         )
+
+    async def _make_variables(
+        self, user: User, agent: Agent, reservation: Reservation, credential: Credential
+    ) -> dict[str, Scalar]:
+        variables = self.policy.variables_for(user, agent)
+        if self.tells_seconds_left:
+            seconds_left = await self.ledger.read_seconds_left(
+                self.policy.limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
+            )
+            # A conversation ends at once if its agent refers to a variable that is missing.
+            variables["seconds_left"] = self.policy.conversation_seconds if seconds_left is None else seconds_left
+        return variables
 
     def _make_reservation(self, request: PassRequest, user: User, agent: Agent) -> Reservation:
         return Reservation(

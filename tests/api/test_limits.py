@@ -346,3 +346,35 @@ async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str,
     response = await api.post("/v1/blocks", json={"kind": "everyone"}, headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (401, "token_invalid")
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({"minutes_per_day": 15, "minutes_per_month": 600}, [900, 300]),
+        ({"minutes_per_day": 60, "minutes_per_month": 20}, [1200, 600]),
+        ({"passes_per_day": 9}, [600, 600]),  # no limit counts minutes: the longest conversation
+    ],
+)
+async def test_a_pass_and_the_agents_tool_get_the_seconds_that_the_user_may_still_talk(
+    bearer: dict[str, str], limits: dict[str, int], left: list[int]
+) -> None:
+    lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
+    policy = policy_file("\n".join([*lines, *(f"{name} = {most}" for name, most in limits.items())]))
+    settings = {"voicepass_policy_file": policy, "voicepass_service_tokens": SERVICE_TOKEN}
+
+    async with serving(**settings, voicepass_tell_seconds_left=True) as api:
+        passes = [(await api.post("/v1/signed-url", headers=bearer)).json() for _ in range(2)]
+        tool = [await api.get(f"/v1/conversations/{each['conversation_id']}", headers=AS_SERVICE) for each in passes]
+    async with serving(**settings) as api:
+        without = (await api.post("/v1/signed-url", headers=bearer)).json()
+
+    assert [each["dynamic_variables"]["seconds_left"] for each in passes] == left
+    seconds_left = [answer.json()["seconds_left"] for answer in tool]
+    if "passes_per_day" in limits:
+        assert seconds_left == [None, None]
+    else:
+        reserved_by_the_other = min(600, left[1])
+        expected = [left[0] - reserved_by_the_other, left[1]]
+        assert all(0 <= more - real <= 5 for more, real in zip(expected, seconds_left, strict=True))
+    assert "seconds_left" not in without["dynamic_variables"]

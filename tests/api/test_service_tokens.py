@@ -104,6 +104,7 @@ async def test_each_of_two_service_tokens_opens_the_conversation_of_a_pass(
         "agent_id": AGENT_ID,
         "settled_at": None,
         "seconds": None,
+        "seconds_left": None,
         "identity_mismatch": False,
         "reported_user_id": None,
         "request_id": voice_pass.headers["x-request-id"],

@@ -236,6 +236,7 @@ COMMANDS = [
     "blocks",
     "extend",
     "extensions",
+    "forget",
     "policy",
     "doctor",
 ]

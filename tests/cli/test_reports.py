@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -291,3 +293,78 @@ def test_an_id_that_looks_like_markup_is_shown_as_it_is(desk: Desk) -> None:
     desk("block", "user", "a[/b]")
 
     assert "a[/b]" in desk("blocks")
+
+
+def test_usage_is_readable_at_80_columns_and_cuts_no_id(desk: Desk) -> None:
+    ids = ["6f1c2a34-9a6e-4a53-8b0e-2d6a6d1c7f10", "auth0|" + "x" * 90]
+    for number, user_id in enumerate(ids, start=4):
+        desk.hand_out(user_id, number=number, conversation_id=f"conv_{number}")
+
+    shown = desk("usage", columns=80)
+
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith(f"{ids[0]} ") for line in lines)
+    assert ids[1] in "".join(line.split("  ")[0].strip() for line in lines)
+
+
+def test_usage_draws_a_month_and_shows_how_near_each_is_to_a_limit(desk: Desk) -> None:
+    (desk.folder / "policy.toml").write_text(
+        "[limits.agent]\nminutes_per_day = 30\n[limits.all]\npasses_per_day = 12\n"
+    )
+    settings = {**ENVIRONMENT, "VOICEPASS_POLICY_FILE": "policy.toml"}
+
+    lines = desk("usage", columns=80, settings=settings).splitlines()
+    without_settings = desk("usage", columns=80, settings=CLEAN)
+
+    today = datetime.now(UTC).date()
+    days = {line[:10]: line[10:].split() for line in lines if re.match(r"20\d\d-", line)}
+    assert list(days) == [str(today - timedelta(days=ago)) for ago in range(29, -1, -1)]
+    assert days[str(today)] == ["21.4", "█" * 58]
+    assert [days[str(today - timedelta(days=ago))] for ago in (1, 29)] == [["0.0"], ["0.0"]]
+    near = {line.split()[0]: " ".join(line.split()[-2:]) for line in lines if "%" in line and "u-1" not in line}
+    assert near == {
+        "all": "25% passes_per_day",
+        "default": "71% minutes_per_day",
+        "u-2": "33% open_conversations",
+        "=u-3": "33% open_conversations",
+    }
+    assert "u-2" in without_settings
+    assert "%" not in without_settings
+
+
+def test_usage_prints_csv_with_the_columns_of_the_json(desk: Desk) -> None:
+    rows = json.loads(desk("usage", "--json"))
+    lines = list(csv.DictReader(io.StringIO(desk("usage", "--csv"))))
+
+    assert [set(row) for row in lines] == [set(row) for row in rows]
+    assert [row["user_id"] for row in lines] == [
+        "'=u-3" if row["user_id"] == "=u-3" else row["user_id"] for row in rows
+    ]
+    assert desk("usage", "--user", "u-1", "--csv").startswith("limit,used,most,unit,resets_at\nuser_")
+
+
+def test_usage_and_an_export_show_what_conversations_cost_in_dollars(desk: Desk) -> None:
+    desk.hand_out("u-1", number=4, conversation_id="conv_4")
+
+    async def settle() -> None:
+        async with open_sqlite(str(desk.folder / "ledger.db"), clock=time.time) as ledger:
+            for number, dollars in ((1, None), (4, 0.126)):
+                await ledger.settle(
+                    Settlement(
+                        conversation_id=f"conv_{number}",
+                        seconds=84,
+                        cost=1,
+                        user_id="u-1",
+                        source="webhook",
+                        cost_fiat=dollars,
+                    )
+                )
+
+    anyio.run(settle)
+
+    costs = {row["user_id"]: row["cost_fiat"] for row in json.loads(desk("usage", "--json"))}
+    exported = [json.loads(line)["cost_fiat"] for line in desk("export", "--format", "jsonl").splitlines()]
+    assert costs == {"u-1": 0.126, "u-2": None, "=u-3": None}
+    assert exported == [None, None, None, 0.126]
+    assert "0.126" in desk("usage")

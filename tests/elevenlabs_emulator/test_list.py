@@ -70,7 +70,7 @@ def test_a_row_has_what_a_settlement_needs_and_says_the_same_as_the_account(list
     account = listed.http.get(f"{LIST}/{conversation_id}", headers={"xi-api-key": KEY}).json()
     assert (while_open.status, while_open.call_duration_secs, while_open.termination_reason) == ("in-progress", 0, None)
     assert (row.conversation_id, row.agent_id, row.status) == (conversation_id, AGENT.agent_id, "done")
-    assert (row.call_duration_secs, row.cost, row.call_successful) == (42, 420, "success")
+    assert (row.call_duration_secs, row.cost, row.cost_fiat, row.call_successful) == (42, 420, 0.063, "success")
     assert row.termination_reason == "Client disconnected: 1000"
     metadata = account["metadata"]
     assert (row.start_time_unix_secs, row.call_duration_secs, row.cost, row.termination_reason) == (

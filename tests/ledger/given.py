@@ -127,6 +127,12 @@ class Postgres:
         command = [str(self._server.bin_path / "psql"), "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--file", str(path)]
         subprocess.run([*command, self._server.get_uri()], check=True, capture_output=True)
 
+    def dump(self, url: str) -> str:
+        """What pg_dump writes of the schema of this URL."""
+        schema = url.rpartition("%3D")[2]
+        command = [str(self._server.bin_path / "pg_dump"), f"--schema={schema}", self._server.get_uri()]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect a caller over TCP to the server, which listens on a Unix socket."""
         parameters = conninfo_to_dict(self._server.get_uri())

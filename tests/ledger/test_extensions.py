@@ -9,7 +9,6 @@ from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, granted
 from voicepass.errors import QuotaExceeded, RequestInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.extensions import MAX_SECONDS, Extension
-from voicepass.ledger.schema import steps
 from voicepass.model import Counted, Scope, User
 
 pytestmark = pytest.mark.anyio
@@ -152,18 +151,3 @@ async def test_parallel_requests_of_an_extended_user_share_exactly_the_extended_
 
     assert sum(each is None for each in refused) == used["passes"] == 5
     assert used["seconds"] == 45 * 60
-
-
-async def test_a_ledger_from_before_extensions_gets_their_table(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = "sqlite" if engine.name == "sqlite" else "postgres"
-    with monkeypatch.context() as patch:
-        patch.setattr(f"voicepass.ledger.{module}.steps", lambda: steps()[:1])
-        async with engine.opened() as old:
-            await granted(old, [])
-
-    async with engine.opened() as new:
-        is_known = await new.extend(extension())
-
-    assert is_known

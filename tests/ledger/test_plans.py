@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
-from voicepass.ledger import Ledger, opened, records, rules, sums
+from voicepass.ledger import Ledger, forgetting, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.limits import count, find_room, plan_limits
 from voicepass.model import Counted, Scope, User
@@ -42,6 +42,8 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "settle": lambda: rules.settle(settlement("conv_7"), START),
     "expire": lambda: rules.expire("conv_7", START),
     "issued": lambda: rules.find_issued("conv_7"),
+    "seconds left": lambda: rules.read_seconds_left(LIMITS, START, conversation_id="conv_7", pass_id="p8"),
+    "issuers of a user": lambda: forgetting.find_issuers("u-1", START),
     "due": lambda: records.list_overdue(100, 0.0, START, min_age_seconds=1200),
     "look up conversations": lambda: opened.begin_lookup(
         "k1", WHOSE, limit(3, counted=Counted.CONVERSATIONS), seconds=1, now=START

@@ -249,3 +249,16 @@ ORDERS = st.lists(st.sampled_from([event for event in EVENTS if event != "grant"
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order: list[str]) -> None:
     assert await ending(ledger, order) == (42, 7, "webhook", "u-1", 0)
+
+
+async def test_a_cost_in_dollars_is_kept_also_if_it_arrives_before_its_pass(ledger: Ledger) -> None:
+    conversation_id = await granted(ledger)
+    await ledger.settle(settlement(conversation_id, cost_fiat=0.25))
+    await ledger.settle(settlement("conv_early", cost_fiat=1.5))
+    asked = reservation()
+    await ledger.reserve(asked, [])
+    await ledger.grant(asked, credential("conv_early"))
+
+    found = [await ledger.find_pass(each) for each in (conversation_id, "conv_early")]
+
+    assert [each.cost_fiat for each in found] == [0.25, 1.5]

@@ -212,6 +212,18 @@ def test_no_length_is_made_up(metadata: object, counted: tuple[int, int | None] 
 
 
 @pytest.mark.parametrize(
+    ("sent", "kept"), [(0.0123, 0.0123), (0, 0), (None, None), ("1", None), (-0.1, None), (float("nan"), None)]
+)
+def test_only_a_number_is_a_cost_in_dollars(sent: object, kept: float | None) -> None:
+    record = {"metadata": {"call_duration_secs": 42, "cost_fiat": sent}}
+
+    settlement = parse_record("conv_1", record, source="webhook").settlement
+
+    assert settlement is not None
+    assert settlement.cost_fiat == kept
+
+
+@pytest.mark.parametrize(
     ("claimed", "kept"),
     [
         ("u-1", "u-1"),

@@ -202,7 +202,9 @@ ConversationId = Annotated[
 @backend_routes.get("/conversations/{conversation_id}", summary="To whom this conversation was issued")
 async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
-    issued: IssuedPass = await request.app.state.ledger.find_pass(conversation_id)
+    state = request.app.state
+    issued: IssuedPass = await state.ledger.find_pass(conversation_id)
+    seconds_left = await state.ledger.read_seconds_left(state.policy.limits, conversation_id=conversation_id)
     _log.info(
         "conversation.read",
         conversation_id=issued.conversation_id,
@@ -210,7 +212,7 @@ async def get_conversation(request: Request, conversation_id: ConversationId) ->
         token_issuer=issued.token_issuer,
         **describe_backend(request),
     )
-    return IssuedConversation.of(issued)
+    return IssuedConversation.of(issued, seconds_left=seconds_left)
 
 
 @block_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)

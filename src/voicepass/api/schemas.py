@@ -97,15 +97,19 @@ class IssuedConversation(BaseModel):
     issued_at: Instant = Field(examples=["2026-11-22T12:00:00Z"])
     settled_at: Instant | None = Field(description="When voicepass learned how long it was; null until then.")
     seconds: int | None = Field(description="How long it really was; null until then.", examples=[84])
+    seconds_left: int | None = Field(
+        description="How long its user may still talk; null if no limit counts the user's minutes.", examples=[516]
+    )
     identity_mismatch: bool = Field(description="The browser told ElevenLabs another user id than this one.")
     reported_user_id: str | None = Field(description="The user id that the browser told ElevenLabs; null if none.")
     request_id: str = Field(description="The line of the service's log that granted it.")
 
     @classmethod
-    def of(cls, issued: IssuedPass) -> Self:
+    def of(cls, issued: IssuedPass, *, seconds_left: int | None) -> Self:
         """Make the answer for a row of the ledger."""
         seconds = None if issued.settled_at is None else issued.seconds
         names = {"agent": issued.agent_alias, "issued_at": issued.reserved_at, "seconds": seconds}
+        names["seconds_left"] = seconds_left
         return cls.model_validate(asdict(issued) | names | {"identity_mismatch": issued.identity_mismatch})
 
 

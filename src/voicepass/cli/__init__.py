@@ -9,6 +9,7 @@ import typer
 from voicepass.cli.blocking import block, blocks, extend, extensions, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
+from voicepass.cli.forgetting import forget
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage
 from voicepass.cli.service import serve
@@ -59,6 +60,7 @@ app.command()(unblock)
 app.command()(blocks)
 app.command()(extend)
 app.command()(extensions)
+app.command()(forget)
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

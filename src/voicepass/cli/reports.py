@@ -1,69 +1,132 @@
 """`voicepass usage`, `conversations` and `export`: who used what, and what was issued to whom."""
 
 import csv
+import math
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_instant, write_json
+from voicepass.cli.tables import AsJson, escape_controls, make_cell, show, with_ledger, write_instant, write_json
 from voicepass.config.build import configure
+from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.ledger import Ledger
-from voicepass.model import IssuedPass, Scope, User
+from voicepass.ledger.sums import DAY_SECONDS, list_days
+from voicepass.model import IssuedPass, Limit, Scope, User
 
-MONTH_SECONDS = 30 * 24 * 60 * 60
+MONTH_SECONDS: Final = 30 * DAY_SECONDS
 
-Limit = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, help="The maximum number of rows.")]
-
-
-class ExportFormat(StrEnum):
-    """How an export is written."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
+MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, help="The maximum number of rows.")]
 
 
 def usage(
+    *,
     user: Annotated[str | None, typer.Option(help="Show each limit of this user, as without a plan.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
-    limit: Limit = 50,
-    as_json: AsJson = False,  # noqa: FBT002
+    limit: MaxRows = 50,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Show who used most in the last 30 days, or how much of each limit one user has used."""
-    if user is None:
-        rows = with_ledger(lambda ledger: ledger.sum_usage(window_seconds=MONTH_SECONDS, most=limit))
-        show([{**row, "minutes": round(row["seconds"] / 60, 1)} for row in rows], as_json=as_json)
-        return
+    """Show the minutes of the last 30 days and who used most, or how much of each limit one user has used."""
+    if user is not None:
+        show(_read_limits_of(user, issuer), as_json=as_json, as_csv=as_csv)
+    elif as_json or as_csv:
+        show(with_ledger(lambda ledger: _read_users(ledger, limit)), as_json=as_json, as_csv=as_csv)
+    else:
+        with_ledger(lambda ledger: _draw(ledger, limit))
+
+
+def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
     configuration = configure(load_settings())
     issuers = [trusted.token_issuer for trusted in configuration.trusted]
     if issuer is None and len(issuers) != 1:
         raise typer.BadParameter(f"name one of: {', '.join(issuers)}", param_hint="--issuer")
     limits = [limit for limit in configuration.policy.limits if limit.scope is Scope.USER]
-    asked = User(issuer=issuer or issuers[0], id=user, name=None, claims={})
-    answers = with_ledger(lambda ledger: ledger.usage(asked, limits))
-    show(
-        [
-            {
-                "limit": answer.limit.name,
-                "used": answer.used,
-                "most": answer.limit.most,
-                "unit": answer.limit.counted.value,
-                "resets_at": write_instant(answer.resets_at),
-            }
-            for answer in answers
-        ],
-        as_json=as_json,
-    )
+    asked = User(issuer=issuer or issuers[0], id=user_id, name=None, claims={})
+    return [
+        {
+            "limit": answer.limit.name,
+            "used": answer.used,
+            "most": answer.limit.most,
+            "unit": answer.limit.counted.value,
+            "resets_at": write_instant(answer.resets_at),
+        }
+        for answer in with_ledger(lambda ledger: ledger.usage(asked, limits))
+    ]
+
+
+async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
+    rows = await ledger.sum_usage(window_seconds=MONTH_SECONDS, most=most)
+    return [
+        {**row, "minutes": round(row["seconds"] / 60, 1), "cost_fiat": row["cost_fiat"] and round(row["cost_fiat"], 4)}
+        for row in rows
+    ]
+
+
+async def _draw(ledger: Ledger, most: int) -> None:
+    """Print the chart, then the agents, then the users of each issuer who used most."""
+    limits: Sequence[Limit] = ()
+    with suppress(SettingsRefusedError):  # a report works without the service's secrets
+        limits = configure(load_settings()).policy.limits
+
+    async def find_nearest(scope: Scope, *, issuer: str = "", user_id: str = "", alias: str = "") -> str:
+        """Return the limit of which most is used, such as `84% minutes_per_day`."""
+        of_scope = [limit for limit in limits if limit.scope is scope]
+        user = User(issuer=issuer, id=user_id, name=None, claims={})
+        answers = await ledger.usage(user, of_scope, agent_alias=alias)
+        shares = [(100 * answer.used // max(1, answer.limit.most), answer.limit.name) for answer in answers]
+        share, name = max(shares, default=("", ""))
+        return f"{share}% {name.partition('_')[2]}" if name else ""
+
+    seconds = Counter[str]()
+    sums = await ledger.run(list_days)
+    for row in sums:
+        seconds[row["scope"]] += row["seconds"]
+    _draw_days({row["slot"]: row["seconds"] for row in sums if row["scope"] == "all"})
+    rows: list[dict[str, Any]] = []
+    for name, used in seconds.most_common():
+        scope, _, alias = name.partition(" ")
+        nearest = await find_nearest(Scope(scope), alias=alias)
+        rows.append({"agent": alias or "all agents", "minutes": round(used / 60, 1), "nearest limit": nearest})
+    show(rows)
+    users = await _read_users(ledger, most)
+    for issuer in dict.fromkeys(row["token_issuer"] for row in users):
+        typer.echo(f"\nusers of {escape_controls(issuer)}" if issuer else "\nforgotten users")
+        rows = []
+        for row in users:
+            if row["token_issuer"] == issuer:
+                nearest = await find_nearest(Scope.USER, issuer=issuer, user_id=row["user_id"]) if issuer else ""
+                rows.append(
+                    {name: row[name] for name in ("user_id", "minutes", "cost_fiat")} | {"nearest limit": nearest}
+                )
+        show(rows)
+
+
+def _draw_days(seconds: Mapping[int, int]) -> None:
+    console = Console(highlight=False)
+    block = "█" if console.encoding.startswith("utf") else "#"
+    seconds_per_block = max(1, *seconds.values()) / (console.width - 22) if seconds else 1
+    console.print("minutes by day (UTC)")
+    today = int(time.time() // DAY_SECONDS)
+    for day in range(today - 29, today + 1):
+        used = seconds.get(day, 0)
+        date = datetime.fromtimestamp(day * DAY_SECONDS, UTC).date()
+        console.print(f"{date} {used / 60:>9.1f} {block * math.ceil(used / seconds_per_block)}")
+    console.print()
 
 
 def conversations(
     user: Annotated[str | None, typer.Option(help="Show only the passes of this user.")] = None,
-    limit: Limit = 20,
+    limit: MaxRows = 20,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Show the latest passes, newest first, and the state of their conversations."""
@@ -84,7 +147,7 @@ def conversations(
 
 def export(
     file: Annotated[typer.FileTextWrite, typer.Argument(help="The file to write; - is standard output.")] = "-",  # type: ignore[assignment] # Typer opens it
-    export_format: Annotated[ExportFormat, typer.Option("--format", help="CSV, or JSON lines.")] = ExportFormat.CSV,
+    export_format: Annotated[Literal["csv", "jsonl"], typer.Option("--format", help="CSV, or JSON lines.")] = "csv",
 ) -> None:
     """Write every pass of the ledger, oldest first. CSV shows control characters as escapes; no cell is a formula."""
 
@@ -92,14 +155,14 @@ def export(
         writer = csv.writer(file)
         with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("passes", total=None)
-            if export_format is ExportFormat.CSV:
+            if export_format == "csv":
                 writer.writerow(_COLUMNS)
             async for issued in ledger.read_every_pass():
                 row = _make_row(issued)
-                if export_format is ExportFormat.JSONL:
+                if export_format == "jsonl":
                     file.write(write_json(row) + "\n")
                 else:
-                    writer.writerow([_make_cell(row[column]) for column in _COLUMNS])
+                    writer.writerow([make_cell(row[column]) for column in _COLUMNS])
                 progress.advance(task)
 
     with_ledger(write)
@@ -123,11 +186,3 @@ def _make_row(issued: IssuedPass) -> dict[str, Any]:
         "settled_at": write_instant(issued.settled_at),
         "identity_mismatch": issued.identity_mismatch,
     }
-
-
-def _make_cell(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    # A spreadsheet runs text that begins like a formula, and a browser may report any text as the user's id.
-    quote = "'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
-    return quote + escape_controls(value)

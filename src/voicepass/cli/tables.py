@@ -1,9 +1,11 @@
 """Reads the ledger and prints rows: as a table for people, as JSON for machines."""
 
 import asyncio
+import csv
 import json
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,20 +47,34 @@ def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
     return asyncio.run(run())
 
 
-def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Print rows that have the same members."""
+def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bool = False) -> None:
+    """Print rows that have the same members. The first column of a table is not broken if it is narrow."""
     if as_json:
         typer.echo(write_json(rows, indent=2))
-        return
-    if not rows:
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([map(make_cell, cells) for cells in (*rows[:1], *(row.values() for row in rows))])
+    elif not rows:
         typer.echo("nothing yet")
-        return
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for name in rows[0]:
-        table.add_column(name, overflow="fold", no_wrap=name == "conversation_id")  # people copy it
-    for row in rows:
-        table.add_row(*("" if value is None else escape_controls(str(value)) for value in row.values()))
-    Console(markup=False, emoji=False).print(table)  # an id may be anything, markup too
+    else:
+        console = Console(markup=False, emoji=False)  # an id may be anything, markup too
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        cells = [["" if value is None else escape_controls(str(value)) for value in row.values()] for row in rows]
+        is_narrow = max(len(row[0]) for row in cells) <= console.width // 2
+        for number, name in enumerate(rows[0]):
+            table.add_column(name, overflow="fold", no_wrap=number == 0 and is_narrow)  # people copy the first
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+
+
+def make_cell(value: object) -> object:
+    """Return a value as a cell of a CSV file."""
+    if not isinstance(value, str):
+        return value
+    # A spreadsheet runs text that begins like a formula, and a browser may report any text as the user's id.
+    quote = "'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
+    return quote + escape_controls(value)
 
 
 def escape_controls(text: str) -> str:

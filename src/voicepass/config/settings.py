@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """The claim that becomes user_name."""
     voicepass_variables: Annotated[dict[str, str], BeforeValidator(parse_variables)] = Field({})
     """Further dynamic variables, variable=claim: plan=plan,shop=app_metadata.shop."""
+    voicepass_tell_seconds_left: bool = False
+    """Add the dynamic variable seconds_left: how long the user may still talk when the pass is issued."""
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
     """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
     voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None

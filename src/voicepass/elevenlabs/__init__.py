@@ -12,6 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
@@ -152,6 +153,14 @@ class ElevenLabs:
         if record.get("conversation_id", conversation_id) != conversation_id:
             raise BadAnswer(operator_note="ElevenLabs answered with another conversation than it was asked about")
         return record
+
+    async def delete_conversation(self, agent_base_url: str, conversation_id: str) -> None:
+        """Delete ElevenLabs' record of a conversation. Nothing happens if there is none. One call at a time."""
+        host, unknown = self._hosts[agent_base_url], ConversationUnknown()
+        path = f"{_LIST_PATH}/{quote(conversation_id, safe='')}"
+        delete = partial(self._calls.fetch, host.workspace, path, unknown=unknown, method="DELETE")
+        with suppress(ConversationUnknown):
+            await host.accounts.call(delete, bulkhead=self._records_bulkhead)
 
     async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""

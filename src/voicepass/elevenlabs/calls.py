@@ -52,33 +52,36 @@ class Calls:
         self._clock = clock
         self._build_request = lru_cache(maxsize=1024)(_build_request)
 
-    async def fetch(self, workspace: Workspace, path: str, *, unknown: Refusal | None = None) -> bytes:
+    async def fetch(
+        self, workspace: Workspace, path: str, *, unknown: Refusal | None = None, method: str = "GET"
+    ) -> bytes:
         """Return the body of a good answer to the key that was accepted last, or else to the other key.
 
-        With `unknown` the call only reads: it needs the permission convai_read, and may have a long answer.
+        With `unknown` the call is about a record: it may have a long answer, and to read it needs convai_read.
         """
         rejected: KeyRejected | None = None
         for position in workspace.positions():
-            request = self._build_request(workspace.base_url + path, workspace.keys[position])
+            request = self._build_request(method, workspace.base_url + path, workspace.keys[position])
             answer = await self._get(request, most_bytes=MAX_RECORD_BYTES if unknown else MAX_ANSWER_BYTES)
             if answer.status == httpx.codes.OK:
                 if unknown is None:  # A key that may only read must not be the first to ask for passes.
                     workspace.prefer(position)
                 return answer.body
             try:
-                self._refuse(answer, unknown)
+                self._refuse(
+                    answer, unknown, permission="convai_read" if unknown and method == "GET" else "convai_write"
+                )
             except KeyRejected as refusal:
                 rejected = rejected or refusal
         raise rejected or KeyRejected(operator_note="no API key is configured")
 
-    def _refuse(self, answer: Answer, unknown: Refusal | None) -> NoReturn:
+    def _refuse(self, answer: Answer, unknown: Refusal | None, *, permission: str) -> NoReturn:
         """Raise the refusal of an error answer, or `unknown`, or FailedCallError if a second try may succeed."""
         status, headers, body = answer
         code = vendor_error(body)[0]
         if unknown is not None and status == httpx.codes.NOT_FOUND and code:
             raise unknown
         retry_after, now = headers.get("retry-after"), self._clock()
-        permission = "convai_read" if unknown else "convai_write"
         refusal = refusal_for(status, body, retry_after=retry_after, now=now, permission=permission)
         is_outage = isinstance(refusal, Unavailable)
         if is_outage or code == SYSTEM_BUSY:
@@ -113,5 +116,5 @@ class Calls:
             raise FailedCallError(refusal, is_outage=True, may_retry=may_retry) from error
 
 
-def _build_request(url: str, api_key: str) -> httpx.Request:
-    return httpx.Request("GET", url, headers={**HEADERS, "xi-api-key": api_key})
+def _build_request(method: str, url: str, api_key: str) -> httpx.Request:
+    return httpx.Request(method, url, headers={**HEADERS, "xi-api-key": api_key})

@@ -89,12 +89,20 @@ class Ledger(ABC):
         """Delete a reservation without a pass. If its request reached ElevenLabs, it still counts as a request."""
         await self.run(lambda _now: rules.release(reservation.pass_id, has_reached=has_reached))
 
-    async def usage(self, user: User, limits: Sequence[Limit]) -> list[Usage]:
-        """Return what a user has used of limits of the scope USER."""
-        whose = {"token_issuer": user.issuer, "user_id": user.id, "agent_alias": ""}
+    async def usage(self, user: User, limits: Sequence[Limit], *, agent_alias: str = "") -> list[Usage]:
+        """Return what this user, this agent or all have used of each limit, by its scope."""
+        whose = {"token_issuer": user.issuer, "user_id": user.id, "agent_alias": agent_alias}
         while (answers := await self.run(lambda now: rules.read_usage(whose, limits, now))) is None:
             await self.run(rules.lapse, is_durable=False)
         return answers
+
+    async def read_seconds_left(
+        self, limits: Sequence[Limit], *, conversation_id: str | None, pass_id: str = ""
+    ) -> int | None:
+        """Return how long the user of a pass may still talk; None without a limit. Raises ConversationUnknown."""
+        return await self.run(
+            lambda now: rules.read_seconds_left(limits, now, conversation_id=conversation_id, pass_id=pass_id)
+        )
 
     async def find_pass(self, conversation_id: str) -> IssuedPass:
         """Return the pass of a conversation: to whom it was issued. Raises ConversationUnknown."""

@@ -13,7 +13,7 @@ from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyCo
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
-from voicepass.model import Counted, Limit, Scope, Usage
+from voicepass.model import Counted, Limit, Scope, Usage, hash_user_id
 
 UNUSED_SECONDS: Final = 900
 """A pass can be opened for 15 minutes. A reservation that a crash left behind lapses after this time, too."""
@@ -203,6 +203,7 @@ def _refuse(answer: Usage, whose: Row, now: float) -> Dialogue[LimitReached]:
 def _parameters(whose: Row, now: float) -> dict[str, Any]:
     return {
         **whose,
+        "user_hash": hash_user_id(whose["user_id"]),
         "now": now,
         "minute": math.floor(now / 60),
         "lapsed": now - UNUSED_SECONDS,
@@ -247,7 +248,7 @@ HAS_LAPSED: Final = "EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND r
 
 _IS_BLOCKED: Final = """
 EXISTS (SELECT 1 FROM blocks WHERE kind = 'everyone' OR (kind = 'agent' AND key = :agent_alias)
-        OR (kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer))) AS is_blocked"""
+        OR (kind = 'user' AND key IN (:user_id, :user_hash) AND token_issuer IN ('', :token_issuer))) AS is_blocked"""
 
 _AMOUNTS: Final = {Counted.PASSES: "passes", Counted.REQUESTS: "passes + failed", Counted.SECONDS: "seconds"}
 

@@ -8,7 +8,7 @@ from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import UNUSED_SECONDS
 from voicepass.ledger.rules import RESERVE, RESERVED, as_issued_pass, release
 from voicepass.ledger.sums import change_sums, delete_old_sums
-from voicepass.model import Block, IssuedPass, Standing, Transport
+from voicepass.model import Block, IssuedPass, Standing, Transport, hash_user_id
 
 MAX_COUNTED: Final = 10_000
 """The standing counts no further: that many are a reason for an alarm."""
@@ -39,7 +39,7 @@ def list_page(after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]
 
 
 def sum_by_user(window_seconds: int, most: int, now: float) -> Dialogue[list[Row]]:
-    """Return who used most in the window: token_issuer, user_id, passes, seconds."""
+    """Return who used most in the window: token_issuer, user_id, passes, seconds, cost_fiat."""
     rows = yield _TOTALS, {"since": now - window_seconds, "most": most}
     return [{**row, "seconds": int(row["seconds"])} for row in rows]  # PostgreSQL sums to a Decimal
 
@@ -74,8 +74,8 @@ def block(blocked: Block, now: float) -> Dialogue[None]:
 
 
 def unblock(blocked: Block) -> Dialogue[bool]:
-    """Remove a block. Returns whether there was one."""
-    return bool((yield _UNBLOCK, asdict(blocked)))
+    """Remove a block, also of a forgotten user. Returns whether there was one."""
+    return bool((yield _UNBLOCK, asdict(blocked) | {"user_hash": hash_user_id(blocked.key)}))
 
 
 def list_blocks() -> Dialogue[list[Block]]:
@@ -125,8 +125,8 @@ SELECT * FROM passes WHERE transport <> '' AND (reserved_at, pass_id) > (:reserv
 ORDER BY reserved_at, pass_id LIMIT :most"""
 
 _TOTALS: Final = """
-SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds FROM passes
-WHERE transport <> '' AND reserved_at > :since
+SELECT token_issuer, user_id, count(*) AS passes, sum(seconds) AS seconds, sum(cost_fiat) AS cost_fiat
+FROM passes WHERE transport <> '' AND reserved_at > :since
 GROUP BY token_issuer, user_id ORDER BY sum(seconds) DESC, count(*) DESC LIMIT :most"""
 
 _STANDING: Final = """
@@ -151,4 +151,5 @@ INSERT INTO blocks (kind, key, token_issuer, blocked_at) VALUES (:kind, :key, :t
 ON CONFLICT DO NOTHING"""
 
 _UNBLOCK: Final = """
-DELETE FROM blocks WHERE kind = :kind AND key = :key AND token_issuer = :token_issuer RETURNING key"""
+DELETE FROM blocks WHERE kind = :kind AND key IN (:key, :user_hash) AND token_issuer = :token_issuer
+RETURNING kind"""

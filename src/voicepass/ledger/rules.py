@@ -14,7 +14,7 @@ from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count, find_room
 from voicepass.ledger.sums import change_sums, is_open
-from voicepass.model import Credential, IssuedPass, Limit, Reservation, Settlement, Usage
+from voicepass.model import Counted, Credential, IssuedPass, Limit, Reservation, Scope, Settlement, Usage
 
 
 def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
@@ -159,10 +159,34 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
     return answers
 
 
+def read_seconds_left(
+    limits: Sequence[Limit], now: float, *, conversation_id: str | None, pass_id: str = ""
+) -> Dialogue[int | None]:
+    """Return the seconds that the user of a pass may still talk; None if no limit counts the user's minutes.
+
+    What is reserved for this conversation, and not used yet, is also left. Raises ConversationUnknown.
+    """
+    found = yield _FIND_EITHER, {"conversation_id": conversation_id, "pass_id": pass_id}
+    if not found or not found[0]["user_id"]:
+        raise ConversationUnknown
+    row = found[0]
+    whose = {name: row[name] for name in ("token_issuer", "user_id", "agent_alias")}
+    own = 0
+    if is_open(row):
+        since = row["opened_at"] or row["granted_at"] or now
+        own = max(0, row["seconds"] - max(0, int(now - since)))
+    left: int | None = None
+    for limit in limits:
+        if limit.scope is Scope.USER and limit.counted is Counted.SECONDS:
+            usage = yield from count(limit, whose, now)
+            left = usage.left + own if left is None else min(left, usage.left + own)
+    return left
+
+
 def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
-    """Return the pass of a conversation, or raise ConversationUnknown."""
+    """Return the pass of a conversation. Raises ConversationUnknown, also if its user was forgotten."""
     found = yield FIND_ISSUED, {"conversation_id": conversation_id}
-    if not found:
+    if not found or not found[0]["user_id"]:
         raise ConversationUnknown
     return as_issued_pass(found[0])
 
@@ -176,6 +200,8 @@ def as_issued_pass(row: Row) -> IssuedPass:
 RESERVED: Final = [field.name for field in fields(Reservation)]
 
 FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
+
+_FIND_EITHER: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id OR pass_id = :pass_id"
 
 RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
@@ -199,8 +225,8 @@ WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation
 RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""
 
 _SETTLE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost, sealed = NULL,
-                  reported_user_id = :user_id
+UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost,
+                  cost_fiat = :cost_fiat, sealed = NULL, reported_user_id = CASE WHEN user_id <> '' THEN :user_id END
 WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by = 'expiry'
       OR (settled_by <> 'webhook' AND :source = 'webhook')) RETURNING *"""
 
@@ -210,12 +236,13 @@ WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS
 RETURNING pass_id"""
 
 _EARLY: Final = (
-    "SELECT conversation_id, seconds, cost, agent_id, source FROM orphans WHERE conversation_id = :conversation_id"
+    "SELECT conversation_id, seconds, cost, cost_fiat, agent_id, source FROM orphans"
+    " WHERE conversation_id = :conversation_id"
 )
 
 _ORPHAN: Final = """
-INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, agent_id, source)
-VALUES (:conversation_id, :now, :seconds, :cost, :agent_id, :source)
+INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, cost_fiat, agent_id, source)
+VALUES (:conversation_id, :now, :seconds, :cost, :cost_fiat, :agent_id, :source)
 ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
-    cost = excluded.cost, agent_id = excluded.agent_id, source = excluded.source
+    cost = excluded.cost, cost_fiat = excluded.cost_fiat, agent_id = excluded.agent_id, source = excluded.source
 WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""

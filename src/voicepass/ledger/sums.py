@@ -55,6 +55,12 @@ def find_days(now: float) -> Dialogue[tuple[int, int]]:
     return max(today - 29, math.floor(min(days, default=today + 1))), math.floor(max(days, default=today))
 
 
+def list_days(now: float) -> Dialogue[list[Row]]:
+    """Return the sums of the last 30 days, of all and of each agent."""
+    today = math.floor(now / DAY_SECONDS)
+    return list((yield _SUMS, {"length": DAY_SECONDS, "first": today - 29, "end": today + 1}))
+
+
 def fix_hour(hour: int, now: float) -> Dialogue[list[Row]]:
     """Compare the sums of an hour with its passes. Correct each sum that differs, and return the corrections."""
     yield LOCK_SUMS, {}

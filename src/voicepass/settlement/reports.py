@@ -121,6 +121,7 @@ def _parse_settlement(
         conversation_id=conversation_id,
         seconds=seconds,
         cost=_parse_count(figures.get("cost")),
+        cost_fiat=_parse_number(figures.get("cost_fiat")),
         user_id=_parse_user_id(record.get("user_id")),
         variable_user_id=_parse_user_id(variables.get("user_id")) if isinstance(variables, dict) else None,
         agent_id=_parse_text(record.get("agent_id")),
@@ -129,9 +130,14 @@ def _parse_settlement(
 
 
 def _parse_count(value: object) -> int | None:
+    number = _parse_number(value)
+    return None if number is None else math.ceil(number)
+
+
+def _parse_number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_COUNT:
         return None  # this includes NaN, which is in no range
-    return math.ceil(value)
+    return value
 
 
 def _parse_user_id(value: object) -> str | None:

@@ -22,7 +22,8 @@ CREATE TABLE passes (
     settled_at        DOUBLE PRECISION,
     settled_by        TEXT,                       -- webhook, reconciler, lookup or expiry
     cost              BIGINT,                     -- in ElevenLabs' credits
-    reported_user_id  TEXT                        -- the user id that the browser sent to ElevenLabs
+    reported_user_id  TEXT,                       -- the user id that the browser sent to ElevenLabs
+    cost_fiat         DOUBLE PRECISION            -- in US dollars
 );
 CREATE INDEX passes_of_user ON passes (token_issuer, user_id, reserved_at, seconds, lapses_at);
 -- These two have a condition that is true for every row, and that no query about one user contains. Without it,
@@ -61,7 +62,8 @@ CREATE TABLE orphans (
     seconds         BIGINT NOT NULL,
     cost            BIGINT,
     agent_id        TEXT,
-    source          TEXT NOT NULL
+    source          TEXT NOT NULL,
+    cost_fiat       DOUBLE PRECISION  -- in US dollars
 );
 CREATE TABLE blocks (
     kind         TEXT NOT NULL,
@@ -86,4 +88,18 @@ CREATE TABLE listings (
     agent_id     TEXT PRIMARY KEY,
     listed_until DOUBLE PRECISION NOT NULL,
     listed_at    DOUBLE PRECISION NOT NULL
+);
+-- More minutes for one user, in each day and month until `ends_at`. An empty `token_issuer` stands for every issuer.
+CREATE TABLE extensions (
+    user_id      TEXT NOT NULL,
+    token_issuer TEXT NOT NULL,
+    minutes      BIGINT NOT NULL,
+    ends_at      DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (user_id, token_issuer)
+);
+-- Conversations of forgotten users that are still to be deleted at ElevenLabs. It does not name the users.
+CREATE TABLE erasures (
+    conversation_id TEXT PRIMARY KEY,
+    agent_id        TEXT NOT NULL,
+    ends_at         DOUBLE PRECISION NOT NULL  -- until then, the conversation may be open, or may begin
 );
