@@ -232,6 +232,7 @@ COMMANDS = [
     "block",
     "unblock",
     "blocks",
+    "ledger",
     "policy",
     "doctor",
 ]

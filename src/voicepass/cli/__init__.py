@@ -9,6 +9,7 @@ import typer
 from voicepass.cli.blocking import block, blocks, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
+from voicepass.cli.ledgers import ledger
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage
 from voicepass.cli.service import serve
@@ -57,6 +58,7 @@ app.command()(export)
 app.command()(block)
 app.command()(unblock)
 app.command()(blocks)
+app.add_typer(ledger, name="ledger")
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 
