@@ -13,7 +13,6 @@ from voicepass.cli.tables import load_ledger_settings
 from voicepass.config.build import find_sqlite_path, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger.backups import back_up, lock_file
-from voicepass.ledger.sqlite import open_sqlite
 
 PATIENT_SECONDS: Final = 600.0
 """No user waits for a move. The sums of a busy hour take longer than a request may."""
@@ -29,11 +28,7 @@ def backup(file: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
         fail(["VOICEPASS_DATABASE_URL is PostgreSQL: back it up with pg_dump"])
     try:
         back_up(Path(path), file)
-    except FileExistsError:
-        fail([f"{file} exists already: name a new file"])
-    except OSError as error:
-        fail([f"{file} cannot be written: {error.strerror}"])
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         fail([f"{path} cannot be copied to {file}: {error}"])
     typer.echo(f"{file}: {file.stat().st_size} bytes")
 
@@ -54,16 +49,11 @@ def copy(
 
 
 async def _copy_to_postgres(file: Path, settings: Settings) -> dict[str, int]:
-    # Opening a ledger creates or updates its tables.
-    async with open_ledger(settings, clock=time.time, answer_seconds=PATIENT_SECONDS) as target:
+    async with open_ledger(settings, clock=time.time, answer_seconds=PATIENT_SECONDS) as target:  # creates the tables
         from voicepass.ledger.transfer import copy_rows  # noqa: PLC0415 - PostgreSQL's driver is an extra
 
-        with lock_file(file):  # fails early if voicepass runs
-            pass
-        async with open_sqlite(str(file), clock=time.time, answer_seconds=PATIENT_SECONDS) as source:
-            await source.fix_sums()
-        with lock_file(file) as connection:
-            counts = copy_rows(connection, settings.voicepass_database_url)
+        with lock_file(file) as source:
+            counts = copy_rows(source, settings.voicepass_database_url)
         if corrections := await target.fix_sums():
-            typer.echo(f"corrected {len(corrections)} sums in PostgreSQL", err=True)
+            typer.echo(f"corrected {len(corrections)} sums, which were wrong in {file} too", err=True)
         return counts

@@ -13,10 +13,8 @@ from voicepass.errors import LedgerUnavailable
 def back_up(file: Path, copy: Path) -> None:
     """Write the ledger in `file` to the new file `copy`, durably and for its owner only. voicepass may run.
 
-    Raises FileExistsError if `copy` exists, OSError if it cannot be written, or sqlite3.Error if SQLite fails.
+    Raises OSError if `copy` exists or cannot be written, and sqlite3.Error if SQLite fails.
     """
-    if copy.exists():
-        raise FileExistsError
     # Under another name first: then a backup that was interrupted does not look like a complete one.
     with tempfile.NamedTemporaryFile(dir=copy.parent, prefix=f".{copy.name}.") as unfinished:
         with closing(_open(file)) as connection:
