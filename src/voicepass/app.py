@@ -20,7 +20,7 @@ from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
 from voicepass.api.readiness import LedgerCheck
 from voicepass.api.routes import admin_routes, backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
-from voicepass.config.build import Configuration, configure, open_ledger
+from voicepass.config.build import Configuration, configure, describe_ledger, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import Seals
@@ -28,6 +28,7 @@ from voicepass.elevenlabs.warm import WarmStore
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
+from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
 from voicepass.settlement import Settlements, run_periodically
@@ -95,6 +96,13 @@ async def _open(
         stack.enter_context(draining.on_signals())
         app.state.draining = draining
         stack.enter_context(_collect_rarely())
+        _log.info(
+            "service.started",
+            version=VERSION,
+            agents=list(configuration.policy.agents),
+            ledger=describe_ledger(settings),
+            issuers=list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted)),
+        )
         yield
 
 
@@ -125,6 +133,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     keys = state.authenticator.check_keys
     state.checks = {"ledger": check_ledger, "keys": keys, "elevenlabs": provider.explain_pause}
     state.seals = Seals(configuration.workspaces)
+    attempt_metrics = metrics.AttemptMetrics(registry=registry, aliases=["", *configuration.policy.agents])
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(
         authenticator=state.authenticator,
@@ -133,7 +142,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         ledger=ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
         seal=state.seals.seal,
-        observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
+        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60

@@ -5,6 +5,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+VERSION: Final = "0.1.0"
+"""The image has no metadata of an installed package, so the version is here too."""
 
 Clock = Callable[[], float]
 """The wall clock: seconds since the epoch. It may step when the system corrects its time."""

@@ -1,7 +1,6 @@
 """The command line: every command, and the options that all of them share."""
 
 import os
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from voicepass.cli.service import serve
 from voicepass.cli.tokens import create_token
 from voicepass.config.environment import ENV_FILE
 from voicepass.doctor.command import doctor
+from voicepass.model import VERSION
 
 app = typer.Typer(
     cls=Commands,
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - Typer calls it with the option's value
     if is_asked:
-        typer.echo(f"voicepass {version('voicepass')}")
+        typer.echo(f"voicepass {VERSION}")
         raise typer.Exit
 
 

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from voicepass.cli.tables import load_ledger_settings
 from voicepass.config.build import find_sqlite_path, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger.backups import back_up, lock_file
-
-PATIENT_SECONDS: Final = 600.0
-"""No user waits for a move. The sums of a busy hour take longer than a request may."""
 
 ledger = typer.Typer(no_args_is_help=True, help="Back up the SQLite ledger, or copy it to PostgreSQL.")
 
@@ -49,7 +46,8 @@ def copy(
 
 
 async def _copy_to_postgres(file: Path, settings: Settings) -> dict[str, int]:
-    async with open_ledger(settings, clock=time.time, answer_seconds=PATIENT_SECONDS) as target:  # creates the tables
+    # This creates the tables. No user waits here, and the sums of a busy hour take longer than a request may.
+    async with open_ledger(settings, clock=time.time, answer_seconds=600) as target:
         from voicepass.ledger.transfer import copy_rows  # noqa: PLC0415 - PostgreSQL's driver is an extra
 
         with lock_file(file) as source:

@@ -246,6 +246,17 @@ def open_ledger(
     return open_postgres(settings.voicepass_database_url, answer_seconds=answer_seconds)
 
 
+def describe_ledger(settings: Settings) -> str:
+    """Return where the ledger is, without a password."""
+    path = find_sqlite_path(settings)
+    if path is not None:
+        return path if path == ":memory:" else str(Path(path).absolute())
+    from voicepass.ledger.postgres_url import parse_url  # noqa: PLC0415 - its driver is an extra
+
+    parameters = parse_url(settings.voicepass_database_url)
+    return f"postgresql://{parameters.get('host', '')}/{parameters.get('dbname', '')}"
+
+
 def is_in_memory(settings: Settings) -> bool:
     """Whether the ledger belongs to this process and ends with it."""
     return find_sqlite_path(settings) == ":memory:"

@@ -21,11 +21,7 @@ def back_up(file: Path, copy: Path) -> None:
             connection.execute("VACUUM INTO ?", (unfinished.name,))
         os.fsync(unfinished.fileno())
         os.link(unfinished.name, copy)  # unlike a renaming, this never overwrites
-    directory = os.open(copy.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    os.sync()  # the file's name, too
 
 
 @contextmanager
