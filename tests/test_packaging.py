@@ -33,12 +33,12 @@ def list_sources() -> set[str]:
 @pytest.mark.timeout(600)
 def test_the_demo_hands_out_a_pass_from_the_wheel_alone_and_nothing_else_is_packed(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "install", "-q", "--target", str(tmp_path / "build"), "build"], check=True)
+    subprocess.run([*pip, "install", "-q", "--no-compile", "--target", str(tmp_path / "build"), "build"], check=True)
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, env=CLEAN | {"PYTHONPATH": str(tmp_path / "build")}, check=True, capture_output=True)
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "empty")], check=True)
-    subprocess.run([*pip, "--python", str(tmp_path / "empty"), "install", "-q", str(wheel)], check=True)
+    subprocess.run([*pip, "--python", str(tmp_path / "empty"), "install", "-q", "--no-compile", str(wheel)], check=True)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
 
