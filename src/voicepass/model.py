@@ -5,10 +5,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
-
-VERSION: Final = "0.1.0"
-"""The image has no metadata of an installed package, so the version is here too."""
 
 Clock = Callable[[], float]
 """The wall clock: seconds since the epoch. It may step when the system corrects its time."""
@@ -20,6 +16,7 @@ Scalar = str | int | float | bool
 """The types that a dynamic variable may have (ElevenLabs, "Dynamic variables")."""
 
 DEFAULT_ALIAS = "default"
+VERSION = "0.1.0"  # as in pyproject.toml: the image has no metadata of an installed package
 
 
 def new_id() -> str:
