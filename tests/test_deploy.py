@@ -42,10 +42,13 @@ PROBES = [CONTAINER[probe] for probe in ("startupProbe", "readinessProbe", "live
 
 
 def compose_settings() -> dict[str, str]:
+    """What the container gets: the env file as docs/deployment.md writes it, and above it `environment`."""
+    page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    (env_file,) = re.findall(r"cat > deploy/(\S+) <<'END'\n(.*?)END\n", page, re.DOTALL)
+    assert COMPOSE["voicepass"]["env_file"] == env_file[0]
     given: dict[str, str] = COMPOSE["voicepass"]["environment"]
-    return {
-        name: re.sub(r"\$\{\w+(:\?|:-)[^}]*\}", "", value) or "x" * (":?" in value) for name, value in given.items()
-    }
+    assert not [value for value in given.values() if "${" in value], "a value from .env needs no line here"
+    return dict(line.split("=", 1) for line in env_file[1].replace("…", "1").splitlines()) | given
 
 
 def kubernetes_settings() -> dict[str, str]:
@@ -79,11 +82,11 @@ def test_the_settings_that_are_given_start_the_service(
     assert {name.removesuffix("_FILE").lower() for name in GIVEN[where]} <= Settings.model_fields.keys()
 
 
-@pytest.mark.parametrize("path", ["compose.yaml", "kubernetes/deployment.yaml"])
-def test_the_settings_that_wait_as_comments_are_the_services(path: str) -> None:
+@pytest.mark.parametrize(("path", "most"), [("compose.yaml", 3), ("kubernetes/deployment.yaml", 5)])
+def test_the_settings_that_wait_as_comments_are_the_services(path: str, most: int) -> None:
     waiting = set(re.findall(r"^ *# (?:- \{ name: )?([A-Z_]+)[:,]", (DEPLOY / path).read_text(), re.MULTILINE))
 
-    assert len(waiting) == 5
+    assert len(waiting) == most
     fields = Settings.model_fields.keys()
     assert [name for name in waiting if not {name.lower(), name.removesuffix("_FILE").lower()} & fields] == []
 
@@ -182,6 +185,15 @@ def test_all_instances_together_fit_into_a_postgresql_with_its_own_defaults() ->
     most = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] + surge
 
     assert most * MAX_CONNECTIONS <= 100 - 3, "three are kept for its superuser"
+
+
+def test_prometheus_scrapes_the_instances_of_the_proxy_files_and_loads_the_alerts() -> None:
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+
+    (job,) = prometheus["scrape_configs"]
+    for target in job["static_configs"][0]["targets"]:
+        assert all(target in (DEPLOY / file).read_text() for file in ("nginx.conf", "Caddyfile"))
+    assert [(DEPLOY / "prometheus" / file).exists() for file in prometheus["rule_files"]] == [True]
 
 
 def test_kustomize_lists_every_manifest() -> None:

@@ -21,7 +21,7 @@ from voicepass.api.module import module_routes
 from voicepass.api.problems import handle_refusals
 from voicepass.api.readiness import LedgerCheck
 from voicepass.api.routes import backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
-from voicepass.config.build import Configuration, configure, open_ledger
+from voicepass.config.build import Configuration, configure, describe_ledger, open_ledger
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
 from voicepass.elevenlabs import ElevenLabs
@@ -33,6 +33,7 @@ from voicepass.identity.appusers import AppUsers
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.logger import Logger
+from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
 from voicepass.settlement import Settlements, run_periodically
@@ -140,6 +141,13 @@ async def _open(settings: Settings, configuration: Configuration, app: FastAPI) 
         _log.warning("plain_http.allowed", host=host)
     async with AsyncExitStack() as stack:
         await _open_services(stack, app.state, settings, configuration)
+        _log.info(
+            "service.started",
+            version=VERSION,
+            agents=list(configuration.policy.agents),
+            ledger=describe_ledger(settings),
+            issuers=list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted)),
+        )
         yield
 
 
@@ -176,6 +184,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     else:
         state.authenticator = AppUsers(settings.voicepass_allowed_origins)
     state.seals = Seals(configuration.workspaces)
+    attempt_metrics = metrics.AttemptMetrics(registry=registry, aliases=["", *configuration.policy.agents])
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(
         authenticator=state.authenticator,
@@ -185,7 +194,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
         seal=state.seals.seal,
         tells_seconds_left=settings.voicepass_tell_seconds_left,
-        observers=[isolate(AttemptLog(), metrics.AttemptMetrics(registry=registry), *traces)],
+        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
     )
     stack.push_async_callback(state.passes.aclose)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60

@@ -16,6 +16,7 @@ Scalar = str | int | float | bool
 """The types that a dynamic variable may have (ElevenLabs, "Dynamic variables")."""
 
 DEFAULT_ALIAS = "default"
+VERSION = "0.1.0"  # as in pyproject.toml: the image has no metadata of an installed package
 
 
 def new_id() -> str:

@@ -1,6 +1,7 @@
 """The command line as people type it: real processes, real ports."""
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -164,6 +165,10 @@ def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
         )
 
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    (begun,) = [json.loads(line) for line in log if '"service.started"' in line]
+    assert begun["version"] == version("voicepass")
+    assert (begun["agents"], begun["issuers"]) == (["default"], ["https://login.example"])
+    assert begun["ledger"] == str(tmp_path / "voicepass.db")
     assert "server" not in health.headers
     assert response.status_code == 200
     assert response.json()["signed_url"].startswith(f"ws://127.0.0.1:{emulator_port}/v1/convai/conversation?")
@@ -237,6 +242,7 @@ COMMANDS = [
     "extend",
     "extensions",
     "forget",
+    "ledger",
     "policy",
     "doctor",
 ]

@@ -24,7 +24,7 @@ from tests.conftest import (
     signed_url,
 )
 from tests.identity.hostile_tokens import Mint, Signer, signer_for
-from voicepass.config.build import Configuration, configure
+from voicepass.config.build import Configuration, configure, describe_ledger
 from voicepass.config.environment import SettingsRefusedError
 
 EU = "https://api.eu.residency.elevenlabs.io"
@@ -563,3 +563,19 @@ async def test_where_no_agent_is_called_default_a_bare_request_gets_none(
 
     assert (response.status_code, response.json()["code"]) == (403, "agent_not_allowed")
     assert not upstream.calls
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite://", ":memory:"),
+        ("sqlite:////data/voicepass.db", "/data/voicepass.db"),
+        (
+            "postgresql://voicepass:pass%2Fword@db.example:5433/minutes?sslmode=require",
+            "postgresql://db.example/minutes",
+        ),
+        ("postgresql://db.example/minutes?password=password", "postgresql://db.example/minutes"),
+    ],
+)
+def test_the_line_at_the_start_names_the_ledger_without_its_password(url: str, shown: str) -> None:
+    assert describe_ledger(settings_with(voicepass_database_url=url)) == shown

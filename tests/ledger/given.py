@@ -189,6 +189,17 @@ logfile = {directory / "log"}
         self.run(f"CREATE SCHEMA {schema} AUTHORIZATION {user}")
         return self.url(schema, user=user)
 
+    @property
+    def tools(self) -> Path:
+        """The folder of psql, pg_dump and pg_restore."""
+        return self._server.bin_path
+
+    def fresh_database(self) -> str:
+        """The URL of a database that nobody has used."""
+        name = f"d{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name}")
+        return self._server.get_uri().replace("/postgres?", f"/{name}?")
+
     def url(self, schema: str, *, user: str = "postgres") -> str:
         own = self._server.get_uri().replace("postgres:@", f"{user}:@")
         return f"{own}&options={quote(f'-csearch_path={schema}')}"

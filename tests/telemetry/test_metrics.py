@@ -29,6 +29,7 @@ from voicepass.telemetry.metrics import (
     Exposition,
     LedgerMetrics,
     ProcessState,
+    SettlementMetrics,
     StateMetrics,
 )
 from voicepass.telemetry.workers import remove_dead_workers
@@ -120,6 +121,25 @@ def test_attempts_have_bounded_labels() -> None:
         ({"transport": "websocket", "agent": "default", "outcome": "granted"}, 100),
         ({"transport": "websocket", "agent": "", "outcome": "agent_not_allowed"}, 100),
     ]
+
+
+def test_the_series_that_alerts_watch_exist_before_the_first_attempt() -> None:
+    registry = CollectorRegistry()
+
+    AttemptMetrics(registry=registry, aliases=["", "default"])
+    SettlementMetrics(registry=registry)
+
+    samples = {
+        (sample.name, sample.labels.get("agent"), sample.labels.get("outcome"), sample.labels.get("source"))
+        for family in registry.collect()
+        for sample in family.samples
+    }
+    for agent in ("", "default"):
+        for outcome in ("granted", "elevenlabs_key_rejected", "ledger_unavailable", "internal_error"):
+            assert ("voicepass_attempts_total", agent, outcome, None) in samples
+    for source in ("webhook", "reconciler", "lookup"):
+        assert ("voicepass_settlements_total", None, None, source) in samples
+    assert not [sample for sample in samples if sample[2] == "token_invalid"], "the callers decide about these"
 
 
 async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> None:

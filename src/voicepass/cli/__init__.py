@@ -1,7 +1,6 @@
 """The command line: every command, and the options that all of them share."""
 
 import os
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -10,12 +9,14 @@ from voicepass.cli.blocking import block, blocks, extend, extensions, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
 from voicepass.cli.forgetting import forget
+from voicepass.cli.ledgers import ledger
 from voicepass.cli.policies import policy
 from voicepass.cli.reports import conversations, export, usage
 from voicepass.cli.service import serve
 from voicepass.cli.tokens import create_token
 from voicepass.config.environment import ENV_FILE
 from voicepass.doctor.command import doctor
+from voicepass.model import VERSION
 
 app = typer.Typer(
     cls=Commands,
@@ -29,7 +30,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - Typer calls it with the option's value
     if is_asked:
-        typer.echo(f"voicepass {version('voicepass')}")
+        typer.echo(f"voicepass {VERSION}")
         raise typer.Exit
 
 
@@ -61,6 +62,7 @@ app.command()(blocks)
 app.command()(extend)
 app.command()(extensions)
 app.command()(forget)
+app.add_typer(ledger, name="ledger")
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

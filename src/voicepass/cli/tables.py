@@ -17,7 +17,7 @@ from rich.table import Table
 
 from voicepass.cli.failures import fail
 from voicepass.config.build import find_sqlite_path, is_in_memory, ledger_exists, open_ledger
-from voicepass.config.settings import load_settings
+from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import Ledger
 from voicepass.policy import is_visible
 
@@ -26,8 +26,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Result = TypeVar("Result")
 
 
-def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
-    """Open the ledger, and return what `work` returns. Exits with a line if there is no ledger yet."""
+def load_ledger_settings() -> Settings:
+    """Return the settings. Exits with a line if there is no ledger yet."""
     settings = load_settings()
     if is_in_memory(settings):
         fail(["VOICEPASS_DATABASE_URL is in memory: only the service itself can read this ledger"])
@@ -39,6 +39,12 @@ def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
                 "if the service already runs elsewhere, set VOICEPASS_DATABASE_URL as the service has it",
             ]
         )
+    return settings
+
+
+def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
+    """Open the ledger, and return what `work` returns. Exits with a line if there is no ledger yet."""
+    settings = load_ledger_settings()
 
     async def run() -> Result:
         async with open_ledger(settings, clock=time.time) as ledger:

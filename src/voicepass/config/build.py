@@ -27,7 +27,7 @@ from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.identity.keys import key_from_pem
-from voicepass.ledger import Ledger
+from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import DEFAULT_ALIAS, Clock
@@ -242,16 +242,30 @@ def _read_api_keys(name: str | None, settings: Settings) -> list[str]:
     return split_list(settings.read_secret(name or "") or "")
 
 
-def open_ledger(settings: Settings, *, clock: Clock) -> AbstractAsyncContextManager[Ledger]:
+def open_ledger(
+    settings: Settings, *, clock: Clock, answer_seconds: float = ANSWER_SECONDS
+) -> AbstractAsyncContextManager[Ledger]:
     """Open the ledger that VOICEPASS_DATABASE_URL names. It decides by a clock that does not step."""
     path = find_sqlite_path(settings)
     if path is not None:
-        return open_sqlite(path, clock=SteadyClock(wall=clock, ticks=elapsed_seconds), wall=clock)
+        steady = SteadyClock(wall=clock, ticks=elapsed_seconds)
+        return open_sqlite(path, clock=steady, wall=clock, answer_seconds=answer_seconds)
     try:
         from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
     except ImportError as error:
         raise LedgerUnavailable(operator_note="PostgreSQL needs its driver: install the extra 'postgres'") from error
-    return open_postgres(settings.voicepass_database_url)
+    return open_postgres(settings.voicepass_database_url, answer_seconds=answer_seconds)
+
+
+def describe_ledger(settings: Settings) -> str:
+    """Return where the ledger is, without a password."""
+    path = find_sqlite_path(settings)
+    if path is not None:
+        return path if path == ":memory:" else str(Path(path).absolute())
+    from voicepass.ledger.postgres_url import parse_url  # noqa: PLC0415 - its driver is an extra
+
+    parameters = parse_url(settings.voicepass_database_url)
+    return f"postgresql://{parameters.get('host', '')}/{parameters.get('dbname', '')}"
 
 
 def is_in_memory(settings: Settings) -> bool:

@@ -5,10 +5,11 @@ that gets the scrape answers for all of them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,8 +17,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from voicepass import errors
 from voicepass.errors import LedgerUnavailable
-from voicepass.model import IssuedPass, MonotonicClock, Standing, Transport
+from voicepass.model import VERSION, IssuedPass, MonotonicClock, Standing, Transport
 from voicepass.telemetry.attempt import Attempt, StepName
 from voicepass.telemetry.workers import remove_dead_workers, shared_directory
 
@@ -25,6 +27,9 @@ UPDATE_SECONDS: Final = 5.0
 """How old another worker's state, or the ledger's, may be in an answer."""
 LEDGER_SECONDS: Final = 0.5
 """The longest that a scrape waits for the ledger to count what is open."""
+
+_FAILURES: Final = [each.code for each in vars(errors).values() if getattr(each, "status", 0) >= 500]  # noqa: PLR2004
+"""Their series exist from the start: an alert sees an increase only if the series was there before."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 _LAG_SECONDS: Final = (1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600)
@@ -37,7 +42,7 @@ class AttemptMetrics:
     the alias and lets this user have it.
     """
 
-    def __init__(self, *, registry: CollectorRegistry) -> None:
+    def __init__(self, *, registry: CollectorRegistry, aliases: Iterable[str] = ()) -> None:
         counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
         by_transport = ["transport"]
         self._attempts = counter(
@@ -53,6 +58,11 @@ class AttemptMetrics:
         steps = histogram(
             "voicepass_step_duration_seconds", "The time of each step", ["step"], buckets=(0.0001, 0.0005, *_SECONDS)
         )
+        for transport, alias, outcome in product(Transport, aliases, ("granted", *_FAILURES)):
+            self._attempts.labels(transport.value, alias, outcome)
+        for transport in Transport:
+            self._reissued.labels(transport.value)
+            self._unbound.labels(transport.value)
         # Looking up a label takes longer than counting.
         self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
         self._steps = {step: steps.labels(step.value) for step in StepName}
@@ -84,6 +94,8 @@ class SettlementMetrics:
         self._lag = Histogram(
             "voicepass_settlement_lag_seconds", text, ["source"], buckets=_LAG_SECONDS, registry=registry
         )
+        for metric, source in product((self._settled, self._seconds, self._lag), ("webhook", "reconciler", "lookup")):
+            metric.labels(source)
 
     def __call__(self, settled: IssuedPass) -> None:
         source = settled.settled_by or ""
@@ -101,7 +113,7 @@ class BypassMetrics:
         text = "Conversations of our agents that began without a pass"
         self._bypasses = Counter("voicepass_bypasses", text, ["reason"], registry=registry)
         for reason in ("public", "shareable_link", "not_issued"):
-            self._bypasses.labels(reason)  # An alert sees an increase only if the series was there before.
+            self._bypasses.labels(reason)
 
     def __call__(self, reason: str) -> None:
         self._bypasses.labels(reason).inc()
@@ -130,6 +142,8 @@ class StateMetrics:
         self._under_way = gauge("voicepass_calls_under_way", "Deprecated: use voicepass_calls_in_flight")
         self._waiting = gauge("voicepass_calls_waiting", "Calls for a credential that wait for a free slot")
         self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", ["agent"])
+        build = gauge("voicepass_build_info", "Always 1, for the label", ["version"], multiprocess_mode="max")
+        build.labels(VERSION).set(1)
         self._dropped = Counter("voicepass_log_lines_dropped", "Log lines that could not be written", registry=registry)
 
     async def update(self) -> None:
