@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import psycopg
 import uvloop
 
-from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger
+from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger, take_nothing
 from voicepass.config.limits import MAX_AMOUNT, LimitsEntry, LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
@@ -177,6 +177,7 @@ def issuing(ledger: LedgerPort) -> Work:
         authenticator=Stranger(),
         policy=policy,
         provider=AtOnce(),
+        take_ready=take_nothing,
         ledger=ledger,
         open_passes=NeverAtALimit(),
         seal=SEALS.seal,

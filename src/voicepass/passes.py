@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from voicepass.errors import (
@@ -25,6 +26,7 @@ from voicepass.model import (
     Credentials,
     Limit,
     PassRequest,
+    ReadyCredential,
     Reservation,
     Transport,
     User,
@@ -50,8 +52,13 @@ class VoiceProvider(Protocol):
 class Ledger(Protocol):
     """Every method raises LedgerUnavailable if it did nothing. A grant survives a power cut."""
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
-        """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step."""
+    async def reserve(
+        self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
+    ) -> None:
+        """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step.
+
+        If the credential is `ready`, the same step grants it.
+        """
 
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
         """Bind the conversation to its user, or raise BadAnswer if another user has it."""
@@ -73,6 +80,9 @@ class OpenPasses(Protocol):
 Seal = Callable[[Agent, str, Credential], bytes | None]
 """Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
+TakeReady = Callable[[Agent, Transport], ReadyCredential | None]
+"""Takes a credential that was fetched before the user asked, if there is one."""
+
 Observer = Callable[[Attempt], None]
 """Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
 
@@ -84,6 +94,7 @@ class Passes:
     authenticator: Authenticator
     policy: Policy
     provider: VoiceProvider
+    take_ready: TakeReady
     ledger: Ledger
     open_passes: OpenPasses
     seal: Seal
@@ -130,9 +141,11 @@ class Passes:
             attempt.agent = agent = self.policy.agent_for(user, request.alias)
         reservation = self._make_reservation(request, user, agent)
         try:
-            await self._reserve(attempt, reservation)
-            credential = await self._fetch_credential(attempt, agent)
-            await self._grant(attempt, reservation, agent, credential)
+            credential = await self._hand_out_ready(attempt, reservation, agent)
+            if credential is None:
+                await self._reserve(attempt, reservation)
+                credential = await self._fetch_credential(attempt, agent)
+                await self._grant(attempt, reservation, agent, credential)
         except (TooManyConversations, QuotaExceeded) as refusal:
             credential = await self._reissue(attempt, reservation, agent, refusal)
         except (LimitReached, UserBlocked):
@@ -160,27 +173,49 @@ class Passes:
             seconds=self.policy.conversation_seconds,
         )
 
-    async def _reserve(self, attempt: Attempt, reservation: Reservation) -> None:
-        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+    async def _hand_out_ready(self, attempt: Attempt, reservation: Reservation, agent: Agent) -> Credential | None:
+        """Reserve and grant in one transaction, if a credential is ready."""
+        ready = self.take_ready(agent, attempt.transport)
+        if ready is None:
+            return None
+        credential = ready.credential
         try:
-            with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, self.policy.limits)
+            sealed = self.seal(agent, reservation.pass_id, credential)
+            await self._reserve(attempt, reservation, ready=credential, sealed=sealed)
+        except (LimitReached, UserBlocked):
+            ready.give_back()  # The ledger has granted nothing.
+            raise
+        attempt.note_credential(credential)
+        return credential
+
+    async def _reserve(
+        self,
+        attempt: Attempt,
+        reservation: Reservation,
+        *,
+        ready: Credential | None = None,
+        sealed: bytes | None = None,
+    ) -> None:
+        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+        step_name = StepName.RESERVE if ready is None else StepName.WARM
+        reserve = partial(self.ledger.reserve, reservation, self.policy.limits, ready=ready, sealed=sealed)
+        try:
+            with attempt.step(step_name):
+                await reserve()
         except (TooManyConversations, QuotaExceeded) as refusal:
             (limit,) = [limit for limit in self.policy.limits if limit.name == refusal.limit_name]
             with attempt.step(StepName.LOOKUP):
                 has_changed = await self.open_passes.refresh(reservation, limit)
             if not has_changed:
                 raise
-            with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, self.policy.limits)
+            with attempt.step(step_name):
+                await reserve()
 
     async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
-        with attempt.step(StepName.UPSTREAM) as step:
+        with attempt.step(StepName.UPSTREAM):
             attempt.has_asked = True
             credential = await self.provider.fetch_credential(agent, attempt.transport)
-            step.name = StepName.WARM if credential.is_warm else StepName.UPSTREAM
         attempt.note_credential(credential)
-        attempt.has_asked = not credential.is_warm
         return credential
 
     async def _grant(self, attempt: Attempt, reservation: Reservation, agent: Agent, credential: Credential) -> None:

@@ -65,15 +65,26 @@ class Ledger(ABC):
         """Return how far the ledger's clock is ahead of the real time, which ElevenLabs uses."""
         return 0.0
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
-        """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
+    async def reserve(
+        self,
+        reservation: Reservation,
+        limits: Sequence[Limit],
+        *,
+        ready: Credential | None = None,
+        sealed: bytes | None = None,
+    ) -> None:
+        """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted.
+
+        If the credential is `ready`, this grants it in the same transaction, and raises what `grant` raises.
+        """
         if self._plan.limits is not limits:  # a policy always passes the same object
             self._plan = plan_limits(limits)
         plan, whose = self._plan, rules.reserved_row(reservation)
         locks = [name_scope(scope, whose) for scope in plan.scopes]
-        # If a power cut undoes this, the grant finds no row, and no URL leaves.
+        rule = partial(rules.reserve, reservation, plan, ready=ready, sealed=sealed)
         with self._note_failure():
-            while not await self.run(lambda now: rules.reserve(reservation, plan, now), locks=locks, is_durable=False):
+            # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
+            while not await self.run(rule, locks=locks, is_durable=ready is not None):
                 await self.run(rules.lapse, is_durable=False)
 
     async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:

@@ -16,8 +16,13 @@ from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Credential, IssuedPass, Limit, Reservation, Settlement, Usage
 
 
-def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
+def reserve(
+    reservation: Reservation, plan: Plan, now: float, *, ready: Credential | None = None, sealed: bytes | None = None
+) -> Dialogue[bool]:
     """Count one more pass. Returns False, and does nothing, if lapsed reservations must be deleted first (`lapse`).
+
+    If the credential is `ready`, this grants it, too, and raises BadAnswer as `grant` does. No settlement can have
+    arrived before it, because nobody had this credential.
 
     Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. While a limit of minutes has
     room, a conversation may begin, and its pass reserves no more than this room. It may last longer, because nobody can
@@ -30,9 +35,24 @@ def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
-    yield RESERVE, row
+    if ready is None:
+        yield RESERVE, row
+    else:
+        row |= _granted_columns(ready, sealed, now)
+        if not (yield _RESERVE_AND_GRANT, row):
+            yield from _explain_no_grant(reservation, row)
+            return True
     yield from change_sums(row, passes=1, seconds=seconds, opened=1)
     return True
+
+
+def _granted_columns(credential: Credential, sealed: bytes | None, now: float) -> dict[str, Any]:
+    return {
+        "granted_at": now,
+        "conversation_id": credential.conversation_id,
+        "credential_sha256": credential.sha256,
+        "sealed": sealed,
+    }
 
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
@@ -59,13 +79,7 @@ def grant(
     Raises BadAnswer if ElevenLabs named a conversation that voicepass issued to someone else, and LedgerUnavailable if
     the reservation is gone: a pass without a row never leaves.
     """
-    row = {
-        "pass_id": reservation.pass_id,
-        "conversation_id": credential.conversation_id,
-        "credential_sha256": credential.sha256,
-        "sealed": sealed,
-        "now": now,
-    }
+    row = {"pass_id": reservation.pass_id} | _granted_columns(credential, sealed, now)
     granted = yield _GRANT, row
     if not granted:
         yield from _explain_no_grant(reservation, row)
@@ -182,6 +196,15 @@ INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, age
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
         :reserved_at, :lapses_at, :seconds, :seconds)"""
 
+_RESERVE_AND_GRANT: Final = """
+INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
+                    reserved_at, lapses_at, reserved_seconds, seconds,
+                    granted_at, conversation_id, credential_sha256, sealed)
+VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
+        :reserved_at, :lapses_at, :seconds, :seconds,
+        :granted_at, :conversation_id, :credential_sha256, :sealed)
+ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"""
+
 _LAPSE: Final = """
 DELETE FROM passes WHERE granted_at IS NULL AND pass_id =
 (SELECT pass_id FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed
@@ -192,7 +215,7 @@ INSERT INTO failed_requests (pass_id, token_issuer, user_id, agent_alias, transp
 VALUES (:pass_id, :token_issuer, :user_id, :agent_alias, :transport, :reserved_at)"""
 
 _GRANT: Final = """
-UPDATE passes SET granted_at = :now, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
+UPDATE passes SET granted_at = :granted_at, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
                   sealed = :sealed
 WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation_id = :conversation_id)
 RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""
