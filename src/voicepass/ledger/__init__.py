@@ -26,6 +26,7 @@ from voicepass.model import (
     Listing,
     LookupTurn,
     Reservation,
+    Scope,
     SealedPass,
     Settlement,
     Standing,
@@ -55,7 +56,8 @@ class Ledger(ABC):
         """Run a rule in one transaction. When this returns, the transaction survives a power cut.
 
         A transaction that is not durable survives the end of this process, but a power cut only after a durable one
-        has followed it. Transactions that share a lock run one after the other.
+        has followed it. Transactions that share the first lock run one after the other. The rule takes the other locks
+        itself (LOCK_SCOPES): all callers share these, so it holds them only for a short time.
 
         Raises LedgerUnavailable after ANSWER_SECONDS. Then, and if the caller is cancelled, the rule is not run, or is
         rolled back, unless its commit is in flight already.
@@ -79,9 +81,9 @@ class Ledger(ABC):
         """
         if self._plan.limits is not limits:  # a policy always passes the same object
             self._plan = plan_limits(limits)
-        plan, whose = self._plan, rules.reserved_row(reservation)
-        locks = [name_scope(scope, whose) for scope in plan.scopes]
-        rule = partial(rules.reserve, reservation, plan, ready=ready, sealed=sealed)
+        whose = rules.reserved_row(reservation)
+        locks = [name_scope(scope, whose) for scope in (Scope.USER, *self._plan.shared_scopes)]
+        rule = partial(rules.reserve, reservation, self._plan, ready=ready, sealed=sealed)
         with self._note_failure():
             # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
             while not await self.run(rule, locks=locks, is_durable=ready is not None):

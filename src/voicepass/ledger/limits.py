@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
-from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.dialogue import LOCK_SCOPES, Dialogue, Row
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage
 
@@ -45,7 +45,7 @@ class Plan:
 
     limits: Sequence[Limit]
     columns: Mapping[str, Limit]
-    scopes: tuple[Scope, ...]
+    shared_scopes: tuple[Scope, ...]
     question: str
     windows: frozenset[int]
 
@@ -66,7 +66,7 @@ def plan_limits(limits: Sequence[Limit]) -> Plan:
     return Plan(
         limits=limits,
         columns=columns,
-        scopes=tuple(scope for scope in (Scope.USER, Scope.AGENT, Scope.ALL) if scope in scopes),
+        shared_scopes=tuple(scope for scope in (Scope.AGENT, Scope.ALL) if scope in scopes),
         question=f"SELECT {', '.join([HAS_LAPSED, _IS_BLOCKED, *answers])} {origin}",
         windows=frozenset(map(_window_seconds, limits)),
     )
@@ -94,6 +94,8 @@ def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int 
     for window_seconds in plan.windows:
         parameters[f"since_{window_seconds}"] = now - window_seconds
         parameters[f"slot_{window_seconds}"] = math.floor((now - window_seconds) / _slot_length(window_seconds))
+    if plan.shared_scopes:
+        yield LOCK_SCOPES, {"keys": [name_scope(scope, whose) for scope in plan.shared_scopes]}
     (row,) = yield plan.question, parameters
     if row["is_blocked"]:
         raise UserBlocked

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import LOCK_SUMS, Dialogue
+from voicepass.ledger.dialogue import LOCKS, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -185,7 +185,7 @@ class SqliteLedger(Ledger):
             statement, parameters = next(dialogue)
             while True:
                 rows = []
-                if statement is not LOCK_SUMS:
+                if statement not in LOCKS:
                     rows = [dict(row) for row in self._file.connection.execute(statement, parameters)]
                 statement, parameters = dialogue.send(rows)
         except StopIteration as end:
