@@ -1,7 +1,7 @@
 """The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pytest
@@ -31,7 +31,6 @@ from voicepass.model import (
     Credentials,
     Limit,
     PassRequest,
-    ReadyCredential,
     Reservation,
     Scope,
     Transport,
@@ -74,10 +73,10 @@ class Ports:
         assert credentials == CREDENTIALS
         return User(issuer="i", id="u-1", name="Ada", claims={})
 
-    def take_ready(self, agent: Agent, transport: Transport) -> ReadyCredential | None:
+    def take_ready(self, agent: Agent, transport: Transport) -> tuple[Credential, Callable[[], None]] | None:
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
         give_back = partial(self.calls.append, "give back")
-        return None if self._ready is None else ReadyCredential(credential=self._ready, give_back=give_back)
+        return None if self._ready is None else (self._ready, give_back)
 
     async def reserve(
         self,

@@ -100,14 +100,6 @@ class Credential:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyCredential:
-    """A credential that was fetched before a user asked. `give_back` returns it to its store if nobody got it."""
-
-    credential: Credential
-    give_back: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VoicePass:
     """Everything the frontend needs to open one conversation as one user."""
 

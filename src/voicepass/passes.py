@@ -26,7 +26,6 @@ from voicepass.model import (
     Credentials,
     Limit,
     PassRequest,
-    ReadyCredential,
     Reservation,
     Transport,
     User,
@@ -80,8 +79,8 @@ class OpenPasses(Protocol):
 Seal = Callable[[Agent, str, Credential], bytes | None]
 """Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
-TakeReady = Callable[[Agent, Transport], ReadyCredential | None]
-"""Takes a credential that was fetched before the user asked, if there is one."""
+TakeReady = Callable[[Agent, Transport], tuple[Credential, Callable[[], None]] | None]
+"""Takes a credential that was fetched before the user asked, and what gives it back; None if there is none."""
 
 Observer = Callable[[Attempt], None]
 """Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
@@ -143,7 +142,7 @@ class Passes:
         try:
             credential = await self._hand_out_ready(attempt, reservation, agent)
             if credential is None:
-                await self._reserve(attempt, reservation)
+                await self._reserve(attempt, reservation, ready=None, sealed=None)
                 credential = await self._fetch_credential(attempt, agent)
                 await self._grant(attempt, reservation, agent, credential)
         except (TooManyConversations, QuotaExceeded) as refusal:
@@ -175,26 +174,21 @@ class Passes:
 
     async def _hand_out_ready(self, attempt: Attempt, reservation: Reservation, agent: Agent) -> Credential | None:
         """Reserve and grant in one transaction, if a credential is ready."""
-        ready = self.take_ready(agent, attempt.transport)
-        if ready is None:
+        taken = self.take_ready(agent, attempt.transport)
+        if taken is None:
             return None
-        credential = ready.credential
+        credential, give_back = taken
         try:
             sealed = self.seal(agent, reservation.pass_id, credential)
             await self._reserve(attempt, reservation, ready=credential, sealed=sealed)
         except (LimitReached, UserBlocked):
-            ready.give_back()  # The ledger has granted nothing.
+            give_back()  # The ledger has granted nothing.
             raise
         attempt.note_credential(credential)
         return credential
 
     async def _reserve(
-        self,
-        attempt: Attempt,
-        reservation: Reservation,
-        *,
-        ready: Credential | None = None,
-        sealed: bytes | None = None,
+        self, attempt: Attempt, reservation: Reservation, *, ready: Credential | None, sealed: bytes | None
     ) -> None:
         """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
         step_name = StepName.RESERVE if ready is None else StepName.WARM

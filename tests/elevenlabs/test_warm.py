@@ -95,7 +95,7 @@ async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
 
 async def take_or_fetch(store: WarmStore, agent: Agent = AGENT) -> Credential:
     ready = store.take(agent, Transport.WEBSOCKET)
-    return ready.credential if ready else await store.fetch_credential(agent, Transport.WEBSOCKET)
+    return ready[0] if ready else await store.fetch_credential(agent, Transport.WEBSOCKET)
 
 
 async def refused(store: WarmStore, refusal: Refusal) -> None:
@@ -134,9 +134,10 @@ async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> N
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
-    ready.give_back()
+    credential, give_back = ready
+    give_back()
 
-    assert (await taken(store)) is ready.credential
+    assert (await taken(store)) is credential
 
 
 async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(source: Source) -> None:
@@ -144,10 +145,11 @@ async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(s
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
+    _, give_back = ready
     source.refusal = KeyRejected()
     await settled()
 
-    ready.give_back()
+    give_back()
 
     assert store.held == {"default": 0}
 
@@ -157,10 +159,11 @@ async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(s
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
+    _, give_back = ready
     source.key = 1
     await taken(store)
 
-    ready.give_back()
+    give_back()
 
     assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
 

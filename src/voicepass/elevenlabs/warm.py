@@ -15,13 +15,16 @@ import structlog
 
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.errors import AgentUnknown, KeyRejected, Refusal
-from voicepass.model import Agent, Clock, Credential, ReadyCredential, Transport
+from voicepass.model import Agent, Clock, Credential, Transport
 
 DEMAND_SECONDS: Final = 10.0
 SPARED_SECONDS: Final = 120.0
 """The store hands out no URL that expires within two minutes. A user needs time to open the conversation."""
 PAUSE_SECONDS: Final = 1.0
 """After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
+
+Taken = tuple[Credential, Callable[[], None]]
+"""A credential, and what gives it back to the store if nobody got it."""
 
 _log = structlog.get_logger("voicepass.elevenlabs.warm")
 
@@ -53,7 +56,7 @@ class WarmStore:
         """The number of URLs in the store, by the agent's alias."""
         return {agent.alias: len(shelf.held) for agent, shelf in self._shelves.items()}
 
-    def take(self, agent: Agent, transport: Transport) -> ReadyCredential | None:
+    def take(self, agent: Agent, transport: Transport) -> Taken | None:
         """Return a credential that nobody else gets, or None if the store holds none."""
         if transport is not Transport.WEBSOCKET:  # A conversation token may be usable more than once.
             return None
@@ -65,15 +68,9 @@ class WarmStore:
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""
-        if transport is not Transport.WEBSOCKET:
-            return await self.source.fetch_credential(agent, transport)
-        shelf = self._find_shelf(agent)
-        self._refill(agent, shelf)
-        try:
-            return await self.source.fetch_credential(agent, transport)
-        except (KeyRejected, AgentUnknown):
-            shelf.held = deque()
-            raise
+        if transport is Transport.WEBSOCKET:
+            self._refill(agent, self._find_shelf(agent))
+        return await self.source.fetch_credential(agent, transport)
 
     async def aclose(self) -> None:
         """Stop fetching."""
@@ -89,13 +86,13 @@ class WarmStore:
             shelf = self._shelves[agent] = _Shelf(key_position)
         return shelf
 
-    def _take(self, shelf: _Shelf) -> ReadyCredential | None:
+    def _take(self, shelf: _Shelf) -> Taken | None:
         while shelf.held:
             usable_until, credential = oldest = shelf.held.popleft()
             # Compare both clocks: the wall clock jumps when it is set, the monotonic one stops while a machine sleeps.
             expires_at = credential.expires_at or 0.0
             if self.ticks() < usable_until and self.clock() < expires_at - SPARED_SECONDS:
-                return ReadyCredential(credential=credential, give_back=partial(shelf.held.appendleft, oldest))
+                return credential, partial(shelf.held.appendleft, oldest)
         return None
 
     def _refill(self, agent: Agent, shelf: _Shelf) -> None:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -69,24 +69,17 @@ class _Call(Generic[Result]):
             raise LedgerUnavailable(operator_note="nobody waits for this any more")
 
 
+@dataclass(kw_only=True, eq=False)
 class PostgresLedger(Ledger):
     """Made by `open_postgres`. Each rule is a transaction of its own, on a pooled connection."""
 
-    def __init__(
-        self,
-        *,
-        pool: AsyncConnectionPool[Connection],
-        clock: Clock | None,
-        last_failure: LastFailure,
-        answer_seconds: float,
-    ) -> None:
-        self._pool = pool
-        self._clock = clock
-        self._last_failure = last_failure
-        self._answer_seconds = answer_seconds
-        self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
-        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._connected_at = float("-inf")
+    pool: AsyncConnectionPool[Connection]
+    clock: Clock | None
+    last_failure: LastFailure
+    answer_seconds: float
+    _calls: dict[asyncio.Task[Any], _Call[Any]] = field(default_factory=dict, init=False)
+    _queues: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+    _connected_at: float = field(default=float("-inf"), init=False)
 
     async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
@@ -98,11 +91,11 @@ class PostgresLedger(Ledger):
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
-            await asyncio.wait({task}, timeout=self._answer_seconds)
+            await asyncio.wait({task}, timeout=self.answer_seconds)
         finally:
             call.is_awaited = False
         if not task.done():
-            raise self._last_failure.explain(f"PostgreSQL gave no answer within {self._answer_seconds:g} s")
+            raise self.last_failure.explain(f"PostgreSQL gave no answer within {self.answer_seconds:g} s")
         return task.result()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -111,7 +104,7 @@ class PostgresLedger(Ledger):
             task.exception()  # otherwise asyncio reports it as lost if the caller is gone
 
     async def _transact(self, call: _Call[Result]) -> Result:
-        with _fails_closed(self._last_failure):
+        with _fails_closed(self.last_failure):
             async with AsyncExitStack() as stack:
                 # Who will wait for a lock waits here first: then these hold one connection, and others get the rest.
                 for lock in call.locks:
@@ -130,18 +123,18 @@ class PostgresLedger(Ledger):
 
     async def _play(self, call: _Call[Result]) -> Result:
         call.check_awaited()
-        async with self._pool.connection() as call.connection, _Cursor(call.connection) as cursor:
+        async with self.pool.connection() as call.connection, _Cursor(call.connection) as cursor:
             call.check_awaited()  # it may have waited for the connection too long
-            limit_seconds = self._answer_seconds - REPLY_SECONDS
+            limit_seconds = self.answer_seconds - REPLY_SECONDS
             now = await _begin(cursor, locks=call.locks[:1], limit_seconds=limit_seconds, is_durable=call.is_durable)
-            return await _converse(call, cursor, now if self._clock is None else self._clock())
+            return await _converse(call, cursor, now if self.clock is None else self.clock())
 
     async def _connect_again(self) -> None:
         """Replace all connections, once in a second at most: after a failover they may lead to a replica."""
         now = time.monotonic()
         if now >= self._connected_at + RECONNECT_SECONDS:
             self._connected_at = now
-            await self._pool.drain()
+            await self.pool.drain()
 
     async def aclose(self) -> None:
         """Wait for the calls in flight. Close the connections to a server that does not answer them."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count, find_room
+from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count_each, find_room
 from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Credential, IssuedPass, Limit, Reservation, Settlement, Usage
 
@@ -35,24 +35,18 @@ def reserve(
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
+    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(ready, sealed, now)
     if ready is None:
         yield RESERVE, row
-    else:
-        row |= _granted_columns(ready, sealed, now)
-        if not (yield _RESERVE_AND_GRANT, row):
-            yield from _explain_no_grant(reservation, row)
-            return True
+    elif not (yield _RESERVE_AND_GRANT, row):
+        yield from _explain_no_grant(reservation, row)
+        return True
     yield from change_sums(row, passes=1, seconds=seconds, opened=1)
     return True
 
 
-def _granted_columns(credential: Credential, sealed: bytes | None, now: float) -> dict[str, Any]:
-    return {
-        "granted_at": now,
-        "conversation_id": credential.conversation_id,
-        "credential_sha256": credential.sha256,
-        "sealed": sealed,
-    }
+def _granted_row(credential: Credential, sealed: bytes | None, now: float) -> dict[str, Any]:
+    return dict(zip(GRANTED, (now, credential.conversation_id, credential.sha256, sealed), strict=True))
 
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def grant(
     Raises BadAnswer if ElevenLabs named a conversation that voicepass issued to someone else, and LedgerUnavailable if
     the reservation is gone: a pass without a row never leaves.
     """
-    row = {"pass_id": reservation.pass_id} | _granted_columns(credential, sealed, now)
+    row = {"pass_id": reservation.pass_id} | _granted_row(credential, sealed, now)
     granted = yield _GRANT, row
     if not granted:
         yield from _explain_no_grant(reservation, row)
@@ -166,10 +160,7 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
     (row,) = yield f"SELECT {HAS_LAPSED}", {"lapsed": now - UNUSED_SECONDS}
     if row["has_lapsed"]:
         return None
-    answers: list[Usage] = []
-    for limit in limits:
-        answers.append((yield from count(limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
-    return answers
+    return (yield from count_each(limits, whose, now))
 
 
 def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
@@ -187,23 +178,19 @@ def as_issued_pass(row: Row) -> IssuedPass:
 
 
 RESERVED: Final = [field.name for field in fields(Reservation)]
+GRANTED: Final = ["granted_at", "conversation_id", "credential_sha256", "sealed"]
 
 FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
 
 RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
-                    reserved_at, lapses_at, reserved_seconds, seconds)
-VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
-        :reserved_at, :lapses_at, :seconds, :seconds)"""
-
-_RESERVE_AND_GRANT: Final = """
-INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
                     reserved_at, lapses_at, reserved_seconds, seconds,
                     granted_at, conversation_id, credential_sha256, sealed)
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
         :reserved_at, :lapses_at, :seconds, :seconds,
-        :granted_at, :conversation_id, :credential_sha256, :sealed)
-ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"""
+        :granted_at, :conversation_id, :credential_sha256, :sealed)"""
+
+_RESERVE_AND_GRANT: Final = f"{RESERVE} ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"
 
 _LAPSE: Final = """
 DELETE FROM passes WHERE granted_at IS NULL AND pass_id =
