@@ -305,7 +305,7 @@ def markdown(table: Table) -> str:
 def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="1000,100000,1000000,10000000", help="the ledgers' sizes")
+    parser.add_argument("--rows", default="1000,100000,10000000", help="the ledgers' sizes")
     parser.add_argument("--engines", default="sqlite,postgres")
     parser.add_argument("--seconds", type=float, default=5, help="of measurement for each case")
     parser.add_argument("--json", type=Path, help="a file for the figures")
