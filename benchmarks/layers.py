@@ -101,6 +101,7 @@ def rung() -> ASGIApp:
                     authenticator=real.authenticator if "token" in layers else Stranger(),
                     policy=real.policy,
                     provider=real.provider if "client" in layers else AtOnce(),
+                    take_ready=real.take_ready,
                     ledger=real.ledger if "ledger" in layers else NoLedger(),
                     open_passes=real.open_passes,
                     seal=real.seal,

@@ -13,7 +13,9 @@ ISSUER: Final = "https://login.example"
 class NoLedger:
     """Says yes to everything and keeps nothing."""
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None: ...
+    async def reserve(
+        self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
+    ) -> None: ...
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None: ...
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None: ...
 
@@ -39,6 +41,10 @@ class Stranger:
 
     async def authenticate(self, _credentials: Credentials, /) -> User:
         return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
+
+
+def take_nothing(_agent: Agent, _transport: Transport) -> None:
+    """Take no credential that was fetched ahead: there is none."""
 
 
 class AtOnce:

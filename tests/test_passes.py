@@ -1,8 +1,8 @@
 """The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 
@@ -58,7 +58,9 @@ class Ports:
         *,
         lookup_changes: bool = True,
         unopened: Credential | None = None,
+        ready: Credential | None = None,
     ) -> None:
+        self._ready = ready
         self._lookup_changes = lookup_changes
         self._unopened = unopened
         self.calls: list[str] = []
@@ -71,9 +73,22 @@ class Ports:
         assert credentials == CREDENTIALS
         return User(issuer="i", id="u-1", name="Ada", claims={})
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
-        assert limits == LIMITS
-        self.reservations.append(reservation)
+    def take_ready(self, agent: Agent, transport: Transport) -> tuple[Credential, Callable[[], None]] | None:
+        assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
+        give_back = partial(self.calls.append, "give back")
+        return None if self._ready is None else (self._ready, give_back)
+
+    async def reserve(
+        self,
+        reservation: Reservation,
+        limits: Sequence[Limit],
+        *,
+        ready: Credential | None,
+        sealed: bytes | None,
+    ) -> None:
+        assert (limits, ready, sealed) == (LIMITS, self._ready, self._ready and SEALED)
+        if reservation not in self.reservations:
+            self.reservations.append(reservation)
         self._note("reserve")
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
@@ -110,7 +125,9 @@ class Ports:
         return self._unopened
 
     def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes:
-        assert (agent, pass_id, credential) == (AGENT, self.reservations[-1].pass_id, CREDENTIAL)
+        if self.reservations:
+            assert pass_id == self.reservations[-1].pass_id
+        assert (agent, credential) == (AGENT, self._ready or CREDENTIAL)
         return SEALED
 
     def _note(self, call: str) -> None:
@@ -127,6 +144,7 @@ def passes(ports: Ports, *observers: Observer) -> Passes:
         authenticator=ports,
         policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS, 600),
         provider=ports,
+        take_ready=ports.take_ready,
         ledger=ports,
         open_passes=ports,
         seal=ports.seal,
@@ -354,25 +372,38 @@ async def test_an_observer_does_not_hold_up_a_cancellation_or_an_exit(error: Bas
         await passes(Ports(), broken(error)).issue(asked())
 
 
-async def test_a_pass_from_the_warm_store_that_cannot_be_granted_has_asked_nobody() -> None:
-    warm = replace(CREDENTIAL, is_warm=True)
+READY = Credential(secret="wss://x/?s=2", conversation_id="conv_2", expires_at=900.0, is_warm=True)
 
-    class Warm(Ports):
-        async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
-            await super().fetch_credential(agent, transport)
-            return warm
 
-        async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None) -> None:
-            del reservation, credential, sealed
-            raise LedgerUnavailable
+async def test_a_credential_that_is_ready_is_reserved_and_granted_in_one_step() -> None:
+    ports = Ports(ready=READY)
 
-        def seal(self, agent: Agent, pass_id: str, credential: Credential) -> bytes:
-            del agent, pass_id, credential
-            return SEALED
+    voice_pass = await passes(ports).issue(asked())
 
-    ports = Warm()
+    assert ports.calls == ["authenticate", "reserve"]
+    assert voice_pass.credential is READY
+    (attempt,) = ports.attempts
+    assert [step.name for step in attempt.steps] == ["verify", "warm"]
+    assert (attempt.outcome, attempt.is_warm, attempt.credential_sha256) == ("granted", True, READY.sha256)
 
-    with pytest.raises(LedgerUnavailable):
+
+@pytest.mark.parametrize(
+    ("error", "after"),
+    [
+        (RateLimited(), ["give back"]),
+        (UserBlocked(), ["give back"]),
+        (reached(QuotaExceeded), ["refresh", "reserve", "give back", "reissue"]),
+        # The ledger may have granted it, so that nobody else may get it.
+        (LedgerUnavailable(), ["release"]),
+        (BadAnswer(), ["release"]),
+    ],
+)
+async def test_a_refused_user_takes_no_credential_out_of_the_store(error: Refusal, after: list[str]) -> None:
+    ports = Ports({"reserve": error}, ready=READY)
+
+    with pytest.raises(type(error)):
         await passes(ports).issue(asked())
 
-    assert ports.has_reached is False
+    assert ports.calls == ["authenticate", "reserve", *after]
+    assert ports.attempts[0].credential_sha256 is None
+    assert not ports.attempts[0].has_asked

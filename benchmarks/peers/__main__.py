@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.figures import CONNECTIONS, Figures, Warm, by_delay, footprints, markdown, targets
+from benchmarks.peers.figures import (
+    CONNECTIONS,
+    Figures,
+    Warm,
+    by_delay,
+    footprints,
+    long_loads,
+    markdown,
+    pairs,
+    targets,
+)
 from benchmarks.peers.machine import CannotRunError, load, upstream
 from benchmarks.peers.subjects import (
+    ALL_LIMITS,
     ASK,
     ASK_UPSTREAM,
     CANDIDATES,
@@ -31,6 +43,8 @@ from benchmarks.peers.subjects import (
 
 DELAYS_MS: Final = (0, 50, 200)
 UPSTREAM: Final = "upstream"
+LONG: Final = ("voicepass", "voicepass-all-limits", "bare", "fastify")
+"""Who gets a long load, too."""
 WARM_USERS, WARM_PER_SECOND, WARM_DELAY_MS = 64, 120, 200
 
 
@@ -74,6 +88,18 @@ def compare(
         for subject, _ in subjects:
             peak = max(figures.peak_megabytes.get(subject.name, 0), subject.peak_megabytes())
             figures.peak_megabytes[subject.name] = peak
+
+
+def load_for_long(figures: Figures, candidates: Sequence[Candidate], *, seconds: float) -> None:
+    """Load one subject after the other for a long time, with 64 connections."""
+    with temporary_directory() as directory, upstream(0, directory) as before:
+        tokens = write_tokens(directory / "tokens")
+        for candidate in candidates:
+            with candidate.running(before, directory) as subject:
+                first_pass(subject, time.monotonic())
+                sys.stderr.write(f"{seconds:g} s: {candidate.name}\033[K\r")
+                long = load(subject, connections=64, seconds=seconds, request=ASK, tokens=tokens)
+                figures.long[candidate.name] = long
 
 
 def warm_store(figures: Figures, *, seconds: float) -> None:
@@ -126,9 +152,22 @@ def report(figures: Figures, candidates: Sequence[Candidate]) -> str:
         f"The upstream answers {f'after {delay} ms' if delay else 'at once'}": by_delay(figures, delay, titles)
         for delay in dict.fromkeys(delay for delay, _, _ in figures.loads)
     }
+    for delay in dict.fromkeys(delay for delay, _, _ in figures.loads):
+        tables[f"Ratios in paired rounds, 64 connections, {delay} ms"] = pairs(figures, delay, titles)
+    if figures.long:
+        tables["A long load, 64 connections, the upstream answers at once"] = long_loads(figures, titles)
     tables |= {"To start and to hold": footprints(figures, titles), "Targets": targets(figures)}
-    text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
+    text = f"{interpreter()}\n\n"
+    text += "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
     return text + "".join(f"\nMissing: {titles[name]}: {why}\n" for name, why in figures.missing.items())
+
+
+def interpreter() -> str:
+    """Name the interpreter, and how it was built: one without PGO takes 5 to 9 % more CPU."""
+    built_with = str(sysconfig.get_config_var("CONFIG_ARGS"))
+    options = {"PGO": "--enable-optimizations", "LTO": "--with-lto"}
+    built = ", ".join(f"{'with' if option in built_with else 'without'} {name}" for name, option in options.items())
+    return f"{platform.python_implementation()} {platform.python_version()}, built {built}."
 
 
 def main() -> int:
@@ -139,20 +178,26 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(names), help="names, by comma")
     parser.add_argument("--delays", default=",".join(map(str, DELAYS_MS)), help="of the upstream, in ms, by comma")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="of one load")
+    parser.add_argument("--seconds", type=float, default=10, help="of one load")
+    parser.add_argument("--long-seconds", type=float, default=60, help="of the long load; 0 leaves it out")
+    parser.add_argument("--all-limits", action="store_true", help="also voicepass with every limit of every scope")
     parser.add_argument("--warm-seconds", type=float, default=30, help="of the load of the warm store")
     parser.add_argument("--json", type=Path, help="a file for the figures, round by round")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.warm_seconds = 1, 1, 5
+        options.rounds, options.seconds, options.warm_seconds, options.long_seconds = 1, 1, 5, 2
     if unknown := set(options.only.split(",")) - set(names):
         parser.error(f"--only knows {', '.join(names)}, not {', '.join(unknown)}")
     candidates = [candidate for candidate in CANDIDATES if candidate.name in options.only.split(",")]
+    candidates += [ALL_LIMITS] if options.all_limits else []
     figures, others = Figures(), os.getloadavg()[0]
     try:
         ready = installed(figures, candidates)
         for delay in map(int, options.delays.split(",")):
             compare(figures, ready, delay=delay, rounds=options.rounds, seconds=options.seconds)
+        if options.long_seconds:
+            lasting = [candidate for candidate in ready if candidate.name in LONG]
+            load_for_long(figures, lasting, seconds=options.long_seconds)
         if VOICEPASS in ready:
             warm_store(figures, seconds=options.warm_seconds)
     except CannotRunError as error:  # without the upstream or the load generator there is nothing to tell
@@ -160,7 +205,7 @@ def main() -> int:
     sys.stderr.write("\033[K")
     sys.stdout.write(report(figures, candidates))
     if options.json:
-        machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load_average_before": others}
+        machine = {"python": interpreter(), "cores": os.cpu_count(), "load_average_before": others}
         options.json.write_text(json.dumps({"at": time.time(), **machine, **figures.as_json()}, indent=2) + "\n")
     return 1 if figures.missing else 0
 

@@ -33,10 +33,12 @@ ASK: Final = f"POST /v1/signed-url HTTP/1.1\r\n{HEADERS}Content-Length: 0\r\n\r\
 ASK_UPSTREAM: Final = f"GET {UPSTREAM_PATH} HTTP/1.1\r\n{HEADERS}xi-api-key: {API_KEY}\r\n\r\n"
 
 # All that is on from the start is on, and out of the way.
-POLICY: Final = "[limits.user]\n" + "".join(
+AMOUNTS: Final = "".join(
     f"{limit} = {MAX_AMOUNT}\n"
     for limit in ("passes_per_minute", "passes_per_day", "open_conversations", "minutes_per_day", "minutes_per_month")
 )
+POLICY: Final = f"[limits.user]\n{AMOUNTS}"
+EVERY_LIMIT: Final = POLICY + f"[limits.agent]\n{AMOUNTS}[limits.all]\n{AMOUNTS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Candidate:
     folder: str = ""
     scripts: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    policy: str = ""
+    """The policy file of a voicepass. Peers have none."""
 
     def install(self) -> None:
         """Install what it needs, once for each version; raises CannotRunError."""
@@ -84,15 +88,15 @@ class Candidate:
             "PORT": str(port),
             "NODE_ENV": "production",
         }
-        environment = environment_of_voicepass(upstream, cwd) if self.name == "voicepass" else of_a_peer
+        environment = environment_of_voicepass(upstream, cwd, self.policy) if self.policy else of_a_peer
         with running(self.name, command, port=port, cwd=cwd, environment=environment | self.environment) as subject:
             yield subject
 
 
-def environment_of_voicepass(upstream: Upstream, directory: Path) -> dict[str, str]:
+def environment_of_voicepass(upstream: Upstream, directory: Path, limits: str = POLICY) -> dict[str, str]:
     """Return settings with everything on: limits, a ledger on disk, a log line and metrics for each pass."""
     policy = directory / "policy.toml"
-    policy.write_text(POLICY)
+    policy.write_text(limits)
     return {
         "ELEVENLABS_API_KEY": API_KEY,
         "ELEVENLABS_AGENT_ID": AGENT_ID,
@@ -113,9 +117,15 @@ def has_warm_store() -> bool:
 _UVICORN: Final = (sys.executable, "-m", "uvicorn", "--app-dir", str(HERE.parent.parent), "--port", "{port}")
 _QUIET: Final = ("--no-access-log", "--log-level", "warning")
 
-VOICEPASS: Final = Candidate("voicepass", "voicepass", (sys.executable, "-m", "voicepass", "serve", "--port", "{port}"))
+_SERVE: Final = (sys.executable, "-m", "voicepass", "serve", "--port", "{port}")
+VOICEPASS: Final = Candidate("voicepass", "voicepass", _SERVE, policy=POLICY)
+AGAIN: Final = Candidate("voicepass-again", "voicepass again: the null experiment", _SERVE, policy=POLICY)
+ALL_LIMITS: Final = Candidate(
+    "voicepass-all-limits", "voicepass, every limit of every scope", _SERVE, policy=EVERY_LIMIT
+)
 CANDIDATES: Final = (
     VOICEPASS,
+    AGAIN,
     Candidate(
         "fastapi-per-request",
         "FastAPI, an httpx client per request",

@@ -190,6 +190,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         authenticator=state.authenticator,
         policy=configuration.policy,
         provider=warm or provider,
+        take_ready=warm.take if warm else lambda _agent, _transport: None,
         ledger=ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
         seal=state.seals.seal,

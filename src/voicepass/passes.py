@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from voicepass.errors import (
@@ -51,8 +52,13 @@ class VoiceProvider(Protocol):
 class Ledger(Protocol):
     """Every method raises LedgerUnavailable if it did nothing. A grant survives a power cut."""
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /) -> None:
-        """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step."""
+    async def reserve(
+        self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
+    ) -> None:
+        """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step.
+
+        If the credential is `ready`, the same step grants it.
+        """
 
     async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
         """Bind the conversation to its user, or raise BadAnswer if another user has it."""
@@ -79,6 +85,9 @@ class OpenPasses(Protocol):
 Seal = Callable[[Agent, str, Credential], bytes | None]
 """Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
+TakeReady = Callable[[Agent, Transport], tuple[Credential, Callable[[], None]] | None]
+"""Takes a credential that was fetched before the user asked, and what gives it back; None if there is none."""
+
 Observer = Callable[[Attempt], None]
 """Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
 
@@ -90,6 +99,7 @@ class Passes:
     authenticator: Authenticator
     policy: Policy
     provider: VoiceProvider
+    take_ready: TakeReady
     ledger: Ledger
     open_passes: OpenPasses
     seal: Seal
@@ -139,9 +149,11 @@ class Passes:
             attempt.plan = plan.name
         reservation = self._make_reservation(request, user, agent)
         try:
-            await self._reserve(attempt, reservation, plan.limits)
-            credential = await self._fetch_credential(attempt, agent)
-            await self._grant(attempt, reservation, agent, credential)
+            credential = await self._hand_out_ready(attempt, reservation, agent, plan.limits)
+            if credential is None:
+                await self._reserve(attempt, reservation, plan.limits, ready=None, sealed=None)
+                credential = await self._fetch_credential(attempt, agent)
+                await self._grant(attempt, reservation, agent, credential)
         except (TooManyConversations, QuotaExceeded) as refusal:
             credential = await self._reissue(attempt, reservation, agent, refusal)
         except (LimitReached, UserBlocked):
@@ -154,17 +166,19 @@ class Passes:
             credential=credential,
             agent=agent,
             user_id=user.id,
-            dynamic_variables=await self._make_variables(user, agent, reservation, credential),
+            dynamic_variables=await self._make_variables(user, agent, plan.limits, reservation, credential),
         )
 
     async def _make_variables(
-        self, user: User, agent: Agent, reservation: Reservation, credential: Credential
+        self, user: User, agent: Agent, limits: Sequence[Limit], reservation: Reservation, credential: Credential
     ) -> dict[str, Scalar]:
         variables = self.policy.variables_for(user, agent)
         if self.tells_seconds_left:
-            seconds_left = await self.ledger.read_seconds_left(
-                self.policy.limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
-            )
+            seconds_left = None
+            with suppress(LedgerUnavailable):  # the pass is granted and counted
+                seconds_left = await self.ledger.read_seconds_left(
+                    limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
+                )
             # A conversation ends at once if its agent refers to a variable that is missing.
             variables["seconds_left"] = self.policy.conversation_seconds if seconds_left is None else seconds_left
         return variables
@@ -181,27 +195,52 @@ class Passes:
             seconds=self.policy.conversation_seconds,
         )
 
-    async def _reserve(self, attempt: Attempt, reservation: Reservation, limits: Sequence[Limit]) -> None:
-        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+    async def _hand_out_ready(
+        self, attempt: Attempt, reservation: Reservation, agent: Agent, limits: Sequence[Limit]
+    ) -> Credential | None:
+        """Reserve and grant in one transaction, if a credential is ready."""
+        taken = self.take_ready(agent, attempt.transport)
+        if taken is None:
+            return None
+        credential, give_back = taken
         try:
-            with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, limits)
+            sealed = self.seal(agent, reservation.pass_id, credential)
+            await self._reserve(attempt, reservation, limits, ready=credential, sealed=sealed)
+        except (LimitReached, UserBlocked):
+            give_back()  # The ledger has granted nothing.
+            raise
+        attempt.note_credential(credential)
+        return credential
+
+    async def _reserve(
+        self,
+        attempt: Attempt,
+        reservation: Reservation,
+        limits: Sequence[Limit],
+        *,
+        ready: Credential | None,
+        sealed: bytes | None,
+    ) -> None:
+        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+        step_name = StepName.RESERVE if ready is None else StepName.WARM
+        reserve = partial(self.ledger.reserve, reservation, limits, ready=ready, sealed=sealed)
+        try:
+            with attempt.step(step_name):
+                await reserve()
         except (TooManyConversations, QuotaExceeded) as refusal:
             (limit,) = [limit for limit in limits if limit.name == refusal.limit_name]
             with attempt.step(StepName.LOOKUP):
                 has_changed = await self.open_passes.refresh(reservation, limit)
             if not has_changed:
                 raise
-            with attempt.step(StepName.RESERVE):
-                await self.ledger.reserve(reservation, limits)
+            with attempt.step(step_name):
+                await reserve()
 
     async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
-        with attempt.step(StepName.UPSTREAM) as step:
+        with attempt.step(StepName.UPSTREAM):
             attempt.has_asked = True
             credential = await self.provider.fetch_credential(agent, attempt.transport)
-            step.name = StepName.WARM if credential.is_warm else StepName.UPSTREAM
         attempt.note_credential(credential)
-        attempt.has_asked = not credential.is_warm
         return credential
 
     async def _grant(self, attempt: Attempt, reservation: Reservation, agent: Agent, credential: Credential) -> None:

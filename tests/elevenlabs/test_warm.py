@@ -88,9 +88,14 @@ async def settled() -> None:
 
 
 async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
-    credential = await store.fetch_credential(agent, Transport.WEBSOCKET)
+    credential = await take_or_fetch(store, agent)
     await settled()
     return credential
+
+
+async def take_or_fetch(store: WarmStore, agent: Agent = AGENT) -> Credential:
+    ready = store.take(agent, Transport.WEBSOCKET)
+    return ready[0] if ready else await store.fetch_credential(agent, Transport.WEBSOCKET)
 
 
 async def refused(store: WarmStore, refusal: Refusal) -> None:
@@ -104,7 +109,7 @@ async def test_the_first_user_waits_and_the_next_does_not(source: Source) -> Non
 
     first = await taken(store)
     source.gate.clear()  # from now on ElevenLabs takes for ever
-    second = await asyncio.wait_for(store.fetch_credential(AGENT, Transport.WEBSOCKET), 1)
+    second = await asyncio.wait_for(take_or_fetch(store), 1)
 
     assert (first.is_warm, second.is_warm) == (False, True)
     assert first.secret != second.secret
@@ -117,11 +122,50 @@ async def test_ten_thousand_who_come_at_once_get_ten_thousand_urls(source: Sourc
         await taken(store)
     assert store.held == {"default": 500}
 
-    credentials = await asyncio.gather(*(store.fetch_credential(AGENT, Transport.WEBSOCKET) for _ in range(10_000)))
+    credentials = await asyncio.gather(*(take_or_fetch(store) for _ in range(10_000)))
 
     assert len({credential.secret for credential in credentials}) == 10_000
     assert sum(credential.is_warm for credential in credentials) >= 500
     await store.aclose()
+
+
+async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> None:
+    store = opened(source)
+    await taken(store)
+    ready = store.take(AGENT, Transport.WEBSOCKET)
+    assert ready is not None
+    credential, give_back = ready
+    give_back()
+
+    assert (await taken(store)) is credential
+
+
+async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(source: Source) -> None:
+    store = opened(source)
+    await taken(store)
+    ready = store.take(AGENT, Transport.WEBSOCKET)
+    assert ready is not None
+    _, give_back = ready
+    source.refusal = KeyRejected()
+    await settled()
+
+    give_back()
+
+    assert store.held == {"default": 0}
+
+
+async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(source: Source) -> None:
+    store = opened(source)
+    await taken(store)
+    ready = store.take(AGENT, Transport.WEBSOCKET)
+    assert ready is not None
+    _, give_back = ready
+    source.key = 1
+    await taken(store)
+
+    give_back()
+
+    assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
 
 
 async def test_no_more_is_held_than_twice_what_the_last_ten_seconds_took(source: Source, time: Time) -> None:

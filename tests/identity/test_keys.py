@@ -404,7 +404,7 @@ def test_base64url_goes_there_and_back(data: bytes) -> None:
     ["A", "AAAAA", "AA==", "AAA=", "=", "Zh", "Zm9", "+A", "/A", "A A", "AA\n", "AA\0", "ÄÄ", "\uff21A", "\ud800"],
 )
 def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
-    with pytest.raises(ValueError, match="base64"):
+    with pytest.raises(ValueError, match=r"base64|padding|ASCII"):
         base64url_decode(text)
 
 

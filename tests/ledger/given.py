@@ -25,7 +25,7 @@ from tests.conftest import signed_url
 from tests.servers import free_port
 from voicepass.errors import LimitReached
 from voicepass.ledger import Ledger
-from voicepass.ledger.dialogue import LOCK_SUMS, Dialogue, Result, Row
+from voicepass.ledger.dialogue import LOCKS, Dialogue, Result, Row
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
@@ -287,7 +287,7 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
         try:
             question = next(dialogue)
             while True:
-                if question[0] is not LOCK_SUMS:
+                if question[0] not in LOCKS:
                     plans.append(json.dumps((yield f"{explain} {question[0]}", question[1])))
                 question = dialogue.send((yield question))
         except (StopIteration, LimitReached):

@@ -288,6 +288,40 @@ async def test_every_connection_over_tcp_finds_out_within_seconds_that_its_serve
     assert all(each == expected for each in options)
 
 
+async def test_a_reservation_holds_the_locks_of_all_callers_for_one_round_trip(
+    engine: Engine, postgres: Postgres
+) -> None:
+    messages: list[bytes] = []
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        copy = asyncio.StreamReader()
+
+        async def read() -> None:
+            while message := await reader.read(65_536):
+                messages.append(message)
+                copy.feed_data(message)
+            copy.feed_eof()
+
+        await asyncio.gather(read(), postgres.relay(copy, writer))
+
+    every_scope = [limit(9, scope=scope) for scope in Scope]
+    async with listening(record) as address:
+        server, url = urlsplit(address), urlsplit(engine.url)
+        search_path = "&".join(part for part in url.query.split("&") if "host=" not in part)
+        async with patient(f"postgresql://postgres@{server.netloc}{url.path}?{search_path}") as ledger:
+            await ledger.reserve(reservation("u-1"), every_scope)
+            messages.clear()
+
+            await ledger.reserve(reservation("u-2"), every_scope)
+
+    begin, question, change = messages
+    assert b"BEGIN" in begin
+    assert b"'agent default'" not in begin
+    assert b"'{\"agent default\",all}'" in question
+    assert b"INSERT INTO sums" in change
+    assert change.rstrip(b"\x00").endswith(b"COMMIT")
+
+
 def tcp_options_of_connections_to(port: int | None) -> list[dict[str, int]]:
     """Ask each socket of this process that is connected to `port` of this machine."""
     found = []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.ledger.given import (
     ALONE_ON_POSTGRES,
     START,
+    RecordingLedger,
     TurnedClock,
     credential,
     granted,
@@ -54,6 +55,33 @@ async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, cloc
         cost=None,
         reported_user_id=None,
     )
+
+
+async def test_a_ready_credential_is_reserved_and_granted_in_one_durable_transaction(ledger: Ledger) -> None:
+    recording, ready = RecordingLedger(ledger), credential("conv_1")
+    await ledger.reserve(reservation(pass_id="two steps"), [])
+    await ledger.grant(reservation(pass_id="two steps"), credential("conv_2"), sealed=b"sealed")
+
+    await recording.reserve(reservation(pass_id="one step"), [], ready=ready, sealed=b"sealed")
+
+    two_steps, one_step = await rows(ledger, "SELECT * FROM passes ORDER BY conversation_id DESC")
+    its_own = {"pass_id": "one step", "conversation_id": "conv_1", "credential_sha256": ready.sha256}
+    assert recording.is_durable == [True]
+    assert one_step == {**two_steps, **its_own}
+
+
+async def test_a_ready_credential_of_another_users_conversation_is_refused_and_nothing_is_counted(
+    ledger: Ledger,
+) -> None:
+    await granted(ledger)
+    (before,) = await rows(ledger, "SELECT conversation_id FROM passes")
+    sums = await rows(ledger, "SELECT * FROM sums")
+
+    with pytest.raises(BadAnswer):
+        await ledger.reserve(reservation("u-2"), [], ready=credential(before["conversation_id"]))
+
+    assert await rows(ledger, "SELECT conversation_id FROM passes") == [before]
+    assert await rows(ledger, "SELECT * FROM sums") == sums
 
 
 async def test_the_ledger_tells_what_is_open_and_what_nothing_has_accounted_for(

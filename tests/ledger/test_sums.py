@@ -25,7 +25,7 @@ from tests.ledger.given import (
     rows,
     settlement,
 )
-from voicepass.errors import LedgerUnavailable, LimitReached
+from voicepass.errors import BadAnswer, LedgerUnavailable, LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Row
 from voicepass.ledger.limits import count, find_room, plan_limits
@@ -124,9 +124,12 @@ class History:
             case "grant":
                 facts = {"user_id": user_id, "agent_alias": agent, "seconds": 60 * (number % 16)}
                 self._conversations.append(await granted(self._ledger, [], **facts))
-            case "reserve":
+            case "reserve" | "reserve ready":
+                named = chosen if number % 5 == 0 else None  # sometimes a conversation that is issued already
                 self._reserved.append(reservation(user_id, agent_alias=agent))
-                await self._ledger.reserve(self._reserved[-1], [])
+                with suppress(BadAnswer):
+                    ready = credential(named) if what == "reserve ready" else None
+                    await self._ledger.reserve(self._reserved[-1], [], ready=ready)
             case "grant late":
                 with suppress(LedgerUnavailable):
                     await self._ledger.grant(self._reserved[number % len(self._reserved)], credential())
@@ -151,7 +154,19 @@ class History:
         self.latest = max(self.latest, self._clock.now)
 
 
-EVENTS = ["grant", "reserve", "grant late", "release", "settle", "settle again", "expire", "open", "end", "forget"]
+EVENTS = [
+    "grant",
+    "reserve",
+    "reserve ready",
+    "grant late",
+    "release",
+    "settle",
+    "settle again",
+    "expire",
+    "open",
+    "end",
+    "forget",
+]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from([*EVENTS, "wait", "wait", "wait for long", "step back"]),

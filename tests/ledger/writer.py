@@ -17,8 +17,12 @@ def write(name: str, url: str, told: Connection) -> None:
         async with Engine(name, url, TurnedClock()).opened() as ledger:
             while True:
                 each = reservation()
-                await ledger.reserve(each, [])
-                await ledger.grant(each, credential(f"conv_{each.pass_id}"))
+                given = credential(f"conv_{each.pass_id}")
+                if int(each.pass_id, 16) % 2:
+                    await ledger.reserve(each, [], ready=given)
+                else:
+                    await ledger.reserve(each, [])
+                    await ledger.grant(each, given)
                 told.send_bytes(f"conv_{each.pass_id}".encode())
 
     asyncio.run(grant_until_killed())

@@ -135,6 +135,7 @@ class Service:
                 limits.conversation_minutes * 60,
             ),
             provider=self.elevenlabs,
+            take_ready=lambda _agent, _transport: None,
             ledger=ledger,
             open_passes=open_passes,
             seal=seals.seal,

@@ -1,14 +1,14 @@
 """The warm store: fetches single-use signed URLs ahead of demand, and hands out each of them once.
 
-It has the same `fetch_credential` as ElevenLabs, but users need not wait for a URL that it holds. For each agent it
-holds twice as many URLs as users took in the last ten seconds. It fetches none while nobody asks. During a short
-outage it hands out the URLs that it holds.
+Users need not wait for a URL that it holds. For each agent it holds twice as many URLs as users asked for in the last
+ten seconds. It fetches none while nobody asks. During a short outage it hands out the URLs that it holds.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from voicepass.elevenlabs import ElevenLabs
@@ -21,6 +21,9 @@ SPARED_SECONDS: Final = 120.0
 """The store hands out no URL that expires within two minutes. A user needs time to open the conversation."""
 PAUSE_SECONDS: Final = 1.0
 """After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
+
+Taken = tuple[Credential, Callable[[], None]]
+"""A credential, and what gives it back to the store if nobody got it."""
 
 _log = Logger("voicepass.elevenlabs.warm")
 
@@ -52,21 +55,21 @@ class WarmStore:
         """The number of URLs in the store, by the agent's alias."""
         return {agent.alias: len(shelf.held) for agent, shelf in self._shelves.items()}
 
-    async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
-        """Return a credential that nobody else gets. Raises what the source raises."""
+    def take(self, agent: Agent, transport: Transport) -> Taken | None:
+        """Return a credential that nobody else gets, or None if the store holds none."""
         if transport is not Transport.WEBSOCKET:  # A conversation token may be usable more than once.
-            return await self.source.fetch_credential(agent, transport)
+            return None
         shelf = self._find_shelf(agent)
-        shelf.taken_at.append(self.ticks())
-        credential = self._take(shelf)
-        self._refill(agent, shelf)
-        if credential is not None:
-            return credential
-        try:
-            return await self.source.fetch_credential(agent, transport)
-        except (KeyRejected, AgentUnknown):
-            shelf.held.clear()
-            raise
+        ready = self._take(shelf)
+        if ready is not None:
+            self._refill(agent, shelf)
+        return ready
+
+    async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
+        """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""
+        if transport is Transport.WEBSOCKET:
+            self._refill(agent, self._find_shelf(agent))
+        return await self.source.fetch_credential(agent, transport)
 
     async def aclose(self) -> None:
         """Stop fetching."""
@@ -82,17 +85,19 @@ class WarmStore:
             shelf = self._shelves[agent] = _Shelf(key_position)
         return shelf
 
-    def _take(self, shelf: _Shelf) -> Credential | None:
+    def _take(self, shelf: _Shelf) -> Taken | None:
         while shelf.held:
-            usable_until, credential = shelf.held.popleft()
+            usable_until, credential = oldest = shelf.held.popleft()
             # Compare both clocks: the wall clock jumps when it is set, the monotonic one stops while a machine sleeps.
             expires_at = credential.expires_at or 0.0
             if self.ticks() < usable_until and self.clock() < expires_at - SPARED_SECONDS:
-                return credential
+                return credential, partial(shelf.held.appendleft, oldest)
         return None
 
     def _refill(self, agent: Agent, shelf: _Shelf) -> None:
+        """Count one more user, and fetch as many URLs as the demand calls for."""
         now = self.ticks()
+        shelf.taken_at.append(now)
         while shelf.taken_at[0] < now - DEMAND_SECONDS or len(shelf.taken_at) > self.most:
             shelf.taken_at.popleft()
         if now < shelf.paused_until:
@@ -115,7 +120,7 @@ class WarmStore:
                 _log.warning("warm.paused", agent=agent.alias, code=refusal.code, seconds=pause_seconds)
             shelf.paused_until = self.ticks() + pause_seconds
             if isinstance(refusal, (KeyRejected, AgentUnknown)):
-                shelf.held.clear()
+                shelf.held = deque()
             return
         finally:
             shelf.in_flight -= 1

@@ -27,6 +27,7 @@ from voicepass.model import (
     Listing,
     LookupTurn,
     Reservation,
+    Scope,
     SealedPass,
     Settlement,
     Standing,
@@ -55,7 +56,8 @@ class Ledger(ABC):
         """Run a rule in one transaction. When this returns, the transaction survives a power cut.
 
         A transaction that is not durable survives the end of this process, but a power cut only after a durable one
-        has followed it. Transactions that share a lock run one after the other.
+        has followed it. Transactions that share the first lock run one after the other. The rule takes the other locks
+        itself (LOCK_SCOPES): all callers share these, so it holds them only for a short time.
 
         Raises LedgerUnavailable after ANSWER_SECONDS. Then, and if the caller is cancelled, the rule is not run, or is
         rolled back, unless its commit is in flight already.
@@ -65,13 +67,24 @@ class Ledger(ABC):
         """Return how far the ledger's clock is ahead of the real time, which ElevenLabs uses."""
         return 0.0
 
-    async def reserve(self, reservation: Reservation, limits: Sequence[Limit]) -> None:
-        """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted."""
+    async def reserve(
+        self,
+        reservation: Reservation,
+        limits: Sequence[Limit],
+        *,
+        ready: Credential | None = None,
+        sealed: bytes | None = None,
+    ) -> None:
+        """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted.
+
+        If the credential is `ready`, this grants it in the same transaction, and raises what `grant` raises.
+        """
         plan, whose = _plan(tuple(limits)), rules.reserved_row(reservation)
-        locks = [name_scope(scope, whose) for scope in plan.scopes]
-        # If a power cut undoes this, the grant finds no row, and no URL leaves.
+        locks = [name_scope(scope, whose) for scope in (Scope.USER, *plan.shared_scopes)]
+        rule = partial(rules.reserve, reservation, plan, ready=ready, sealed=sealed)
         with self._note_failure():
-            while not await self.run(lambda now: rules.reserve(reservation, plan, now), locks=locks, is_durable=False):
+            # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
+            while not await self.run(rule, locks=locks, is_durable=ready is not None):
                 await self.run(rules.lapse, is_durable=False)
 
     async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:

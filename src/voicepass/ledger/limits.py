@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
-from voicepass.ledger.dialogue import Dialogue, Row
+from voicepass.ledger.dialogue import LOCK_SCOPES, Dialogue, Row
 from voicepass.ledger.extensions import count_extended
 from voicepass.ledger.sums import LENGTHS, OPEN_SECONDS, is_kept
 from voicepass.model import Counted, Limit, Scope, Usage, hash_user_id
@@ -46,7 +46,7 @@ class Plan:
 
     limits: Sequence[Limit]
     columns: Mapping[str, Limit]
-    scopes: tuple[Scope, ...]
+    shared_scopes: tuple[Scope, ...]
     question: str
     windows: frozenset[int]
 
@@ -54,7 +54,6 @@ class Plan:
 def plan_limits(limits: Sequence[Limit]) -> Plan:
     """Plan for the limits of a policy."""
     columns = {f"used_{n}": limit for n, limit in enumerate(limits)}
-    scopes = {limit.scope for limit in limits}
     of_user = {name: limit for name, limit in columns.items() if limit.scope is Scope.USER}
     answers = [f"({_in_slots(limit)}) AS {name}" for name, limit in columns.items() if name not in of_user]
     origin = ""
@@ -67,7 +66,7 @@ def plan_limits(limits: Sequence[Limit]) -> Plan:
     return Plan(
         limits=limits,
         columns=columns,
-        scopes=tuple(scope for scope in (Scope.USER, Scope.AGENT, Scope.ALL) if scope in scopes),
+        shared_scopes=tuple(sorted({limit.scope for limit in limits} - {Scope.USER})),
         question=f"SELECT {', '.join([HAS_LAPSED, _IS_BLOCKED, *answers])} {origin}",
         windows=frozenset(map(_window_seconds, limits)),
     )
@@ -95,6 +94,8 @@ def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int 
     for window_seconds in plan.windows:
         parameters[f"since_{window_seconds}"] = now - window_seconds
         parameters[f"slot_{window_seconds}"] = math.floor((now - window_seconds) / _slot_length(window_seconds))
+    if plan.shared_scopes:
+        yield LOCK_SCOPES, {"keys": [name_scope(scope, whose) for scope in plan.shared_scopes]}
     (row,) = yield plan.question, parameters
     if row["is_blocked"]:
         raise UserBlocked
@@ -106,9 +107,7 @@ def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int 
 
 
 def _find_exact_room(limits: Sequence[Limit], whose: Row, seconds: int, now: float) -> Dialogue[int]:
-    answers: list[Usage] = []
-    for limit in limits:
-        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+    answers = yield from count_each(limits, whose, now)
     if reached := [answer for answer in answers if answer.left == 0]:
         of_passes = [answer for answer in reached if answer.limit.counted in {Counted.PASSES, Counted.REQUESTS}]
         refusals: list[LimitReached] = []
@@ -116,6 +115,14 @@ def _find_exact_room(limits: Sequence[Limit], whose: Row, seconds: int, now: flo
             refusals.append((yield from _refuse(answer, whose, now)))  # noqa: PERF401
         raise max(refusals, key=lambda refusal: refusal.resets_at)
     return min([seconds, *(answer.left for answer in answers if answer.limit.counted is Counted.SECONDS)])
+
+
+def count_each(limits: Sequence[Limit], whose: Row, now: float) -> Dialogue[list[Usage]]:
+    """Count exactly what the user and the agent in `whose` have used of each limit."""
+    answers: list[Usage] = []
+    for limit in limits:
+        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
+    return answers
 
 
 def count(limit: Limit, whose: Row, now: float) -> Dialogue[Usage]:
@@ -178,15 +185,8 @@ def _refuse(answer: Usage, whose: Row, now: float) -> Dialogue[LimitReached]:
     limit = answer.limit
     resets_at = answer.resets_at or now + limit.window_seconds
     if limit.counted is Counted.CONVERSATIONS:
-        instants = {
-            "may_end": now + MAY_END_SECONDS,
-            "unused": UNUSED_SECONDS,
-            "released": RELEASED_SECONDS,
-            "in_flight": now - IN_FLIGHT_SECONDS,
-        }
         origin = "passes" if limit.scope is Scope.USER else _NEWEST
-        question = _FREE_AT.format(origin=origin, scope=SCOPES[limit.scope], is_open=IS_OPEN)
-        (row,) = yield question, _parameters(whose, now) | instants
+        (row,) = yield _FREE_AT.format(origin=origin, scope=SCOPES[limit.scope]), _parameters(whose, now)
         if row["free_at"] is not None:
             resets_at = max(now, row["free_at"])
     return _REFUSALS[limit.counted](
@@ -287,11 +287,12 @@ SELECT coalesce(sum(open), 0) AS used, min(CASE WHEN open > 0 THEN slot END) * 6
 WHERE scope = :key AND length = 60 AND slot > :minute"""
 
 # An open conversation can end at any moment, and a request in flight can fail. Nobody can open an old pass any more.
-_FREE_AT: Final = """
-SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_at > :in_flight) THEN :may_end
-           WHEN granted_at IS NULL THEN reserved_at + :unused
-           WHEN unopened_at IS NOT NULL THEN granted_at + :released ELSE lapses_at END) AS free_at
-FROM {origin} WHERE {scope} AND reserved_at > :open_since AND {is_open}"""
+_FREE_AT: Final = f"""
+SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_at > :now - {IN_FLIGHT_SECONDS})
+                THEN :now + {MAY_END_SECONDS}
+           WHEN granted_at IS NULL THEN reserved_at + {UNUSED_SECONDS}
+           WHEN unopened_at IS NOT NULL THEN granted_at + {RELEASED_SECONDS} ELSE lapses_at END) AS free_at
+FROM {{origin}} WHERE {{scope}} AND reserved_at > :open_since AND {IS_OPEN}"""  # noqa: S608
 
 _NEWEST: Final = """
 (SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL ORDER BY reserved_at DESC LIMIT 1000) AS newest"""

@@ -44,8 +44,6 @@ def begin_lookup(
         "until": now + seconds,
         "since": now - limit.window_seconds,
         "open_since": now - OPEN_SECONDS,
-        "latest_run": now + LOOKUP_SECONDS + AHEAD_SECONDS,
-        "latest_pause": now + PAUSE_SECONDS + AHEAD_SECONDS,
     }
     if not (yield _TAKE_TURN, parameters):
         is_running = yield from is_lookup_running(key, now)
@@ -68,8 +66,7 @@ def end_lookup(key: str, *, has_freed: bool, now: float) -> Dialogue[None]:
 
 def is_lookup_running(key: str, now: float) -> Dialogue[bool]:
     """Tell whether a caller looks this up at the moment."""
-    latest = now + LOOKUP_SECONDS + AHEAD_SECONDS
-    return bool((yield _RUNNING, {"key": key, "now": now, "latest": latest}))
+    return bool((yield _RUNNING, {"key": key, "now": now}))
 
 
 def is_in_flight(whose: Mapping[str, Any], now: float) -> Dialogue[bool]:
@@ -191,14 +188,16 @@ def find(conversation_ids: list[str]) -> Dialogue[list[IssuedPass]]:
     return [as_issued_pass(row) for row in rows]
 
 
-_TAKE_TURN: Final = """
+_TAKE_TURN: Final = f"""
 INSERT INTO lookups (key, running_until, paused_until) VALUES (:key, :until, 0)
 ON CONFLICT (key) DO UPDATE SET running_until = excluded.running_until
-WHERE (lookups.running_until <= :now OR lookups.running_until > :latest_run)
-AND (lookups.paused_until <= :now OR lookups.paused_until > :latest_pause)
-RETURNING key"""
+WHERE (lookups.running_until <= :now OR lookups.running_until > :now + {LOOKUP_SECONDS + AHEAD_SECONDS})
+AND (lookups.paused_until <= :now OR lookups.paused_until > :now + {PAUSE_SECONDS + AHEAD_SECONDS})
+RETURNING key"""  # noqa: S608
 
-_RUNNING: Final = "SELECT 1 FROM lookups WHERE key = :key AND running_until > :now AND running_until <= :latest"
+_RUNNING: Final = f"""
+SELECT 1 FROM lookups
+WHERE key = :key AND running_until > :now AND running_until <= :now + {LOOKUP_SECONDS + AHEAD_SECONDS}"""  # noqa: S608
 
 # First the passes of the user, because voicepass may return one of them again; then those of unknown state. The rest
 # of the order is random, so that voicepass asks about each in time.

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import Dialogue
+from voicepass.ledger.dialogue import LOCKS, Dialogue, Row
 from voicepass.ledger.postgres_failures import Connection, LastFailure, explain_failure, record_failures
 from voicepass.ledger.postgres_url import parse_url
 from voicepass.ledger.records import check
@@ -29,6 +29,7 @@ from voicepass.ledger.sums import CHANGE
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
+_Cursor = psycopg.AsyncClientCursor[dict[str, Any]]  # it sends several statements at once
 
 MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL allows 100 in all by default
 MIGRATION_SECONDS: Final = 60
@@ -42,9 +43,9 @@ REPLY_SECONDS: Final = 0.5
 # The time is read when the locks are held: transactions that share a lock see it grow.
 _BEGIN: Final = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL statement_timeout = %(statement_timeout)s;
-SET LOCAL lock_timeout = %(lock_timeout)s;
-SET LOCAL idle_in_transaction_session_timeout = %(idle_timeout)s;
+SET LOCAL statement_timeout = %(limit)s;
+SET LOCAL lock_timeout = %(limit)s;
+SET LOCAL idle_in_transaction_session_timeout = %(limit)s;
 SET LOCAL synchronous_commit = %(synchronous_commit)s;
 WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0)))
                            FROM unnest(%(locks)s::text[]) AS key)
@@ -56,7 +57,7 @@ class _Call(Generic[Result]):
     """A transaction in flight: whether its caller still waits for it, and on which connection it runs."""
 
     rule: Callable[[float], Dialogue[Result]]
-    locks: list[str]
+    locks: Sequence[str]
     is_durable: bool
     is_awaited: bool = True
     connection: Connection | None = None
@@ -68,40 +69,33 @@ class _Call(Generic[Result]):
             raise LedgerUnavailable(operator_note="nobody waits for this any more")
 
 
+@dataclass(kw_only=True, eq=False)
 class PostgresLedger(Ledger):
     """Made by `open_postgres`. Each rule is a transaction of its own, on a pooled connection."""
 
-    def __init__(
-        self,
-        *,
-        pool: AsyncConnectionPool[Connection],
-        clock: Clock | None,
-        last_failure: LastFailure,
-        answer_seconds: float,
-    ) -> None:
-        self._pool = pool
-        self._clock = clock
-        self._last_failure = last_failure
-        self._answer_seconds = answer_seconds
-        self._calls: dict[asyncio.Task[Any], _Call[Any]] = {}
-        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._connected_at = float("-inf")
+    pool: AsyncConnectionPool[Connection]
+    clock: Clock | None
+    last_failure: LastFailure
+    answer_seconds: float
+    _calls: dict[asyncio.Task[Any], _Call[Any]] = field(default_factory=dict, init=False)
+    _queues: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+    _connected_at: float = field(default=float("-inf"), init=False)
 
     async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
         """Run a rule in a transaction of its own."""
         # In a task of its own: a cancelled psycopg would wait for a server that may be frozen.
-        call = _Call(rule=rule, locks=list(locks), is_durable=is_durable)
+        call = _Call(rule=rule, locks=locks, is_durable=is_durable)
         task = asyncio.create_task(self._transact(call))
         self._calls[task] = call
         task.add_done_callback(self._forget)
         try:
-            await asyncio.wait({task}, timeout=self._answer_seconds)
+            await asyncio.wait({task}, timeout=self.answer_seconds)
         finally:
             call.is_awaited = False
         if not task.done():
-            raise self._last_failure.explain(f"PostgreSQL gave no answer within {self._answer_seconds:g} s")
+            raise self.last_failure.explain(f"PostgreSQL gave no answer within {self.answer_seconds:g} s")
         return task.result()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -110,53 +104,37 @@ class PostgresLedger(Ledger):
             task.exception()  # otherwise asyncio reports it as lost if the caller is gone
 
     async def _transact(self, call: _Call[Result]) -> Result:
-        async with AsyncExitStack() as stack:
-            stack.enter_context(_fails_closed(self._last_failure))
-            # The requests of one user wait here first: then they hold one connection, and others get the rest.
-            for lock in call.locks:
-                await stack.enter_async_context(self._queues.setdefault(lock, asyncio.Lock()))
-            try:
-                result = await self._play(call)
-            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
-                result = await self._play(call)  # PostgreSQL rolled it back in favour of another: try once more
-            except psycopg.errors.ReadOnlySqlTransaction:
-                await self._connect_again()
-                raise
+        with _fails_closed(self.last_failure):
+            async with AsyncExitStack() as stack:
+                # Who will wait for a lock waits here first: then these hold one connection, and others get the rest.
+                for lock in call.locks:
+                    await stack.enter_async_context(self._queues.setdefault(lock, asyncio.Lock()))
+                try:
+                    result = await self._play(call)
+                except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                    result = await self._play(call)  # PostgreSQL rolled it back in favour of another: try once more
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    await self._connect_again()
+                    raise
             if call.must_flush:  # a durable commit makes all earlier ones durable
                 flush = partial(check, f"flush {uuid.uuid4().hex}", is_whole=False)
-                await self._play(_Call(rule=flush, locks=[], is_durable=True))
+                await self._play(_Call(rule=flush, locks=(), is_durable=True))
             return result
 
     async def _play(self, call: _Call[Result]) -> Result:
         call.check_awaited()
-        async with self._pool.connection() as call.connection, call.connection.cursor() as cursor:
+        async with self.pool.connection() as call.connection, _Cursor(call.connection) as cursor:
             call.check_awaited()  # it may have waited for the connection too long
-            limit_seconds = self._answer_seconds - REPLY_SECONDS
-            now = await _begin(
-                call.connection, locks=call.locks, limit_seconds=limit_seconds, is_durable=call.is_durable
-            )
-            dialogue = call.rule(now if self._clock is None else self._clock())
-            try:
-                statement, parameters = next(dialogue)
-                while True:
-                    if statement is CHANGE and call.is_durable:
-                        # All callers share these rows: nobody holds their locks while it waits for the disk.
-                        await cursor.execute(b"SET LOCAL synchronous_commit = off")
-                        call.must_flush = True
-                    await cursor.execute(_translate(statement), parameters)
-                    rows = await cursor.fetchall() if cursor.description else []
-                    statement, parameters = dialogue.send(rows)
-            except StopIteration as end:
-                result: Result = end.value
-            call.check_awaited()
-        return result
+            limit_seconds = self.answer_seconds - REPLY_SECONDS
+            now = await _begin(cursor, locks=call.locks[:1], limit_seconds=limit_seconds, is_durable=call.is_durable)
+            return await _converse(call, cursor, now if self.clock is None else self.clock())
 
     async def _connect_again(self) -> None:
         """Replace all connections, once in a second at most: after a failover they may lead to a replica."""
         now = time.monotonic()
         if now >= self._connected_at + RECONNECT_SECONDS:
             self._connected_at = now
-            await self._pool.drain()
+            await self.pool.drain()
 
     async def aclose(self) -> None:
         """Wait for the calls in flight. Close the connections to a server that does not answer them."""
@@ -206,32 +184,46 @@ OPTIONS: Final[dict[str, Any]] = {
     # A prepared statement belongs to one session, and fails for good once a newer instance has added a column.
     "prepare_threshold": None,
     "row_factory": dict_row,
+    "client_encoding": "utf8",
 }
-"""A connection that hangs must not keep a request. libpq sends none of these to the server but the name."""
+"""A connection that hangs must not keep a request. libpq sends the server only the name and the encoding of these."""
 
 
-async def _begin(
-    connection: Connection,
-    *,
-    locks: Sequence[str],
-    limit_seconds: float,
-    is_durable: bool = True,
-) -> float:
+async def _converse(call: _Call[Result], cursor: _Cursor, now: float) -> Result:
+    """Send what the rule yields, and commit.
+
+    A statement without rows waits for the next one, or for the commit, and is sent with it. So nobody holds a lock that
+    all callers share, which rules take last, while voicepass waits for another answer.
+    """
+    dialogue, to_send = call.rule(now), list[str]()
+    try:
+        statement, parameters = next(dialogue)
+        while True:
+            if statement is CHANGE and call.is_durable:
+                # All callers share these rows: nobody holds their locks while it waits for the disk.
+                to_send.append("SET LOCAL synchronous_commit = off")
+                call.must_flush = True
+            to_send.append(cursor.mogrify(_translate(statement), parameters))
+            rows: Sequence[Row] = []
+            if _has_rows(statement):
+                await cursor.execute(";".join(to_send).encode())
+                await cursor.set_result(-1)
+                rows, to_send = await cursor.fetchall() if cursor.description else [], []
+            statement, parameters = dialogue.send(rows)
+    except StopIteration as end:
+        result: Result = end.value
+    call.check_awaited()
+    await cursor.execute(";".join([*to_send, "COMMIT"]).encode())
+    return result
+
+
+async def _begin(cursor: _Cursor, *, locks: Sequence[str], limit_seconds: float, is_durable: bool = True) -> float:
     """Begin a transaction of bounded statements, take the locks, and return the database's time."""
     limit = f"{limit_seconds * 1000:.0f}ms"
-    async with psycopg.AsyncClientCursor(connection) as cursor:  # it sends all statements at once
-        await cursor.execute(
-            _BEGIN,
-            {
-                "statement_timeout": limit,
-                "lock_timeout": limit,
-                "idle_timeout": limit,
-                "synchronous_commit": "on" if is_durable else "off",
-                "locks": list(locks),
-            },
-        )
-        await cursor.set_result(-1)
-        (begun,) = await cursor.fetchall()
+    parameters = {"limit": limit, "synchronous_commit": "on" if is_durable else "off", "locks": list(locks)}
+    await cursor.execute(_BEGIN, parameters)
+    await cursor.set_result(-1)
+    (begun,) = await cursor.fetchall()
     return float(begun["now"])
 
 
@@ -246,8 +238,8 @@ async def _check(connection: Connection, pool: AsyncConnectionPool[Connection]) 
 
 async def _migrate(options: dict[str, Any]) -> None:
     """Run the steps that this database has not run. Instances that start together do so one after the other."""
-    async with await Connection.connect(**options) as connection:
-        await _begin(connection, locks=["schema"], limit_seconds=MIGRATION_SECONDS)
+    async with await Connection.connect(**options) as connection, _Cursor(connection) as cursor:
+        await _begin(cursor, locks=["schema"], limit_seconds=MIGRATION_SECONDS)
         # While a step waits for a table, all statements of the other instances wait behind it.
         limit = f"'{ANSWER_SECONDS - REPLY_SECONDS:g}s'"
         await connection.execute(
@@ -275,6 +267,12 @@ def _fails_closed(last_failure: LastFailure) -> Iterator[None]:
         raise last_failure.explain("no connection to PostgreSQL was free in time") from error
     except (psycopg.Error, OSError) as error:
         raise LedgerUnavailable(operator_note=explain_failure(error)) from error
+
+
+@cache
+def _has_rows(statement: str) -> bool:
+    is_change = statement.lstrip().startswith(("INSERT", "UPDATE", "DELETE"))
+    return statement not in LOCKS and not (is_change and "RETURNING" not in statement)
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import UNUSED_SECONDS
-from voicepass.ledger.rules import RESERVE, RESERVED, as_issued_pass, release
+from voicepass.ledger.rules import GRANTED, RESERVE, RESERVED, as_issued_pass, release
 from voicepass.ledger.sums import change_sums, delete_old_sums
 from voicepass.model import Block, IssuedPass, Standing, Transport, hash_user_id
 
@@ -103,7 +103,11 @@ def check(name: str, now: float, *, is_whole: bool) -> Dialogue[None]:
     yield "INSERT INTO leases (name, held_until) VALUES (:name, :now)", {"name": name, "now": now}
     yield "DELETE FROM leases WHERE name = :name", {"name": name}
     if is_whole:
-        row: dict[str, Any] = dict.fromkeys(RESERVED, name) | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
+        row: dict[str, Any] = (
+            dict.fromkeys(RESERVED, name)
+            | dict.fromkeys(GRANTED)
+            | {"transport": Transport.WEBSOCKET.value, "seconds": 0}
+        )
         row |= {"reserved_at": now, "lapses_at": now + 60}
         yield RESERVE, row
         yield from change_sums(row, passes=1, opened=1)

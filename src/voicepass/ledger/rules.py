@@ -11,14 +11,18 @@ from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.extensions import count_extended
-from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count, find_room
+from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count_each, find_room
 from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Counted, Credential, IssuedPass, Limit, Reservation, Scope, Settlement, Usage
 
 
-def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
+def reserve(
+    reservation: Reservation, plan: Plan, now: float, *, ready: Credential | None = None, sealed: bytes | None = None
+) -> Dialogue[bool]:
     """Count one more pass. Returns False, and does nothing, if lapsed reservations must be deleted first (`lapse`).
+
+    If the credential is `ready`, this grants it, too, and raises BadAnswer as `grant` does. No settlement can have
+    arrived before it, because nobody had this credential.
 
     Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. While a limit of minutes has
     room, a conversation may begin, and its pass reserves no more than this room. It may last longer, because nobody can
@@ -31,9 +35,18 @@ def reserve(reservation: Reservation, plan: Plan, now: float) -> Dialogue[bool]:
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
-    yield RESERVE, row
+    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(ready, sealed, now)
+    if ready is None:
+        yield RESERVE, row
+    elif not (yield _RESERVE_AND_GRANT, row):
+        yield from _explain_no_grant(reservation, row)
+        return True
     yield from change_sums(row, passes=1, seconds=seconds, opened=1)
     return True
+
+
+def _granted_row(credential: Credential, sealed: bytes | None, now: float) -> dict[str, Any]:
+    return dict(zip(GRANTED, (now, credential.conversation_id, credential.sha256, sealed), strict=True))
 
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
@@ -60,13 +73,7 @@ def grant(
     Raises BadAnswer if ElevenLabs named a conversation that voicepass issued to someone else, and LedgerUnavailable if
     the reservation is gone: a pass without a row never leaves.
     """
-    row = {
-        "pass_id": reservation.pass_id,
-        "conversation_id": credential.conversation_id,
-        "credential_sha256": credential.sha256,
-        "sealed": sealed,
-        "now": now,
-    }
+    row = {"pass_id": reservation.pass_id} | _granted_row(credential, sealed, now)
     granted = yield _GRANT, row
     if not granted:
         yield from _explain_no_grant(reservation, row)
@@ -153,10 +160,7 @@ def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list
     (row,) = yield f"SELECT {HAS_LAPSED}", {"lapsed": now - UNUSED_SECONDS}
     if row["has_lapsed"]:
         return None
-    answers: list[Usage] = []
-    for limit in limits:
-        answers.append((yield from count_extended(count, limit, whose, now)))  # noqa: PERF401 - a generator cannot be in a comprehension
-    return answers
+    return (yield from count_each(limits, whose, now))
 
 
 def read_seconds_left(
@@ -175,12 +179,9 @@ def read_seconds_left(
     if is_open(row):
         since = row["opened_at"] or row["granted_at"] or now
         own = max(0, row["seconds"] - max(0, int(now - since)))
-    left: int | None = None
-    for limit in limits:
-        if limit.scope is Scope.USER and limit.counted is Counted.SECONDS:
-            usage = yield from count(limit, whose, now)
-            left = usage.left + own if left is None else min(left, usage.left + own)
-    return left
+    of_minutes = [limit for limit in limits if limit.scope is Scope.USER and limit.counted is Counted.SECONDS]
+    answers = yield from count_each(of_minutes, whose, now)
+    return min((answer.left + own for answer in answers), default=None)
 
 
 def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
@@ -198,6 +199,7 @@ def as_issued_pass(row: Row) -> IssuedPass:
 
 
 RESERVED: Final = [field.name for field in fields(Reservation)]
+GRANTED: Final = ["granted_at", "conversation_id", "credential_sha256", "sealed"]
 
 FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
 
@@ -205,9 +207,13 @@ _FIND_EITHER: Final = "SELECT * FROM passes WHERE conversation_id = :conversatio
 
 RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
-                    reserved_at, lapses_at, reserved_seconds, seconds)
+                    reserved_at, lapses_at, reserved_seconds, seconds,
+                    granted_at, conversation_id, credential_sha256, sealed)
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
-        :reserved_at, :lapses_at, :seconds, :seconds)"""
+        :reserved_at, :lapses_at, :seconds, :seconds,
+        :granted_at, :conversation_id, :credential_sha256, :sealed)"""
+
+_RESERVE_AND_GRANT: Final = f"{RESERVE} ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"
 
 _LAPSE: Final = """
 DELETE FROM passes WHERE granted_at IS NULL AND pass_id =
@@ -219,7 +225,7 @@ INSERT INTO failed_requests (pass_id, token_issuer, user_id, agent_alias, transp
 VALUES (:pass_id, :token_issuer, :user_id, :agent_alias, :transport, :reserved_at)"""
 
 _GRANT: Final = """
-UPDATE passes SET granted_at = :now, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
+UPDATE passes SET granted_at = :granted_at, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
                   sealed = :sealed
 WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation_id = :conversation_id)
 RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
 from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import LOCK_SUMS, Dialogue
+from voicepass.ledger.dialogue import LOCKS, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
@@ -70,33 +70,24 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+@dataclass(kw_only=True, eq=False)
 class SqliteLedger(Ledger):
     """Made by `open_sqlite`. One transaction runs all rules that arrived while the last one was synced to disk.
 
     The sync is most of a commit's time. Because they share it, 64 commits cost little more than one.
     """
 
-    def __init__(
-        self,
-        *,
-        file: OpenFile,
-        writer: ThreadPoolExecutor,
-        copier: ThreadPoolExecutor,
-        clock: Clock,
-        wall: Clock,
-        answer_seconds: float,
-    ) -> None:
-        self._file = file
-        self._writer = writer
-        self._copier = copier
-        self._clock = clock
-        self._wall = wall
-        self._answer_seconds = answer_seconds
-        self._waiting: deque[Call] = deque()
-        self._batch: asyncio.Future[list[Any]] | None = None
-        self._copy: asyncio.Future[None] | None = None
-        self._commits = 0
-        self._log_pages = 0
+    file: OpenFile
+    writer: ThreadPoolExecutor
+    copier: ThreadPoolExecutor
+    clock: Clock
+    wall: Clock
+    answer_seconds: float
+    _waiting: deque[Call] = field(default_factory=deque, init=False)
+    _batch: asyncio.Future[list[Any]] | None = field(default=None, init=False)
+    _copy: asyncio.Future[None] | None = field(default=None, init=False)
+    _commits: int = field(default=0, init=False)
+    _log_pages: int = field(default=0, init=False)
 
     async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
@@ -105,7 +96,7 @@ class SqliteLedger(Ledger):
         del locks  # there is one writer
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Result] = loop.create_future()
-        deadline = loop.call_later(self._answer_seconds, self._give_up, outcome)
+        deadline = loop.call_later(self.answer_seconds, self._give_up, outcome)
         self._waiting.append(Call(rule, is_durable, outcome))
         if self._batch is None:
             self._write_next()
@@ -115,7 +106,7 @@ class SqliteLedger(Ledger):
             deadline.cancel()
 
     def _ahead_seconds(self) -> float:
-        return self._clock() - self._wall()
+        return self.clock() - self.wall()
 
     async def finish(self) -> None:
         """Wait until every rule has its outcome, and no thread is at work."""
@@ -127,7 +118,7 @@ class SqliteLedger(Ledger):
 
     def _give_up(self, outcome: asyncio.Future[Any]) -> None:
         if not outcome.done():
-            note = f"SQLite gave no answer within {self._answer_seconds:g} s"
+            note = f"SQLite gave no answer within {self.answer_seconds:g} s"
             outcome.set_exception(LedgerUnavailable(operator_note=note))
 
     def _write_next(self) -> None:
@@ -135,7 +126,7 @@ class SqliteLedger(Ledger):
             self._batch = None
             return
         calls = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-        self._batch = asyncio.get_running_loop().run_in_executor(self._writer, self._commit, calls)
+        self._batch = asyncio.get_running_loop().run_in_executor(self.writer, self._commit, calls)
         self._batch.add_done_callback(lambda done: self._answer(calls, done.result()))
 
     def _answer(self, calls: Sequence[Call], outcomes: Sequence[Any]) -> None:
@@ -163,7 +154,7 @@ class SqliteLedger(Ledger):
             return [error] if len(calls) == 1 else [outcome for call in calls for outcome in self._commit([call])]
 
     def _commit_together(self, calls: Sequence[Call]) -> list[Any]:
-        connection = self._file.connection
+        connection = self.file.connection
         if self._log_pages > MAX_LOG_PAGES:
             self._log_pages = 0
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -172,8 +163,8 @@ class SqliteLedger(Ledger):
         connection.execute("BEGIN IMMEDIATE")
         try:
             # If a caller has gone, its rule is not run: then nobody has to undo it.
-            outcomes = [None if call.outcome.done() else self._play(call.rule(self._clock())) for call in calls]
-            self._file.check_in_place()
+            outcomes = [None if call.outcome.done() else self._play(call.rule(self.clock())) for call in calls]
+            self.file.check_in_place()
             connection.execute("COMMIT")
         except BaseException:
             connection.rollback()
@@ -185,8 +176,8 @@ class SqliteLedger(Ledger):
             statement, parameters = next(dialogue)
             while True:
                 rows = []
-                if statement is not LOCK_SUMS:
-                    rows = [dict(row) for row in self._file.connection.execute(statement, parameters)]
+                if statement not in LOCKS:
+                    rows = [dict(row) for row in self.file.connection.execute(statement, parameters)]
                 statement, parameters = dialogue.send(rows)
         except StopIteration as end:
             return end.value
@@ -197,12 +188,12 @@ class SqliteLedger(Ledger):
         self._commits += 1
         if self._commits >= COMMITS_PER_COPY and (self._copy is None or self._copy.done()):
             self._commits = 0
-            self._copy = asyncio.get_running_loop().run_in_executor(self._copier, self._checkpoint)
+            self._copy = asyncio.get_running_loop().run_in_executor(self.copier, self._checkpoint)
 
     def _checkpoint(self) -> None:
-        if self._file.copier is not None:
+        if self.file.copier is not None:
             with suppress(sqlite3.Error):  # the next one tries again, and a writer that fails says why
-                _, self._log_pages, _ = self._file.copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                _, self._log_pages, _ = self.file.copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 @asynccontextmanager
@@ -237,7 +228,12 @@ async def open_sqlite(
 
 
 def _open(path: str, busy_seconds: float) -> OpenFile:
-    connection = _connect(path, busy_seconds)
+    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
     (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
     # The path as it was given may be a symlink, which could lead elsewhere later. The log is beside the file itself.
     log = f"{resolved}-wal"
@@ -246,16 +242,6 @@ def _open(path: str, busy_seconds: float) -> OpenFile:
         paths.append(log)
     copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
     return OpenFile(connection, copier, {each: _identity(each) for each in paths})
-
-
-def _connect(path: str, busy_seconds: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
-    try:
-        _prepare(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -4,7 +4,7 @@ A rule that changes a pass changes its sums in the same transaction. It does so 
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -66,12 +66,11 @@ def fix_hour(hour: int, now: float) -> Dialogue[list[Row]]:
     yield LOCK_SUMS, {}
     lengths = [length for length in (5, 60, 3600) if is_kept(length, now - hour * 3600)]
     rows = yield _PASSES, {"begin": hour * 3600.0, "end": (hour + 1) * 3600.0}
-    expected: dict[_Slot, Counter[str]] = {}
+    expected: defaultdict[_Slot, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for scope in (f"agent {row['agent_alias']}", "all"):
             for length in lengths:
-                slot = expected.setdefault((scope, length, int(row["reserved_at"] // length)), Counter())
-                slot.update(passes=1, seconds=row["seconds"])
+                expected[scope, length, int(row["reserved_at"] // length)].update(passes=1, seconds=row["seconds"])
     sums: list[Row] = []
     for length in lengths:
         slots = {"length": length, "first": hour * 3600 // length, "end": (hour + 1) * 3600 // length}
@@ -82,10 +81,9 @@ def fix_hour(hour: int, now: float) -> Dialogue[list[Row]]:
 def fix_day(day: int, _now: float) -> Dialogue[list[Row]]:
     """Compare the sums of a day with those of its hours. Correct each sum that differs, and return the corrections."""
     yield LOCK_SUMS, {}
-    expected: dict[_Slot, Counter[str]] = {}
+    expected: defaultdict[_Slot, Counter[str]] = defaultdict(Counter)
     for row in (yield _SUMS, {"length": 3600, "first": day * 24, "end": (day + 1) * 24}):
-        slot = expected.setdefault((row["scope"], DAY_SECONDS, day), Counter())
-        slot.update(passes=row["passes"], seconds=row["seconds"])
+        expected[row["scope"], DAY_SECONDS, day].update(passes=row["passes"], seconds=row["seconds"])
     sums = yield _SUMS, {"length": DAY_SECONDS, "first": day, "end": day + 1}
     return (yield from _correct(expected, sums, columns=("passes", "seconds")))
 
@@ -93,10 +91,10 @@ def fix_day(day: int, _now: float) -> Dialogue[list[Row]]:
 def fix_open(now: float) -> Dialogue[list[Row]]:
     """Compare the sums of open passes with the passes. Correct each sum that differs, and return the corrections."""
     yield LOCK_SUMS, {}
-    expected: dict[_Slot, Counter[str]] = {}
+    expected: defaultdict[_Slot, Counter[str]] = defaultdict(Counter)
     for row in (yield _OPEN, {"now": now, "open_since": now - OPEN_SECONDS}):
         for scope in (f"agent {row['agent_alias']}", "all"):
-            expected.setdefault((scope, 60, int(row["lapses_at"] // 60)), Counter()).update(open=1)
+            expected[scope, 60, int(row["lapses_at"] // 60)].update(open=1)
     sums = yield _SUMS, {"length": 60, "first": math.floor(now / 60) + 1, "end": 2**53}
     return (yield from _correct(expected, sums, columns=("open",)))
 

@@ -15,7 +15,7 @@ class StepName(StrEnum):
     RESERVE = "reserve"
     LOOKUP = "lookup"
     WARM = "warm"
-    """Take a credential that was fetched ahead."""
+    """Reserve and grant a credential that was fetched ahead."""
     UPSTREAM = "upstream"
     """Ask ElevenLabs for a credential."""
     GRANT = "grant"

@@ -22,7 +22,7 @@ from voicepass.telemetry.attempt import Attempt, Step, StepName
 FLUSH_SECONDS: Final = 2.0
 """The longest that a process waits at its end for the collector to receive the last spans."""
 
-_OUTBOUND: Final = set(StepName) - {StepName.VERIFY, StepName.WARM}
+_OUTBOUND: Final = set(StepName) - {StepName.VERIFY}
 
 _log = Logger("voicepass.telemetry.traces")
 
