@@ -30,7 +30,7 @@ MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, he
 
 def usage(
     *,
-    user: Annotated[str | None, typer.Option(help="Show each limit of this user, as without a plan.")] = None,
+    user: Annotated[str | None, typer.Option(help="Show each limit of this user; plans are ignored.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
     limit: MaxRows = 50,
     as_json: AsJson = False,
