@@ -80,13 +80,18 @@ def test_no_file_names_a_forgotten_user_while_the_service_runs(desk: Desk) -> No
 def test_an_open_conversation_keeps_a_user_until_now_blocks_the_user(desk: Desk) -> None:
     refused = desk("forget", "user", "u-2", code=1)
     before = desk("conversations", "--user", "u-2", "--json")
-    desk("forget", "user", "u-2", "--now")
+    forgotten = desk("forget", "user", "u-2", "--now")
 
+    assert forgotten == "forgotten: 1 passes of user u-2\nblocked: user u-2\n"
     assert refused.startswith("a conversation is open, or may begin, until ")
     assert "conv_4" in before
     assert desk("conversations", "--user", "u-2") == "nothing yet\n"
     assert '"key": "sha256:' in desk("blocks", "--json")
     assert b"u-2" not in (desk.folder / "ledger.db").read_bytes()
+    assert desk("unblock", "user", "u-2").splitlines() == [
+        "was not blocked: user u-2",
+        "still blocked: add --issuer https://login.example",
+    ]
     assert desk("unblock", "user", "u-2", "--issuer", "https://login.example").startswith("unblocked: ")
 
 

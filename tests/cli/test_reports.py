@@ -198,7 +198,22 @@ def test_block_and_unblock_each_print_one_line(desk: Desk) -> None:
     assert desk("unblock", "agent", "default") == "unblocked: agent default\n"
     assert desk("unblock", "agent", "default") == "was not blocked: agent default\n"
     assert desk("block", "user", "u-1", "--issuer", "https://i.example") == "blocked: user u-1 of https://i.example\n"
+    assert (
+        desk("unblock", "user", "u-1", "--issuer", "https://i.example") == "unblocked: user u-1 of https://i.example\n"
+    )
     assert desk("block", "everyone") == "blocked: everyone\n"
+
+
+def test_unblock_says_which_other_block_the_user_still_has(desk: Desk) -> None:
+    desk("block", "user", "u-1")
+    desk("block", "user", "u-1", "--issuer", "https://i.example")
+    desk("block", "user", "u-2")
+
+    assert desk("unblock", "user", "u-1", "--issuer", "https://i.example").splitlines() == [
+        "unblocked: user u-1 of https://i.example",
+        "still blocked: leave out --issuer",
+    ]
+    assert desk("unblock", "user", "u-1") == "unblocked: user u-1\n"
 
 
 def test_a_user_is_extended_listed_and_revoked(desk: Desk) -> None:

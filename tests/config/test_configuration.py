@@ -71,7 +71,7 @@ UNSET = "is not set, though the policy file names it: make one with: openssl ran
 TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
 AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put its value there"
 BARE = "must be the bare id (agtbrch_…, agtvrsn_…) or name: letters, digits, - and _ alone"
-NO_API_KEY = "is not set: create a key for {} with the permission 'ElevenAgents: Write'"
+NO_API_KEY = "is not set: create a key for {} with the permissions 'ElevenAgents: Write' and 'Read'"
 
 # The file, the settings that differ, the environment, and every line that is printed.
 CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str]]] = {

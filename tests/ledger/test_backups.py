@@ -67,8 +67,10 @@ def test_a_command_about_the_ledger_that_cannot_work_says_why_and_changes_nothin
     target = ENVIRONMENT | {"VOICEPASS_DATABASE_URL": postgres.fresh()}
 
     refused = {
-        "File exists": run("ledger", "backup", "taken.db", cwd=tmp_path),
-        "No such file": run("ledger", "backup", "missing/new.db", cwd=tmp_path),
+        "cannot write taken.db (File exists): name a new file": run("ledger", "backup", "taken.db", cwd=tmp_path),
+        "cannot write missing/new.db (No such file or directory): name a new file": run(
+            "ledger", "backup", "missing/new.db", cwd=tmp_path
+        ),
         "pg_dump": run("ledger", "backup", "new.db", cwd=tmp_path, environment=target),
         "there is no ledger yet": none_yet,
         "set it to the URL of an empty PostgreSQL": run("ledger", "copy", "voicepass.db", cwd=tmp_path),

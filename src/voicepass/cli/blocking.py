@@ -12,7 +12,7 @@ from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.errors import RequestInvalid
 from voicepass.ledger.extensions import MAX_MINUTES, Extension
-from voicepass.model import Block, BlockKind
+from voicepass.model import Block, BlockKind, hash_user_id
 
 Key = Annotated[str, typer.Argument(help="The user's id or the agent's alias; nothing for everyone.")]
 OfIssuer = Annotated[str, typer.Option("--issuer", help="Only the user of this issuer.")]
@@ -32,6 +32,10 @@ def unblock(kind: BlockKind, key: Key = "", issuer: OfIssuer = "") -> None:
     blocked = _parse_block(kind, key, issuer)
     was_blocked = with_ledger(lambda ledger: ledger.unblock(blocked))
     typer.echo(f"{'unblocked' if was_blocked else 'was not blocked'}: {_describe(blocked)}")
+    for left in with_ledger(lambda ledger: ledger.list_blocks()):
+        if left.kind == kind and left.key in {key, hash_user_id(key)}:
+            remedy = f"add --issuer {left.token_issuer}" if left.token_issuer else "leave out --issuer"
+            typer.echo(f"still blocked: {escape_controls(remedy)}", err=True)
 
 
 def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
@@ -40,7 +44,7 @@ def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
 
 
 def extend(
-    _kind: Annotated[Literal["user"], typer.Argument(metavar="user")],
+    _kind: Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")],
     user_id: Annotated[str, typer.Argument(help="The user's id.")],
     *,
     issuer: OfIssuer = "",
@@ -55,7 +59,7 @@ def extend(
         typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")
         return
     if minutes is None or until is None:
-        raise typer.BadParameter("name --minutes and --until, or --revoke")
+        raise typer.BadParameter("give both --minutes and --until, or only --revoke")
     ends_at = until.replace(hour=23, minute=59, second=59, tzinfo=UTC).timestamp()
     extension = Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=ends_at)
     try:

@@ -20,8 +20,8 @@ from voicepass.telemetry.logs import configure_logging
 
 
 def forget(
-    _kind: Annotated[Literal["user"], typer.Argument(metavar="user")],
-    user_id: Annotated[str, typer.Argument(metavar="ID", help="The user's id.")],
+    _kind: Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")],
+    user_id: Annotated[str, typer.Argument(help="The user's id.")],
     *,
     issuer: Annotated[str, typer.Option(help="The user's issuer, if several have a user with this id.")] = "",
     at_elevenlabs: Annotated[
@@ -51,6 +51,8 @@ def forget(
         if path := find_sqlite_path(settings):
             rewrite_file(path)
         typer.echo(f"forgotten: {done.passes} passes of user {escape_controls(user_id)}")
+        if now:
+            typer.echo(f"blocked: user {escape_controls(user_id)}")
         return {} if configuration is None else await _erase(ledger, settings, configuration)
 
     if left := with_ledger(forget_in):

@@ -25,7 +25,9 @@ def backup(file: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
         fail(["VOICEPASS_DATABASE_URL is PostgreSQL: back it up with pg_dump"])
     try:
         back_up(Path(path), file)
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
+        fail([f"cannot write {file} ({error.strerror}): name a new file, in a folder that exists"])
+    except sqlite3.Error as error:
         fail([f"{path} cannot be copied to {file}: {error}"])
     typer.echo(f"{file}: {file.stat().st_size} bytes")
 

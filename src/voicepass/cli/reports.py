@@ -116,9 +116,8 @@ async def _draw(ledger: Ledger, most: int) -> None:
         for row in users:
             if row["token_issuer"] == issuer:
                 nearest = await find_nearest(Scope.USER, issuer=issuer, user_id=row["user_id"]) if issuer else ""
-                rows.append(
-                    {name: row[name] for name in ("user_id", "minutes", "cost_fiat")} | {"nearest limit": nearest}
-                )
+                shown = {name: row[name] for name in ("user_id", "minutes", "cost_fiat")}
+                rows.append(shown | {"nearest limit": nearest})
         show(rows)
 
 
@@ -145,8 +144,7 @@ def conversations(
     if not as_json:
         rows = [
             {
-                "conversation_id": row["conversation_id"],
-                "user_id": row["user_id"],
+                **{name: row[name] for name in ("conversation_id", "user_id")},
                 "issued_at": row["issued_at"].replace("T", " "),  # a narrow terminal breaks the line at a space
                 "state": row["state"] + (" mismatch" if row["identity_mismatch"] else ""),
                 "seconds": row["seconds"],

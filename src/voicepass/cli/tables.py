@@ -33,12 +33,8 @@ def load_ledger_settings() -> Settings:
         fail(["VOICEPASS_DATABASE_URL is in memory: only the service itself can read this ledger"])
     if not ledger_exists(settings):  # opening it would create one, and a block in it would block nobody
         path = Path(find_sqlite_path(settings) or "").absolute()
-        fail(
-            [
-                f"there is no ledger yet at {path}: `voicepass serve` creates it",
-                "if the service already runs elsewhere, set VOICEPASS_DATABASE_URL as the service has it",
-            ]
-        )
+        elsewhere = "if the service already runs elsewhere, set VOICEPASS_DATABASE_URL as the service has it"
+        fail([f"there is no ledger yet at {path}: `voicepass serve` creates it", elsewhere])
     return settings
 
 

@@ -17,9 +17,7 @@ def create_token(
     user: Annotated[str, typer.Option(help="The user's id, for the claim VOICEPASS_USER_ID_CLAIM.")],
     name: Annotated[str | None, typer.Option(help="The user's name, for the claim VOICEPASS_USER_NAME_CLAIM.")] = None,
     ttl: Annotated[int, typer.Option(min=1, help="Seconds until the token expires.")] = 3600,
-    claim: Annotated[
-        list[str] | None, typer.Option(help="Add a claim, key=value; the value may be JSON; repeatable.")
-    ] = None,
+    claim: Annotated[list[str] | None, typer.Option(help="Add a claim, key=value or key=JSON; repeatable.")] = None,
 ) -> None:
     """Print a test JWT for curl, signed with your VOICEPASS_JWT_SECRET."""
     settings = load_settings()

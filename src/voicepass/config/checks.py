@@ -146,7 +146,7 @@ def is_safe(url: str, info: ValidationInfo) -> bool:
 
 def check_api_keys(name: str, info: ValidationInfo) -> str:
     """Accept the variable of an API key, and the one or two keys in it."""
-    remedy = f": create a key for {info.data.get('base_url')} with the permission 'ElevenAgents: Write'"
+    remedy = f": create a key for {info.data.get('base_url')} with the permissions 'ElevenAgents: Write' and 'Read'"
     keys = read_named_secret(name, info, remedy)
     # Checked here, because httpx and h11 print the whole key in the error they raise for it.
     if keys is not None and (keys.startswith("base64:") or not all(map(is_header_value, split_list(keys)))):
