@@ -18,7 +18,7 @@ from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import extensions, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.extensions import Extension
-from voicepass.ledger.limits import name_scope, plan_limits
+from voicepass.ledger.limits import name_scope, prepare_question
 from voicepass.model import (
     Block,
     Credential,
@@ -79,9 +79,9 @@ class Ledger(ABC):
 
         If the credential is `ready`, this grants it in the same transaction, and raises what `grant` raises.
         """
-        plan, whose = _plan(tuple(limits)), rules.reserved_row(reservation)
-        locks = [name_scope(scope, whose) for scope in (Scope.USER, *plan.shared_scopes)]
-        rule = partial(rules.reserve, reservation, plan, ready=ready, sealed=sealed)
+        question, whose = _prepare_question(tuple(limits)), rules.reserved_row(reservation)
+        locks = [name_scope(scope, whose) for scope in (Scope.USER, *question.shared_scopes)]
+        rule = partial(rules.reserve, reservation, question, ready=ready, sealed=sealed)
         with self._note_failure():
             # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
             while not await self.run(rule, locks=locks, is_durable=ready is not None):
@@ -301,7 +301,7 @@ class Ledger(ABC):
             raise
 
 
-_plan = lru_cache(maxsize=64)(plan_limits)
+_prepare_question = lru_cache(maxsize=64)(prepare_question)
 
 
 def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:
