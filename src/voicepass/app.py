@@ -32,7 +32,6 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.identity.appusers import AppUsers
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
-from voicepass.logger import Logger
 from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
@@ -44,6 +43,7 @@ from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
+from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import configure_logging, log_to_app, log_writer
 from voicepass.telemetry.traces import open_tracing
 

@@ -4,14 +4,14 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from voicepass.api.routes import FOR_BACKENDS, describe_backend
 from voicepass.ledger.extensions import MAX_MINUTES, Extension
+from voicepass.telemetry.logger import Logger
 
-_log = structlog.get_logger("voicepass.api")
+_log = Logger("voicepass.api")
 
 
 class ExtendedUser(BaseModel):

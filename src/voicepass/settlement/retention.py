@@ -6,8 +6,8 @@ from typing import Final
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
-from voicepass.logger import Logger
 from voicepass.settlement import run_periodically
+from voicepass.telemetry.logger import Logger
 
 EVERY_SECONDS: Final = 60.0
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from voicepass.logger import make_logger
+from voicepass.telemetry.logger import make_logger
 from voicepass.telemetry.logwriter import LogWriter
 
 LogFormat = Literal["json", "console"]
