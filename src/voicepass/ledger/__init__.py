@@ -15,20 +15,18 @@ from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import extensions, opened, records, rules, sums
+from voicepass.ledger import opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.extensions import Extension
 from voicepass.ledger.limits import name_scope, prepare_question
+from voicepass.ledger.opened import Listing, SealedPass
 from voicepass.model import (
     Block,
     Credential,
     IssuedPass,
     Limit,
-    Listing,
     LookupTurn,
     Reservation,
     Scope,
-    SealedPass,
     Settlement,
     Standing,
     Usage,
@@ -266,21 +264,6 @@ class Ledger(ABC):
     async def list_blocks(self) -> list[Block]:
         """Return all that is blocked."""
         return await self.run(lambda _now: records.list_blocks())
-
-    async def extend(self, extension: Extension) -> bool:
-        """Set a user's extension, at once on every instance. Returns whether this user has had a pass.
-
-        Raises RequestInvalid unless it ends within the next ten years.
-        """
-        return await self.run(partial(extensions.extend, extension))
-
-    async def revoke_extension(self, user_id: str, token_issuer: str) -> bool:
-        """End a user's extension. Returns whether there was one."""
-        return await self.run(partial(extensions.revoke, user_id, token_issuer))
-
-    async def list_extensions(self) -> list[Extension]:
-        """Return the extensions that have not ended, the next to end first."""
-        return await self.run(extensions.list_extensions)
 
     async def check(self) -> None:
         """Write a row durably and delete it again. Raises LedgerUnavailable if that fails: then a pass would fail, too.

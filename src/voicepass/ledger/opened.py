@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import IN_FLIGHT_SECONDS, IS_OPEN, SCOPES, UNUSED_SECONDS
 from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
 from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
-from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
+from voicepass.model import Counted, IssuedPass, Limit, LookupTurn, Turn
 
 MOST_ASKED: Final = 10
 """Passes that one lookup asks ElevenLabs about."""
@@ -28,6 +29,22 @@ AHEAD_SECONDS: Final = 3.0
 """An instant in the ledger may be this far in the future, because parallel transactions do not read the clock together.
 If it is further in the future, a clock was wrong, and voicepass ignores it."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPass:
+    """A pass that, as far as voicepass knows, nobody opened. Its credential is sealed under the workspace's API key."""
+
+    pass_id: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Which part of an agent's list of conversations to read: those that began from `since` to `until`."""
+
+    since: float
+    until: float
 
 
 def begin_lookup(

@@ -11,7 +11,8 @@ from typing import Final
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
 from voicepass.ledger import Ledger
-from voicepass.model import Clock, IssuedPass, Listing, Settlement
+from voicepass.ledger.opened import Listing
+from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
 from voicepass.settlement.bypasses import NOT_ISSUED
 from voicepass.settlement.reports import Provider, Report, fetch_report, parse_row, report_unopened
