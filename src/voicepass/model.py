@@ -201,9 +201,9 @@ class Settlement:
 
     conversation_id: str
     seconds: int
-    cost: int | None
-    user_id: str | None
     source: str
+    cost: int | None = None
+    user_id: str | None = None
     variable_user_id: str | None = None
     agent_id: str | None = None
     cost_fiat: float | None = None

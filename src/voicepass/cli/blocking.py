@@ -51,7 +51,7 @@ def extend(
     revoke: Annotated[bool, typer.Option("--revoke", help="End the user's extension now.")] = False,
 ) -> None:
     """Give one user more minutes for some time. It replaces an earlier extension of this user."""
-    whom = escape_controls(f"user {user_id} of {issuer}" if issuer else f"user {user_id}")
+    whom = _describe(Block(kind=BlockKind.USER, key=user_id, token_issuer=issuer))
     if revoke:
         had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id, issuer)))
         typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")

@@ -85,7 +85,7 @@ def grant(
     elif granted[0]["is_early"]:
         for early in (yield _EARLY, row):
             yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
-            yield from settle(Settlement(**early, user_id=None), now)
+            yield from settle(Settlement(**early), now)
 
 
 def _explain_no_grant(reservation: Reservation, row: Row) -> Dialogue[None]:

@@ -177,13 +177,7 @@ class Reconciler:
         if outcome is Outcome.LEFT and self.clock() - issued.reserved_at >= UNACCOUNTED_SECONDS:
             _log.warning("conversation.unaccounted", conversation_id=conversation_id, seconds=issued.seconds)
             await self.settlements.settle(
-                Settlement(
-                    conversation_id=conversation_id,
-                    seconds=issued.seconds,
-                    cost=None,
-                    user_id=None,
-                    source="reconciler",
-                )
+                Settlement(conversation_id=conversation_id, seconds=issued.seconds, source="reconciler")
             )
             outcome = Outcome.SETTLED
         outcomes[outcome] += 1
