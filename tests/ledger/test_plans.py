@@ -73,7 +73,7 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "page": lambda: records.list_page((START - 6000, ""), 100),
     "listed": lambda: records.list_latest(None, 50),
     "totals": lambda: records.sum_by_user(3600, 50, START),
-    "forget": lambda: records.forget(86_400 * 13, START),
+    "delete old": lambda: records.delete_old(86_400 * 13, START),
 }
 
 

@@ -147,7 +147,7 @@ class History:
                 await self._ledger.note_ended(chosen)
             case "forget":
                 await self._ledger.erase_sealed()
-                await self._ledger.forget(age_seconds=31 * DAY)
+                await self._ledger.delete_old(age_seconds=31 * DAY)
             case _:
                 seconds = {"wait": number / 7, "wait for long": number * 100, "step back": -min(number * 5, DAY)}
                 self._clock.now += seconds[what]
@@ -279,7 +279,7 @@ async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
         clock.now += 40 * DAY
     clock.now -= 40 * DAY
 
-    await ledger.forget(age_seconds=31 * DAY)
+    await ledger.delete_old(age_seconds=31 * DAY)
 
     sums = await rows(ledger, "SELECT * FROM sums WHERE passes > 0")
     assert {row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")} == {"young"}

@@ -239,9 +239,9 @@ class Ledger(ABC):
         """Return how many conversations are open, and how many passes should have been settled and are not."""
         return await self.run(records.read_standing)
 
-    async def forget(self, *, age_seconds: int) -> None:
+    async def delete_old(self, *, age_seconds: int) -> None:
         """Delete passes that are older. `age_seconds` is 31 days at least."""
-        await self.run(lambda now: records.forget(age_seconds, now))
+        await self.run(lambda now: records.delete_old(age_seconds, now))
 
     async def fix_sums(self) -> list[Row]:
         """Compare the sums of the last 31 days with their passes. Correct each sum that differs, and return these."""

@@ -65,8 +65,8 @@ def begin_lookup(
     if not (yield _TAKE_TURN, parameters):
         is_running = yield from is_lookup_running(key, now)
         return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
-    question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
-    rows = yield question, parameters
+    statement = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
+    rows = yield statement, parameters
     return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
 
 
