@@ -230,6 +230,7 @@ def test_the_api_page_has_every_route_with_its_refusals() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
     subprocess.run(bash(f"git clone -q '{ROOT}' '{tmp_path}/clone'"), check=True)
     (demo,) = commands("demo")

@@ -74,6 +74,7 @@ def test_a_pass_opens_one_conversation_and_no_second(demo: httpx.Client) -> None
 
 @pytest.mark.long
 @pytest.mark.anyio
+@pytest.mark.alone
 async def test_a_hundred_users_at_once_get_a_hundred_conversations(demo: httpx.Client) -> None:
     users = [signed_in(demo, f"user {number}") for number in range(100)]
 

@@ -219,6 +219,7 @@ def test_a_request_costs_in_proportion_to_its_length(place: str, unit: str) -> N
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_healthz_is_as_quick_beside_ten_hostile_connections_as_beside_ten_others(tmp_path: Path) -> None:
     port = free_port()
     address = ("127.0.0.1", port)

@@ -21,7 +21,7 @@ from tests.servers import listening, running
 from voicepass.app import create_app
 from voicepass.outbound import get, http_transport
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 PASS = "/v1/signed-url"
 

@@ -1,6 +1,7 @@
 """The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -194,6 +195,15 @@ async def test_a_refusal_stops_everything_behind_it_and_gives_back_what_was_coun
 
     assert ports.calls == reached
     assert [(attempt.outcome, attempt.operator_note) for attempt in ports.attempts] == [(error.code, "why")]
+
+
+async def test_a_pass_that_is_granted_leaves_also_if_the_seconds_left_cannot_be_read() -> None:
+    ports = Ports({"read_seconds_left": LedgerUnavailable()})
+
+    voice_pass = await dataclasses.replace(passes(ports), tells_seconds_left=True).issue(asked())
+
+    assert ports.calls == ["authenticate", "reserve", "credential", "grant", "read_seconds_left"]
+    assert voice_pass.dynamic_variables["seconds_left"] == 600
 
 
 async def test_a_failed_release_does_not_hide_the_first_error() -> None:

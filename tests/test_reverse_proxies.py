@@ -27,7 +27,7 @@ from tests.ledger.test_rolling import Instance
 from tests.servers import free_port, running
 from voicepass.app import create_app
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.alone]
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 PUBLIC = {

@@ -189,6 +189,7 @@ class Reservation:
     agent_id: str
     transport: Transport
     seconds: int
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +234,7 @@ class IssuedPass:
     cost: int | None
     reported_user_id: str | None
     cost_fiat: float | None = None
+    plan: str | None = None
 
     @property
     def identity_mismatch(self) -> bool:

@@ -147,7 +147,7 @@ class Passes:
             attempt.agent = agent = self.policy.agent_for(user, request.alias)
             plan = self.policy.plan_for(user)
             attempt.plan = plan.name
-        reservation = self._make_reservation(request, user, agent)
+        reservation = self._make_reservation(request, user, agent, plan.name)
         try:
             credential = await self._hand_out_ready(attempt, reservation, agent, plan.limits)
             if credential is None:
@@ -183,7 +183,7 @@ class Passes:
             variables["seconds_left"] = self.policy.conversation_seconds if seconds_left is None else seconds_left
         return variables
 
-    def _make_reservation(self, request: PassRequest, user: User, agent: Agent) -> Reservation:
+    def _make_reservation(self, request: PassRequest, user: User, agent: Agent, plan: str | None) -> Reservation:
         return Reservation(
             pass_id=new_id(),
             request_id=request.request_id,
@@ -193,6 +193,7 @@ class Passes:
             agent_id=agent.agent_id,
             transport=request.transport,
             seconds=self.policy.conversation_seconds,
+            plan=plan,
         )
 
     async def _hand_out_ready(

@@ -134,6 +134,10 @@ class Policy:
         plans = (plan for plan in self.plans if any(rule.admits(user.claims) for rule in plan.when))
         return next(plans, LimitPlan(name=None, when=(), limits=self.limits))
 
+    def limits_of(self, plan: str | None) -> tuple[Limit, ...]:
+        """Return the limits of a plan that the ledger names. A plan that is gone has the limits without a plan."""
+        return next((known.limits for known in self.plans if known.name == plan), self.limits)
+
     def variables_for(self, user: User, agent: Agent) -> dict[str, Scalar]:
         """Return the dynamic variables for `agent`: always `user_id` and `user_name`, then what is configured.
 

@@ -250,6 +250,7 @@ def asking(port: int, path: str, body: dict[str, str]) -> Iterator[Callable[[], 
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_on_sigterm_both_ports_close_and_what_was_asked_on_either_is_answered(tmp_path: Path) -> None:
     with (
         serving(tmp_path, workers=1, drain_seconds=0) as (ports, pid),
@@ -271,6 +272,7 @@ def test_on_sigterm_both_ports_close_and_what_was_asked_on_either_is_answered(tm
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.alone
 def test_while_the_service_drains_both_ports_say_so_and_still_serve(tmp_path: Path, workers: int) -> None:
     with new_client() as client:
         with (

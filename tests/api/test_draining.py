@@ -24,6 +24,8 @@ from tests.conftest import MakeToken, settings_with
 from tests.servers import free_port, running, started
 from voicepass.cli.service import longest_answer_seconds
 
+pytestmark = pytest.mark.alone
+
 
 @contextlib.contextmanager
 def elevenlabs(*, latency_seconds: float) -> Iterator[tuple[str, threading.Event]]:

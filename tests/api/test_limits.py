@@ -128,6 +128,7 @@ async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, 
 
 @limited(passes_per_minute=20)
 @pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.alone
 async def test_of_all_who_come_at_once_exactly_twenty_get_a_pass(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, callers: int
 ) -> None:

@@ -170,3 +170,27 @@ async def test_an_agents_limit_holds_for_users_of_every_plan(make_token: MakeTok
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[2].headers["ratelimit-policy"] == '"agent_passes_per_day";q=2;w=86400'
     assert "plan" not in answers[2].json()
+
+
+MINUTES_BY_PLAN = """
+[[limits.plan]]
+name = "pro"
+when = { plan = "pro" }
+minutes_per_day = 60
+"""
+
+
+async def test_the_seconds_left_are_those_of_the_plan_also_for_the_agents_tool(make_token: MakeToken) -> None:
+    settings = {
+        "voicepass_policy_file": policy_file(limited(minutes_per_day=20) + MINUTES_BY_PLAN),
+        "voicepass_service_tokens": SERVICE_TOKEN,
+        "voicepass_tell_seconds_left": True,
+    }
+    async with serving(**settings) as api:
+        for claims, left in (({"sub": "u-1", "plan": "pro"}, 3600), ({"sub": "u-2"}, 1200)):
+            headers = {"Authorization": f"Bearer {make_token(**claims)}"}
+            voice_pass = (await api.post("/v1/signed-url", headers=headers)).json()
+            tool = await api.get(f"/v1/conversations/{voice_pass['conversation_id']}", headers=AS_SERVICE)
+
+            assert voice_pass["dynamic_variables"]["seconds_left"] == left
+            assert left - 5 <= tool.json()["seconds_left"] <= left

@@ -21,6 +21,8 @@ from tests.servers import free_port, running, started
 from voicepass.api.middleware import Surface
 from voicepass.api.server import MAX_PIPELINED, RECEIVE_SECONDS, UVICORN_OPTIONS, GuardedProtocol, write_prefix
 
+pytestmark = pytest.mark.alone
+
 DEADLINE, IDLE = 0.2, 0.5
 KIBI, MEBI = 1024, 1024 * 1024
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n"

@@ -200,6 +200,7 @@ async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
+@pytest.mark.alone
 async def test_a_flood_of_unknown_names_over_http_hurts_no_signed_in_user(issuer: Issuer) -> None:
     mint = Mint(signer=signer_for("ES256"), token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=time.time())
     good = {

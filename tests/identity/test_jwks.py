@@ -630,6 +630,7 @@ async def test_a_document_up_to_512_kb_is_read_also_if_a_proxy_has_compressed_it
 
 @pytest.mark.long
 @pytest.mark.parametrize("abuse", ["headers in a trickle", "a body in a trickle", "interim answers without end"])
+@pytest.mark.alone
 async def test_a_fetch_takes_three_seconds_in_all_however_it_is_drawn_out(issuer: Issuer, abuse: str) -> None:
     issuer.answers[JWKS_PATH] = ABUSES[abuse]
     async with keys_of(issuer, fetch_seconds=FETCH_SECONDS) as keys:

@@ -19,7 +19,7 @@ from tests.ledger.given import (
 from voicepass.errors import BadAnswer, QuotaExceeded, RateLimited
 from voicepass.model import Counted, Scope
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 REPEATS = [*range(3), *(pytest.param(number, marks=pytest.mark.long) for number in range(3, 20))]
 

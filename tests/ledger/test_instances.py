@@ -51,6 +51,7 @@ def serve(port: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("engine", "instances"), [("postgres", 3), ("sqlite", 1)], indirect=["engine"])
+@pytest.mark.alone
 async def test_300_requests_of_one_user_get_exactly_20_passes_20_times_over(
     engine: Engine, instances: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ SERVICE_TOKEN = "canary-service-token-of-the-instances-91"
 
 
 @pytest.mark.parametrize(("engine", "instances"), [("postgres", 3), ("sqlite", 1)], indirect=["engine"])
+@pytest.mark.alone
 async def test_50_requests_at_once_get_exactly_what_the_plan_and_its_extension_allow(
     engine: Engine, instances: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def confusable() -> list[tuple[str, str]]:
 
 
 @ALONE_ON_POSTGRES
+@pytest.mark.alone
 async def test_500_people_with_confusable_names_share_nothing(ledger: Ledger) -> None:
     people = confusable()
     assert len(set(people)) == 500

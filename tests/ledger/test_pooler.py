@@ -14,6 +14,7 @@ from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.anyio,
     pytest.mark.long,
     pytest.mark.parametrize("engine", [pytest.param("pooler")], indirect=True),

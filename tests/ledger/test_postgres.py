@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 IN_TIME_SECONDS = ANSWER_SECONDS + 2
 """A caller waits for ANSWER_SECONDS; two more are for a busy machine."""
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["postgres"], indirect=True)]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.parametrize("engine", ["postgres"], indirect=True)]
 
 
 @pytest.fixture

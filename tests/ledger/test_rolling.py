@@ -22,7 +22,7 @@ from tests.ledger.test_instances import elevenlabs as elevenlabs  # noqa: PLC041
 from tests.ledger.test_instances import environment
 from tests.servers import free_port, started
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(300)]
 
 CALLERS = 16
 PROBE_SECONDS = 0.1

@@ -123,6 +123,7 @@ async def test_a_refusal_undoes_nothing_of_those_who_are_committed_with_it(engin
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.alone
 async def test_a_locked_file_refuses_in_time_and_recovers_by_itself(engine: Engine, count: int) -> None:
     async with engine.opened(answer_seconds=ANSWER_SECONDS) as ledger:
         blocker = sqlite3.connect(engine.url)

@@ -20,6 +20,8 @@ from tests.conftest import MakeToken
 from tests.servers import free_port
 from tests.telemetry.test_metrics import samples
 
+pytestmark = pytest.mark.alone
+
 END_SECONDS = 10
 """A process that waits for its log would not end at all."""
 

@@ -234,6 +234,7 @@ def test_the_state_of_dead_workers_goes_and_their_counts_stay(tmp_path: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken
 ) -> None:

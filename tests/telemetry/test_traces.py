@@ -198,6 +198,7 @@ async def test_without_the_extra_the_service_serves_and_says_what_to_install(
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_a_dead_collector_costs_no_pass_and_keeps_no_process_from_ending(
     upstream: respx.MockRouter, bearer: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,7 +204,8 @@ async def get_conversation(request: Request, conversation_id: ConversationId) ->
     """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
     state = request.app.state
     issued: IssuedPass = await state.ledger.find_pass(conversation_id)
-    seconds_left = await state.ledger.read_seconds_left(state.policy.limits, conversation_id=conversation_id)
+    limits = state.policy.limits_of(issued.plan)
+    seconds_left = await state.ledger.read_seconds_left(limits, conversation_id=conversation_id)
     _log.info(
         "conversation.read",
         conversation_id=issued.conversation_id,

@@ -21,7 +21,8 @@ from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.ledger import Ledger
 from voicepass.ledger.sums import DAY_SECONDS, list_days
-from voicepass.model import IssuedPass, Limit, Scope, User
+from voicepass.model import IssuedPass, Limit, Scope, Usage, User
+from voicepass.policy import Policy
 
 MONTH_SECONDS: Final = 30 * DAY_SECONDS
 
@@ -30,7 +31,9 @@ MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, he
 
 def usage(
     *,
-    user: Annotated[str | None, typer.Option(help="Show each limit of this user, as without a plan.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Show each limit of this user, by the plan of the latest pass.")
+    ] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
     limit: MaxRows = 50,
     as_json: AsJson = False,
@@ -50,8 +53,12 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
     issuers = [trusted.token_issuer for trusted in configuration.trusted]
     if issuer is None and len(issuers) != 1:
         raise typer.BadParameter(f"name one of: {', '.join(issuers)}", param_hint="--issuer")
-    limits = [limit for limit in configuration.policy.limits if limit.scope is Scope.USER]
     asked = User(issuer=issuer or issuers[0], id=user_id, name=None, claims={})
+
+    async def read(ledger: Ledger) -> list[Usage]:
+        limits = await _list_limits(ledger, configuration.policy, asked)
+        return await ledger.usage(asked, [limit for limit in limits if limit.scope is Scope.USER])
+
     return [
         {
             "limit": answer.limit.name,
@@ -60,8 +67,14 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
             "unit": answer.limit.counted.value,
             "resets_at": write_instant(answer.resets_at),
         }
-        for answer in with_ledger(lambda ledger: ledger.usage(asked, limits))
+        for answer in with_ledger(read)
     ]
+
+
+async def _list_limits(ledger: Ledger, policy: Policy, user: User) -> Sequence[Limit]:
+    """Return the limits of the plan that the user's latest pass had."""
+    passes = await ledger.list_passes(user_id=user.id, most=1) if policy.plans and user.id else []
+    return policy.limits_of(passes[0].plan if passes else None)
 
 
 async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
@@ -74,14 +87,14 @@ async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
 
 async def _draw(ledger: Ledger, most: int) -> None:
     """Print the chart, then the agents, then the users of each issuer who used most."""
-    limits: Sequence[Limit] = ()
+    policy = Policy({})
     with suppress(SettingsRefusedError):  # a report works without the service's secrets
-        limits = configure(load_settings()).policy.limits
+        policy = configure(load_settings()).policy
 
     async def find_nearest(scope: Scope, *, issuer: str = "", user_id: str = "", alias: str = "") -> str:
         """Return the limit of which most is used, such as `84% minutes_per_day`."""
-        of_scope = [limit for limit in limits if limit.scope is scope]
         user = User(issuer=issuer, id=user_id, name=None, claims={})
+        of_scope = [limit for limit in await _list_limits(ledger, policy, user) if limit.scope is scope]
         answers = await ledger.usage(user, of_scope, agent_alias=alias)
         shares = [(100 * answer.used // max(1, answer.limit.most), answer.limit.name) for answer in answers]
         share, name = max(shares, default=("", ""))

@@ -212,10 +212,10 @@ _FIND_EITHER: Final = "SELECT * FROM passes WHERE conversation_id = :conversatio
 
 RESERVE: Final = """
 INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
-                    reserved_at, lapses_at, reserved_seconds, seconds,
+                    plan, reserved_at, lapses_at, reserved_seconds, seconds,
                     granted_at, conversation_id, credential_sha256, sealed)
 VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
-        :reserved_at, :lapses_at, :seconds, :seconds,
+        :plan, :reserved_at, :lapses_at, :seconds, :seconds,
         :granted_at, :conversation_id, :credential_sha256, :sealed)"""
 
 _RESERVE_AND_GRANT: Final = f"{RESERVE} ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"

@@ -23,7 +23,8 @@ CREATE TABLE passes (
     settled_by        TEXT,                       -- webhook, reconciler, lookup or expiry
     cost              BIGINT,                     -- in ElevenLabs' credits
     reported_user_id  TEXT,                       -- the user id that the browser sent to ElevenLabs
-    cost_fiat         DOUBLE PRECISION            -- in US dollars
+    cost_fiat         DOUBLE PRECISION,           -- in US dollars
+    plan              TEXT                        -- whose limits applied; NULL is [limits.user]
 );
 CREATE INDEX passes_of_user ON passes (token_issuer, user_id, reserved_at, seconds, lapses_at);
 -- These two have a condition that is true for every row, and that no query about one user contains. Without it,
