@@ -327,9 +327,9 @@ def test_every_test_that_a_promise_names_is_there() -> None:
     table = (DOCS / "proofs.md").read_text()
 
     named: list[tuple[str, str]] = []
-    for row in table.splitlines():
+    for promise in table.split("\n- "):
         file = ""
-        for new_file, name in re.findall(r"`((?:\w+/)?(?:test_\w+|conftest)\.py)?(?:::(\w+))?`", row):
+        for new_file, name in re.findall(r"`((?:\w+/)?(?:test_\w+|conftest)\.py)?(?:::(\w+))?`", promise):
             file = new_file or file
             if file:
                 named.append((file, name))

@@ -232,7 +232,7 @@ class NotStarted(Refusal):
 
     code, status, title = "not_started", 503, "Not started"
     detail = (
-        "voicepass does not start with the app around it: write voicepass.mount(app, path) "
+        "The app around voicepass did not start it: write voicepass.mount(app, path) "
         "instead of app.mount(path, create_app())."
     )
 

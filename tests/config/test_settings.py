@@ -16,6 +16,7 @@ from tests.config.settings_reference import SECTIONS, WRITTEN
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
+from voicepass.identity.keys import ALGORITHMS
 
 ROOT = Path(__file__).parents[2]
 SECRET = "canary-value-0123456789-0123456789-0123456789"
@@ -408,3 +409,12 @@ def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VOICEPASS_JWT_AUDIENCE", "voicepass")
 
     assert settings_to_serve().elevenlabs_base_url == "https://api.elevenlabs.io"
+
+
+def test_the_reference_names_every_algorithm() -> None:
+    described = Settings.model_fields["voicepass_jwt_algorithm"].description or ""
+    words = re.findall(r"(\w+?)(256/384/512)|(EdDSA)", described)
+
+    assert {family + size for family, sizes, _ in words for size in sizes.split("/") if size} | {
+        name for *_, name in words if name
+    } == ALGORITHMS

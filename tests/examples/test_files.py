@@ -34,6 +34,12 @@ def test_every_package_is_pinned_and_no_lock_file_names_a_registry() -> None:
         assert not list((EXAMPLES / example).glob("*lock*"))
 
 
+def test_the_first_page_lists_every_example() -> None:
+    listed = re.findall(r"^\| \[([\w-]+)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+
+    assert set(listed) == {folder.name for folder in EXAMPLES.iterdir() if folder.is_dir() and folder.name[0].isalpha()}
+
+
 def test_every_readme_is_short_and_its_links_lead_somewhere() -> None:
     for example in (*PAGES, "compose"):
         text = (EXAMPLES / example / "README.md").read_text()

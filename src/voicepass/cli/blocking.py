@@ -46,7 +46,7 @@ def extend(
     user_id: Annotated[str, typer.Argument(help="The user's id.")],
     *,
     issuer: OfIssuer = "",
-    minutes: Annotated[int | None, typer.Option(min=1, max=MAX_MINUTES, help="Minutes to add to a day.")] = None,
+    minutes: Annotated[int | None, typer.Option(min=1, max=MAX_MINUTES, help="More minutes a day and a month.")] = None,
     until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day, in UTC.")] = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="End the user's extension now.")] = False,
 ) -> None:

@@ -31,9 +31,7 @@ MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, he
 
 def usage(
     *,
-    user: Annotated[
-        str | None, typer.Option(help="Show each limit of this user, by the plan of the latest pass.")
-    ] = None,
+    user: Annotated[str | None, typer.Option(help="Show each limit of this user, by their latest plan.")] = None,
     issuer: Annotated[str | None, typer.Option(help="The user's issuer, if voicepass accepts several.")] = None,
     limit: MaxRows = 50,
     as_json: AsJson = False,

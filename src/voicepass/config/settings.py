@@ -52,17 +52,17 @@ class Settings(BaseSettings):
     elevenlabs_environment: str | None = None
     """Its environment at ElevenLabs: production, staging."""
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
-    """Or a residency host: https://api.eu.residency.elevenlabs.io. VOICEPASS_PLAIN_HTTP_HOSTS allows http://."""
+    """ElevenLabs' API, or its host of a residency region, such as https://api.eu.residency.elevenlabs.io."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None
     """The secret of the post-call webhook to /v1/webhooks/elevenlabs. During a rotation, separate two with a comma."""
     voicepass_jwt_algorithm: str = "HS256"
-    """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512."""
+    """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512, EdDSA."""
     voicepass_jwt_secret: SecretStr | None = None
     """For HS*: at least 32 bytes; base64:… or base64url:… for a key that is bytes."""
     voicepass_jwt_public_key: SecretStr | None = None
-    """For RS* and ES*: a PEM key or certificate, or its bare base64 as Keycloak shows it."""
+    """For RS*, ES* and EdDSA: a PEM key or certificate, or its bare base64 as Keycloak shows it."""
     voicepass_jwks_url: str | None = None
-    """For RS* and ES*: your provider's JWKS, or its …/.well-known/openid-configuration."""
+    """For RS*, ES* and EdDSA: your provider's JWKS, or its …/.well-known/openid-configuration."""
     voicepass_jwt_issuer: str | None = None
     """The exact `iss` of your tokens."""
     voicepass_jwt_audience: str | None = None
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     voicepass_jwt_max_age_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
     """Seconds after iat for which a token is accepted, even if exp is later; iat is then required. 0: no limit."""
     voicepass_user_id_claim: str = "sub"
-    """The claim that becomes user_id; dots lead into objects."""
+    """The claim that becomes user_id; dots name nested claims."""
     voicepass_user_name_claim: str = "name"
     """The claim that becomes user_name."""
     voicepass_variables: Annotated[dict[str, str], BeforeValidator(parse_variables)] = Field({})
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
     """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
     voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None
-    """The cookie that holds the JWT, best named __Host-…; accepted on POST from own or allowed https pages."""
+    """The name of the cookie with the JWT, best __Host-…; accepted on POST from own or allowed https pages."""
     voicepass_policy_file: str | None = None
     """TOML: agents by alias, who may use them, their variables, limits, further issuers."""
     voicepass_service_tokens: Listed[Annotated[SecretStr, AfterValidator(checks.check_service_token)]] = Field([])
@@ -96,11 +96,11 @@ class Settings(BaseSettings):
     voicepass_deadline_seconds: Annotated[float, Field(ge=0.1, le=30)] = 4.0
     """Seconds that one request may wait for ElevenLabs in total."""
     voicepass_max_calls: Annotated[int, Field(ge=1, le=10_000)] = 512
-    """Calls to ElevenLabs in flight; as many more wait, and voicepass refuses the rest."""
+    """Calls to ElevenLabs at once, at most. As many users may wait; voicepass refuses the others."""
     voicepass_warm_passes: Annotated[int, Field(ge=0, le=1000)] = 0
     """Signed URLs held ready for each agent, so that users need not wait; 0: none."""
     voicepass_drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
-    """Seconds after SIGTERM in which it still serves while /readyz answers 503; behind a balancer, set 10."""
+    """Seconds after SIGTERM in which voicepass still serves while /readyz answers 503; behind a balancer, set 10."""
     voicepass_reconcile_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """Seconds between lookups of conversations that no webhook settled; needs convai_read; 0: no lookups."""
     voicepass_retention_days: Annotated[int, Field(ge=31, le=3660)] = 400

@@ -31,7 +31,7 @@ _INDENT: Final = " " * 6
 _NARROWEST, _WIDEST = 20, 100
 
 doctor = typer.Typer(
-    help="Say why conversations fail and what to do: named checks, and explanations of close codes and messages.",
+    help="Find out why conversations fail, and say what to do. `explain` tells what a close code or a message means.",
 )
 
 
@@ -48,9 +48,9 @@ def _examine(
         str | None, typer.Option(help="The page's origin; else the first of VOICEPASS_ALLOWED_ORIGINS.")
     ] = None,
     no_conversation: Annotated[
-        bool, typer.Option("--no-conversation", help="Open no conversation at the end; it lasts 5 to 8 s.")
+        bool, typer.Option("--no-conversation", help="Skip the conversation at the end, which lasts 5 to 8 s.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make every check, and say what to do; exit 1 if one fails. Warnings do not count."""
     if context.invoked_subcommand is not None:

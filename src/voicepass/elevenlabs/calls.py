@@ -109,7 +109,7 @@ class Calls:
             elif isinstance(error, CertificateRefusedError):
                 refusal = Unavailable(operator_note=str(error))
             else:
-                note += "; check the base URL, DNS and the way out of this network"
+                note += "; check the base URL, DNS and this network's firewall"
                 refusal = Unavailable(operator_note=note)
             # A second call is harmless: there was no answer, as on a kept connection that was closed, or part of one.
             may_retry = type(error) in {httpx.ConnectError, httpx.ReadError}
