@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voicepass.errors import AgentNotAllowed
-from voicepass.model import Agent, Scalar, User, claim_at
+from voicepass.model import Agent, Scalar, User
 from voicepass.policy import (
     MAX_VARIABLE_CHARACTERS,
     AgentRules,
@@ -17,6 +17,7 @@ from voicepass.policy import (
     Rule,
     Variable,
     VariableType,
+    claim_at,
     clean,
     clean_text,
 )

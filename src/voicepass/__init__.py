@@ -14,7 +14,6 @@ The map, in the order in which a pass goes through the modules:
     elevenlabs   all knowledge of ElevenLabs: calls, answers, the table of codes, resilience, warm store
     ledger       the only state: rules and limits, written once for SQLite and PostgreSQL
     config       settings and policy file become the parts of the service
-    logger       the logger of each module: to the process, or to the app around voicepass
     telemetry    an attempt or a settlement becomes a log line, metrics, a trace; logging setup
     cli          the command line: serve, demo, emulator, token, policy, reports
     doctor       why would a conversation fail? named checks, each with its remedy

@@ -32,7 +32,6 @@ from voicepass.identity import JwtAuthenticator
 from voicepass.identity.appusers import AppUsers
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
-from voicepass.logger import Logger
 from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
@@ -44,6 +43,7 @@ from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry import metrics
 from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
+from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import configure_logging, log_to_app, log_writer
 from voicepass.telemetry.traces import open_tracing
 
@@ -154,8 +154,11 @@ async def _open(settings: Settings, configuration: Configuration, app: FastAPI) 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
     """Open what the routes need and put it into `state`; `stack` closes it."""
     registry = CollectorRegistry()
+    state.policy = configuration.policy
+    state.service_tokens = ServiceTokens(settings.service_tokens)
+    state.seals = Seals(configuration.workspaces)
     try:
-        ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
+        state.ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
     except LedgerUnavailable as error:
         raise SettingsRefusedError([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"]) from error
     provider = await open_provider(stack, settings, configuration)
@@ -163,43 +166,19 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     if settings.voicepass_warm_passes:
         warm = WarmStore(source=provider, most=settings.voicepass_warm_passes, clock=time.time, ticks=time.monotonic)
         stack.push_async_callback(warm.aclose)
-    check_ledger = LedgerCheck(check=ledger.check, ticks=time.monotonic)
+    check_ledger = LedgerCheck(check=state.ledger.check, ticks=time.monotonic)
+    state.checks = {"ledger": check_ledger, "elevenlabs": provider.explain_pause}
     process = metrics.StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
     await process.update()
     await stack.enter_async_context(
         run_periodically(metrics.UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
     )
-    state.metrics = metrics.Exposition(
-        registry=registry,
-        state=process,
-        ledger=metrics.LedgerMetrics(check=check_ledger, read=ledger.read_standing, ticks=time.monotonic),
-    )
-    state.ledger = ledger
-    state.policy = configuration.policy
-    state.service_tokens = ServiceTokens(settings.service_tokens)
-    state.checks = {"ledger": check_ledger, "elevenlabs": provider.explain_pause}
-    if configuration.trusted:
-        state.authenticator = _open_authenticator(stack, settings, configuration)
-        state.checks["keys"] = state.authenticator.check_keys
-    else:
-        state.authenticator = AppUsers(settings.voicepass_allowed_origins)
-    state.seals = Seals(configuration.workspaces)
-    attempt_metrics = metrics.AttemptMetrics(registry=registry, aliases=["", *configuration.policy.agents])
-    traces = await stack.enter_async_context(open_tracing())
-    state.passes = Passes(
-        authenticator=state.authenticator,
-        policy=configuration.policy,
-        provider=warm or provider,
-        take_ready=warm.take if warm else lambda _agent, _transport: None,
-        ledger=ledger,
-        open_passes=await _open_settlement(stack, state, settings, provider=provider, registry=registry),
-        seal=state.seals.seal,
-        tells_seconds_left=settings.voicepass_tell_seconds_left,
-        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
-    )
-    stack.push_async_callback(state.passes.aclose)
+    of_ledger = metrics.LedgerMetrics(check=check_ledger, read=state.ledger.read_standing, ticks=time.monotonic)
+    state.metrics = metrics.Exposition(registry=registry, state=process, ledger=of_ledger)
+    _open_authenticator(stack, state, settings, configuration)
+    await _open_passes(stack, state, settings, provider=provider, warm=warm)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
-    await stack.enter_async_context(run_retention(ledger, keep_seconds=keep_seconds))
+    await stack.enter_async_context(run_retention(state.ledger, keep_seconds=keep_seconds))
 
 
 async def open_provider(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> ElevenLabs:
@@ -216,27 +195,51 @@ async def open_provider(stack: AsyncExitStack, settings: Settings, configuration
     return provider
 
 
-def _open_authenticator(stack: AsyncExitStack, settings: Settings, configuration: Configuration) -> JwtAuthenticator:
+def _open_authenticator(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
+    if not configuration.trusted:
+        state.authenticator = AppUsers(settings.voicepass_allowed_origins)
+        return
     for issuer in configuration.trusted:
         if isinstance(issuer.keys, PublishedKeys):
             stack.push_async_callback(issuer.keys.aclose)
     cookie = settings.voicepass_session_cookie
-    return JwtAuthenticator(
+    state.authenticator = JwtAuthenticator(
         trusted=configuration.trusted,
         clock=time.time,
         session=SessionCookie(cookie, frozenset(settings.voicepass_allowed_origins)) if cookie is not None else None,
     )
+    state.checks["keys"] = state.authenticator.check_keys
+
+
+async def _open_passes(
+    stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs, warm: WarmStore | None
+) -> None:
+    """Open the use case with its observers."""
+    attempt_metrics = metrics.AttemptMetrics(registry=state.metrics.registry, aliases=["", *state.policy.agents])
+    traces = await stack.enter_async_context(open_tracing())
+    state.passes = Passes(
+        authenticator=state.authenticator,
+        policy=state.policy,
+        provider=warm or provider,
+        take_ready=warm.take if warm else lambda _agent, _transport: None,
+        ledger=state.ledger,
+        open_passes=await _open_settlement(stack, state, settings, provider=provider),
+        seal=state.seals.seal,
+        tells_seconds_left=settings.voicepass_tell_seconds_left,
+        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
+    )
+    stack.push_async_callback(state.passes.aclose)
 
 
 async def _open_settlement(
-    stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs, registry: CollectorRegistry
+    stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
         ledger=state.ledger,
-        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=registry))],
-        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=registry)),
+        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry))],
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=state.metrics.registry)),
         clock=time.time,
     )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)

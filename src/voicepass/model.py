@@ -202,9 +202,9 @@ class Settlement:
 
     conversation_id: str
     seconds: int
-    cost: int | None
-    user_id: str | None
     source: str
+    cost: int | None = None
+    user_id: str | None = None
     variable_user_id: str | None = None
     agent_id: str | None = None
     cost_fiat: float | None = None
@@ -247,14 +247,6 @@ class IssuedPass:
         return max(0.0, (self.settled_at or self.reserved_at) - self.reserved_at - self.seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedPass:
-    """A pass that, as far as voicepass knows, nobody opened. Its credential is sealed under the workspace's API key."""
-
-    pass_id: str
-    sealed: bytes = field(repr=False)
-
-
 class Turn(StrEnum):
     """Whose turn it is to look up what a user has open."""
 
@@ -271,14 +263,6 @@ class LookupTurn:
 
     turn: Turn
     passes: Sequence[IssuedPass] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Which part of an agent's list of conversations to read: those that began from `since` to `until`."""
-
-    since: float
-    until: float
 
 
 class BlockKind(StrEnum):
@@ -313,18 +297,3 @@ class Standing:
     open_conversations: int
     unsettled: int
     oldest_unsettled_seconds: float
-
-
-def claim_at(claims: Mapping[str, object], path: str) -> object:
-    """Return the claim called `path`, or the nested one that its dots lead to, or None.
-
-    The exact name goes first, because namespaced claims such as `https://example.com/plan` hold dots themselves.
-    """
-    if path in claims:
-        return claims[path]
-    value: object = claims
-    for step in path.split("."):
-        if not isinstance(value, Mapping) or step not in value:
-            return None
-        value = value[step]
-    return value

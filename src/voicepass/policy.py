@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from voicepass.errors import AgentNotAllowed
-from voicepass.model import Agent, Limit, Scalar, User, claim_at
+from voicepass.model import Agent, Limit, Scalar, User
 
 MAX_VARIABLE_CHARACTERS = 200
 MAX_SAFE_INTEGER = 2**53 - 1  # what a browser's JSON.parse keeps exact
@@ -182,6 +182,21 @@ def clean_text(text: str, *, most_characters: int = MAX_VARIABLE_CHARACTERS) -> 
 def is_visible(character: str) -> bool:
     """Whether a character may stay in a text that a person reads: it steers neither a terminal nor a reader."""
     return unicodedata.category(character) not in _REMOVED_CATEGORIES or character in _KEPT_CHARACTERS
+
+
+def claim_at(claims: Mapping[str, object], path: str) -> object:
+    """Return the claim called `path`, or the nested one that its dots lead to, or None.
+
+    The exact name goes first, because namespaced claims such as `https://example.com/plan` hold dots themselves.
+    """
+    if path in claims:
+        return claims[path]
+    value: object = claims
+    for step in path.split("."):
+        if not isinstance(value, Mapping) or step not in value:
+            return None
+        value = value[step]
+    return value
 
 
 def _values_of(claim: str, claims: Mapping[str, object]) -> list[object]:

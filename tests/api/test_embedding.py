@@ -32,6 +32,7 @@ WITHOUT_TOKENS: dict[str, Any] = {
     "voicepass_jwt_audience": None,
 }
 PAGE = {"Cookie": "session=1", "Origin": "http://voicepass.test"}
+FOREIGN_PREFLIGHT = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
 PASS = "/voice/v1/signed-url"
 USAGE = "/voice/v1/usage"
 
@@ -318,6 +319,7 @@ async def test_its_lines_reach_the_apps_logging_with_the_level_of_the_app(
     del upstream
     of_server = contextvars.copy_context()  # a server handles requests outside the context of the lifespan
     app = app_with(voicepass_reconcile_seconds=0)
+    caplog.set_level(logging.INFO, logger="voicepass")
 
     with structlog.testing.capture_logs() as of_structlog:
         async with serving_app(app) as client:
@@ -326,16 +328,19 @@ async def test_its_lines_reach_the_apps_logging_with_the_level_of_the_app(
             with caplog.at_level(logging.INFO, logger="voicepass"):
                 for path in (PASS, "/voice/v1/missing"):
                     await asyncio.create_task(client.post(path), context=of_server)
+                await client.options(PASS, headers=FOREIGN_PREFLIGHT)
 
     start, *ours = [record for record in caplog.records if record.name.startswith("voicepass")]
     assert start.getMessage().startswith("service.started ")
     assert [(record.name, record.levelname) for record in ours] == [
         ("voicepass.passes", "INFO"),
         ("voicepass.api", "INFO"),
+        ("voicepass.api", "WARNING"),
     ]
     assert ours[0].getMessage().startswith("pass.granted ")
     assert "user_id='u-1'" in ours[0].getMessage()
     assert "asked='POST /voice/v1/missing'" in ours[1].getMessage()
+    assert "list it in VOICEPASS_ALLOWED_ORIGINS" in ours[2].getMessage()
     assert of_structlog == []
     assert capfd.readouterr().out == ""
 

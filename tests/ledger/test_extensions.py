@@ -2,12 +2,13 @@
 
 import asyncio
 import math
+from functools import partial
 
 import pytest
 
 from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, granted, limit, refusal, rows
 from voicepass.errors import QuotaExceeded, RequestInvalid
-from voicepass.ledger import Ledger
+from voicepass.ledger import Ledger, extensions
 from voicepass.ledger.extensions import MAX_SECONDS, Extension
 from voicepass.model import Counted, Scope, User
 
@@ -31,6 +32,10 @@ async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
     raise AssertionError("nothing was refused")
 
 
+async def extend(ledger: Ledger, asked: Extension) -> bool:
+    return await ledger.run(partial(extensions.extend, asked))
+
+
 @pytest.mark.parametrize(
     ("given", "passes"),
     [
@@ -46,16 +51,16 @@ async def test_an_extension_adds_to_the_minutes_of_its_user_only(
     ledger: Ledger, given: list[Extension], passes: int
 ) -> None:
     for each in given:
-        await ledger.extend(each)
+        await extend(ledger, each)
 
     assert await count_passes(ledger) == passes
 
 
 async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
-    await ledger.extend(extension())
-    await ledger.extend(extension("u-2", ends_in=2 * HOUR))
-    before = await ledger.list_extensions()
-    was_revoked = [await ledger.revoke_extension("u-2", issuer) for issuer in (TOKEN_ISSUER, "", "")]
+    await extend(ledger, extension())
+    await extend(ledger, extension("u-2", ends_in=2 * HOUR))
+    before = await ledger.run(extensions.list_extensions)
+    was_revoked = [await ledger.run(partial(extensions.revoke, "u-2", issuer)) for issuer in (TOKEN_ISSUER, "", "")]
     of_revoked = await count_passes(ledger, "u-2")
     clock.now += HOUR
     of_ended = await count_passes(ledger)
@@ -63,13 +68,13 @@ async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger,
     assert before == [extension(), extension("u-2", ends_in=2 * HOUR)]
     assert was_revoked == [False, True, False]
     assert (of_revoked, of_ended) == (1, 1)
-    assert await ledger.list_extensions() == []
-    assert await ledger.revoke_extension("u-1", "") is False
+    assert await ledger.run(extensions.list_extensions) == []
+    assert await ledger.run(partial(extensions.revoke, "u-1", "")) is False
 
 
 async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Ledger) -> None:
     limits = [TEN_MINUTES_A_DAY, limit(9, window_seconds=DAY), limit(3, counted=Counted.CONVERSATIONS)]
-    await ledger.extend(extension())
+    await extend(ledger, extension())
     await granted(ledger, limits)
 
     before = await ledger.usage(USER, limits)
@@ -96,7 +101,7 @@ async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Led
 async def test_a_refusal_says_when_a_try_succeeds_also_if_the_extension_ends_before(
     ledger: Ledger, clock: TurnedClock, ends_in: float, retry_after: float
 ) -> None:
-    await ledger.extend(extension(ends_in=ends_in))
+    await extend(ledger, extension(ends_in=ends_in))
     await granted(ledger, [TEN_MINUTES_A_DAY])
     clock.now += 600
     await granted(ledger, [TEN_MINUTES_A_DAY])
@@ -114,7 +119,7 @@ async def test_a_refusal_says_when_a_try_succeeds_also_if_the_extension_ends_bef
 
 
 async def test_limits_of_agents_and_of_passes_are_not_extended(ledger: Ledger) -> None:
-    await ledger.extend(extension())
+    await extend(ledger, extension())
     of_agent = [limit(600, counted=Counted.SECONDS, scope=Scope.AGENT, window_seconds=DAY)]
     of_passes = [limit(1, window_seconds=DAY)]
 
@@ -129,22 +134,22 @@ async def test_whether_the_user_has_had_a_pass_is_said(ledger: Ledger) -> None:
 
     asked = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
 
-    assert [await ledger.extend(each) for each in asked] == [True, True, False, False]
+    assert [await extend(ledger, each) for each in asked] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("ends_in", [0.0, -1.0, MAX_SECONDS + 1.0, math.inf, math.nan])
 async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledger: Ledger, ends_in: float) -> None:
-    await ledger.extend(extension())
+    await extend(ledger, extension())
 
     with pytest.raises(RequestInvalid):
-        await ledger.extend(extension(ends_in=ends_in))
+        await extend(ledger, extension(ends_in=ends_in))
 
-    assert await ledger.list_extensions() == [extension()]
+    assert await ledger.run(extensions.list_extensions) == [extension()]
 
 
 async def test_parallel_requests_of_an_extended_user_share_exactly_the_extended_minutes(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        await ledgers[0].extend(extension(minutes=35))
+        await extend(ledgers[0], extension(minutes=35))
         asked = [refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
         refused = await asyncio.gather(*asked)
         (used,) = await rows(ledgers[0], "SELECT count(*) AS passes, sum(seconds) AS seconds FROM passes")

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.ledger.given import START, Engine, Postgres, TurnedClock, credential,
 from tests.ledger.given import settlement as reported
 from voicepass.errors import ConversationUnknown, LedgerUnavailable, UserBlocked
 from voicepass.ledger import Ledger
-from voicepass.ledger.extensions import Extension
+from voicepass.ledger.extensions import Extension, extend
 from voicepass.ledger.forgetting import (
     BATCH,
     Forgotten,
@@ -76,7 +77,8 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     await ledger.grant(lapsed, given, sealed=b"sealed")
     await granted(ledger, user_id="another-user")
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=ISSUER))
-    await ledger.extend(Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400))
+    extension = Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400)
+    await ledger.run(partial(extend, extension))
     clock.now = START + 7200
     return given.conversation_id or ""
 

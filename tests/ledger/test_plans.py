@@ -10,7 +10,7 @@ import pytest
 from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
 from voicepass.ledger import Ledger, forgetting, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue
-from voicepass.ledger.limits import count, find_room, plan_limits
+from voicepass.ledger.limits import count, find_room, prepare_question
 from voicepass.model import Counted, Scope, User
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias
 RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "usage": lambda: rules.read_usage(WHOSE, LIMITS, START),
     "used up": lambda: count(limit(1, counted=Counted.SECONDS, window_seconds=600), WHOSE, START),
-    "reserve": lambda: rules.reserve(reservation(), plan_limits(LIMITS), START),
+    "reserve": lambda: rules.reserve(reservation(), prepare_question(LIMITS), START),
     "lapse": lambda: rules.lapse(START),
     "grant": lambda: rules.grant(reservation(pass_id="p8"), credential("conv_new"), START),
     "release": lambda: rules.release("p7"),
@@ -54,9 +54,9 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "look up everyone's conversations": lambda: opened.begin_lookup(
         "k3", WHOSE, limit(3, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1, now=START
     ),
-    "refuse": lambda: find_room(plan_limits([limit(0, counted=Counted.CONVERSATIONS)]), WHOSE, 600, START),
+    "refuse": lambda: find_room(prepare_question([limit(0, counted=Counted.CONVERSATIONS)]), WHOSE, 600, START),
     "refuse everyone": lambda: find_room(
-        plan_limits([limit(0, counted=Counted.CONVERSATIONS, scope=Scope.ALL)]), WHOSE, 600, START
+        prepare_question([limit(0, counted=Counted.CONVERSATIONS, scope=Scope.ALL)]), WHOSE, 600, START
     ),
     "fix sums": lambda: sums.fix_hour(int(START // 3600), START),
     "fix open sums": lambda: sums.fix_open(START),
@@ -73,7 +73,7 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "page": lambda: records.list_page((START - 6000, ""), 100),
     "listed": lambda: records.list_latest(None, 50),
     "totals": lambda: records.sum_by_user(3600, 50, START),
-    "forget": lambda: records.forget(86_400 * 13, START),
+    "delete old": lambda: records.delete_old(86_400 * 13, START),
 }
 
 
@@ -119,7 +119,7 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
     limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
 
     questions = {
-        "room": lambda: find_room(plan_limits(limits), WHOSE, 600, START),
+        "room": lambda: find_room(prepare_question(limits), WHOSE, 600, START),
         "exact": lambda: rules.read_usage(WHOSE, limits, START),
         "lookup": lambda: opened.begin_lookup("k", WHOSE, limits[2], seconds=1, now=START),
     }
@@ -135,7 +135,7 @@ async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_on
 ) -> None:
     """What a lookup needs to know is written and asked elsewhere."""
     reserve = await plan(
-        filled, engine, lambda: rules.reserve(reservation(pass_id="p-new"), plan_limits(LIMITS), START)
+        filled, engine, lambda: rules.reserve(reservation(pass_id="p-new"), prepare_question(LIMITS), START)
     )
     grant = await plan(
         filled,

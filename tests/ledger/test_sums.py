@@ -28,7 +28,7 @@ from tests.ledger.given import (
 from voicepass.errors import BadAnswer, LedgerUnavailable, LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Row
-from voicepass.ledger.limits import count, find_room, plan_limits
+from voicepass.ledger.limits import count, find_room, prepare_question
 from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS
 from voicepass.model import Counted, Limit, Scope
 
@@ -147,7 +147,7 @@ class History:
                 await self._ledger.note_ended(chosen)
             case "forget":
                 await self._ledger.erase_sealed()
-                await self._ledger.forget(age_seconds=31 * DAY)
+                await self._ledger.delete_old(age_seconds=31 * DAY)
             case _:
                 seconds = {"wait": number / 7, "wait for long": number * 100, "step back": -min(number * 5, DAY)}
                 self._clock.now += seconds[what]
@@ -213,9 +213,9 @@ async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, i
         assert answer.resets_at == reset(counted, whole.most, asked.window_seconds)
     for spare in (0, 1):
         edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
-        plan = plan_limits([edge])
+        question = prepare_question([edge])
         try:
-            room = await ledger.run(partial(find_room, plan, WHOSE, 600))
+            room = await ledger.run(partial(find_room, question, WHOSE, 600))
         except LimitReached:
             room = 0
         assert room == (0 if not spare else 1 if asked.counted is Counted.SECONDS else 600)
@@ -279,7 +279,7 @@ async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
         clock.now += 40 * DAY
     clock.now -= 40 * DAY
 
-    await ledger.forget(age_seconds=31 * DAY)
+    await ledger.delete_old(age_seconds=31 * DAY)
 
     sums = await rows(ledger, "SELECT * FROM sums WHERE passes > 0")
     assert {row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")} == {"young"}

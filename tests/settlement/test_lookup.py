@@ -40,6 +40,21 @@ LIMIT = Limit(name="open", scope=Scope.USER, counted=Counted.CONVERSATIONS, most
 SEALS = Seals([Workspace(base_url=HERE, api_keys=[API_KEY])])
 
 
+class HeldProvider(FakeProvider):
+    """Answers only once `may_answer` is set."""
+
+    def __init__(self, *, default: object) -> None:
+        super().__init__(default=default)
+        self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def fetch_conversation(
+        self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
+    ) -> Mapping[str, object]:
+        self.is_asked.set()
+        await self.may_answer.wait()
+        return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
+
+
 class Ticks:
     """Monotonic time that passes only by sleeping."""
 
@@ -238,25 +253,15 @@ async def test_callers_who_come_together_share_one_lookup() -> None:
 
 
 async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    class Slow(FakeProvider):
-        async def fetch_conversation(
-            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-        ) -> Mapping[str, object]:
-            asked.set()
-            await answer.wait()
-            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
-
-    provider = Slow(default=account("done", call_duration_secs=1))
+    provider = HeldProvider(default=account("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
         first = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
-        await asked.wait()
+        await provider.is_asked.wait()
         second = asyncio.create_task(given.instance(provider).refresh(reservation(), LIMIT))
         while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
             await asyncio.sleep(0)
         was_waiting = not second.done()
-        answer.set()
+        provider.may_answer.set()
 
         assert was_waiting
         assert list(await asyncio.gather(first, second)) == [True, True]
@@ -307,23 +312,14 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
 
 
 async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    class Slow(FakeProvider):
-        async def fetch_conversation(
-            self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-        ) -> Mapping[str, object]:
-            asked.set()
-            await answer.wait()
-            return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
-
-    async with set_up(Slow(default=account("done", call_duration_secs=1)), conversations=THREE) as given:
+    provider = HeldProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
         caller = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
-        await asked.wait()
+        await provider.is_asked.wait()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await caller
-        answer.set()
+        provider.may_answer.set()
         await given.open_passes.aclose()
 
         assert await given.refusal() is None

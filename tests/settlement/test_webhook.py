@@ -460,7 +460,7 @@ async def test_a_settlement_that_waits_for_its_pass_is_kept_for_a_day_without_it
         await receive(ledger, event(user_id="u-mallory"))
         kept = str(await rows(ledger, "SELECT * FROM orphans"))
         clock.now += 24 * 3600 + 1
-        await ledger.forget(age_seconds=31 * 24 * 3600)
+        await ledger.delete_old(age_seconds=31 * 24 * 3600)
 
         left = await rows(ledger, "SELECT * FROM orphans")
     assert "conv_1" in kept

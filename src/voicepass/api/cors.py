@@ -6,7 +6,6 @@ from http import HTTPStatus
 from time import monotonic
 from typing import Final
 
-import structlog
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from voicepass.api.middleware import add_headers
 from voicepass.api.problems import answer
 from voicepass.errors import OriginNotAllowed
 from voicepass.model import MonotonicClock, new_id
+from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import redact
 
 PREFLIGHT_SECONDS: Final = 600
@@ -28,7 +28,7 @@ MAX_WARNINGS: Final = 1000
 
 _TOKEN_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 9110, 5.6.2
 
-_log = structlog.get_logger("voicepass.api")
+_log = Logger("voicepass.api")
 
 
 class Cors(CORSMiddleware):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from voicepass.logger import Logger
+from voicepass.telemetry.logger import Logger
 
 LAST_CALL_SECONDS: Final = 0.2
 

@@ -1,17 +1,18 @@
 """The routes of extensions: more minutes for one user. They are next to the blocks, and on the same port."""
 
 from dataclasses import asdict
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from voicepass.api.routes import FOR_BACKENDS, describe_backend
-from voicepass.ledger.extensions import MAX_MINUTES, Extension
+from voicepass.ledger.extensions import MAX_MINUTES, Extension, extend, list_extensions, revoke
+from voicepass.telemetry.logger import Logger
 
-_log = structlog.get_logger("voicepass.api")
+_log = Logger("voicepass.api")
 
 
 class ExtendedUser(BaseModel):
@@ -49,7 +50,7 @@ extension_routes = APIRouter(**FOR_BACKENDS)
 async def post_extension(request: Request, body: UserExtension) -> Extended:
     """Add minutes to each of the user's limits of minutes, in place of an earlier extension of this user."""
     extension = Extension(**body.model_dump() | {"ends_at": body.ends_at.timestamp()})
-    is_known_user = await request.app.state.ledger.extend(extension)
+    is_known_user = await request.app.state.ledger.run(partial(extend, extension))
     _log.warning("extension.set", **body.model_dump(mode="json"), **describe_backend(request))
     return Extended(is_known_user=is_known_user)
 
@@ -57,12 +58,12 @@ async def post_extension(request: Request, body: UserExtension) -> Extended:
 @extension_routes.get("/extensions", summary="All extensions that have not ended")
 async def get_extensions(request: Request) -> Extensions:
     """Return the next to end first."""
-    extensions = await request.app.state.ledger.list_extensions()
+    extensions = await request.app.state.ledger.run(list_extensions)
     return Extensions(extensions=[UserExtension.model_validate(asdict(extension)) for extension in extensions])
 
 
 @extension_routes.delete("/extensions", summary="End the extension of one user", status_code=HTTPStatus.NO_CONTENT)
 async def delete_extension(request: Request, body: ExtendedUser) -> None:
     """End it at once, on every instance. A user without an extension is no error."""
-    await request.app.state.ledger.revoke_extension(body.user_id, body.token_issuer)
+    await request.app.state.ledger.run(partial(revoke, body.user_id, body.token_issuer))
     _log.warning("extension.removed", **body.model_dump(), **describe_backend(request))

@@ -22,7 +22,7 @@ from voicepass.errors import (
     SignatureInvalid,
     TokenMissing,
 )
-from voicepass.logger import Logger
+from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import redact
 
 PROBLEM_JSON: Final = "application/problem+json"

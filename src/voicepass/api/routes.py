@@ -36,9 +36,9 @@ from voicepass.api.schemas import (
     describe_refusals,
 )
 from voicepass.errors import RequestInvalid, ShuttingDown, UnsupportedMediaType
-from voicepass.logger import Logger
 from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
 from voicepass.passes import Passes
+from voicepass.telemetry.logger import Logger
 
 APP_USER: Final = "voicepass.app_user"
 """The key of the ASGI scope for the user whom the app around voicepass found."""

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -11,6 +12,7 @@ from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.errors import RequestInvalid
+from voicepass.ledger import extensions as rules
 from voicepass.ledger.extensions import MAX_MINUTES, Extension
 from voicepass.model import Block, BlockKind, hash_user_id
 
@@ -53,9 +55,9 @@ def extend(
     revoke: Annotated[bool, typer.Option("--revoke", help="End the user's extension now.")] = False,
 ) -> None:
     """Give one user more minutes for some time. It replaces an earlier extension of this user."""
-    whom = escape_controls(f"user {user_id} of {issuer}" if issuer else f"user {user_id}")
+    whom = _describe(Block(kind=BlockKind.USER, key=user_id, token_issuer=issuer))
     if revoke:
-        had_one = with_ledger(lambda ledger: ledger.revoke_extension(user_id, issuer))
+        had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id, issuer)))
         typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")
         return
     if minutes is None or until is None:
@@ -63,7 +65,7 @@ def extend(
     ends_at = until.replace(hour=23, minute=59, second=59, tzinfo=UTC).timestamp()
     extension = Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=ends_at)
     try:
-        is_known = with_ledger(lambda ledger: ledger.extend(extension))
+        is_known = with_ledger(lambda ledger: ledger.run(partial(rules.extend, extension)))
     except RequestInvalid as refusal:
         raise typer.BadParameter(refusal.detail, param_hint="--until") from None
     typer.echo(f"extended: {whom} by {minutes} minutes until {write_instant(ends_at)}")
@@ -73,7 +75,7 @@ def extend(
 
 def extensions(as_json: AsJson = False) -> None:  # noqa: FBT002
     """Show the extensions that have not ended."""
-    rows = [asdict(extension) for extension in with_ledger(lambda ledger: ledger.list_extensions())]
+    rows = [asdict(extension) for extension in with_ledger(lambda ledger: ledger.run(rules.list_extensions))]
     show([{**row, "ends_at": write_instant(row["ends_at"])} for row in rows], as_json=as_json)
 
 

@@ -51,7 +51,7 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
     issuers = [trusted.token_issuer for trusted in configuration.trusted]
     if issuer is None and len(issuers) != 1:
         raise typer.BadParameter(f"name one of: {', '.join(issuers)}", param_hint="--issuer")
-    asked = User(issuer=issuer or issuers[0], id=user_id, name=None, claims={})
+    asked = User(issuer=issuer or issuers[0], id=user_id)
 
     async def read(ledger: Ledger) -> list[Usage]:
         limits = await _list_limits(ledger, configuration.policy, asked)
@@ -91,7 +91,7 @@ async def _draw(ledger: Ledger, most: int) -> None:
 
     async def find_nearest(scope: Scope, *, issuer: str = "", user_id: str = "", alias: str = "") -> str:
         """Return the limit of which most is used, such as `84% minutes_per_day`."""
-        user = User(issuer=issuer, id=user_id, name=None, claims={})
+        user = User(issuer=issuer, id=user_id)
         of_scope = [limit for limit in await _list_limits(ledger, policy, user) if limit.scope is scope]
         answers = await ledger.usage(user, of_scope, agent_alias=alias)
         shares = [(100 * answer.used // max(1, answer.limit.most), answer.limit.name) for answer in answers]

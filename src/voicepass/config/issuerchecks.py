@@ -1,6 +1,5 @@
 """The rules for an issuer: its name, its algorithm and its one key, each checked together with the fields before it."""
 
-import base64
 import re
 from contextlib import suppress
 from typing import Final
@@ -12,11 +11,13 @@ from voicepass.config.checks import SAFE_URL, TENANT, is_safe, read_named_secret
 from voicepass.identity.jwks import DISCOVERY_PATH
 from voicepass.identity.keys import (
     ALGORITHMS,
+    BASE64URL_TO_BASE64,
     HMAC_ALGORITHMS,
     MIN_SECRET_BYTES,
     PEM_MARK,
     KeyUnusableError,
     VerificationKey,
+    decode_base64,
     key_from_pem,
     key_from_secret,
 )
@@ -25,7 +26,6 @@ ENTRA_JWKS: Final = "https://login.microsoftonline.com/common/discovery/v2.0/key
 KEYS: Final = ("secret_env", "jwks_url", "public_key")
 SECRET_REMEDY: Final = "make one with: openssl rand -base64 48"  # noqa: S105
 KEY_REMEDY: Final = "give your provider's key as PEM, or the URL of its JWKS"
-BASE64URL_TO_BASE64: Final = str.maketrans("-_", "+/")
 
 
 def check_token_issuer(token_issuer: str, info: ValidationInfo) -> str:
@@ -108,15 +108,10 @@ def decode_secret(secret: str) -> str:
     if not colon or form not in {"base64", "base64url"}:
         return secret
     try:
-        key = _decode_base64(digits.translate(BASE64URL_TO_BASE64) if form == "base64url" else digits)
+        key = decode_base64(digits.translate(BASE64URL_TO_BASE64) if form == "base64url" else digits)
     except ValueError:
         raise KeyUnusableError(f"begins with {form}: but has a character that {form} does not allow") from None
     return key.decode("utf-8", "surrogateescape")
-
-
-def _decode_base64(digits: str) -> bytes:
-    digits = "".join(digits.split()).rstrip("=")
-    return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
 
 
 def check_jwks_url(url: str, info: ValidationInfo) -> str:
@@ -144,7 +139,7 @@ def _complete_pem(key: str) -> str:
         return digits
     label = "PUBLIC KEY"
     with suppress(ValueError):
-        data = _decode_base64(digits)
+        data = decode_base64(digits)
         if data.startswith(PEM_MARK.encode()):
             return data.decode()
         load_der_x509_certificate(data)

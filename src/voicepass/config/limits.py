@@ -1,4 +1,4 @@
-"""`[limits]` of the policy file: how much users may do, and the questions about it that the ledger answers."""
+"""`[limits]` of the policy file: how much users may do, and the limits that the ledger checks."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -36,7 +36,7 @@ class Entry(BaseModel):
 
 
 # What each key counts, in which window of seconds, and the ledger's units in one unit of the key.
-_QUESTIONS: Final = {
+_KEYS: Final = {
     "passes_per_minute": (Counted.REQUESTS, 60, 1),
     "passes_per_day": (Counted.PASSES, DAY_SECONDS, 1),
     "open_conversations": (Counted.CONVERSATIONS, DAY_SECONDS, 1),
@@ -55,10 +55,10 @@ class LimitsEntry(Entry):
     minutes_per_month: Amount = None
 
     def limits(self, scope: Scope) -> tuple[Limit, ...]:
-        """Return the questions to ask the ledger."""
+        """Return the limits that are on."""
         return tuple(
             Limit(name=f"{scope.value}_{name}", scope=scope, counted=counted, most=most * unit, window_seconds=window)
-            for name, (counted, window, unit) in _QUESTIONS.items()
+            for name, (counted, window, unit) in _KEYS.items()
             if (most := getattr(self, name)) is not None
         )
 

@@ -1,23 +1,19 @@
 """What a check can report. The texts are data: checks.toml and findings.toml here, codes.toml for ElevenLabs' codes."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Final
 
 from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
-from voicepass.elevenlabs.codes import Cause, Outcome, load_causes
+from voicepass.elevenlabs.codes import Cause, Outcome, load_causes, load_table
 from voicepass.model import Scalar
 
-_DATA: Final = tomllib.loads(files("voicepass.doctor").joinpath("checks.toml").read_text(encoding="utf-8"))
+_DATA: Final = load_table("voicepass.doctor", "checks.toml")
 CHECKS: Final[Mapping[str, str]] = _DATA["checks"]
 OVERRIDES: Final[Mapping[str, Scalar]] = _DATA["overrides"]
 CAUSES: Final[Mapping[str, Cause]] = {**load_causes("voicepass.doctor", "findings.toml"), **VENDOR_CAUSES}
 
-REFUSED: Final[Mapping[str, Sequence[Mapping[str, str]]]] = tomllib.loads(
-    files("voicepass.doctor").joinpath("notes.toml").read_text(encoding="utf-8")
-)
+REFUSED: Final[Mapping[str, Sequence[Mapping[str, str]]]] = load_table("voicepass.doctor", "notes.toml")
 """What voicepass refuses itself, `tokens` and `settings`: each row has a note, what it means, and what to do."""
 
 

@@ -15,8 +15,9 @@ from voicepass.doctor.explain import describe_refusal
 from voicepass.doctor.findings import Finding, report, report_ok
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal
-from voicepass.model import Agent, Credential, Transport, claim_at
+from voicepass.model import Agent, Credential, Transport
 from voicepass.outbound import http_transport
+from voicepass.policy import claim_at
 
 _IMPLIED_OK: Final = {
     "permission_missing": ("api_key",),

@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from voicepass.errors import BadAnswer
-from voicepass.logger import Logger
 from voicepass.model import Agent, Credential
+from voicepass.telemetry.logger import Logger
 
 VENDOR_DOMAIN: Final = "elevenlabs.io"
 

@@ -11,9 +11,9 @@ from voicepass.elevenlabs.answers import origin_of
 from voicepass.elevenlabs.refusals import SYSTEM_BUSY, read_retry_after, refusal_for, vendor_error
 from voicepass.elevenlabs.resilience import FailedCallError
 from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, Refusal, Timeout, Unavailable
-from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
+from voicepass.telemetry.logger import Logger
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024

@@ -53,10 +53,15 @@ class Cause:
         return self.says.format(**known), self.remedy.format(**known)
 
 
+def load_table(package: str, name: str) -> dict[str, Any]:
+    """Read a TOML file that is beside the modules of `package`."""
+    return tomllib.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
+
+
 def load_causes(package: str, name: str) -> dict[str, Cause]:
     """Read the causes of a TOML file that is beside the modules of `package`, by name."""
-    rows = tomllib.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
-    return TypeAdapter(dict[str, Cause]).validate_python({name: row | {"name": name} for name, row in rows.items()})
+    rows = {name: row | {"name": name} for name, row in load_table(package, name).items()}
+    return TypeAdapter(dict[str, Cause]).validate_python(rows)
 
 
 CAUSES: Final[Mapping[str, Cause]] = load_causes("voicepass.elevenlabs", "codes.toml")

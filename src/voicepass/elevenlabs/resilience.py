@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import ElevenLabsRefusal, Overloaded, Timeout, Unavailable
-from voicepass.logger import Logger
+from voicepass.telemetry.logger import Logger
 
 FAILURES: Final = 5
 FAILURES_WITHIN_SECONDS: Final = 10.0

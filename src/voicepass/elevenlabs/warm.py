@@ -13,8 +13,8 @@ from typing import Final
 
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.errors import AgentUnknown, KeyRejected, Refusal
-from voicepass.logger import Logger
 from voicepass.model import Agent, Clock, Credential, Transport
+from voicepass.telemetry.logger import Logger
 
 DEMAND_SECONDS: Final = 10.0
 SPARED_SECONDS: Final = 120.0

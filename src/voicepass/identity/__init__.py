@@ -15,8 +15,8 @@ from voicepass.identity.credentials import SessionCookie, bearer_token, check_ow
 from voicepass.identity.differences import explain_difference
 from voicepass.identity.keys import KEY_NAMES, VerificationKey, select_keys
 from voicepass.identity.tokens import UnverifiedToken, parse, parse_object, refuse
-from voicepass.model import Clock, Credentials, User, claim_at
-from voicepass.policy import Rule, clean_text
+from voicepass.model import Clock, Credentials, User
+from voicepass.policy import Rule, claim_at, clean_text
 
 MAX_USER_ID_CHARACTERS: Final = 255  # OpenID Connect Core 1.0, section 2
 MAX_KEYS_TRIED: Final = 8  # each one costs a verification

@@ -14,9 +14,9 @@ import httpx
 
 from voicepass.errors import KeysUnavailable
 from voicepass.identity.keys import KeyUnusableError, VerificationKey, key_from_jwk, select_keys
-from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, AnswerUnusableError, CertificateRefusedError, get, http_transport, is_safe_url
+from voicepass.telemetry.logger import Logger
 
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
 """A URL that ends like this is an OpenID Connect discovery document, which names the address of the keys."""

@@ -40,6 +40,7 @@ MIN_RSA_BITS = 2048  # NIST SP 800-131A
 MAX_RSA_BITS = 8192  # one verification with a longer key takes so long that it helps an attacker
 PEM_MARK = "-----BEGIN "
 
+BASE64URL_TO_BASE64 = str.maketrans("-_", "+/")
 _TO_BASE64URL = str.maketrans("+/", "-_")
 
 _ED25519_FIELD: Final = 2**255 - 19
@@ -91,6 +92,12 @@ def base64url_encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
+def decode_base64(text: str) -> bytes:
+    """Decode base64 in one line or many, with padding or without, or raise ValueError."""
+    digits = "".join(text.split()).rstrip("=")
+    return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+
+
 def key_from_secret(secret: str, algorithm: str) -> VerificationKey:
     """Build an HS* key. Raises KeyUnusableError for a short or blank secret, and for a public key."""
     if algorithm not in HMAC_ALGORITHMS:
@@ -111,10 +118,9 @@ def _is_public_key_text(secret: str) -> bool:
     if PEM_MARK in secret or '"kty"' in secret or secret.startswith(("ssh-", "ecdsa-sha2-")):
         return True
     # DER in base64 or base64url, in one line or many: a PEM without its marks, or an entry of a JWK's x5c.
-    digits = "".join(secret.split()).translate(str.maketrans("-_", "+/"))
     for load in (load_der_public_key, load_der_x509_certificate):
         try:
-            load(base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True))
+            load(decode_base64(secret.translate(BASE64URL_TO_BASE64)))
         except (ValueError, UnsupportedAlgorithm):
             continue
         return True

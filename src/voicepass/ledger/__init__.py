@@ -15,20 +15,18 @@ from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import extensions, opened, records, rules, sums
+from voicepass.ledger import opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.extensions import Extension
-from voicepass.ledger.limits import name_scope, plan_limits
+from voicepass.ledger.limits import name_scope, prepare_question
+from voicepass.ledger.opened import Listing, SealedPass
 from voicepass.model import (
     Block,
     Credential,
     IssuedPass,
     Limit,
-    Listing,
     LookupTurn,
     Reservation,
     Scope,
-    SealedPass,
     Settlement,
     Standing,
     Usage,
@@ -79,9 +77,9 @@ class Ledger(ABC):
 
         If the credential is `ready`, this grants it in the same transaction, and raises what `grant` raises.
         """
-        plan, whose = _plan(tuple(limits)), rules.reserved_row(reservation)
-        locks = [name_scope(scope, whose) for scope in (Scope.USER, *plan.shared_scopes)]
-        rule = partial(rules.reserve, reservation, plan, ready=ready, sealed=sealed)
+        question, whose = _prepare_question(tuple(limits)), rules.reserved_row(reservation)
+        locks = [name_scope(scope, whose) for scope in (Scope.USER, *question.shared_scopes)]
+        rule = partial(rules.reserve, reservation, question, ready=ready, sealed=sealed)
         with self._note_failure():
             # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
             while not await self.run(rule, locks=locks, is_durable=ready is not None):
@@ -241,9 +239,9 @@ class Ledger(ABC):
         """Return how many conversations are open, and how many passes should have been settled and are not."""
         return await self.run(records.read_standing)
 
-    async def forget(self, *, age_seconds: int) -> None:
+    async def delete_old(self, *, age_seconds: int) -> None:
         """Delete passes that are older. `age_seconds` is 31 days at least."""
-        await self.run(lambda now: records.forget(age_seconds, now))
+        await self.run(lambda now: records.delete_old(age_seconds, now))
 
     async def fix_sums(self) -> list[Row]:
         """Compare the sums of the last 31 days with their passes. Correct each sum that differs, and return these."""
@@ -267,21 +265,6 @@ class Ledger(ABC):
         """Return all that is blocked."""
         return await self.run(lambda _now: records.list_blocks())
 
-    async def extend(self, extension: Extension) -> bool:
-        """Set a user's extension, at once on every instance. Returns whether this user has had a pass.
-
-        Raises RequestInvalid unless it ends within the next ten years.
-        """
-        return await self.run(partial(extensions.extend, extension))
-
-    async def revoke_extension(self, user_id: str, token_issuer: str) -> bool:
-        """End a user's extension. Returns whether there was one."""
-        return await self.run(partial(extensions.revoke, user_id, token_issuer))
-
-    async def list_extensions(self) -> list[Extension]:
-        """Return the extensions that have not ended, the next to end first."""
-        return await self.run(extensions.list_extensions)
-
     async def check(self) -> None:
         """Write a row durably and delete it again. Raises LedgerUnavailable if that fails: then a pass would fail, too.
 
@@ -301,7 +284,7 @@ class Ledger(ABC):
             raise
 
 
-_plan = lru_cache(maxsize=64)(plan_limits)
+_prepare_question = lru_cache(maxsize=64)(prepare_question)
 
 
 def _lookup(reservation: Reservation, limit: Limit) -> tuple[dict[str, Any], str]:

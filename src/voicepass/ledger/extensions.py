@@ -88,8 +88,10 @@ DELETE FROM extensions WHERE user_id = :user_id AND token_issuer = :token_issuer
 RETURNING user_id"""
 
 # The index of a user's passes begins with the issuer: naming each issuer lets the engine jump to the user.
-_IS_KNOWN: Final = """
+EACH_ISSUER: Final = """
 WITH RECURSIVE issuers (name) AS (SELECT min(token_issuer) FROM passes UNION ALL
-    SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > issuers.name) FROM issuers WHERE name IS NOT NULL)
+    SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > name) FROM issuers WHERE name IS NOT NULL)"""
+
+_IS_KNOWN: Final = f"""{EACH_ISSUER}
 SELECT 1 FROM issuers WHERE :token_issuer IN ('', name)
-AND EXISTS (SELECT 1 FROM passes WHERE passes.token_issuer = name AND user_id = :user_id) LIMIT 1"""
+AND EXISTS (SELECT 1 FROM passes WHERE passes.token_issuer = name AND user_id = :user_id) LIMIT 1"""  # noqa: S608

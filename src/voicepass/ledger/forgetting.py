@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import IS_OPEN, name_scope
+from voicepass.ledger.extensions import EACH_ISSUER
+from voicepass.ledger.limits import IS_OPEN, SCOPES, name_scope
 from voicepass.ledger.rules import release
 from voicepass.model import Scope, hash_user_id
 
@@ -95,19 +96,15 @@ def rewrite_file(path: str, *, wait_seconds: float = 30.0) -> None:
 
 _EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 
-_OF_USER: Final = "token_issuer = :token_issuer AND user_id = :user_id"
+_OF_USER: Final = SCOPES[Scope.USER]
 _BLOCKS_OF_USER: Final = "kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer)"
 
-# Each step finds the next issuer in the index.
-_ISSUERS: Final = """
-WITH RECURSIVE issuers (token_issuer) AS (SELECT min(token_issuer) FROM passes UNION ALL
-    SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > issuers.token_issuer)
-    FROM issuers WHERE token_issuer IS NOT NULL)
-SELECT token_issuer FROM issuers WHERE EXISTS
-(SELECT 1 FROM passes WHERE passes.token_issuer = issuers.token_issuer AND user_id = :user_id)
+_ISSUERS: Final = f"""{EACH_ISSUER}
+SELECT name AS token_issuer FROM issuers
+WHERE EXISTS (SELECT 1 FROM passes WHERE passes.token_issuer = name AND user_id = :user_id)
 UNION SELECT token_issuer FROM blocks WHERE kind = 'user' AND key = :user_id AND token_issuer <> ''
 UNION SELECT token_issuer FROM extensions WHERE user_id = :user_id AND token_issuer <> ''
-UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id"""
+UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id"""  # noqa: S608
 
 _OPEN_UNTIL: Final = f"SELECT max(lapses_at) AS open_until FROM passes WHERE {_OF_USER} AND {IS_OPEN}"  # noqa: S608
 

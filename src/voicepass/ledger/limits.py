@@ -41,18 +41,17 @@ _BY_ROW: Final = 0  # in place of the length of a slot
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Question:
     """What stays the same from pass to pass: the statement that answers all limits, by the names of its columns."""
 
-    limits: Sequence[Limit]
     columns: Mapping[str, Limit]
     shared_scopes: tuple[Scope, ...]
-    question: str
+    statement: str
     windows: frozenset[int]
 
 
-def plan_limits(limits: Sequence[Limit]) -> Plan:
-    """Plan for the limits of a policy."""
+def prepare_question(limits: Sequence[Limit]) -> Question:
+    """Prepare the question whether these limits have room."""
     columns = {f"used_{n}": limit for n, limit in enumerate(limits)}
     of_user = {name: limit for name, limit in columns.items() if limit.scope is Scope.USER}
     answers = [f"({_in_slots(limit)}) AS {name}" for name, limit in columns.items() if name not in of_user]
@@ -63,11 +62,10 @@ def plan_limits(limits: Sequence[Limit]) -> Plan:
         whose = f"{SCOPES[Scope.USER]} AND reserved_at > :since_{longest}"
         answers.append("of_user.*")
         origin = f"FROM (SELECT {counts} FROM passes WHERE {whose}) AS of_user"  # noqa: S608 - texts of this module
-    return Plan(
-        limits=limits,
+    return Question(
         columns=columns,
         shared_scopes=tuple(sorted({limit.scope for limit in limits} - {Scope.USER})),
-        question=f"SELECT {', '.join([HAS_LAPSED, _IS_BLOCKED, *answers])} {origin}",
+        statement=f"SELECT {', '.join([HAS_LAPSED, _IS_BLOCKED, *answers])} {origin}",
         windows=frozenset(map(_window_seconds, limits)),
     )
 
@@ -84,25 +82,25 @@ def name_scope(scope: Scope, whose: Mapping[str, Any]) -> str:
             return "all"
 
 
-def find_room(plan: Plan, whose: Row, seconds: int, now: float) -> Dialogue[int | None]:
+def find_room(question: Question, whose: Row, seconds: int, now: float) -> Dialogue[int | None]:
     """Return how many of the `seconds` the limits leave for a pass; None if a lapsed reservation must be deleted first.
 
     Raises UserBlocked, or the LimitReached of the limit that leaves no room for longest. Limits of passes come first:
     a lookup at ElevenLabs can change what the others count. No other transaction counts in these scopes meanwhile.
     """
     parameters = _parameters(whose, now)
-    for window_seconds in plan.windows:
+    for window_seconds in question.windows:
         parameters[f"since_{window_seconds}"] = now - window_seconds
         parameters[f"slot_{window_seconds}"] = math.floor((now - window_seconds) / _slot_length(window_seconds))
-    if plan.shared_scopes:
-        yield LOCK_SCOPES, {"keys": [name_scope(scope, whose) for scope in plan.shared_scopes]}
-    (row,) = yield plan.question, parameters
+    if question.shared_scopes:
+        yield LOCK_SCOPES, {"keys": [name_scope(scope, whose) for scope in question.shared_scopes]}
+    (row,) = yield question.statement, parameters
     if row["is_blocked"]:
         raise UserBlocked
     if row["has_lapsed"]:
         return None
     amounts = {Counted.SECONDS: max(1, seconds)}
-    near = [limit for name, limit in plan.columns.items() if row[name] + amounts.get(limit.counted, 1) > limit.most]
+    near = [limit for name, limit in question.columns.items() if row[name] + amounts.get(limit.counted, 1) > limit.most]
     return (yield from _find_exact_room(near, whose, seconds, now)) if near else seconds
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import IN_FLIGHT_SECONDS, IS_OPEN, SCOPES, UNUSED_SECONDS
 from voicepass.ledger.rules import FIND_ISSUED, as_issued_pass, expire
 from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
-from voicepass.model import Counted, IssuedPass, Limit, Listing, LookupTurn, SealedPass, Turn
+from voicepass.model import Counted, IssuedPass, Limit, LookupTurn, Turn
 
 MOST_ASKED: Final = 10
 """Passes that one lookup asks ElevenLabs about."""
@@ -30,6 +31,22 @@ If it is further in the future, a clock was wrong, and voicepass ignores it."""
 _ASKABLE_SECONDS: Final = 24 * 3600.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPass:
+    """A pass that, as far as voicepass knows, nobody opened. Its credential is sealed under the workspace's API key."""
+
+    pass_id: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Which part of an agent's list of conversations to read: those that began from `since` to `until`."""
+
+    since: float
+    until: float
+
+
 def begin_lookup(
     key: str, whose: Mapping[str, Any], limit: Limit, *, seconds: float, now: float
 ) -> Dialogue[LookupTurn]:
@@ -48,8 +65,8 @@ def begin_lookup(
     if not (yield _TAKE_TURN, parameters):
         is_running = yield from is_lookup_running(key, now)
         return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
-    question = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
-    rows = yield question, parameters
+    statement = _COUNTING[limit.counted].format(scope=SCOPES[limit.scope], most=MOST_ASKED)
+    rows = yield statement, parameters
     return LookupTurn(turn=Turn.OURS, passes=[as_issued_pass(row) for row in rows])
 
 

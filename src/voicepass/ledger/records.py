@@ -56,7 +56,7 @@ def read_standing(now: float) -> Dialogue[Standing]:
     )
 
 
-def forget(age_seconds: int, now: float) -> Dialogue[None]:
+def delete_old(age_seconds: int, now: float) -> Dialogue[None]:
     """Delete some of the passes and settlements that are older than `age_seconds`, and the sums that no limit needs.
 
     `age_seconds` is 31 days at least: then the sums of these passes are gone already.
@@ -65,7 +65,7 @@ def forget(age_seconds: int, now: float) -> Dialogue[None]:
     if oldest["last"] is not None:
         yield "DELETE FROM passes WHERE transport <> '' AND reserved_at <= :last", oldest
     yield from delete_old_sums(now)
-    yield _FORGET_ORPHANS, {"before": now - min(age_seconds, ORPHAN_SECONDS)}
+    yield _DELETE_ORPHANS, {"before": now - min(age_seconds, ORPHAN_SECONDS)}
 
 
 def block(blocked: Block, now: float) -> Dialogue[None]:
@@ -146,7 +146,7 @@ SELECT max(reserved_at) AS last FROM
 (SELECT reserved_at FROM passes
  WHERE transport <> '' AND reserved_at < :before ORDER BY reserved_at LIMIT 1000) AS oldest"""
 
-_FORGET_ORPHANS: Final = """
+_DELETE_ORPHANS: Final = """
 DELETE FROM orphans WHERE conversation_id IN
 (SELECT conversation_id FROM orphans WHERE arrived_at < :before LIMIT 1000)"""
 

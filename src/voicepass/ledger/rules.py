@@ -11,13 +11,18 @@ from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Plan, count_each, find_room
+from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Question, count_each, find_room
 from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Counted, Credential, IssuedPass, Limit, Reservation, Scope, Settlement, Usage
 
 
 def reserve(
-    reservation: Reservation, plan: Plan, now: float, *, ready: Credential | None = None, sealed: bytes | None = None
+    reservation: Reservation,
+    question: Question,
+    now: float,
+    *,
+    ready: Credential | None = None,
+    sealed: bytes | None = None,
 ) -> Dialogue[bool]:
     """Count one more pass. Returns False, and does nothing, if lapsed reservations must be deleted first (`lapse`).
 
@@ -29,7 +34,7 @@ def reserve(
     end it. Then the next pass is refused.
     """
     row = reserved_row(reservation)
-    seconds = yield from find_room(plan, row, reservation.seconds, now)
+    seconds = yield from find_room(question, row, reservation.seconds, now)
     if seconds is None:
         return False
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
@@ -80,7 +85,7 @@ def grant(
     elif granted[0]["is_early"]:
         for early in (yield _EARLY, row):
             yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
-            yield from settle(Settlement(**early, user_id=None), now)
+            yield from settle(Settlement(**early), now)
 
 
 def _explain_no_grant(reservation: Reservation, row: Row) -> Dialogue[None]:

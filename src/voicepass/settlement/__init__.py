@@ -16,10 +16,10 @@ from typing import Final
 
 from voicepass.ledger import Ledger
 from voicepass.ledger.rules import is_of_another_agent
-from voicepass.logger import Logger
 from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.reports import Report, Status
+from voicepass.telemetry.logger import Logger
 
 NEVER_OPENED_SECONDS: Final = 15.5 * 60
 """A pass can be opened for 15 minutes. The other 30 seconds are for clocks that differ."""

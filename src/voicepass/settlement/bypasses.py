@@ -4,8 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final
 
-from voicepass.logger import Logger
 from voicepass.settlement.reports import Report
+from voicepass.telemetry.logger import Logger
 
 OPEN_METHODS: Final = frozenset({"public", "shareable_link"})
 """ElevenLabs' authorization methods with which anyone can begin a conversation."""

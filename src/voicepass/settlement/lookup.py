@@ -9,10 +9,10 @@ from typing import Final
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import KeyRejected, LimitReached, Refusal
 from voicepass.ledger import Ledger
-from voicepass.logger import Logger
 from voicepass.model import Agent, Clock, Credential, IssuedPass, Limit, Reservation, Turn
 from voicepass.settlement import Outcome, Settlements
 from voicepass.settlement.reports import Provider, fetch_report
+from voicepass.telemetry.logger import Logger
 
 DEADLINE_SHARE: Final = 1 / 3
 """The share of a request's deadline in which a lookup asks ElevenLabs."""

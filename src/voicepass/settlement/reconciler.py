@@ -11,11 +11,12 @@ from typing import Final
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
 from voicepass.ledger import Ledger
-from voicepass.logger import Logger
-from voicepass.model import Clock, IssuedPass, Listing, Settlement
+from voicepass.ledger.opened import Listing
+from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
 from voicepass.settlement.bypasses import NOT_ISSUED
 from voicepass.settlement.reports import Provider, Report, fetch_report, parse_row, report_unopened
+from voicepass.telemetry.logger import Logger
 
 LIST_SECONDS: Final = 210.0
 """The first round after this time reads the list: with a round a minute, every fourth round, even if rounds are not
@@ -176,13 +177,7 @@ class Reconciler:
         if outcome is Outcome.LEFT and self.clock() - issued.reserved_at >= UNACCOUNTED_SECONDS:
             _log.warning("conversation.unaccounted", conversation_id=conversation_id, seconds=issued.seconds)
             await self.settlements.settle(
-                Settlement(
-                    conversation_id=conversation_id,
-                    seconds=issued.seconds,
-                    cost=None,
-                    user_id=None,
-                    source="reconciler",
-                )
+                Settlement(conversation_id=conversation_id, seconds=issued.seconds, source="reconciler")
             )
             outcome = Outcome.SETTLED
         outcomes[outcome] += 1

@@ -6,8 +6,8 @@ from typing import Final
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
-from voicepass.logger import Logger
 from voicepass.settlement import run_periodically
+from voicepass.telemetry.logger import Logger
 
 EVERY_SECONDS: Final = 60.0
 
@@ -25,6 +25,6 @@ async def delete_old_data(ledger: Ledger, *, keep_seconds: int) -> None:
     try:
         if await ledger.take_lease("retention", EVERY_SECONDS * 0.9):
             await ledger.erase_sealed()
-            await ledger.forget(age_seconds=keep_seconds)
+            await ledger.delete_old(age_seconds=keep_seconds)
     except LedgerUnavailable as refusal:
         _log.warning("retention.stopped", code=refusal.code, note=refusal.operator_note)

@@ -9,10 +9,10 @@ from typing import Final
 
 from voicepass.elevenlabs.answers import find_conversation_id
 from voicepass.errors import RequestInvalid, SignatureInvalid
-from voicepass.logger import Logger
 from voicepass.model import Clock
 from voicepass.settlement import Settlements
 from voicepass.settlement.reports import parse_record
+from voicepass.telemetry.logger import Logger
 
 MAX_AGE_SECONDS: Final = 30 * 60
 """The oldest signature that is accepted, as in ElevenLabs' own SDKs. A delivery may be that late."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from voicepass.logger import Logger
 from voicepass.model import IssuedPass
 from voicepass.telemetry.attempt import Attempt
+from voicepass.telemetry.logger import Logger
 
 Event = TypeVar("Event")
 

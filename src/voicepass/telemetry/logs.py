@@ -13,14 +13,14 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from voicepass.logger import make_logger
+from voicepass.telemetry.logger import Logger, make_logger
 from voicepass.telemetry.logwriter import LogWriter
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Event = structlog.typing.EventDict
 
-_log = structlog.get_logger("voicepass.telemetry.logs")
+_log = Logger("voicepass.telemetry.logs")
 
 # Each of these logs nothing below its level here: at DEBUG they log requests with their secrets.
 _THIRD_PARTY_LEVELS: Final = {

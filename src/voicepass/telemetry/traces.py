@@ -16,8 +16,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from voicepass.logger import Logger
 from voicepass.telemetry.attempt import Attempt, Step, StepName
+from voicepass.telemetry.logger import Logger
 
 FLUSH_SECONDS: Final = 2.0
 """The longest that a process waits at its end for the collector to receive the last spans."""
