@@ -34,15 +34,24 @@ class Desk:
         assert ended.returncode == code, ended.stderr
         return ended.stdout + ended.stderr
 
-    def hand_out(self, user_id: str, *, number: int, conversation_id: str) -> None:
+    def hand_out(
+        self,
+        user_id: str,
+        *,
+        number: int,
+        conversation_id: str,
+        issuer: str = "https://login.example",
+        plan: str | None = None,
+    ) -> None:
         """Write an open pass into the ledger."""
 
         async def write() -> None:
             reservation = Reservation(
                 pass_id=f"p-{number}",
                 request_id=f"r-{number}",
-                token_issuer="https://login.example",
+                token_issuer=issuer,
                 user_id=user_id,
+                plan=plan,
                 agent_alias="default",
                 agent_id="agent_1",
                 transport=Transport.WEBSOCKET,
@@ -321,6 +330,18 @@ def test_usage_is_readable_at_80_columns_and_cuts_no_id(desk: Desk) -> None:
     assert max(map(len, lines)) <= 80
     assert any(line.startswith(f"{ids[0]} ") for line in lines)
     assert ids[1] in "".join(line.split("  ")[0].strip() for line in lines)
+
+
+def test_usage_shows_the_limits_of_the_plan_that_this_users_latest_pass_had(desk: Desk) -> None:
+    plan = '[[limits.plan]]\nname = "pro"\nwhen = { plan = "pro" }\nminutes_per_day = 90\n'
+    (desk.folder / "policy.toml").write_text(plan)
+    settings = {**ENVIRONMENT, "VOICEPASS_POLICY_FILE": "policy.toml"}
+    desk.hand_out("u-2", number=4, conversation_id="conv_4", plan="pro")
+    desk.hand_out("u-2", number=5, conversation_id="conv_5", issuer="https://other.example")
+
+    limits = json.loads(desk("usage", "--user", "u-2", "--json", settings=settings))
+
+    assert next(each["most"] for each in limits if each["limit"] == "user_minutes_per_day") == 90 * 60
 
 
 def test_usage_draws_a_month_and_shows_how_near_each_is_to_a_limit(desk: Desk) -> None:

@@ -71,8 +71,8 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
 
 async def _list_limits(ledger: Ledger, policy: Policy, user: User) -> Sequence[Limit]:
     """Return the limits of the plan that the user's latest pass had."""
-    passes = await ledger.list_passes(user_id=user.id, most=1) if policy.plans and user.id else []
-    return policy.limits_of(passes[0].plan if passes else None)
+    passes = await ledger.list_passes(user_id=user.id, most=50) if policy.plans and user.id else []
+    return policy.limits_of(next((issued.plan for issued in passes if issued.token_issuer == user.issuer), None))
 
 
 async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
