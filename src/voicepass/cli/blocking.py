@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_instant
+from voicepass.cli.tables import AsJson, UserId, escape_controls, show, with_ledger, write_instant
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -41,7 +41,7 @@ def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
 
 def extend(
     _kind: Annotated[Literal["user"], typer.Argument(metavar="user")],
-    user_id: Annotated[str, typer.Argument(help="The user's id.")],
+    user_id: UserId,
     *,
     issuer: OfIssuer = "",
     minutes: Annotated[int | None, typer.Option(min=1, max=MAX_MINUTES, help="Minutes to add to a day.")] = None,
