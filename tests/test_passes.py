@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import pytest
 
@@ -74,10 +73,14 @@ class Ports:
         assert credentials == CREDENTIALS
         return User(issuer="i", id="u-1", name="Ada", claims={})
 
-    def take_ready(self, agent: Agent, transport: Transport) -> tuple[Credential, Callable[[], None]] | None:
+    def take_ready(self, agent: Agent, transport: Transport) -> tuple[Credential, Callable[[bool], None]] | None:
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
-        give_back = partial(self.calls.append, "give back")
-        return None if self._ready is None else (self._ready, give_back)
+
+        def finish(is_used: bool) -> None:  # noqa: FBT001
+            if not is_used:
+                self.calls.append("give back")
+
+        return None if self._ready is None else (self._ready, finish)
 
     async def reserve(
         self,

@@ -85,8 +85,8 @@ class OpenPasses(Protocol):
 Seal = Callable[[Agent, str, Credential], bytes | None]
 """Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
-TakeReady = Callable[[Agent, Transport], tuple[Credential, Callable[[], None]] | None]
-"""Takes a credential that was fetched before the user asked, and what gives it back; None if there is none."""
+TakeReady = Callable[[Agent, Transport], tuple[Credential, Callable[[bool], None]] | None]
+"""Takes a credential that was fetched before the user asked, and what to call with whether it was used; or None."""
 
 Observer = Callable[[Attempt], None]
 """Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
@@ -203,13 +203,16 @@ class Passes:
         taken = self.take_ready(agent, attempt.transport)
         if taken is None:
             return None
-        credential, give_back = taken
+        credential, finish = taken
+        is_used = True
         try:
             sealed = self.seal(agent, reservation.pass_id, credential)
             await self._reserve(attempt, reservation, limits, ready=credential, sealed=sealed)
         except (LimitReached, UserBlocked):
-            give_back()  # The ledger has granted nothing.
+            is_used = False  # The ledger has granted nothing.
             raise
+        finally:
+            finish(is_used)
         attempt.note_credential(credential)
         return credential
 

@@ -130,6 +130,8 @@ async def test_it_works_below_the_root_path_of_the_server(sent: str, upstream: r
         ({"Cookie": "session=1", "Origin": "https://voicepass.test"}, 403),
         ({"Cookie": "session=1", "Sec-Fetch-Site": "same-site"}, 403),
         ({"Origin": "https://evil.example"}, 403),
+        ({"Authorization": "Basic b2Y6dGhl", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Authorization": "Basic b2Y6dGhl", "Sec-Fetch-Site": "cross-site"}, 403),  # the image of another site's page
     ],
 )
 async def test_only_a_page_of_the_app_or_a_listed_one_spends_the_apps_cookie(

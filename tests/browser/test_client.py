@@ -533,6 +533,17 @@ def test_a_page_can_replace_each_sentence_and_a_refusals_by_its_code(lab: Labora
     assert seen == ["Fini.", "Fini.", "Fini.", "not_signed_in: Sign in to start a conversation."]
 
 
+@pytest.mark.parametrize("own", ["null", "() => undefined", "() => { throw new Error('a mistake of the page'); }"])
+def test_a_mistake_in_the_pages_sentences_leaves_ours_and_the_connection_ends(own: str, lab: Laboratory) -> None:
+    seen = lab.begin(f"""
+        addEventListener("error", (event) => event.preventDefault());
+        const connection = lab.open({{ sentences: {{ user_ended: {own} }} }});
+        await connection.connected;
+        return [(await connection.end()).sentence, connection.state.status]""")
+
+    assert seen == ["You ended the conversation.", "ended"]
+
+
 def test_only_the_developers_message_says_that_the_origin_may_not_be_allowed(lab: Laboratory) -> None:
     with running(create_demo) as elsewhere:
         seen = lab.begin(

@@ -155,6 +155,12 @@ def test_a_key_without_the_permission_is_named(desk: Desk, emulator: Emulator, s
     assert "convai_write" in printed
 
 
+def test_an_empty_id_names_nobody_because_it_is_the_id_of_all_whom_the_ledger_has_forgotten(desk: Desk) -> None:
+    desk("forget", "user", "u-1")
+
+    assert "1 to 255 characters" in desk("forget", "user", "", code=2)
+
+
 def test_one_of_several_users_with_the_same_id_must_be_named(desk: Desk) -> None:
     with sqlite3.connect(desk.folder / "ledger.db") as ledger:
         ledger.execute("UPDATE passes SET token_issuer = 'https://other.example' WHERE pass_id = 'p-1'")

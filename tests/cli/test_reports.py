@@ -254,6 +254,9 @@ def test_an_extension_that_makes_no_sense_is_explained(desk: Desk) -> None:
     ):
         desk("extend", "user", "u-1", *arguments, code=2)
 
+    for user_id in ("", "u" * 256):  # the service could not list it
+        desk("extend", "user", user_id, "--minutes", "30", "--until", "2030-12-31", code=2)
+
     assert json.loads(desk("extensions", "--json")) == []
 
 

@@ -95,7 +95,11 @@ async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
 
 async def take_or_fetch(store: WarmStore, agent: Agent = AGENT) -> Credential:
     ready = store.take(agent, Transport.WEBSOCKET)
-    return ready[0] if ready else await store.fetch_credential(agent, Transport.WEBSOCKET)
+    if ready is None:
+        return await store.fetch_credential(agent, Transport.WEBSOCKET)
+    credential, finish = ready
+    finish(True)  # noqa: FBT003
+    return credential
 
 
 async def refused(store: WarmStore, refusal: Refusal) -> None:
@@ -134,8 +138,8 @@ async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> N
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
-    credential, give_back = ready
-    give_back()
+    credential, finish = ready
+    finish(False)  # noqa: FBT003
 
     assert (await taken(store)) is credential
 
@@ -145,11 +149,11 @@ async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(s
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
-    _, give_back = ready
+    _, finish = ready
     source.refusal = KeyRejected()
-    await settled()
+    await refused(store, source.refusal)
 
-    give_back()
+    finish(False)  # noqa: FBT003
 
     assert store.held == {"default": 0}
 
@@ -159,13 +163,30 @@ async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(s
     await taken(store)
     ready = store.take(AGENT, Transport.WEBSOCKET)
     assert ready is not None
-    _, give_back = ready
+    _, finish = ready
     source.key = 1
     await taken(store)
 
-    give_back()
+    finish(False)  # noqa: FBT003
 
     assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
+
+
+async def test_users_who_are_refused_cause_no_call_and_no_url_more(source: Source) -> None:
+    store = opened(source, most=8)
+    for _ in range(8):
+        await take_or_fetch(store)
+    await settled()
+    held, calls = store.held, source.ahead
+
+    for _ in range(5):
+        ready = [store.take(AGENT, Transport.WEBSOCKET) for _ in range(20)]
+        await settled()
+        for _, finish in filter(None, ready):
+            finish(False)  # noqa: FBT003
+        await settled()
+
+    assert (store.held, source.ahead) == (held, calls)
 
 
 async def test_no_more_is_held_than_twice_what_the_last_ten_seconds_took(source: Source, time: Time) -> None:

@@ -208,7 +208,20 @@ function sentenceOf({ status, detail }) {
  */
 function reword(ending, sentences = {}) {
   const own = sentences[ending.cause];
-  return own === undefined ? ending : { ...ending, sentence: typeof own === "string" ? own : own(ending) };
+  try {
+    const sentence = typeof own === "function" ? own(ending) : own;
+    return typeof sentence === "string" ? { ...ending, sentence } : ending;
+  } catch (error) {
+    throwLater(error);
+    return ending;
+  }
+}
+
+/** @param {unknown} error the page's mistake: it goes to its console and `error` event, and the client goes on */
+function throwLater(error) {
+  queueMicrotask(() => {
+    throw error;
+  });
 }
 
 /** @type {import("./client.js").Timers} */
@@ -277,10 +290,7 @@ export function connect(Conversation, options = {}) {
     try {
       onChange?.(state);
     } catch (error) {
-      // The page's mistake goes to its console and `error` event; the conversation goes on.
-      queueMicrotask(() => {
-        throw error;
-      });
+      throwLater(error);
     }
   }
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from voicepass.cli.tables import AsJson, escape_controls, show, with_ledger, write_instant
+from voicepass.cli.tables import AsJson, UserId, escape_controls, show, with_ledger, write_instant
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -47,7 +47,7 @@ def blocks(as_json: AsJson = False) -> None:  # noqa: FBT002
 
 def extend(
     _kind: Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")],
-    user_id: Annotated[str, typer.Argument(help="The user's id.")],
+    user_id: UserId,
     *,
     issuer: OfIssuer = "",
     minutes: Annotated[int | None, typer.Option(min=1, max=MAX_MINUTES, help="More minutes a day and a month.")] = None,

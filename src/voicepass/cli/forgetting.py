@@ -9,7 +9,7 @@ import typer
 
 from voicepass.app import open_provider
 from voicepass.cli.failures import fail
-from voicepass.cli.tables import escape_controls, with_ledger
+from voicepass.cli.tables import UserId, escape_controls, with_ledger
 from voicepass.config.build import Configuration, configure, find_sqlite_path
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import Ledger
@@ -21,7 +21,7 @@ from voicepass.telemetry.logs import configure_logging
 
 def forget(
     _kind: Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")],
-    user_id: Annotated[str, typer.Argument(help="The user's id.")],
+    user_id: UserId,
     *,
     issuer: Annotated[str, typer.Option(help="The user's issuer, if several have a user with this id.")] = "",
     at_elevenlabs: Annotated[

@@ -18,12 +18,21 @@ from rich.table import Table
 from voicepass.cli.failures import fail
 from voicepass.config.build import find_sqlite_path, is_in_memory, ledger_exists, open_ledger
 from voicepass.config.settings import Settings, load_settings
+from voicepass.identity import MAX_USER_ID_CHARACTERS
 from voicepass.ledger import Ledger
 from voicepass.policy import is_visible
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 Result = TypeVar("Result")
+
+
+def _check_user_id(user_id: str) -> str:
+    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS:  # a forgotten user has an empty id
+        raise typer.BadParameter(f"the id of a user has 1 to {MAX_USER_ID_CHARACTERS} characters")
+    return user_id
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.", callback=_check_user_id)]
 
 
 def load_ledger_settings() -> Settings:

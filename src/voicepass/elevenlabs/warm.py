@@ -8,7 +8,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Final
 
 from voicepass.elevenlabs import ElevenLabs
@@ -22,8 +21,8 @@ SPARED_SECONDS: Final = 120.0
 PAUSE_SECONDS: Final = 1.0
 """After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
 
-Taken = tuple[Credential, Callable[[], None]]
-"""A credential, and what gives it back to the store if nobody got it."""
+Taken = tuple[Credential, Callable[[bool], None]]
+"""A credential, and what tells the store whether somebody got it; if not, the store keeps it."""
 
 _log = Logger("voicepass.elevenlabs.warm")
 
@@ -36,6 +35,7 @@ class _Shelf:
     held: deque[tuple[float, Credential]] = field(default_factory=deque)
     taken_at: deque[float] = field(default_factory=deque)
     in_flight: int = 0
+    undecided: int = 0
     paused_until: float = 0.0
 
 
@@ -60,10 +60,20 @@ class WarmStore:
         if transport is not Transport.WEBSOCKET:  # A conversation token may be usable more than once.
             return None
         shelf = self._find_shelf(agent)
-        ready = self._take(shelf)
-        if ready is not None:
-            self._refill(agent, shelf)
-        return ready
+        oldest = self._pop_usable(shelf)
+        if oldest is None:
+            return None
+        shelf.undecided += 1
+        held = shelf.held  # It is another one if the key is rejected in the meantime.
+
+        def finish(is_used: bool) -> None:  # noqa: FBT001 - its caller has one thing to say
+            shelf.undecided -= 1
+            if is_used:
+                self._refill(agent, shelf)
+            else:
+                held.appendleft(oldest)
+
+        return oldest[1], finish
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""
@@ -85,13 +95,13 @@ class WarmStore:
             shelf = self._shelves[agent] = _Shelf(key_position)
         return shelf
 
-    def _take(self, shelf: _Shelf) -> Taken | None:
+    def _pop_usable(self, shelf: _Shelf) -> tuple[float, Credential] | None:
         while shelf.held:
             usable_until, credential = oldest = shelf.held.popleft()
             # Compare both clocks: the wall clock jumps when it is set, the monotonic one stops while a machine sleeps.
             expires_at = credential.expires_at or 0.0
             if self.ticks() < usable_until and self.clock() < expires_at - SPARED_SECONDS:
-                return credential, partial(shelf.held.appendleft, oldest)
+                return oldest
         return None
 
     def _refill(self, agent: Agent, shelf: _Shelf) -> None:
@@ -104,7 +114,7 @@ class WarmStore:
             return
         # Twice the demand, so that a demand that has just begun does not use up the URLs in flight.
         target = min(self.most, 2 * len(shelf.taken_at))
-        for _ in range(target - len(shelf.held) - shelf.in_flight):
+        for _ in range(target - len(shelf.held) - shelf.in_flight - shelf.undecided):
             fetch = asyncio.create_task(self._fetch_ahead(agent, shelf))
             shelf.in_flight += 1
             self._fetches.add(fetch)

@@ -82,8 +82,8 @@ def check_own_site(credentials: Credentials, session: SessionCookie) -> None:
 
 def check_page_of_app(credentials: Credentials, allowed_origins: Collection[str]) -> None:
     """Raise OriginNotAllowed if a page of another site may have sent the cookie of the app around voicepass."""
-    # A client that sends neither is no browser, such as a phone app with a bearer token.
-    if credentials.cookies or credentials.origin is not None:
+    # A client that sends none is no browser, such as a phone app. A browser may add a password instead of a cookie.
+    if credentials.cookies or credentials.origin is not None or credentials.fetch_site is not None:
         _check_page(credentials, {f"{credentials.scheme}://{credentials.host}", *allowed_origins})
 
 
