@@ -85,8 +85,8 @@ def mount(app: FastAPI, path: str, *, user: Callable[..., Any] | None = None, se
     path "/".
     """
     path = f"/{path.strip('/')}"
-    if path == "/":
-        raise ValueError("Give voicepass a path of its own, such as '/voice': at '/' it would hide the app's routes.")
+    if path == "/" or "{" in path:
+        raise ValueError("Give voicepass a path of its own, such as '/voice': no '/' alone, and no {parameter}.")
     settings = settings or load_settings()
     configuration = configure(settings, has_app_users=user is not None)
     service = _build(settings, configuration, Draining(seconds=0))

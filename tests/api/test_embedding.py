@@ -90,8 +90,8 @@ async def test_a_path_works_with_and_without_slashes(path: str, upstream: respx.
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "", "//"])
-def test_the_root_of_the_app_is_refused_with_a_sentence(path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "", "//", "/{tenant}/voice"])
+def test_the_root_of_the_app_and_a_parameter_are_refused_with_a_sentence(path: str) -> None:
     with pytest.raises(ValueError, match="such as '/voice'"):
         app_with(path=path)
 

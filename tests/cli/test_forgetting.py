@@ -168,6 +168,10 @@ def test_one_of_several_users_with_the_same_id_must_be_named(desk: Desk) -> None
 
     refused = desk("forget", "user", "u-1", code=2)
     desk("forget", "user", "u-1", "--issuer", "https://other.example")
+    again = desk(
+        "forget", "user", "u-1", code=2, settings=ENVIRONMENT | {"VOICEPASS_JWT_ISSUER": "https://other.example"}
+    )
 
     assert "https://login.example, https://other.example" in refused
+    assert "https://login.example, https://other.example" in again
     assert desk("conversations", "--user", "u-1").count("conv_") == 2

@@ -222,7 +222,8 @@ async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     hosts = ["a", "blocked", "failed", "login", "z"]
     assert sorted(issuers) == [f"https://{host}.example" for host in hosts]
     assert sorted(left) == ["https://a.example", "https://z.example"]
-    assert await ledger.run(lambda now: find_issuers("nobody", now)) == []
+    of_passes = await ledger.run(lambda now: find_issuers("nobody", now))
+    assert sorted(of_passes) == ["https://a.example", "https://z.example"]
 
 
 async def test_many_passes_are_forgotten_in_several_transactions(ledger: Ledger) -> None:

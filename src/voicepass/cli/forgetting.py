@@ -1,6 +1,6 @@
 """`voicepass forget`: a user who is to be erased."""
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Literal
@@ -11,6 +11,7 @@ from voicepass.app import open_provider
 from voicepass.cli.failures import fail
 from voicepass.cli.tables import UserId, escape_controls, with_ledger
 from voicepass.config.build import Configuration, configure, find_sqlite_path
+from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import Ledger
 from voicepass.ledger.forgetting import find_issuers, forget_user, rewrite_file
@@ -23,7 +24,7 @@ def forget(
     _kind: Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")],
     user_id: UserId,
     *,
-    issuer: Annotated[str, typer.Option(help="The user's issuer, if several have a user with this id.")] = "",
+    issuer: Annotated[str, typer.Option(help="The user's issuer, if voicepass has several.")] = "",
     at_elevenlabs: Annotated[
         bool, typer.Option("--at-elevenlabs", help="Also delete the user's conversations at ElevenLabs.")
     ] = False,
@@ -36,7 +37,7 @@ def forget(
     configure_logging(log_format="console", level="error")
 
     async def forget_in(ledger: Ledger) -> dict[str, str]:
-        issuers = {issuer} if issuer else {*await ledger.run(partial(find_issuers, user_id))}
+        issuers = {issuer} if issuer else await _list_issuers(ledger, settings, user_id)
         if len(issuers) > 1:
             raise typer.BadParameter(f"name one of: {', '.join(sorted(issuers))}", param_hint="--issuer")
         token_issuer = "".join(issuers)
@@ -58,6 +59,14 @@ def forget(
     if left := with_ledger(forget_in):
         reasons = [f"{conversation_id}: {reason}" for conversation_id, reason in left.items()]
         fail(["not deleted at ElevenLabs; run the same command again:", *reasons])
+
+
+async def _list_issuers(ledger: Ledger, settings: Settings, user_id: str) -> set[str]:
+    """Return all issuers. If there are several, the operator must name one: the id may be of two people."""
+    issuers = {*await ledger.run(partial(find_issuers, user_id))}
+    with suppress(SettingsRefusedError):  # the command works without the service's secrets
+        issuers |= {trusted.token_issuer for trusted in configure(settings).trusted}
+    return issuers
 
 
 async def _erase(ledger: Ledger, settings: Settings, configuration: Configuration) -> dict[str, str]:

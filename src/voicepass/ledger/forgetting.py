@@ -28,7 +28,7 @@ class Forgotten(NamedTuple):
 
 
 def find_issuers(user_id: str, _now: float) -> Dialogue[list[str]]:
-    """Return the issuers of the users with this id."""
+    """Return every issuer that the ledger names."""
     rows = yield _ISSUERS, {"user_id": user_id}
     return [row["token_issuer"] for row in rows]
 
@@ -100,11 +100,10 @@ _OF_USER: Final = SCOPES[Scope.USER]
 _BLOCKS_OF_USER: Final = "kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer)"
 
 _ISSUERS: Final = f"""{EACH_ISSUER}
-SELECT name AS token_issuer FROM issuers
-WHERE EXISTS (SELECT 1 FROM passes WHERE passes.token_issuer = name AND user_id = :user_id)
+SELECT name AS token_issuer FROM issuers WHERE name <> ''
 UNION SELECT token_issuer FROM blocks WHERE kind = 'user' AND key = :user_id AND token_issuer <> ''
 UNION SELECT token_issuer FROM extensions WHERE user_id = :user_id AND token_issuer <> ''
-UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id"""  # noqa: S608
+UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id AND token_issuer <> ''"""  # noqa: S608
 
 _OPEN_UNTIL: Final = f"SELECT max(lapses_at) AS open_until FROM passes WHERE {_OF_USER} AND {IS_OPEN}"  # noqa: S608
 

@@ -21,7 +21,9 @@ def copy_rows(source: sqlite3.Connection, url: str) -> dict[str, int]:
     If the same rows are there already, this changes nothing. If it is interrupted, PostgreSQL has no row of it.
     Raises LedgerUnavailable if other rows are there, or if PostgreSQL cannot be used.
     """
-    names = source.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    names = source.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name"
+    )
     tables = [name for (name,) in names if name not in _TRANSIENT]
     try:
         with psycopg.connect(**parse_url(url) | {"connect_timeout": 5}) as target:
