@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,19 @@ def launch_chromium(playwright_thread: ThreadPoolExecutor) -> Iterator[Callable[
         return playwright.chromium.launch(executable_path=_CHROMIUM, chromium_sandbox=False, args=[*_FLAGS, *flags])
 
     yield launch
-    playwright_thread.submit(playwright.stop).result()
+    stopped = playwright_thread.submit(playwright.stop)
+    try:
+        stopped.result(timeout=30)
+    except TimeoutError:  # once in many runs, the driver does not end although its input has ended
+        _kill_driver()
+        stopped.result(timeout=30)
+
+
+def _kill_driver() -> None:
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"playwright/driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
