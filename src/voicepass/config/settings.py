@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     )
 
     elevenlabs_api_key: SecretStr | None = None
-    """Server-held; needs the permissions ElevenAgents: Write and Read. Separate two keys with a comma."""
+    """For the server only; needs the permissions ElevenAgents: Write and Read. Separate two keys with a comma."""
     elevenlabs_agent_id: str | None = None
     """The agent behind the alias `default`, such as agent_…."""
     elevenlabs_branch_id: str | None = None
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     elevenlabs_environment: str | None = None
     """Its environment at ElevenLabs: production, staging."""
     elevenlabs_base_url: str = "https://api.elevenlabs.io"
-    """ElevenLabs' API, or its host of a residency region, such as https://api.eu.residency.elevenlabs.io."""
+    """ElevenLabs' API, or its host in a residency region, such as https://api.eu.residency.elevenlabs.io."""
     elevenlabs_webhook_secret: Annotated[SecretStr, AfterValidator(checks.check_webhook_secrets)] | None = None
     """The secret of the post-call webhook to /v1/webhooks/elevenlabs. During a rotation, separate two with a comma."""
     voicepass_jwt_algorithm: str = "HS256"
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
     """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
     voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None
-    """The name of the cookie with the JWT, best __Host-…; accepted on POST from own or allowed https pages."""
+    """The name of the cookie with the JWT, best __Host-…; for POST from its own or allowed https pages."""
     voicepass_policy_file: str | None = None
     """TOML: agents by alias, who may use them, their variables, limits, further issuers."""
     voicepass_service_tokens: Listed[Annotated[SecretStr, AfterValidator(checks.check_service_token)]] = Field([])
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     voicepass_deadline_seconds: Annotated[float, Field(ge=0.1, le=30)] = 4.0
     """Seconds that one request may wait for ElevenLabs in total."""
     voicepass_max_calls: Annotated[int, Field(ge=1, le=10_000)] = 512
-    """Calls to ElevenLabs at once, at most. As many users may wait; voicepass refuses the others."""
+    """Calls to ElevenLabs at once, at most. The same number of users may wait; others are refused."""
     voicepass_warm_passes: Annotated[int, Field(ge=0, le=1000)] = 0
     """Signed URLs held ready for each agent, so that users need not wait; 0: none."""
     voicepass_drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
