@@ -83,6 +83,7 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     return given.conversation_id or ""
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # what a pooler reaches is the same
 async def test_nothing_names_a_forgotten_user_and_the_sums_stay(
     ledger: Ledger, engine: Engine, clock: TurnedClock, postgres: Postgres
 ) -> None:

@@ -76,6 +76,7 @@ async def test_a_ledger_moves_to_postgresql_is_dumped_and_restored(tmp_path: Pat
         await granted(restored)
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # what a pooler reaches is the same
 async def test_after_a_rollback_the_old_version_grants_on_the_ledger_of_a_newer_one(
     engine: Engine, postgres: Postgres
 ) -> None:
