@@ -126,8 +126,8 @@ def test_an_insecure_page_sends_no_request(lab: Laboratory) -> None:
     finally:
         page.close()
 
-    sentence = "The browser offers the microphone only to pages that are served over https or from localhost."
-    assert ending == ["microphone_unavailable", sentence, sentence]
+    for_developers = "The browser offers the microphone only to pages that are served over https or from localhost."
+    assert ending == ["microphone_unavailable", "This service is not available at the moment.", for_developers]
     assert asked_for == ["", "v1/client.js"]
 
 

@@ -73,9 +73,7 @@ def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
 
     demo.button("Start conversation").click()
 
-    expect(demo.status).to_have_text(
-        "No pass quota_exceeded Your minutes of conversation are used up. Wait until the reset."
-    )
+    expect(demo.status).to_have_text("No pass quota_exceeded The minutes of conversation are used up. Try again later.")
     at = r"(tomorrow|on [\w ]+) at \d\d:\d\d"
     expect(
         demo.page.get_by_text(re.compile(rf"^Resets {at}\. If you ask for help, say request \w+\.$"))

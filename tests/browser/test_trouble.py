@@ -125,7 +125,7 @@ def test_a_conversation_without_minutes_left_ends_at_the_next_drop(demo_in_world
     demo.wait(1)
 
     expect(demo.status).to_have_text(
-        "Disconnected quota_exceeded Your minutes of conversation are used up. Wait until the reset."
+        "Disconnected quota_exceeded The minutes of conversation are used up. Try again later."
     )
     expect(hint(demo)).to_have_text(re.compile(r"^Resets (tomorrow|on [\w ]+) at \d\d:\d\d\. If you ask for help, say"))
     expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used or set aside")
