@@ -44,7 +44,7 @@ def fuzzed(url: str, *, token: str | None, examples: int) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)  # schemathesis needs a core for itself, and about 25 minutes of it
+@pytest.mark.timeout(1800)
 def test_ten_thousand_cases_find_no_server_error_and_no_answer_outside_the_schema() -> None:
     expires_at = int(time.time()) + 3600
     claims = {"iss": TOKEN_ISSUER, "aud": AUDIENCE, "sub": "u-1", "name": "Ada", "exp": expires_at}
@@ -56,7 +56,7 @@ def test_ten_thousand_cases_find_no_server_error_and_no_answer_outside_the_schem
         running(lambda _url: create_emulator(pretend)) as elevenlabs,
         running(lambda _url: create_app(settings_with(elevenlabs_base_url=elevenlabs, **settings))) as url,
     ):
-        cases = fuzzed(url, token=user_token, examples=4000)
+        cases = fuzzed(url, token=user_token, examples=1500)  # ten cases each
         cases += fuzzed(url, token=SERVICE_TOKEN, examples=400)
         cases += fuzzed(url, token=None, examples=400)
 
