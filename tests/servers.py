@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
@@ -162,6 +163,9 @@ def behind_a_cable(make_app: Callable[[str], ASGIApp]) -> Iterator[Cable]:
     loop.close()
 
 
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def free_port() -> int:
     """A port that nobody listened on a moment ago."""
     with socket.socket() as probe:
@@ -180,7 +184,7 @@ def started(
 ) -> Iterator[list[str]]:
     """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
 
-    It listens once it has written a line with `ready`. Yields the lines it has written so far, a list that grows.
+    It listens once it has written a line with `until`. Yields the lines it has written so far, a list that grows.
     """
     process = subprocess.Popen(
         command,
@@ -199,7 +203,7 @@ def started(
     try:
         for line in stdout:
             output.append(line)
-            if until in line:
+            if until in _COLOR.sub("", line):  # where CI is set, programs write colors into a pipe
                 break
         else:
             raise AssertionError(f"{command} did not start:\n{''.join(output)}")

@@ -24,6 +24,7 @@ def fuzzed(url: str, *, token: str | None, examples: int) -> int:
     ended = subprocess.run(
         [
             str(Path(sys.executable).with_name("st")),
+            f"--config-file={Path(__file__).with_name('schemathesis.toml')}",
             "run",
             f"{url}/openapi.json",
             *header,
