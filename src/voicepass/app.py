@@ -155,7 +155,7 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
     """Open what the routes need and put it into `state`; `stack` closes it."""
     registry = CollectorRegistry()
     state.policy = configuration.policy
-    state.service_tokens = ServiceTokens(settings.service_tokens)
+    state.service_tokens = ServiceTokens(settings.voicepass_service_tokens)
     state.seals = Seals(configuration.workspaces)
     try:
         state.ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))

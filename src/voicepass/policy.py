@@ -122,9 +122,7 @@ class Policy:
         """Return the agent behind `alias`, or raise AgentNotAllowed: the same for one that does not exist."""
         rules = self.agents.get(alias)
         if rules is None:
-            raise AgentNotAllowed(
-                operator_note="no agent has this alias; a frontend sends the alias, not the agent's id"
-            )
+            raise AgentNotAllowed(operator_note="no agent has this alias: frontends send the alias, not the agent's id")
         if rules.admitting(user) is None:
             raise AgentNotAllowed(operator_note=f"no rule opens the agent {alias!r} to this user")
         return rules.agent
@@ -153,17 +151,11 @@ class Policy:
 
 def clean(claim: object) -> Scalar | None:
     """Return a claim as a dynamic variable's value, or None where its type or range cannot be one."""
-    match claim:
-        case bool():
-            return claim
-        case int():
-            return claim if abs(claim) <= MAX_SAFE_INTEGER else None
-        case float():
-            return claim if math.isfinite(claim) else None
-        case str():
-            return clean_text(claim)
-        case _:
-            return None
+    if isinstance(claim, str):
+        return clean_text(claim)
+    if isinstance(claim, float):
+        return claim if math.isfinite(claim) else None
+    return claim if isinstance(claim, int) and abs(claim) <= MAX_SAFE_INTEGER else None
 
 
 def clean_text(text: str, *, most_characters: int = MAX_VARIABLE_CHARACTERS) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.identity.hostile_tokens import signer_for
-from voicepass.config.policyfile import PolicyFile, PolicyFileError, read_policy_file
+from voicepass.config.environment import SettingsRefusedError
+from voicepass.config.policyfile import PolicyFile, read_policy_file
 from voicepass.policy import Rule, Variable
 
 CANARY = "canary-9d41"
@@ -74,23 +75,18 @@ OF_AN_ISSUER = (
 WHOM = 'must be "everyone", or tables of conditions: [{ role = ["seller", "admin"] }]'
 SCALARS = "must be text, a number, true or false, or a list of these"
 DEFAULT = "must be text of at most 200 visible characters, a finite number, true or false"
-BARE_SELECTION = "must be the bare id (agtbrch_…, agtvrsn_…) or name: letters, digits, - and _ alone"
+BARE_SELECTION = "must be the bare id or name: letters, digits, - and _ alone"
 BARE_ID = "must be the bare agent id, such as agent_…: letters, digits, - and _ alone"
 SAFE = "must be https://, or http:// to a loopback address or a host of VOICEPASS_PLAIN_HTTP_HOSTS"
 BASE_URL = f"{SAFE}, without path, query or user"
-ENVIRONMENT_NAME = (
-    "must be the name of an environment variable, in capitals; put the secret into that variable, not here"
-)
+ENVIRONMENT_NAME = "must be a variable's name in capitals; put the secret into that variable"
 TOGETHER = "needs base_url and api_key_env together: a residency region has keys of its own"
 ALGORITHM = (
     "must be one of ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, RS256, RS384, RS512 "
     "(voicepass verifies no PS* and no ES256K)"
 )
 NO_ID = "is not set: copy your agent's id (agent_…) from the dashboard"
-PLAIN_ISSUER = (
-    "must not be an http:// address: anyone on the way could publish keys in its name."
-    " For a host in your private network, see VOICEPASS_PLAIN_HTTP_HOSTS"
-)
+PLAIN_ISSUER = "must not be an http:// address, where others could publish keys: see VOICEPASS_PLAIN_HTTP_HOSTS"
 NO_ISSUER = "is not set: give the exact 'iss' of your tokens"
 NO_SECRET = "is not set, and HS256 needs it: make one with: openssl rand -base64 48"
 ADDRESSEE = (
@@ -98,8 +94,10 @@ ADDRESSEE = (
     ' such as { azp = ["https://app.example"] }'
 )
 ALIASES = "agents: must have aliases of lower-case letters, digits, - and _"
-RESERVED = "agents.sales.variables: may not define system__ or secret__ variables: the browser would see or forge them"
-OWN = "agents.sales.variables: may not define user_id or user_name: the user's id and name claims do"
+RESERVED = (
+    "agents.sales.variables: "
+    "may not define user_id, user_name, system__ or secret__ variables: claims must not set them"
+)
 
 
 def plan(name: str, when: str) -> str:
@@ -197,15 +195,15 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a default of another type": (
         variable(f'{{ claim = "a", type = "number", default = "{CANARY}" }}'),
-        f"{SHOP}: has a default that is no number",
+        f"{SHOP}.default: must be a number, as its type says",
     ),
     "a default that is true for a number": (
         variable('{ claim = "a", type = "number", default = true }'),
-        f"{SHOP}: has a default that is no number",
+        f"{SHOP}.default: must be a number, as its type says",
     ),
     "a default that is a number for text": (
         variable('{ claim = "a", type = "string", default = 7 }'),
-        f"{SHOP}: has a default that is no string",
+        f"{SHOP}.default: must be a string, as its type says",
     ),
     "a default that is a list": (variable(f'{{ claim = "a", default = ["{CANARY}"] }}'), f"{SHOP}.default: {DEFAULT}"),
     "a default that is a date": (variable('{ claim = "a", default = 1979-05-27 }'), f"{SHOP}.default: {DEFAULT}"),
@@ -223,8 +221,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a long default": (variable(f'{{ claim = "a", default = "{"x" * 201}" }}'), f"{SHOP}.default: {DEFAULT}"),
     "a variable of ElevenLabs'": (agent('variables.system__time = "iat"'), RESERVED),
     "a secret variable": (agent('variables.secret__key = "key"'), RESERVED),
-    "a variable that is the user's id": (agent('variables.user_id = "email"'), OWN),
-    "a variable that is the user's name": (agent('variables.user_name = "email"'), OWN),
+    "a variable that is the user's id": (agent('variables.user_id = "email"'), RESERVED),
+    "a variable that is the user's name": (agent('variables.user_name = "email"'), RESERVED),
     "a variable with a dash": (
         agent('variables.shop-name = "shop"'),
         "agents.sales.variables: must be named with letters, digits and _",
@@ -292,7 +290,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a secret algorithm without a secret": (issuer(""), f"{FIRST}.secret_env: {NO_SECRET}"),
     "a secret algorithm with published keys": (
         issuer('jwks_url = "https://login.example/jwks"'),
-        f"{FIRST}.secret_env: {NO_SECRET}",
+        f"{FIRST}.jwks_url: does not go with the algorithm HS256: change one of the two",
     ),
     "a secret and published keys": (
         issuer(f'{SECRET}\njwks_url = "https://login.example/jwks"'),
@@ -341,9 +339,9 @@ NOT_TOML: dict[str, tuple[bytes, str]] = {
     "a text without end": (f'agents = "{CANARY}'.encode(), "is not TOML: Unterminated string"),
     "a key twice": (f'x = 1\nx = "{CANARY}"'.encode(), "is not TOML: Cannot overwrite a value"),
     "a table twice": (b"[agents.a]\n[agents.a]", "is not TOML: Cannot declare ('agents', 'a') twice"),
-    "a byte that is not UTF-8": (f'x = "{CANARY}\xff"'.encode("latin-1"), "is not TOML: it must be UTF-8"),
-    "UTF-16": (f'x = "{CANARY}"'.encode("utf-16"), "is not TOML: it must be UTF-8"),
-    "a NUL": (b'x = "\0"', "is not TOML: Illegal character"),
+    "a byte that is not UTF-8": (f'x = "{CANARY}\xff"'.encode("latin-1"), "is not UTF-8 text: save it as UTF-8"),
+    "UTF-16": (f'x = "{CANARY}"'.encode("utf-16"), "is not UTF-8 text: save it as UTF-8"),
+    "a NUL": (b'x = "\0"', "is not UTF-8 text: save it as UTF-8"),
     "brackets without end": (b"x = " + b"[" * 5000, "is not TOML: "),
     "a number without end": (b"x = " + b"9" * 5000, "is not TOML: "),
 }
@@ -355,32 +353,35 @@ def read(tmp_path: Path, text: str) -> PolicyFile:
     return read_policy_file(str(path))
 
 
-def problems_of(tmp_path: Path, text: str) -> list[str]:
-    with pytest.raises(PolicyFileError) as refused:
-        read(tmp_path, text)
-    assert refused.value.__suppress_context__, "a traceback would show the value"
+def problems_of(path: Path) -> list[str]:
+    """The problems of a file, without its path."""
+    with pytest.raises(SettingsRefusedError) as refused:
+        read_policy_file(str(path))
+    assert refused.value.__context__ is None or refused.value.__suppress_context__, "a traceback would show the value"
     assert CANARY not in str(refused.value)
-    return refused.value.problems
+    assert all(problem.startswith(f"{path}: ") for problem in refused.value.problems)
+    return [problem.removeprefix(f"{path}: ") for problem in refused.value.problems]
 
 
 def test_a_good_file_says_who_may_do_what(tmp_path: Path) -> None:
     policy_file = read(tmp_path, GOOD)
 
-    default, sales, closed = policy_file.agents.values()
+    default, sales, closed = (entry.build(alias) for alias, entry in policy_file.agents.items())
+    in_eu = policy_file.agents["sales-eu_2"]
     published, shared = policy_file.issuers
     assert list(policy_file.agents) == ["default", "sales-eu_2", "closed"]
-    assert (default.rules, closed.rules) == ((Rule({}),), ())
-    assert sales.rules == (
+    assert (default.allow, closed.allow) == ((Rule({}),), ())
+    assert sales.allow == (
         Rule({"role": ("seller", "admin"), "https://app.example/plan": ("pro",)}),
         Rule({"level": (3, 4.5), "trial": (False,)}),
     )
-    assert {name: entry.variable() for name, entry in sales.variables.items()} == {
+    assert sales.variables == {
         "shop": Variable(claim="app_metadata.shop"),
         "level": Variable(claim="level", type="number", default=0),
         "plan": Variable(claim="https://app.example/plan", type="string", default=""),
         "trial": Variable(claim="trial", type="boolean", default=True),
     }
-    assert (sales.base_url, sales.api_key_env) == ("https://api.eu.residency.elevenlabs.io", "ELEVENLABS_API_KEY_EU")
+    assert (in_eu.base_url, in_eu.api_key_env) == ("https://api.eu.residency.elevenlabs.io", "ELEVENLABS_API_KEY_EU")
     assert (published.issuer, published.audience, published.user_id_claim) == (
         "https://login.example/",
         "voicepass",
@@ -408,7 +409,7 @@ def test_an_alias_may_be_any_short_plain_name(tmp_path: Path, alias: str) -> Non
 def test_a_condition_keeps_the_type_it_was_written_with(tmp_path: Path, value: str) -> None:
     entry = read(tmp_path, agent(f"allow = [{{ level = {value} }}]")).agents["sales"]
 
-    (held,) = entry.rules[0].conditions["level"]
+    (held,) = entry.allow[0]["level"]
     assert (type(held), held) == {"1": (int, 1), "1.5": (float, 1.5), "true": (bool, True)}.get(value, (str, "1"))
 
 
@@ -428,7 +429,10 @@ def test_one_table_of_a_plans_conditions_needs_no_list(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, case: str) -> None:
     text, expected = MISTAKES[case]
 
-    assert problems_of(tmp_path, text) == [expected]
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+
+    assert problems_of(path) == [expected]
 
 
 def test_a_plan_takes_the_keys_that_it_lacks_from_the_users_limits(tmp_path: Path) -> None:
@@ -452,7 +456,10 @@ def test_a_plan_takes_the_keys_that_it_lacks_from_the_users_limits(tmp_path: Pat
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     text = f"{agent('allow = 1')}\n[agents.support]\n{issuer('', algorithm='none')}\n[extra]"
 
-    problems = problems_of(tmp_path, text)
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+
+    problems = problems_of(path)
 
     assert [problem.split(":")[0] for problem in problems] == [
         "agents.sales.allow",
@@ -473,14 +480,12 @@ def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path)
 @pytest.mark.parametrize("case", NOT_TOML)
 def test_a_file_that_is_not_toml_is_one_line_without_its_content(tmp_path: Path, case: str) -> None:
     data, beginning = NOT_TOML[case]
-    (tmp_path / "policy.toml").write_bytes(data)
+    path = tmp_path / "policy.toml"
+    path.write_bytes(data)
 
-    with pytest.raises(PolicyFileError) as refused:
-        read_policy_file(str(tmp_path / "policy.toml"))
+    (problem,) = problems_of(path)
 
-    (problem,) = refused.value.problems
     assert problem.startswith(beginning)
-    assert CANARY not in problem
     assert "\n" not in problem
 
 
@@ -489,6 +494,4 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     paths = {"nothing": "FileNotFoundError", "": "IsADirectoryError", "loop": "OSError", "x" * 300: "OSError"}
 
     for name, why in paths.items():
-        with pytest.raises(PolicyFileError) as refused:
-            read_policy_file(str(tmp_path / name))
-        assert refused.value.problems == [f"cannot be read ({why})"]
+        assert problems_of(tmp_path / name) == [f"cannot be read ({why})"]

@@ -191,10 +191,10 @@ def test_every_problem_is_named_at_once() -> None:
 
     assert [problem.split()[0] for problem in refused.value.problems] == [
         "ELEVENLABS_AGENT_ID",
-        "ELEVENLABS_API_KEY",
         "VOICEPASS_JWT_ISSUER",
         "VOICEPASS_JWT_SECRET",
         "VOICEPASS_JWT_AUDIENCE",
+        "ELEVENLABS_API_KEY",
     ]
 
 

@@ -427,7 +427,7 @@ def test_the_example_of_the_policy_document_is_a_good_file(tmp_path: Path) -> No
     policy_file = read_policy_file(str(tmp_path / "policy.toml"))
 
     assert set(policy_file.agents) == {"default", "seller"}
-    assert [rule.whom for rule in policy_file.agents["seller"].rules] == [
+    assert [rule.whom for rule in policy_file.agents["seller"].build("seller").allow] == [
         "users whose role is seller or admin and app_metadata.plan is pro",
         "users whose scope is voice:talk",
     ]

@@ -12,15 +12,14 @@ import typer
 from voicepass.cli.failures import fail
 from voicepass.config.build import configure
 from voicepass.config.checks import split_list
-from voicepass.config.environment import read_variables
+from voicepass.config.environment import SettingsRefusedError, read_variables
 from voicepass.config.limits import OFF
-from voicepass.config.policyfile import PolicyFile, PolicyFileError, read_policy_file
+from voicepass.config.policyfile import PolicyFile, read_policy_file
 from voicepass.config.settings import load_settings
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.differences import list_differences
 from voicepass.model import DEFAULT_ALIAS
-from voicepass.policy import Rule
 from voicepass.telemetry.logs import configure_logging
 
 policy = typer.Typer(no_args_is_help=True, help="Show who may use which agent, and why.")
@@ -37,21 +36,23 @@ def check(
     try:
         hosts = split_list(read_variables().get("VOICEPASS_PLAIN_HTTP_HOSTS", "").lower())
         policy_file = read_policy_file(path, plain_http_hosts=hosts)
-    except PolicyFileError as error:
-        fail([f"{path}: {problem}" for problem in error.problems])
+    except SettingsRefusedError as error:
+        fail(error.problems)
     for issuer in policy_file.issuers:
-        for token_issuer, required_claims in issuer.token_issuers.items():
-            addressee = f"for {issuer.audience}" if issuer.audience else f"where {Rule(required_claims)}"
+        for token_issuer, required in issuer.token_issuers.items():
+            addressee = f"for {issuer.audience}" if issuer.audience else f"where {required}"
             typer.echo(f"accepts {issuer.algorithm} tokens of {token_issuer} {addressee}")
     for alias, entry in policy_file.agents.items():
-        users = ", and to ".join(rule.whom for rule in entry.rules) or "nobody"
-        typer.echo(f"agent {alias} ({entry.build_agent(alias)}) is open to {users}")
-        for name, variable in entry.variables.items():
+        rules = entry.build(alias)
+        users = ", and to ".join(rule.whom for rule in rules.allow) or "nobody"
+        typer.echo(f"agent {alias} ({rules.agent}) is open to {users}")
+        for name, variable in rules.variables.items():
             default = "" if variable.default is None else f", else {variable.default!r}"
             typer.echo(f"  {name} = the claim {variable.claim}{default}")
-    for plan in policy_file.limits.plan:
-        typer.echo(f"plan {plan.name} is for {' and '.join(rule.whom for rule in plan.rules)}")
-        for key, most in plan.complete(policy_file.limits.user):
+    limits = policy_file.limits
+    for plan, entry_of_plan in zip(limits.plans(), limits.plan, strict=True):
+        typer.echo(f"plan {plan.name} is for {' and '.join(rule.whom for rule in plan.when)}")
+        for key, most in entry_of_plan.complete(limits.user):
             typer.echo(f"  {key} = {OFF if most is None else most}")
     for warning in _list_warnings(policy_file):
         typer.echo(f"warning: {path}: {warning}", err=True)
@@ -59,7 +60,7 @@ def check(
 
 def _list_warnings(policy_file: PolicyFile) -> Iterator[str]:
     """Yield a line for each condition that can never hold, and for each plan that an earlier one hides."""
-    rules = {f"agents.{alias}.allow": entry.rules for alias, entry in policy_file.agents.items()}
+    rules = {f"agents.{alias}.allow": entry.build(alias).allow for alias, entry in policy_file.agents.items()}
     plans = policy_file.limits.plans()
     rules |= {f"limits.plan.{number}.when": plan.when for number, plan in enumerate(plans)}
     for place, of_place in rules.items():

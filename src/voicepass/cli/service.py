@@ -12,7 +12,7 @@ import typer
 
 from voicepass.api.server import run
 from voicepass.cli.failures import check_port, fail
-from voicepass.config.build import configure, is_in_memory, open_ledger
+from voicepass.config.build import configure, find_sqlite_path, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity.jwks import FETCH_SECONDS
@@ -36,7 +36,7 @@ def serve(
     """Run the service. If a setting is missing or unsafe, print a line for each problem and exit."""
     settings = load_settings()
     configure(settings)
-    if workers > 1 and is_in_memory(settings):
+    if workers > 1 and find_sqlite_path(settings) == ":memory:":
         fail(["VOICEPASS_DATABASE_URL is in memory, and each worker would have its own: name a file or PostgreSQL"])
     _check_ledger(settings)
     if admin_port == port:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from voicepass.cli.failures import fail
-from voicepass.config.build import find_sqlite_path, is_in_memory, ledger_exists, open_ledger
+from voicepass.config.build import find_sqlite_path, open_ledger
 from voicepass.config.settings import Settings, load_settings
 from voicepass.identity import MAX_USER_ID_CHARACTERS
 from voicepass.ledger import Ledger
@@ -38,12 +38,12 @@ UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.", call
 def load_ledger_settings() -> Settings:
     """Return the settings. Exits with a line if there is no ledger yet."""
     settings = load_settings()
-    if is_in_memory(settings):
+    path = find_sqlite_path(settings)
+    if path == ":memory:":
         fail(["VOICEPASS_DATABASE_URL is in memory: only the service itself can read this ledger"])
-    if not ledger_exists(settings):  # opening it would create one, and a block in it would block nobody
-        path = Path(find_sqlite_path(settings) or "").absolute()
+    if path and not Path(path).exists():  # opening it would create one, and a block in it would block nobody
         elsewhere = "if the service already runs elsewhere, set VOICEPASS_DATABASE_URL as the service has it"
-        fail([f"there is no ledger yet at {path}: `voicepass serve` creates it", elsewhere])
+        fail([f"there is no ledger yet at {Path(path).absolute()}: `voicepass serve` creates it", elsewhere])
     return settings
 
 

@@ -9,7 +9,7 @@ from jose import jwt
 
 from voicepass.cli.failures import fail
 from voicepass.config.build import read_own_issuer
-from voicepass.config.issuerchecks import decode_secret
+from voicepass.config.issuers import decode_secret
 from voicepass.config.settings import load_settings
 
 
@@ -40,7 +40,7 @@ def create_token(
         if not separator:
             raise typer.BadParameter("write key=value", param_hint="--claim")
         claims[key] = _parse_value(value)
-    secret = decode_secret(settings.read_secret(issuer.secret_env) or "")
+    secret = decode_secret(settings.read_secret(issuer.secret_env))
     typer.echo(jwt.encode(claims, secret.encode("utf-8", "surrogateescape"), issuer.algorithm))
 
 

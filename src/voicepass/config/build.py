@@ -1,38 +1,28 @@
 """From settings and the policy file to the parts of the service: merge both, check the result, build from it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import SecretStr
-
-from voicepass.config.checks import EVERYONE, TENANT, Surroundings, split_list
+from voicepass.config.checks import EVERYONE, is_header_value, split_list
 from voicepass.config.environment import SettingsRefusedError
-from voicepass.config.issuerchecks import key_from_text
-from voicepass.config.policyfile import (
-    IssuerEntry,
-    Location,
-    PolicyFile,
-    PolicyFileError,
-    load_document,
-    parse_policy,
-    write_dotted,
-)
+from voicepass.config.issuers import SECRET_REMEDY, TENANT, IssuerEntry, key_from_text
+from voicepass.config.policyfile import Location, PolicyFile, load_document, parse_policy
 from voicepass.config.settings import Settings
 from voicepass.elevenlabs import Workspace
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity import FixedKey, KeySource, TrustedIssuer
 from voicepass.identity.jwks import PublishedKeys
-from voicepass.identity.keys import key_from_pem
+from voicepass.identity.keys import HMAC_ALGORITHMS, KeyUnusableError, VerificationKey, key_from_pem
 from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.ledger.clock import SteadyClock, elapsed_seconds
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import DEFAULT_ALIAS, Clock
 from voicepass.outbound import is_safe_url
-from voicepass.policy import AgentRules, Policy, Rule
+from voicepass.policy import Policy
 
 ISSUER_VARIABLES: Final = {
     "issuer": "VOICEPASS_JWT_ISSUER",
@@ -50,7 +40,6 @@ AGENT_VARIABLES: Final = {
     "environment": "ELEVENLABS_ENVIRONMENT",
     "variables": "VOICEPASS_VARIABLES",
 }
-WORKSPACE_VARIABLES: Final = {"base_url": "ELEVENLABS_BASE_URL", "api_key_env": "ELEVENLABS_API_KEY"}
 _FILE: Final = "VOICEPASS_POLICY_FILE"
 
 
@@ -68,23 +57,30 @@ def configure(settings: Settings, *, has_app_users: bool = False) -> Configurati
 
     `has_app_users`: the app around voicepass signs its users in. Then no issuer is needed, and none is accepted.
     """
-    try:
-        document = load_document(settings.voicepass_policy_file) if settings.voicepass_policy_file else {}
-        parse_policy(document, surroundings=Surroundings(plain_http_hosts=settings.voicepass_plain_http_hosts))
-    except PolicyFileError as error:
-        raise SettingsRefusedError([f"{_FILE} {problem}" for problem in error.problems]) from None
+    path = settings.voicepass_policy_file
+    document = load_document(path, _FILE) if path else {}
+    _parse(settings, document, {})  # the file alone: `merge` needs its tables to be tables
     merged, places = merge(settings, document)
     if has_app_users:
         merged["issuers"] = []
-    problems = _find_contradictions(settings, document, has_app_users=has_app_users)
-    problems += _find_duplicates(settings, merged, places)
-    try:
-        policy = _parse(settings, merged, places)
-    except PolicyFileError as error:
-        problems = error.problems + problems
-    if problems:
-        raise SettingsRefusedError(problems)
-    return build(policy, settings)
+    contradictions = _find_contradictions(settings, document, has_app_users=has_app_users)
+    policy = _check(settings, merged, places, contradictions)
+    key_names = {entry.base_url: entry.api_key_env for entry in policy.agents.values()}
+    agents = {alias: entry.build(alias) for alias, entry in policy.agents.items()}
+    limits = policy.limits
+    return Configuration(
+        trusted=[trusted for entry in policy.issuers for trusted in _build_issuers(entry, settings)],
+        policy=Policy(agents, limits.limits(), limits.conversation_minutes * 60, limits.plans()),
+        workspaces=[
+            Workspace(base_url=url, api_keys=split_list(settings.read_secret(name))) for url, name in key_names.items()
+        ],
+    )
+
+
+def read_own_issuer(settings: Settings) -> IssuerEntry:
+    """Return the issuer of VOICEPASS_JWT_*, or raise SettingsRefusedError with a line for each thing that it lacks."""
+    merged, places = merge(settings, {})
+    return _check(settings, {**merged, "agents": {}}, places).issuers[0]
 
 
 def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Location, str]]:
@@ -95,114 +91,90 @@ def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, An
     issuers, agents = list(document.get("issuers", [])), dict(document.get("agents", {}))
     places: dict[Location, str] = {}
 
-    def put(place: Location, variables: Mapping[str, str]) -> dict[str, Any]:
+    def write_entry(place: Location, variables: Mapping[str, str]) -> dict[str, Any]:
         places.update({(*place, key): variable for key, variable in variables.items()})
-        return _write_entry(settings, variables)
+        values = {key: getattr(settings, variable.lower()) for key, variable in variables.items()}
+        return {key: value for key, value in values.items() if value is not None}
 
     if not issuers or settings.voicepass_jwt_issuer is not None:
-        places["issuers", len(issuers)] = "VOICEPASS_JWT_ISSUER"
-        issuers.append(put(("issuers", len(issuers)), ISSUER_VARIABLES))
+        place = ("issuers", len(issuers))
+        places[place] = "VOICEPASS_JWT_ISSUER"
+        issuers.append(write_entry(place, ISSUER_VARIABLES))
+        if "secret_env" in issuers[-1]:
+            issuers[-1]["secret_env"] = "VOICEPASS_JWT_SECRET"  # noqa: S105 - its name, as in a policy file
     if not agents:
-        agents[DEFAULT_ALIAS] = {"allow": EVERYONE} | put(("agents", DEFAULT_ALIAS), AGENT_VARIABLES)
+        agents[DEFAULT_ALIAS] = {"allow": EVERYONE} | write_entry(("agents", DEFAULT_ALIAS), AGENT_VARIABLES)
     for alias, entry in agents.items():
         if "base_url" not in entry:
-            agents[alias] = entry | put(("agents", alias), WORKSPACE_VARIABLES) | {"api_key_env": "ELEVENLABS_API_KEY"}
+            places["agents", alias, "base_url"] = "ELEVENLABS_BASE_URL"
+            agents[alias] = entry | {"base_url": settings.elevenlabs_base_url, "api_key_env": "ELEVENLABS_API_KEY"}
     return {**document, "issuers": issuers, "agents": agents}, places
 
 
-def read_own_issuer(settings: Settings) -> IssuerEntry:
-    """Return the issuer of VOICEPASS_JWT_*, or raise SettingsRefusedError with a line for each thing that it lacks."""
-    merged, places = merge(settings, {})
-    try:
-        return _parse(settings, {"issuers": merged["issuers"]}, places).issuers[0]
-    except PolicyFileError as error:
-        raise SettingsRefusedError(error.problems) from None
-
-
-def _write_entry(settings: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Write settings as an entry of the policy file: a secret as the name of its variable."""
-    entry: dict[str, Any] = {}
-    for key, variable in variables.items():
-        value = getattr(settings, variable.lower())
-        if value is not None:
-            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-            entry[key] = variable if key.endswith("_env") else plain
-    return entry
-
-
 def _parse(settings: Settings, document: Mapping[str, Any], places: Mapping[Location, str]) -> PolicyFile:
-    def write_place(location: Location) -> str:
-        beginnings = (location[:length] for length in range(len(location), 0, -1))
-        variable = next((places[beginning] for beginning in beginnings if beginning in places), None)
-        return variable or f"{_FILE} {write_dotted(location)}"
-
-    surroundings = Surroundings(read_secret=settings.read_secret, plain_http_hosts=settings.voicepass_plain_http_hosts)
-    return parse_policy(document, surroundings=surroundings, write_place=write_place)
+    hosts = settings.voicepass_plain_http_hosts
+    return parse_policy(document, subject=_FILE, places=places, plain_http_hosts=hosts)
 
 
-def _find_contradictions(settings: Settings, document: Mapping[str, Any], *, has_app_users: bool) -> list[str]:
-    problems = []
-    if document.get("agents"):
-        problems += [
-            f"{variable} is set, but {_FILE} lists the agents: put its value there"
-            for variable in AGENT_VARIABLES.values()
-            if getattr(settings, variable.lower())
-        ]
+def _check(
+    settings: Settings, merged: Mapping[str, Any], places: Mapping[Location, str], further: Iterable[str] = ()
+) -> PolicyFile:
+    """Parse the whole policy, and check the secrets that it names. Raises SettingsRefusedError, also for `further`."""
+    problems = [*_check_agents(settings, merged), *_check_issuers(settings, merged, places), *further]
+    try:
+        policy = _parse(settings, merged, places)
+    except SettingsRefusedError as error:
+        problems = error.problems + problems
+    if problems:
+        raise SettingsRefusedError(list(dict.fromkeys(problems)))
+    return policy
+
+
+def _check_agents(settings: Settings, merged: Mapping[str, Any]) -> Iterator[str]:
+    keys_by_host: dict[str, list[str]] = {}
+    host_of_agent: dict[str, str] = {}
+    for entry in merged["agents"].values():
+        host, name, agent_id = entry["base_url"].rstrip("/"), entry["api_key_env"], entry.get("id", "")
+        keys = split_list(settings.read_secret(name))
+        if not keys:
+            yield f"{name} is not set: create a key with the permissions 'ElevenAgents: Write' and 'Read'"
+        # Checked here, because httpx and h11 print the whole key in the error they raise for it.
+        elif keys[0].startswith("base64:") or not all(map(is_header_value, keys)):
+            yield f"{name} holds a space, a line break or a character that no HTTP header can carry"
+        elif keys != keys_by_host.setdefault(host, keys):
+            yield f"{name} is a second key for {host}: write both into one variable, separated by a comma"
+        if host_of_agent.setdefault(agent_id, host) != host:
+            # A conversation names its agent, but not the host.
+            yield f"{_FILE} names the agent {agent_id} on two hosts: give all its aliases one base_url"
+
+
+def _check_issuers(settings: Settings, merged: Mapping[str, Any], places: Mapping[Location, str]) -> Iterator[str]:
+    known: set[tuple[str, str]] = set()
+    for number, entry in enumerate(merged["issuers"]):
+        name, algorithm, secret = entry.get("issuer", ""), entry.get("algorithm", ""), entry.get("secret_env")
+        if secret is not None and algorithm in HMAC_ALGORITHMS:
+            try:
+                _read_key(secret, algorithm, settings)
+            except KeyUnusableError as error:
+                yield f"{secret} {error}"
+        blocks = {(name.replace(TENANT, tenant), algorithm) for tenant in entry.get("tenants", [TENANT])}
+        if known & blocks:
+            place = places.get(("issuers", number), f"{_FILE} issuers.{number}:")
+            yield f"{place} names an issuer that has a block for this algorithm already: remove one of them"
+        known |= blocks
+
+
+def _find_contradictions(settings: Settings, document: Mapping[str, Any], *, has_app_users: bool) -> Iterator[str]:
+    for variable in AGENT_VARIABLES.values():
+        if document.get("agents") and getattr(settings, variable.lower()):
+            yield f"{variable} is set, but {_FILE} lists the agents: put its value there"
     origins = settings.voicepass_allowed_origins
     is_plain = any(origin.startswith("http:") and not is_safe_url(origin) for origin in origins)
     if is_plain and (settings.voicepass_session_cookie or has_app_users):
         # Anyone on the network can forge a page of an http:// origin, and the browser would send the cookie.
         cookie = "the app's cookie" if has_app_users else "VOICEPASS_SESSION_COOKIE"
-        problems.append(
-            f"VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: with {cookie} each must be https://,"
-            " or http:// to a loopback address"
-        )
-    return problems
-
-
-def _find_duplicates(settings: Settings, merged: Mapping[str, Any], places: Mapping[Location, str]) -> list[str]:
-    problems = []
-    known: set[tuple[str, str]] = set()
-    for number, entry in enumerate(merged["issuers"]):
-        names = [entry.get("issuer", "").replace(TENANT, tenant) for tenant in entry.get("tenants", [TENANT])]
-        blocks = {(name, entry.get("algorithm", "")) for name in names}
-        if known & blocks:
-            place = places.get(("issuers", number), f"{_FILE} issuers.{number}:")
-            problems.append(f"{place} names an issuer that has a block for this algorithm already: remove one of them")
-        known |= blocks
-    keys_by_host: dict[str, list[str]] = {}
-    host_of_agent: dict[str, str] = {}
-    for entry in merged["agents"].values():
-        host, name, agent_id = entry["base_url"].rstrip("/"), entry["api_key_env"], entry.get("id", "")
-        if host_of_agent.setdefault(agent_id, host) != host:
-            # A conversation names its agent, but not the host.
-            problems.append(f"{_FILE} names the agent {agent_id} on two hosts: give all its aliases one base_url")
-        keys = _read_api_keys(name, settings)
-        if keys and keys != keys_by_host.setdefault(host, keys):
-            problems.append(f"{name} is a second key for {host}: write both into one variable, separated by a comma")
-    return problems
-
-
-def build(policy: PolicyFile, settings: Settings) -> Configuration:
-    """Build everything that the whole policy describes."""
-    agents = {
-        alias: AgentRules(
-            agent=entry.build_agent(alias),
-            allow=entry.rules,
-            variables={name: variable.variable() for name, variable in entry.variables.items()},
-        )
-        for alias, entry in policy.agents.items()
-    }
-    workspaces = {
-        entry.base_url: Workspace(base_url=entry.base_url or "", api_keys=_read_api_keys(entry.api_key_env, settings))
-        for entry in policy.agents.values()
-    }
-    limits = policy.limits
-    return Configuration(
-        trusted=[trusted for entry in policy.issuers for trusted in _build_issuers(entry, settings)],
-        policy=Policy(agents, limits.limits(), limits.conversation_minutes * 60, limits.plans()),
-        workspaces=list(workspaces.values()),
-    )
+        rule = f"with {cookie} each must be https://, or http:// to a loopback address"
+        yield f"VOICEPASS_ALLOWED_ORIGINS lists an http:// origin: {rule}"
 
 
 def _build_issuers(entry: IssuerEntry, settings: Settings) -> list[TrustedIssuer]:
@@ -214,13 +186,13 @@ def _build_issuers(entry: IssuerEntry, settings: Settings) -> list[TrustedIssuer
             algorithm=entry.algorithm,
             keys=keys,
             audience=entry.audience,
-            required=Rule(required_claims),
+            required=required,
             leeway_seconds=settings.voicepass_jwt_leeway_seconds,
             max_age_seconds=settings.voicepass_jwt_max_age_seconds,
             user_id_claim=entry.user_id_claim,
             user_name_claim=entry.user_name_claim,
         )
-        for token_issuer, required_claims in entry.token_issuers.items()
+        for token_issuer, required in entry.token_issuers.items()
     ]
 
 
@@ -234,12 +206,15 @@ def _build_keys(entry: IssuerEntry, settings: Settings) -> KeySource:
             plain_http_hosts=settings.voicepass_plain_http_hosts,
         )
     if entry.secret_env is not None:
-        return FixedKey(key_from_text(settings.read_secret(entry.secret_env) or "", entry.algorithm))
+        return FixedKey(_read_key(entry.secret_env, entry.algorithm, settings))
     return FixedKey(key_from_pem(entry.public_key or "", entry.algorithm))
 
 
-def _read_api_keys(name: str | None, settings: Settings) -> list[str]:
-    return split_list(settings.read_secret(name or "") or "")
+def _read_key(name: str, algorithm: str, settings: Settings) -> VerificationKey:
+    secret = settings.read_secret(name)
+    if not secret:
+        raise KeyUnusableError(f"is not set, though the policy file names it: {SECRET_REMEDY}")
+    return key_from_text(secret, algorithm)
 
 
 def open_ledger(
@@ -266,17 +241,6 @@ def describe_ledger(settings: Settings) -> str:
 
     parameters = parse_url(settings.voicepass_database_url)
     return f"postgresql://{parameters.get('host', '')}/{parameters.get('dbname', '')}"
-
-
-def is_in_memory(settings: Settings) -> bool:
-    """Whether the ledger belongs to this process and ends with it."""
-    return find_sqlite_path(settings) == ":memory:"
-
-
-def ledger_exists(settings: Settings) -> bool:
-    """Whether there is a ledger already, which another process may use."""
-    path = find_sqlite_path(settings)
-    return path is None or Path(path).exists()
 
 
 def find_sqlite_path(settings: Settings) -> str | None:

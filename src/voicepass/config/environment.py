@@ -14,8 +14,6 @@ from typing import Final
 
 from dotenv import dotenv_values
 
-from voicepass.config.policyfile import list_secret_names
-
 ENV_FILE: Final = "VOICEPASS_ENV_FILE"  # in the environment only: it names the file with the other settings
 SECRET_SUFFIXES: Final = ("_SECRET", "_KEY", "_TOKENS", "_DATABASE_URL")  # a database URL may hold a password
 _MAY_BE_BYTES: Final = frozenset({"voicepass_jwt_secret", "voicepass_jwt_public_key"})
@@ -25,15 +23,13 @@ _ANY_QUOTE: Final = tuple("".join(sorted(_QUOTES)))
 _FILE_SUFFIX: Final = "_FILE"
 PREFIXES: Final = ("VOICEPASS_", "ELEVENLABS_")
 _OF_SPEECH_PROGRAMS: Final = frozenset({"ELEVENLABS_VOICE_ID", "ELEVENLABS_MODEL_ID"})  # they often share our .env
+_NAMED_SECRET: Final = re.compile(r"""\b(?:secret_env|api_key_env)["']?\s*=\s*["']+([A-Z0-9_]+)["']""", re.ASCII)
 # Kubernetes sets these for a service called voicepass or voicepass-postgres; VOICEPASS_PORT is then tcp://10.0.0.1:8000.
-_KUBERNETES_NAME: Final = re.compile(
-    r"\b\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
-)
-_KUBERNETES_PORT: Final = re.compile(r"(tcp|udp|sctp)://.+", re.ASCII)
+_OF_KUBERNETES: Final = re.compile(r"\b\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_\w+)", re.ASCII)
 
 
 class SettingsRefusedError(Exception):
-    """The service does not start. `problems` has a line for each: the variable's name and the remedy, never a value."""
+    """The configuration cannot be used. `problems` has a line for each: the place and the remedy, never a value."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -54,14 +50,14 @@ def read_variables() -> Mapping[str, str]:
     """
     path = os.environ.get(ENV_FILE)
     subject = f"{ENV_FILE} names a file that" if path else ".env"
-    text = _read_file(path or ".env", subject) if path or Path(".env").is_file() else ""
+    text = read_file(path or ".env", subject) if path or Path(".env").is_file() else ""
     lines = {name.upper(): value for name, value in dotenv_values(stream=StringIO(text)).items()}
     variables = lines | {name.upper(): value for name, value in os.environ.items()}
     return {name: value for name, text in variables.items() if (value := clean_value(text or ""))}
 
 
-def read_secret(name: str) -> str | None:
-    """Return the secret of a variable that the policy file names: NAME or NAME_FILE."""
+def read_secret(name: str) -> str:
+    """Return the secret of a variable that the policy file names, NAME or NAME_FILE, or an empty text."""
     return _read_value(name, read_variables(), may_be_bytes=True)
 
 
@@ -79,13 +75,13 @@ def _read_value(name: str, variables: Mapping[str, str], *, may_be_bytes: bool) 
     if path and value:
         raise SettingsRefusedError([f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them"])
     if path:
-        value = clean_value(_read_file(path, f"{name}{_FILE_SUFFIX} names a file that", may_be_bytes=may_be_bytes))
+        value = clean_value(read_file(path, f"{name}{_FILE_SUFFIX} names a file that", may_be_bytes=may_be_bytes))
     if value.startswith(_ANY_QUOTE) or value.endswith(_ANY_QUOTE):
         raise SettingsRefusedError([f"{name} begins or ends with a quote that is not part of a pair: remove it"])
     return value
 
 
-def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
+def read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
     """Return a file's text, or its bytes as `base64:…`. Raises SettingsRefusedError; its sentence begins `subject`."""
     try:
         data = Path(path).read_bytes()
@@ -104,18 +100,26 @@ def _read_file(path: str, subject: str, *, may_be_bytes: bool = False) -> str:
 def find_unknown_names(settings: frozenset[str]) -> list[str]:
     """Report variables that have a prefix of the settings but are none: a misspelt name leaves a protection off."""
     variables = read_variables()
-    policy_file = variables.get("VOICEPASS_POLICY_FILE")
-    secrets = list_secret_names(policy_file) if policy_file else frozenset()
+    secrets = _list_secret_names(variables.get("VOICEPASS_POLICY_FILE", ""))
     in_files = {name for name in settings if name.endswith(SECRET_SUFFIXES)} | secrets
     known = settings | secrets | {name + _FILE_SUFFIX for name in in_files} | {ENV_FILE} | _OF_SPEECH_PROGRAMS
-    candidates = settings | {name + _FILE_SUFFIX for name in in_files - secrets}
     return [
-        f"{name} is not a setting: did you mean {get_close_matches(name, candidates, n=1, cutoff=0)[0]}?"
-        " If not, unset it"
+        f"{name} is not a setting: did you mean {get_close_matches(name, settings, n=1, cutoff=0)[0]}? If not, unset it"
         for name in sorted(variables)
         if name.startswith(PREFIXES) and name not in known and not _is_of_kubernetes(name, variables[name])
     ]
 
 
+def _list_secret_names(policy_file: str) -> frozenset[str]:
+    """Return the variables that the policy file names as secrets; none if it cannot be read.
+
+    This searches the text, because a file with another mistake still names its secrets.
+    """
+    try:
+        return frozenset(_NAMED_SECRET.findall(Path(policy_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # `configure` reports it
+        return frozenset()
+
+
 def _is_of_kubernetes(name: str, value: str) -> bool:
-    return bool(_KUBERNETES_NAME.fullmatch(name) or (name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value)))
+    return bool(_OF_KUBERNETES.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)

@@ -1,13 +1,12 @@
 """`[limits]` of the policy file: how much users may do, and the limits that the ledger checks."""
 
-from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from voicepass.config import checks
-from voicepass.model import Counted, Limit, Scalar, Scope
+from voicepass.config.checks import Conditions, Entry, parse_when
+from voicepass.model import Counted, Limit, Scope
 from voicepass.policy import LimitPlan, Rule
 
 OFF: Final = "off"
@@ -24,16 +23,6 @@ def _parse_amount(value: object) -> object:
 
 
 Amount = Annotated[int | None, BeforeValidator(_parse_amount)]
-
-
-Conditions = dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(checks.parse_scalars)]]
-
-
-class Entry(BaseModel):
-    """A table of the policy file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
 
 # What each key counts, in which window of seconds, and the ledger's units in one unit of the key.
 _KEYS: Final = {
@@ -54,12 +43,12 @@ class LimitsEntry(Entry):
     minutes_per_day: Amount = None
     minutes_per_month: Amount = None
 
-    def limits(self, scope: Scope) -> tuple[Limit, ...]:
+    def limits(self, scope: Scope, plan: str | None = None) -> tuple[Limit, ...]:
         """Return the limits that are on."""
         return tuple(
-            Limit(name=f"{scope.value}_{name}", scope=scope, counted=counted, most=most * unit, window_seconds=window)
-            for name, (counted, window, unit) in _KEYS.items()
-            if (most := getattr(self, name)) is not None
+            Limit(name=f"{scope}_{key}", scope=scope, counted=counted, most=most * unit, window_seconds=span, plan=plan)
+            for key, (counted, span, unit) in _KEYS.items()
+            if (most := getattr(self, key)) is not None
         )
 
 
@@ -77,17 +66,11 @@ class PlanEntry(LimitsEntry):
     """`[[limits.plan]]`: the limits of users for whom `when` holds. Missing keys come from `[limits.user]`."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")
-    when: Annotated[list[Conditions], BeforeValidator(checks.parse_when)]
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """Return the users that `when` names, as rules."""
-        return tuple(map(Rule, self.when))
+    when: Annotated[list[Conditions], BeforeValidator(parse_when)]
 
     def complete(self, user: UserLimitsEntry) -> UserLimitsEntry:
         """Return the limits of `[limits.user]`, changed as this plan says."""
-        own = self.model_fields_set & LimitsEntry.model_fields.keys()
-        return user.model_copy(update={key: getattr(self, key) for key in own})
+        return user.model_copy(update=self.model_dump(exclude={"name", "when"}, exclude_unset=True))
 
 
 class LimitTables(Entry):
@@ -110,11 +93,11 @@ class LimitTables(Entry):
 
     def limits(self, plan: PlanEntry | None = None) -> tuple[Limit, ...]:
         """Return every limit that is on for users to whom this plan applies, or none."""
-        of_user = self.user.limits(Scope.USER)
-        if plan is not None:
-            of_user = tuple(replace(limit, plan=plan.name) for limit in plan.complete(self.user).limits(Scope.USER))
+        of_user = plan.complete(self.user).limits(Scope.USER, plan.name) if plan else self.user.limits(Scope.USER)
         return (*of_user, *self.agent.limits(Scope.AGENT), *self.all.limits(Scope.ALL))
 
     def plans(self) -> tuple[LimitPlan, ...]:
         """Return the plans, each with every limit that is on."""
-        return tuple(LimitPlan(name=plan.name, when=plan.rules, limits=self.limits(plan)) for plan in self.plan)
+        return tuple(
+            LimitPlan(name=plan.name, when=tuple(map(Rule, plan.when)), limits=self.limits(plan)) for plan in self.plan
+        )

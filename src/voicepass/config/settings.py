@@ -24,24 +24,20 @@ def parse_variables(value: object) -> object:
         return value
     pairs = [entry.partition("=") for entry in split_list(value)]
     variables = {variable.strip(): claim.strip() for variable, _, claim in pairs}
-    if not all(variables.values()):
-        raise ValueError("must read variable=claim, separated by commas")
-    if len(variables) != len(pairs):
-        raise ValueError("names a variable twice")
+    if not all(variables.values()) or len(variables) != len(pairs):
+        raise ValueError("must read variable=claim, separated by commas, and name each variable once")
     return variables
 
 
 DatabaseUrl = Annotated[str, AfterValidator(checks.check_database_url), Field(repr=False)]  # it may hold a password
-Entry = TypeVar("Entry")
-Listed = Annotated[list[Entry], BeforeValidator(parse_list)]
+Item = TypeVar("Item")
+Listed = Annotated[list[Item], BeforeValidator(parse_list)]
 
 
 class Settings(BaseSettings):
     """What the environment (or the env file) says. An empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     elevenlabs_api_key: SecretStr | None = None
     """For the server only; needs the permissions ElevenAgents: Write and Read. Separate two keys with a comma."""
@@ -59,7 +55,7 @@ class Settings(BaseSettings):
     """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512, EdDSA."""
     voicepass_jwt_secret: SecretStr | None = None
     """For HS*: at least 32 bytes; base64:… or base64url:… for a key that is bytes."""
-    voicepass_jwt_public_key: SecretStr | None = None
+    voicepass_jwt_public_key: str | None = Field(None, repr=False)  # people paste a private key by mistake
     """For RS*, ES* and EdDSA: a PEM key or certificate, or its bare base64 as Keycloak shows it."""
     voicepass_jwks_url: str | None = None
     """For RS*, ES* and EdDSA: your provider's JWKS, or its …/.well-known/openid-configuration."""
@@ -81,11 +77,11 @@ class Settings(BaseSettings):
     """Add the dynamic variable seconds_left: how long the user may still talk when the pass is issued."""
     voicepass_allowed_origins: Listed[Annotated[str, AfterValidator(checks.check_origin)]] = Field([])
     """Exact origins of frontends, comma-separated: https://app.example, or of an app's shell: capacitor://localhost."""
-    voicepass_session_cookie: Annotated[str, AfterValidator(checks.check_cookie_name)] | None = None
+    voicepass_session_cookie: Annotated[str, checks.COOKIE_NAME] | None = None
     """The name of the cookie with the JWT, best __Host-…; for POST from its own or allowed https pages."""
     voicepass_policy_file: str | None = None
     """TOML: agents by alias, who may use them, their variables, limits, further issuers."""
-    voicepass_service_tokens: Listed[Annotated[SecretStr, AfterValidator(checks.check_service_token)]] = Field([])
+    voicepass_service_tokens: Listed[Annotated[ServiceToken, BeforeValidator(checks.parse_service_token)]] = Field([])
     """Bearer tokens of your backends, separated by commas: token or name:token, each of 32 characters or more."""
     voicepass_trusted_proxies: Listed[IPvAnyNetwork] = Field([])
     """Proxies whose X-Forwarded-For and X-Request-ID voicepass trusts: addresses or networks, separated by commas."""
@@ -113,11 +109,7 @@ class Settings(BaseSettings):
     """debug, info, warning or error."""
 
     @classmethod
-    def settings_customise_sources(  # the base class names all sources; only two are used
-        cls,
-        *_: Any,  # noqa: ANN401
-        **sources: Any,  # noqa: ANN401
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:  # noqa: ANN401
         """Put the values of `read_environment` in the place of what pydantic-settings would read."""
         return sources["init_settings"], InitSettingsSource(cls, cls.read_environment())
 
@@ -129,28 +121,22 @@ class Settings(BaseSettings):
     @property
     def webhook_secrets(self) -> list[str]:
         """The webhook's secret, or both during a rotation; none if no webhook is set up."""
-        return split_list(self.read_secret("ELEVENLABS_WEBHOOK_SECRET") or "")
+        return split_list(self.read_secret("ELEVENLABS_WEBHOOK_SECRET"))
 
-    @property
-    def service_tokens(self) -> list[ServiceToken]:
-        """The tokens of the operator's backends, with their names."""
-        return [ServiceToken.parse(token.get_secret_value()) for token in self.voicepass_service_tokens]
-
-    def read_secret(self, name: str) -> str | None:
-        """Return the secret of a setting, or of a variable that the policy file names."""
+    def read_secret(self, name: str) -> str:
+        """Return the secret of a setting, or of a variable that the policy file names; empty if it is not set."""
         if name.lower() not in type(self).model_fields:
             return read_secret(name)
         own = getattr(self, name.lower())
-        return own.get_secret_value() if isinstance(own, SecretStr) else None
+        return own.get_secret_value() if isinstance(own, SecretStr) else ""
 
 
 def load_settings() -> Settings:
     """Read the environment and the env file. Raises SettingsRefusedError: a line per unknown or malformed variable."""
-    if problems := find_unknown_names(frozenset(name.upper() for name in Settings.model_fields)):
-        raise SettingsRefusedError(problems)
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise SettingsRefusedError(
-            list_problems(error, lambda location: str(location[0]).upper())
-        ) from None  # the original would print the values
+    problems = find_unknown_names(frozenset(name.upper() for name in Settings.model_fields))
+    if not problems:
+        try:
+            return Settings()
+        except ValidationError as error:
+            problems = list_problems(error, lambda location: str(location[0]).upper())
+    raise SettingsRefusedError(problems)  # outside of `except`, because pydantic's error may hold values

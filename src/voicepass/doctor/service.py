@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from voicepass.config.build import find_sqlite_path, is_in_memory, ledger_exists, open_ledger
+from voicepass.config.build import find_sqlite_path, open_ledger
 from voicepass.doctor.case import Case
 from voicepass.doctor.findings import Finding, report, report_ok
 from voicepass.errors import KeysUnavailable, LedgerUnavailable
@@ -27,12 +27,13 @@ def _check_access(case: Case) -> Iterator[Finding]:
 
 
 async def _check_ledger(case: Case) -> Finding:
-    if is_in_memory(case.settings):
-        return report("ledger_in_memory")
     path = find_sqlite_path(case.settings)
+    if path == ":memory:":
+        return report("ledger_in_memory")
     if path and not Path(path).parent.is_dir():
         return report("ledger_folder_missing", folder=Path(path).parent)
-    if not ledger_exists(case.settings):  # opening it would create one, perhaps in the wrong folder
+    # Opening it would create one, perhaps in the wrong folder.
+    if path and not Path(path).exists():  # noqa: ASYNC240 - nobody waits beside the doctor
         return report("ledger_missing")
     try:
         async with open_ledger(case.settings, clock=time.time) as ledger:
