@@ -3,10 +3,10 @@
 import asyncio
 import json
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self
 
 from fastapi import HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
@@ -14,10 +14,16 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.datastructures import URL
 
 Target = Literal["signed_url", "token", "conversation", "account", "list", "webhook"]
-BrokenAnswer = Literal["html200", "redirect", "slow_trickle", "not_json", "truncated", "no_credential"]
-BrokenMember = Literal["wrong_type", "oversized"]
+BrokenAnswer = Literal["html200", "redirect", "slow_trickle"]
+BrokenJson = Literal["not_json", "truncated", "no_credential", "wrong_type", "oversized"]
 BrokenUrl = Literal["foreign_host", "http_scheme", "other_agent", "missing_conversation_id"]
 
+_BREAK_URL: Final[dict[BrokenUrl, Callable[[URL], URL]]] = {
+    "foreign_host": lambda url: url.replace(scheme="wss", netloc="api.elevenlabs.io.attacker.invalid"),
+    "http_scheme": lambda url: url.replace(scheme="http"),
+    "other_agent": lambda url: url.include_query_params(agent_id="agent_other"),
+    "missing_conversation_id": lambda url: url.remove_query_params("conversation_id"),
+}
 _OVERSIZED_BYTES = 10 * 1024 * 1024
 # How a target can fail, besides slowly; all others with a status or a body.
 _WAYS: Final = {"conversation": {"closing"}, "webhook": {"delivery"}}
@@ -95,7 +101,7 @@ class Fault(BaseModel, extra="forbid", frozen=True):
     vendor_status: str | None = None
     message: str = "The emulator was told to fail."
     retry_after_seconds: int | None = Field(default=None, ge=0)
-    body: BrokenAnswer | BrokenMember | BrokenUrl | None = None
+    body: BrokenAnswer | BrokenJson | BrokenUrl | None = None
     closing: str | None = Field(default=None, json_schema_extra={"enum": [*CLOSINGS]})
     delivery: Literal["lost", "twice", "held_back"] | None = None
 
@@ -107,7 +113,7 @@ class Fault(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"the target {self.target} takes only one of: {', '.join(sorted(ways))}")
         if self.target == "conversation" and self.closing not in CLOSINGS:
             raise ValueError(f"closing is one of {', '.join(CLOSINGS)}")
-        if self.target != "signed_url" and self.body in get_args(BrokenUrl):
+        if self.target != "signed_url" and self.body in _BREAK_URL:
             raise ValueError("only the target signed_url has a URL that can be broken")
         return self
 
@@ -126,7 +132,8 @@ class Fault(BaseModel, extra="forbid", frozen=True):
 
     def answer(self, answer: dict[str, Any], request: Request) -> Response:
         """Send a good answer, broken in the way `body` says. Its first member is the one that matters to a caller."""
-        text = json.dumps(answer | self._break_member(*next(iter(answer.items()))))
+        name, value = next(iter(answer.items()))
+        text = json.dumps(answer)
         match self.body:
             case "html200":
                 return HTMLResponse("<!doctype html><title>Please wait</title><h1>We will be right back</h1>")
@@ -141,26 +148,13 @@ class Fault(BaseModel, extra="forbid", frozen=True):
                 text = text[: len(text) // 2]
             case "no_credential":
                 text = "{}"
-        return Response(text, media_type="application/json")
-
-    def _break_member(self, name: str, value: object) -> dict[str, object]:
-        url = URL(str(value))
-        match self.body:
             case "wrong_type":
-                return {name: [value]}
+                text = json.dumps(answer | {name: [value]})
             case "oversized":
-                return {"padding": "x" * _OVERSIZED_BYTES}
-            case "foreign_host":
-                url = url.replace(scheme="wss", netloc="api.elevenlabs.io.attacker.invalid")
-            case "http_scheme":
-                url = url.replace(scheme="http")
-            case "other_agent":
-                url = url.include_query_params(agent_id="agent_other")
-            case "missing_conversation_id":
-                url = url.remove_query_params("conversation_id")
-            case _:
-                return {}
-        return {name: str(url)}
+                text = json.dumps(answer | {"padding": "x" * _OVERSIZED_BYTES})
+            case "foreign_host" | "http_scheme" | "other_agent" | "missing_conversation_id":
+                text = json.dumps(answer | {name: str(_BREAK_URL[self.body](URL(value)))})
+        return Response(text, media_type="application/json")
 
 
 async def _send_slowly(text: str) -> AsyncIterator[str]:
