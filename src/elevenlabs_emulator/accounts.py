@@ -15,7 +15,7 @@ _DOLLARS_PER_SECOND = 0.0015  # likewise
 _SUCCESS = {"done": "success", "failed": "failure"}
 # The members that a row of the list has: of a conversation, and of its metadata.
 _IN_ROW = ("agent_id", "conversation_id", "status")
-_OF_METADATA = ("start_time_unix_secs", "call_duration_secs", "cost", "cost_fiat", "termination_reason")
+_METADATA = ("start_time_unix_secs", "call_duration_secs", "cost", "cost_fiat", "termination_reason", "main_language")
 
 Status = Literal["initiated", "in-progress", "processing", "done", "failed"]
 AuthorizationMethod = Literal["signed_url", "livekit_token", "public"]
@@ -95,7 +95,7 @@ class Account:
     def row_as_json(self) -> dict[str, object]:
         """Return the conversation as a row of the list."""
         whole = self.as_json()
-        row = {name: whole[name] for name in _IN_ROW} | {name: whole["metadata"][name] for name in _OF_METADATA}
+        row = {name: whole[name] for name in _IN_ROW} | {name: whole["metadata"][name] for name in _METADATA}
         messages = [turn for turn in whole["transcript"] if turn["message"] is not None]
         return row | {"message_count": len(messages), "call_successful": _SUCCESS.get(whole["status"], "unknown")}
 
@@ -120,8 +120,9 @@ class Account:
 
     def _client_data_as_json(self) -> dict[str, object]:
         data = self.client_data or {}
+        variables: dict[str, object] = data.get("dynamic_variables") or {}
         ids = {"system__agent_id": self.agent.agent_id, "system__conversation_id": self.record.conversation_id}
-        return data | {"dynamic_variables": (data.get("dynamic_variables") or {}) | ids}
+        return data | {"dynamic_variables": variables | ids | {"system__call_duration_secs": self.seconds or 0}}
 
 
 class ListQuery(BaseModel):

@@ -36,6 +36,8 @@ class Initiation(BaseModel):
     user_id: StrictStr | None = None
     source_info: object = None
     custom_llm_extra_body: object = None
+    branch_id: object = None
+    environment: object = None
 
     def list_overrides(self) -> dict[str, object]:
         """List what the client overrides, by dotted path."""
