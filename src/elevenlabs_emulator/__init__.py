@@ -7,8 +7,7 @@ sure we are of each row), and fails on demand (`Fault`). It imports nothing of v
 
 from elevenlabs_emulator.agents import EmulatedAgent
 from elevenlabs_emulator.app import create_emulator
-from elevenlabs_emulator.closings import CLOSINGS
 from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Emulator
-from elevenlabs_emulator.faults import Fault
+from elevenlabs_emulator.failures import CLOSINGS, Fault
 
 __all__ = ["CLOSINGS", "DEFAULT_WEBHOOK_SECRET", "EmulatedAgent", "Emulator", "Fault", "create_emulator"]

@@ -1,16 +1,14 @@
 """An agent as its owner configured it, and how the vendor's API shows it."""
 
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any, Self
 
 from pydantic import BaseModel
 
-from elevenlabs_emulator.closings import CloseConversation
+from elevenlabs_emulator.failures import CloseConversation, read_table
 from elevenlabs_emulator.script import SPOKEN_LINES
 
-_FACTS = tomllib.loads(files(__package__).joinpath("agents.toml").read_text("utf-8"))
+_FACTS = read_table("agents.toml")
 
 
 class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
@@ -70,6 +68,7 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
     def as_json(self) -> dict[str, Any]:
         """Return the agent in the shape of the vendor's model, without what no caller reads."""
         permissions = "platform_settings.overrides.conversation_config_override"
+        own_webhook = {"post_call_webhook_id": self.webhook_id} if self.webhook_id else None
         values = {path: getattr(self, field) for path, field in _FACTS["settings"].items()}
         values |= {f"{permissions}.{path}": path in self.allowed_overrides for path in _FACTS["overrides"]}
         values |= {
@@ -80,11 +79,16 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
             "conversation_config.language_presets": {each: {"overrides": {}} for each in sorted(self.languages)},
             "platform_settings.auth.allowlist": [{"hostname": host} for host in sorted(self.allowed_hosts)],
             "platform_settings.auth.shareable_token": "shareable" if self.is_shareable else None,
-            "platform_settings.workspace_overrides.webhooks": None,
+            "platform_settings.workspace_overrides.webhooks": own_webhook,
         }
-        if self.webhook_id:
-            values["platform_settings.workspace_overrides.webhooks"] = {"post_call_webhook_id": self.webhook_id}
-        return _nest(values)
+        nested: dict[str, Any] = {}
+        for path, value in values.items():
+            *sections, name = path.split(".")
+            node = nested
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[name] = value
+        return nested
 
     def widget_as_json(self) -> dict[str, object]:
         """Return the settings of the vendor's widget."""
@@ -94,7 +98,6 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
             "first_message": self.first_message,
             "text_only": self.text_only,
             "supports_text_only": "conversation.text_only" in self.allowed_overrides,
-            "use_rtc": False,
         }
         return {"agent_id": self.agent_id, "widget_config": widget}
 
@@ -102,21 +105,7 @@ class EmulatedAgent(BaseModel, extra="forbid", frozen=True):
         """Return its tool in the shape of the vendor's model: one variable in the URL, the others in the body."""
         first, *others = sorted(self.tool_variables)
         properties = {name: {"type": "string", "dynamic_variable": name} for name in others}
-        schema = {
-            "url": f"https://shop.example/{{{{{first}}}}}",
-            "request_body_schema": {"type": "object", "properties": properties},
-        }
+        body = {"type": "object", "properties": properties}
+        schema = {"url": f"https://shop.example/{{{{{first}}}}}", "request_body_schema": body}
         tool: dict[str, Any] = _FACTS["tool"]
         return tool | {"id": self.tool_id, "tool_config": tool["tool_config"] | {"api_schema": schema}}
-
-
-def _nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Make an object of values by dotted path."""
-    nested: dict[str, Any] = {}
-    for path, value in values.items():
-        *sections, name = path.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return nested

@@ -1,9 +1,7 @@
 """The control routes under `/_emulator`, for tests and CI."""
 
 import json
-import tomllib
-from importlib.resources import files
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.encoders import jsonable_encoder
@@ -12,95 +10,85 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from elevenlabs_emulator.agents import EmulatedAgent
-from elevenlabs_emulator.emulator import DEFAULT_WEBHOOK_SECRET, Running, Unopened
-from elevenlabs_emulator.faults import Fault
+from elevenlabs_emulator.emulator import Running, Unopened, Webhooks
+from elevenlabs_emulator.failures import Fault, read_table
 
-routes: Final = APIRouter()
+routes: Final = APIRouter(prefix="/_emulator")
 
-_CONTROLS = tomllib.loads(files(__package__).joinpath("controls.toml").read_text("utf-8"))
-
-
-class EmulatedWebhook(BaseModel, extra="forbid", frozen=True):
-    """The workspace's post-call webhook."""
-
-    url: str | None = None
-    secret: str = DEFAULT_WEBHOOK_SECRET
-    auth_type: Literal["hmac", "oauth2", "mtls"] = "hmac"
-    is_disabled: bool = False
+_CONTROLS: Final = read_table("controls.toml")
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class EmulatedConversations(BaseModel, extra="forbid", frozen=True):
     """How the API shows conversations after they end (the following ones) and before they are opened."""
 
-    processing_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
+    processing_seconds: Seconds = 0
     unopened: Unopened = "unknown"
 
 
-_BODIES: dict[str, type[BaseModel]] = {
+_BODIES: Final[dict[str, type[BaseModel]]] = {
     "agents": EmulatedAgent,
     "conversations": EmulatedConversations,
     "faults": Fault,
-    "webhook": EmulatedWebhook,
+    "webhook": Webhooks,
 }
 
 
-@routes.get("/_emulator")
+@routes.get("")
 async def _list_controls() -> dict[str, object]:
     return _CONTROLS
 
 
-@routes.get("/_emulator/health")
+@routes.get("/health")
 async def _get_health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@routes.get("/_emulator/requests")
+@routes.get("/requests")
 async def _get_requests(emulator: Running) -> Response:
     records = {"calls": list(emulator.records.calls), "conversations": list(emulator.records.conversations)}
     return Response(json.dumps(records, default=vars), media_type="application/json")
 
 
-@routes.delete("/_emulator/requests", status_code=204)
+@routes.delete("/requests", status_code=204)
 async def _clear_requests(emulator: Running) -> None:
     emulator.records.clear()
 
 
-@routes.put("/_emulator/faults", status_code=204)
+@routes.put("/faults", status_code=204)
 async def _put_fault(emulator: Running, fault: Fault) -> None:
     emulator.faults[fault.target] = fault
 
 
-@routes.delete("/_emulator/faults", status_code=204)
+@routes.delete("/faults", status_code=204)
 async def _clear_faults(emulator: Running) -> None:
     emulator.faults.clear()
 
 
-@routes.post("/_emulator/clock")
-async def _advance_clock(
-    emulator: Running, advance_seconds: Annotated[float, Body(embed=True, ge=0, allow_inf_nan=False)]
-) -> dict[str, float]:
+@routes.post("/clock")
+async def _advance_clock(emulator: Running, advance_seconds: Annotated[Seconds, Body(embed=True)]) -> dict[str, float]:
     emulator.advance(advance_seconds)
     return {"now": emulator.now()}
 
 
-@routes.put("/_emulator/agents", status_code=204)
+@routes.put("/agents", status_code=204)
 async def _put_agent(emulator: Running, agent: EmulatedAgent) -> None:
     emulator.agents[agent.agent_id] = agent
 
 
-@routes.put("/_emulator/keys", status_code=204)
+@routes.put("/keys", status_code=204)
 async def _put_keys(emulator: Running, permissions: dict[str, frozenset[str]]) -> None:
     emulator.api_keys.update(permissions)
 
 
-@routes.put("/_emulator/webhook", status_code=204)
-async def _put_webhook(emulator: Running, webhook: EmulatedWebhook) -> None:
-    # A body without a secret keeps the one that is set.
-    for name in webhook.model_fields_set | {"url", "auth_type", "is_disabled"}:
-        setattr(emulator.webhooks, name, getattr(webhook, name))
+@routes.put("/webhook", status_code=204)
+async def _put_webhook(emulator: Running, webhook: Webhooks) -> None:
+    if "secret" not in webhook.model_fields_set:
+        webhook.secret = emulator.webhooks.secret
+    emulator.webhooks = webhook
 
 
-@routes.put("/_emulator/conversations", status_code=204)
+@routes.put("/conversations", status_code=204)
 async def _put_conversations(emulator: Running, conversations: EmulatedConversations) -> None:
     emulator.processing_seconds = conversations.processing_seconds
     emulator.unopened = conversations.unopened

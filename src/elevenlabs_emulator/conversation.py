@@ -5,15 +5,19 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from time import monotonic
+from typing import Final
 
-from starlette.websockets import WebSocket
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
 
-from elevenlabs_emulator import frames, script
+from elevenlabs_emulator import script
 from elevenlabs_emulator.accounts import Account
-from elevenlabs_emulator.agents import EmulatedAgent
-from elevenlabs_emulator.closings import CloseConversation
-from elevenlabs_emulator.emulator import CLOCK_POLL_SECONDS, Emulator, make_id
-from elevenlabs_emulator.frames import Channel, Initiation, split_speech
+from elevenlabs_emulator.emulator import CLOCK_POLL_SECONDS, Emulator, Running, make_id
+from elevenlabs_emulator.failures import CLOSINGS, CloseConversation
+from elevenlabs_emulator.frames import AUDIO_FORMAT, SAMPLES_PER_SECOND, TONE_SECONDS, Channel, Initiation, split_speech
+from elevenlabs_emulator.records import RAW_QUERY, RecordedConversation
 
 _FIRST_FRAME_SECONDS = 10
 _PING_SECONDS = 2
@@ -22,6 +26,41 @@ _SECONDS_PER_SPOKEN_LINE = 3  # of microphone audio: enough for the agent to end
 
 _TOOL = {"type": "client", "tool_name": "create_product", "tool_has_been_called": True}
 _PLACEHOLDER = re.compile(r"\{\{\s*+([\w.-]++)\s*+\}\}")
+
+CONVERSATION_PATH = "/v1/convai/conversation"
+routes: Final = APIRouter()
+
+
+@routes.websocket(CONVERSATION_PATH)
+async def _converse(websocket: WebSocket, emulator: Running) -> None:
+    query: dict[str, str] = websocket.scope[RAW_QUERY]
+    record = RecordedConversation(query=dict(websocket.query_params), signed="conversation_signature" in query)
+    emulator.records.conversations.append(record)
+    forced_closing, account, conversation = emulator.take_fault("conversation").closing, None, None
+    try:
+        # Accepted before it is refused, as by the live service: a browser that gets 403 sees no code and no reason.
+        # Browsers insist on the subprotocol that they offered; the Python SDK offers none and rejects one.
+        await websocket.accept(subprotocol="convai" if "convai" in websocket.scope["subprotocols"] else None)
+        if forced_closing and CLOSINGS[forced_closing].moment == "before_metadata":
+            raise CloseConversation(forced_closing)  # noqa: TRY301 - handled like every other closing
+        agent, record.conversation_id = emulator.admit(query, origin=websocket.headers.get("origin"))
+        account = emulator.open_account(agent, record, "signed_url" if record.signed else "public")
+        conversation = Conversation(websocket, emulator=emulator, account=account)
+        await conversation.hold(forced_closing=forced_closing)
+    except (CloseConversation, ValidationError) as end:
+        closing = end.closing if isinstance(end, CloseConversation) else CLOSINGS["invalid_message"]
+        record.closed_by, record.close_code, record.close_reason = "emulator", closing.code, closing.reason
+        if account:
+            account.final_status = closing.record
+        with suppress(WebSocketDisconnect):  # the client closed first
+            if conversation and conversation.has_begun and closing.error_event:
+                await websocket.send_json({"type": "error", "error_event": closing.error_event})
+            await websocket.close(closing.code, closing.reason)
+    except WebSocketDisconnect as end:
+        record.closed_by, record.close_code = "client", end.code
+        record.close_reason = emulator.records.scrub_text(end.reason or "")
+    if account:
+        await emulator.close_account(account)
 
 
 class Conversation:
@@ -36,17 +75,12 @@ class Conversation:
         self._order = script.Order()
         self._tool_calls: dict[str, script.Order] = {}
         self._spoken_lines = iter(account.agent.spoken_lines)
-        self._next_line_at_seconds = float(_SECONDS_PER_SPOKEN_LINE)
         self._speaks_from = self._speaks_until = 0.0
         self._ping_sent_at = 0.0
         self._ping_ms: int | None = None
-        self._language_mark = ""
+        self._language_mark = ""  # of what the agent says in another language: the script knows English only
+        # Whether the client has got the metadata: an `error` event must not come before it.
         self.has_begun = False
-        """Whether the client has got the metadata: an `error` event must not come before it."""
-
-    @property
-    def _agent(self) -> EmulatedAgent:
-        return self._account.agent
 
     async def hold(self, *, forced_closing: str | None = None) -> None:
         """Hold the conversation, or only begin it if `forced_closing` names the closing that it must end with.
@@ -54,65 +88,63 @@ class Conversation:
         Raises `CloseConversation` or `ValidationError` to end it, `WebSocketDisconnect` when the client has ended it.
         """
         initiation = await self._receive_initiation()
+        formats = {"agent_output_audio_format": AUDIO_FORMAT, "user_input_audio_format": AUDIO_FORMAT}
+        metadata = {"conversation_id": self._record.conversation_id, **formats}
         # The JavaScript SDK hangs on any other first frame.
-        await self._channel.send(
-            "conversation_initiation_metadata",
-            conversation_id=self._record.conversation_id,
-            agent_output_audio_format=frames.AUDIO_FORMAT,
-            user_input_audio_format=frames.AUDIO_FORMAT,
-        )
+        await self._channel.send("conversation_initiation_metadata", **metadata)
         self.has_begun = True
         if forced_closing:
             raise CloseConversation(forced_closing)
+        variables = initiation.dynamic_variables or {}
         self._override_agent(initiation.list_overrides())
-        self._check_variables(initiation.dynamic_variables or {})
-        self._emulator.count_start(self._agent)
+        self._check_variables(variables)
+        agent = self._account.agent
+        self._emulator.count_start(agent)
         await self._wait_in_queue()
-        agent_id = self._agent.agent_id
-        self._emulator.open_conversations[agent_id] += 1
+        self._emulator.open_conversations[agent.agent_id] += 1
         try:
             if self._account.queue_seconds is not None:
                 await self._channel.send("queue_status", status="admitted")
-            await self._say(_fill(self._agent.first_message, initiation.dynamic_variables or {}))
+            await self._say(_PLACEHOLDER.sub(lambda found: str(variables.get(found[1], found[1])), agent.first_message))
             await self._listen()
         finally:
-            self._emulator.open_conversations[agent_id] -= 1
+            self._emulator.open_conversations[agent.agent_id] -= 1
 
     async def _receive_initiation(self) -> Initiation:
-        try:
-            async with asyncio.timeout(_FIRST_FRAME_SECONDS):
-                frame = await self._channel.receive()
-        except TimeoutError as late:
-            raise CloseConversation("first_frame_timeout") from late
-        scrubbed_frame = self._emulator.records.scrub(frame)
-        self._record.initiation = scrubbed_frame
+        frame = await self._receive_for(_FIRST_FRAME_SECONDS)
+        if frame is None:
+            raise CloseConversation("first_frame_timeout")
+        scrub = self._emulator.records.scrub
+        self._record.initiation = scrub(frame)
         initiation = Initiation.model_validate(frame)
-        self._account.initiation = scrubbed_frame
+        self._account.client_data = scrub(initiation.model_dump(exclude={"type"}, exclude_none=True))
         return initiation
 
     def _override_agent(self, overrides: dict[str, object]) -> None:
+        agent = self._account.agent
         # The Python SDK sends text_only outside `conversation`, which needs no permission.
         text_only = overrides.pop("text_only", False) is True
-        if overrides.get("agent.language") == self._agent.language:
-            del overrides["agent.language"]  # the vendor's widget sends it in each conversation
-        if forbidden := sorted(overrides.keys() - self._agent.allowed_overrides):
+        language = str(overrides.get("agent.language", agent.language))
+        if language == agent.language:
+            overrides.pop("agent.language", None)  # the vendor's widget sends it in each conversation
+        if forbidden := sorted(overrides.keys() - agent.allowed_overrides):
             raise CloseConversation("override_not_allowed", field=forbidden[0].rpartition(".")[2])
-        language = str(overrides.get("agent.language", self._agent.language))
-        if language not in {self._agent.language, *self._agent.languages}:
+        if language not in {agent.language, *agent.languages}:
             raise CloseConversation("language_unsupported", language=language)
         if text_only:
             overrides["conversation.text_only"] = True
-        if language != self._agent.language:
+        if language != agent.language:
             self._language_mark = f"[{language}] "
-            overrides.setdefault("agent.first_message", self._mark_language(self._agent.first_message))
-        self._account.agent = self._agent.override(overrides)
-        self._channel.client_events = self._agent.client_events
+            if agent.first_message:
+                overrides.setdefault("agent.first_message", self._language_mark + agent.first_message)
+        self._account.agent = agent.override(overrides)
 
     def _check_variables(self, variables: Mapping[str, object]) -> None:
+        agent = self._account.agent
         needed = {
-            "first message": set(_PLACEHOLDER.findall(self._agent.first_message)),
-            "prompt": set(_PLACEHOLDER.findall(self._agent.prompt)),
-            "tools": self._agent.tool_variables,
+            "first message": set(_PLACEHOLDER.findall(agent.first_message)),
+            "prompt": set(_PLACEHOLDER.findall(agent.prompt)),
+            "tools": agent.tool_variables,
         }
         for place, names in needed.items():
             if missing := sorted(name for name in names - variables.keys() if not name.startswith("system__")):
@@ -120,7 +152,7 @@ class Conversation:
 
     async def _wait_in_queue(self) -> None:
         """Wait until the agent has fewer open conversations than its limit, or refuse the client."""
-        agent, began_at = self._agent, self._emulator.now()
+        agent, began_at = self._account.agent, self._emulator.now()
         if not self._emulator.is_at_limit(agent):
             return
         if not agent.queueing:
@@ -135,19 +167,17 @@ class Conversation:
         self._account.queue_seconds = self._account.started_at - began_at
 
     async def _listen(self) -> None:
-        ends_at = self._account.started_at + self._agent.max_duration_seconds
-        ping_at = _monotonic() + _PING_SECONDS
-        while True:
-            frame = await self._receive_for(min(_CLOCK_CHECK_SECONDS, max(0, ping_at - _monotonic())))
-            if frame is not None:
+        ends_at = self._account.started_at + self._account.agent.max_duration_seconds
+        ping_at = monotonic() + _PING_SECONDS
+        while self._emulator.now() < ends_at:
+            if (frame := await self._receive_for(_CLOCK_CHECK_SECONDS)) is not None:
                 await self._handle(frame)
-            if self._emulator.now() >= ends_at:
-                raise CloseConversation("max_duration")
-            if _monotonic() >= ping_at:
+            if monotonic() >= ping_at:
                 # The Python SDK reads the key ping_ms without a default.
                 await self._channel.send_numbered("ping", ping_ms=self._ping_ms)
-                self._ping_sent_at = _monotonic()
+                self._ping_sent_at = monotonic()
                 ping_at = self._ping_sent_at + _PING_SECONDS
+        raise CloseConversation("max_duration")
 
     async def _receive_for(self, seconds: float) -> dict[str, object] | None:
         try:
@@ -169,7 +199,7 @@ class Conversation:
             case {"type": "multimodal_message"}:
                 await self._say("I got your file, but I can only read text.")
             case {"type": "pong"} if self._ping_sent_at:
-                self._ping_ms = round((_monotonic() - self._ping_sent_at) * 1000)
+                self._ping_ms = round((monotonic() - self._ping_sent_at) * 1000)
             case {"type": "client_tool_result", "tool_call_id": str(call_id)} if call_id in self._tool_calls:
                 is_error = frame.get("is_error") is True
                 await self._handle_tool_result(call_id, str(frame.get("result")), is_error=is_error)
@@ -177,13 +207,13 @@ class Conversation:
     async def _handle_audio(self, chunk_base_64: str) -> None:
         """Count the audio, whatever is in it; after enough of it, take the next line of the script as spoken."""
         samples = len(chunk_base_64) * 3 / 4 / 2
-        self._record.microphone_seconds += samples / frames.SAMPLES_PER_SECOND
-        if self._agent.text_only:
+        lines_before = self._record.microphone_seconds // _SECONDS_PER_SPOKEN_LINE
+        self._record.microphone_seconds += samples / SAMPLES_PER_SECOND
+        if self._account.agent.text_only:
             return
         await self._channel.send("vad_score", vad_score=1.0)
-        if self._record.microphone_seconds < self._next_line_at_seconds:
+        if self._record.microphone_seconds // _SECONDS_PER_SPOKEN_LINE == lines_before:
             return
-        self._next_line_at_seconds += _SECONDS_PER_SPOKEN_LINE
         if line := next(self._spoken_lines, None):
             beginning = " ".join(line.split()[:3])
             event_id = await self._channel.send_numbered("tentative_user_transcript", user_transcript=beginning)
@@ -192,12 +222,13 @@ class Conversation:
 
     async def _answer(self, line: str) -> None:
         self._account.add_turn("user", line)
-        if _monotonic() < self._speaks_until:
+        if monotonic() < self._speaks_until:
             await self._interrupt()
         words, self._order = script.answer(line, self._order)
-        await self._say(self._mark_language(words))
+        await self._say(self._language_mark + words)
         if words == script.GOODBYE:
-            await self._hang_up()
+            await self._send_tool_response("end_call", make_id("call"), tool_type="system", is_error=False)
+            raise CloseConversation("agent_ended")
         if self._order.is_complete:
             await self._call_tool(self._order)
             self._order = script.Order()
@@ -205,7 +236,7 @@ class Conversation:
     async def _interrupt(self) -> None:
         """Stop speaking: the transcript keeps what was played until now."""
         turn = next(turn for turn in reversed(self._account.turns) if turn["role"] == "agent" and turn["message"])
-        spoken = (_monotonic() - self._speaks_from) / (self._speaks_until - self._speaks_from)
+        spoken = (monotonic() - self._speaks_from) / (self._speaks_until - self._speaks_from)
         text = turn["message"]
         played = text[: math.ceil(len(text) * spoken)]
         turn.update(message=played, original_message=text, interrupted=True)
@@ -219,7 +250,7 @@ class Conversation:
         if not text:
             return  # an agent without a first message waits for the user
         self._account.add_turn("agent", text)
-        if self._agent.text_only:
+        if self._account.agent.text_only:
             event_id = await self._channel.send_numbered("agent_chat_response_part", type="start", text="")
             parts = [*(("delta", word) for word in re.findall(r"\S+\s*", text)), ("stop", "")]
             for kind, part in parts:
@@ -230,12 +261,8 @@ class Conversation:
         speech = split_speech(text)
         for audio in speech:
             await self._channel.send_numbered("audio", **audio)
-        self._speaks_from = _monotonic()
-        self._speaks_until = max(self._speaks_until, self._speaks_from) + frames.TONE_SECONDS * len(speech)
-
-    def _mark_language(self, text: str) -> str:
-        """Mark a text as said in the overriding language: the script knows English only."""
-        return self._language_mark + text if text else text
+        self._speaks_from = monotonic()
+        self._speaks_until = max(self._speaks_until, self._speaks_from) + TONE_SECONDS * len(speech)
 
     async def _call_tool(self, order: script.Order) -> None:
         call_id = make_id("call")
@@ -249,21 +276,9 @@ class Conversation:
         order = self._tool_calls.pop(call_id)
         outcome = _TOOL | {"request_id": call_id, "result_value": result, "is_error": is_error}
         self._account.add_turn("agent", None, tool_results=[outcome])
-        await self._send_tool_response("create_product", call_id, "client", is_error=is_error)
-        await self._say(self._mark_language(script.confirm(order, result, is_error=is_error)))
+        await self._send_tool_response("create_product", call_id, tool_type="client", is_error=is_error)
+        await self._say(self._language_mark + script.confirm(order, result, is_error=is_error))
 
-    async def _hang_up(self) -> None:
-        await self._send_tool_response("end_call", make_id("call"), "system", is_error=False)
-        raise CloseConversation("agent_ended")
-
-    async def _send_tool_response(self, tool_name: str, call_id: str, tool_type: str, *, is_error: bool) -> None:
+    async def _send_tool_response(self, tool_name: str, call_id: str, *, tool_type: str, is_error: bool) -> None:
         response = {"tool_name": tool_name, "tool_call_id": call_id, "tool_type": tool_type, "is_error": is_error}
         await self._channel.send_numbered("agent_tool_response", **response, is_called=True)
-
-
-def _fill(text: str, variables: Mapping[str, object]) -> str:
-    return _PLACEHOLDER.sub(lambda match: str(variables.get(match[1], match[1])), text)
-
-
-def _monotonic() -> float:
-    return asyncio.get_running_loop().time()

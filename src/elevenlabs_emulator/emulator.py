@@ -1,24 +1,26 @@
 """The emulator's state and rules: its agents, its keys, the signatures that it issued, and its clock."""
 
 import asyncio
+import hashlib
+import hmac
+import json
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import httpx
 from fastapi import Depends
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from elevenlabs_emulator.accounts import Account, AuthorizationMethod
 from elevenlabs_emulator.agents import EmulatedAgent
-from elevenlabs_emulator.closings import CloseConversation
-from elevenlabs_emulator.errors import vendor_error
-from elevenlabs_emulator.faults import Fault, Target
+from elevenlabs_emulator.failures import CloseConversation, Fault, Target, vendor_error
 from elevenlabs_emulator.records import RecordedConversation, Records
-from elevenlabs_emulator.webhooks import Webhooks
 
 DEFAULT_KEY = "sk_emulator"
 # voicepass and other receivers refuse a short secret.
@@ -34,16 +36,42 @@ _DAY_SECONDS = 24 * 3600
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _DEFAULT_KEYS = {DEFAULT_KEY: frozenset({"convai_write", "convai_read"})}
 _KEPT_ACCOUNTS = 10_000
+WEBHOOK_ID = "wh_emulated"
+_DELIVERY_SECONDS = 10
 
 Unopened = Literal["unknown", "initiated"]
 
 
 @dataclass(frozen=True)
-class _Issued:
+class Issued:
+    """A signature, and what it opens."""
+
+    signature: str
     agent_id: str
     expires_at: float
     conversation_id: str | None
     query: Mapping[str, str]
+
+
+class Webhooks(BaseModel, extra="forbid"):
+    """The workspace's post-call webhook. Without `url`, or while it `is_disabled`, it is not sent."""
+
+    url: str | None = None
+    secret: str = DEFAULT_WEBHOOK_SECRET
+    auth_type: Literal["hmac", "oauth2", "mtls"] = "hmac"
+    is_disabled: bool = False
+
+    def as_json(self) -> list[dict[str, object]]:
+        """Return the workspace's webhooks in the shape of the vendor's model: this one, or none."""
+        if self.url is None:
+            return []
+        flags = {"is_disabled": self.is_disabled, "is_auto_disabled": False, "auth_type": self.auth_type}
+        return [{"name": "post-call", "webhook_id": WEBHOOK_ID, "webhook_url": self.url, "created_at_unix": 0, **flags}]
+
+    @property
+    def target(self) -> str | None:
+        """Return where the end of a conversation is reported now, if anywhere."""
+        return None if self.is_disabled else self.url
 
 
 class Emulator:
@@ -79,7 +107,10 @@ class Emulator:
         self.faults: dict[Target, Fault] = {fault.target: fault for fault in faults}
         self.records = Records(api_keys=self.api_keys)
         self.accounts: dict[str, Account] = {}
-        self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret, clock=clock)
+        self.webhooks = Webhooks(url=webhook_url, secret=webhook_secret)
+        # The HTTP answers to the webhooks so far, 0 for no answer.
+        self.webhook_statuses: list[int] = []
+        self._held_back: list[bytes] = []
         self.conversation_seconds = conversation_seconds
         self.processing_seconds = processing_seconds
         self.unopened: Unopened = unopened
@@ -87,7 +118,7 @@ class Emulator:
         self._started_today: Counter[tuple[str, int]] = Counter()
         self._clock = clock
         self._advanced_seconds = 0.0
-        self._issued: dict[str, _Issued] = {}
+        self._issued: dict[str, Issued] = {}
 
     def now(self) -> float:
         """Return the Unix seconds of the injected clock, plus what it was advanced by."""
@@ -135,16 +166,18 @@ class Emulator:
         A bound signature starts one conversation. An unbound one starts any number within its 15 minutes: that is the
         live service's rule, and the reason to ask for `include_conversation_id`.
         """
-        signature, conversation_id = make_id("cvtkn"), make_id("conv") if bound else None
-        self._issued[signature] = _Issued(agent_id, self.now() + SIGNATURE_SECONDS, conversation_id, query or {})
+        conversation_id, expires_at = make_id("conv") if bound else None, self.now() + SIGNATURE_SECONDS
+        issued = Issued(make_id("cvtkn"), agent_id, expires_at, conversation_id, query or {})
+        self._issued[issued.signature] = issued
         if conversation_id:
             self.show_minted(agent_id, conversation_id, "signed_url")
-        return signature, conversation_id
+        return issued.signature, conversation_id
 
-    def is_valid(self, signature: str, agent_id: str) -> bool:
-        """Whether this signature opens something of this agent now."""
-        issued = self._issued.get(signature)
-        return issued is not None and issued.agent_id == agent_id and self.now() < issued.expires_at
+    def find_issued(self, signature: str | None, agent_id: str) -> Issued | None:
+        """Return what this signature opens now, if anything of this agent."""
+        issued = self._issued.get(signature or "")
+        is_valid = issued and issued.agent_id == agent_id and self.now() < issued.expires_at
+        return issued if is_valid else None
 
     def admit(self, query: Mapping[str, str], *, origin: str | None) -> tuple[EmulatedAgent, str]:
         """Decide who may open a conversation, using up a bound signature; returns the agent and the conversation's id.
@@ -161,22 +194,18 @@ class Emulator:
         signature = query.get("conversation_signature")
         if signature is None and not agent.requires_auth:
             return agent.select(query), make_id("conv")
-        if not self.is_valid(signature or "", agent.agent_id):
-            raise CloseConversation("unauthorized")
-        issued = self._issued[signature or ""]
-        bound_to = issued.conversation_id
-        if query.get("conversation_id", bound_to) != bound_to:
+        issued = self.find_issued(signature, agent.agent_id)
+        if issued is None or query.get("conversation_id", issued.conversation_id) != issued.conversation_id:
             raise CloseConversation("unauthorized")
         agent = agent.select({**query, **issued.query})
-        if bound_to is not None:
-            del self._issued[signature or ""]
-        return agent, bound_to or make_id("conv")
+        if issued.conversation_id is None:
+            return agent, make_id("conv")
+        del self._issued[issued.signature]
+        return agent, issued.conversation_id
 
     def expire(self, conversation_id: str) -> None:
-        """Let the signature that is bound to this conversation expire, and no other."""
-        for signature, issued in self._issued.items():
-            if issued.conversation_id == conversation_id:
-                self._issued[signature] = replace(issued, expires_at=self.now())
+        """Refuse from now on the signature that is bound to this conversation, and no other."""
+        self._issued = {each: of for each, of in self._issued.items() if of.conversation_id != conversation_id}
 
     def show_minted(self, agent_id: str, conversation_id: str, method: AuthorizationMethod) -> None:
         """Add the account of a conversation that can be opened, if `unopened` says that the API shows it."""
@@ -186,7 +215,8 @@ class Emulator:
 
     def open_account(self, agent: EmulatedAgent, record: RecordedConversation, method: AuthorizationMethod) -> Account:
         """Add the account of a conversation."""
-        account = Account(agent=agent, record=record, clock=self.now, authorization_method=method)
+        now = self.now()
+        account = Account(agent=agent, record=record, clock=self.now, authorization_method=method, started_at=now)
         self.accounts[record.conversation_id or ""] = account
         if len(self.accounts) > _KEPT_ACCOUNTS:
             del self.accounts[next(iter(self.accounts))]
@@ -208,11 +238,36 @@ class Emulator:
         now, fixed = self.now(), self.conversation_seconds
         seconds = round(now - account.started_at) if fixed is None else fixed
         account.end(seconds=seconds, done_at=now + self.processing_seconds)
-        if not self.webhooks.are_sent:
+        if self.webhooks.target is None:
             return
         while self.now() < account.done_at:  # noqa: ASYNC110 - an injected clock fires no event
             await asyncio.sleep(CLOCK_POLL_SECONDS)
-        await self.webhooks.send(account.as_json(), now=self.now(), fault=self.take_fault("webhook"))
+        event = {"type": "post_call_transcription", "event_timestamp": int(self.now()), "data": account.as_json()}
+        await self._send_webhook(json.dumps(event).encode())
+
+    async def _send_webhook(self, body: bytes) -> None:
+        """Send it once, which is the vendor's default, or as the fault says."""
+        fault = self.take_fault("webhook")
+        await asyncio.sleep(fault.latency_seconds)
+        if fault.delivery == "held_back":
+            self._held_back.append(body)
+        url = self.webhooks.target
+        if url is None or fault.delivery in {"held_back", "lost"}:
+            return
+        bodies, self._held_back = [body] * (2 if fault.delivery == "twice" else 1) + self._held_back, []
+        async with httpx.AsyncClient(timeout=_DELIVERY_SECONDS, trust_env=False) as client:
+            for each in bodies:
+                try:
+                    answer = await client.post(url, content=each, headers=self._sign_webhook(each))
+                    self.webhook_statuses.append(answer.status_code)
+                except httpx.HTTPError:
+                    self.webhook_statuses.append(0)
+
+    def _sign_webhook(self, body: bytes) -> dict[str, str]:
+        # With the machine's time even after the emulator was advanced: receivers refuse any other.
+        signed_at = str(int(self._clock()))
+        mac = hmac.new(self.webhooks.secret.encode(), f"{signed_at}.".encode() + body, hashlib.sha256).hexdigest()
+        return {"ElevenLabs-Signature": f"t={signed_at},v0={mac}", "Content-Type": "application/json"}
 
 
 def make_id(prefix: str) -> str:
@@ -225,5 +280,5 @@ def _find_emulator(connection: HTTPConnection) -> Emulator:
     return emulator
 
 
+# The emulator of a request, for a parameter of a route.
 Running = Annotated[Emulator, Depends(_find_emulator)]
-"""The emulator of a request, for a parameter of a route."""

@@ -5,43 +5,39 @@ import itertools
 import json
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, StrictStr, TypeAdapter, field_validator
+from pydantic import AfterValidator, BaseModel, StrictStr, TypeAdapter
 from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from elevenlabs_emulator.failures import read_table
 
 AUDIO_FORMAT = "pcm_16000"  # signed 16-bit little-endian mono samples, 16,000 a second
 SAMPLES_PER_SECOND = 16_000
 TONE_SECONDS = 0.25
 
 _FRAME = TypeAdapter(dict[str, object])
-# The member that holds the event, if it is not `<type>_event`.
-_EVENT_MEMBERS = {
-    "agent_chat_response_part": "text_response_part",
-    "agent_tool_response": "agent_tool_response",
-    "client_tool_call": "client_tool_call",
-    "tentative_user_transcript": "tentative_user_transcription_event",
-    "user_transcript": "user_transcription_event",
-}
-# A client gets these whatever the agent's `client_events` are.
-_ALWAYS_SENT = {"conversation_initiation_metadata", "agent_chat_response_part", "queue_status", "error"}
+_EVENTS = read_table("events.toml")
+
+
+def _refuse_system_name(name: str) -> str:
+    if name.startswith("system__"):
+        raise ValueError("only the service sets variables named system__…")
+    return name
 
 
 class Initiation(BaseModel):
-    """The members of the client's first frame that the emulator uses."""
+    """The client's first frame, as far as the vendor's model of a conversation shows it."""
 
     type: Literal["conversation_initiation_client_data"]
     conversation_config_override: dict[str, object] | None = None
-    dynamic_variables: dict[str, str | int | float | bool] | None = None
+    dynamic_variables: dict[Annotated[str, AfterValidator(_refuse_system_name)], str | int | float | bool] | None = None
     user_id: StrictStr | None = None
-
-    @field_validator("dynamic_variables")
-    @classmethod
-    def _refuse_system_variables(cls, variables: dict[str, Any] | None) -> dict[str, Any] | None:
-        if any(name.startswith("system__") for name in variables or ()):
-            raise ValueError("only the service sets variables named system__…")
-        return variables
+    source_info: object = None
+    custom_llm_extra_body: object = None
+    branch_id: object = None
+    environment: object = None
 
     def list_overrides(self) -> dict[str, object]:
         """List what the client overrides, by dotted path."""
@@ -51,14 +47,14 @@ class Initiation(BaseModel):
 class Channel:
     """Sends and receives the frames of one accepted WebSocket."""
 
-    def __init__(self, websocket: WebSocket, *, client_events: Collection[str]) -> None:
-        self._websocket, self.client_events = websocket, client_events
+    def __init__(self, websocket: WebSocket, *, client_events: Iterable[str]) -> None:
+        self._websocket, self._kinds = websocket, {*_EVENTS["always_sent"], *client_events}
         self._event_ids = itertools.count(1)
 
     async def send(self, kind: str, **event: object) -> None:
         """Send an event, if the agent's settings let the client have it."""
-        if kind in _ALWAYS_SENT or kind in self.client_events:
-            frame = {"type": kind, _EVENT_MEMBERS.get(kind, f"{kind}_event"): event}
+        if kind in self._kinds:
+            frame = {"type": kind, _EVENTS["members"].get(kind, f"{kind}_event"): event}
             await self._websocket.send_text(json.dumps(frame))
 
     async def send_numbered(self, kind: str, **event: object) -> int:

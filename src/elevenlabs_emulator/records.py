@@ -4,7 +4,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The scope's key for the query as it arrived; all other code gets the query without the signature.
 RAW_QUERY = "elevenlabs_emulator.raw_query"
+
+Key = Literal["right", "wrong", "absent"]
 
 _KEPT = 1_000  # of each kind, so that an emulator that runs for weeks needs a bounded memory
 _SIGNATURE = re.compile(r"cvtkn_\w*")
@@ -24,7 +26,7 @@ class RecordedCall:
     method: str
     path: str
     query: Mapping[str, str]
-    key: Literal["right", "wrong", "absent"]
+    key: Key
     status: int
 
 
@@ -47,7 +49,7 @@ class Records:
     """The latest calls and conversations, oldest first, without API keys and signatures."""
 
     def __init__(self, *, api_keys: Collection[str]) -> None:
-        self._api_keys = api_keys
+        self.api_keys = api_keys
         self.calls: deque[RecordedCall] = deque(maxlen=_KEPT)
         self.conversations: deque[RecordedConversation] = deque(maxlen=_KEPT)
 
@@ -56,19 +58,13 @@ class Records:
         self.calls.clear()
         self.conversations.clear()
 
-    def classify_key(self, key: str | None) -> Literal["right", "wrong", "absent"]:
-        """Return whether a key is accepted; the key itself is not recorded."""
-        if key is None:
-            return "absent"
-        return "right" if key in self._api_keys else "wrong"
-
     def scrub_text(self, text: str) -> str:
         """Remove keys and signatures from a text."""
-        for key in self._api_keys:
+        for key in self.api_keys:
             text = text.replace(key, "[secret]")
         return _SIGNATURE.sub("[signature]", text)
 
-    def scrub(self, value: object) -> object:
+    def scrub(self, value: object) -> Any:  # noqa: ANN401 - JSON like `value`
         """Copy JSON without keys, signatures, and the values of variables named `secret__…`."""
         if isinstance(value, str):
             return self.scrub_text(value)
@@ -98,19 +94,17 @@ class Recorder:
             await self._app(scope, receive, send)
             return
         pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        scope[RAW_QUERY] = dict(pairs)
         scrub = self._records.scrub_text
         shown = [(scrub(name), scrub(value)) for name, value in pairs if name != "conversation_signature"]
-        scope["query_string"] = urlencode(shown).encode()
-        path = scrub(scope["path"].removeprefix(scope.get("root_path", "")))
-        key = Headers(scope=scope).get("xi-api-key")
+        scope[RAW_QUERY], scope["query_string"] = dict(pairs), urlencode(shown).encode()
+        path, method = scrub(scope["path"].removeprefix(scope.get("root_path", ""))), scope.get("method", "")
+        is_call = path.startswith("/v1/") and method != "OPTIONS"  # a browser's preflight is none
+        api_key = Headers(scope=scope).get("xi-api-key")
+        key: Key = "absent" if api_key is None else "right" if api_key in self._records.api_keys else "wrong"
 
         async def record_and_send(message: Message) -> None:
-            is_call = path.startswith("/v1/") and scope.get("method") != "OPTIONS"  # a browser's preflight is none
-            if message["type"] == "http.response.start" and is_call:
-                method, status = scope["method"], message["status"]
-                kind = self._records.classify_key(key)
-                call = RecordedCall(method=method, path=path, query=dict(shown), key=kind, status=status)
+            if is_call and message["type"] == "http.response.start":
+                call = RecordedCall(method=method, path=path, query=dict(shown), key=key, status=message["status"])
                 self._records.calls.append(call)
             await send(message)
 

@@ -6,12 +6,13 @@ It replaces a language model, so it understands only plain sentences about selli
 import re
 from dataclasses import asdict, dataclass, replace
 
-EXAMPLE = "I want to sell eggs for 2 dollars each"
-# None of these asks for a product: a frontend that has no client tool for that must not get a call of it.
-SPOKEN_LINES = ("Hello", "Can you help me?", "That is all, thank you, goodbye")
-ORDERS = (EXAMPLE, "I am also selling honey for 7.50 a jar", SPOKEN_LINES[-1])
+from elevenlabs_emulator.failures import read_table
 
-GOODBYE = "Goodbye, and good luck with your sales!"
+_TEXTS = read_table("script.toml")
+SPOKEN_LINES: tuple[str, ...] = tuple(_TEXTS["spoken_lines"])
+ORDERS: tuple[str, ...] = tuple(_TEXTS["orders"])
+SMALL_TALK: dict[str, str] = _TEXTS["small_talk"]
+GOODBYE = SMALL_TALK["bye|goodbye"]
 
 _MAX_LINE_CHARACTERS = 500  # the patterns match no longer text
 
@@ -29,13 +30,6 @@ _PRICE = re.compile(
 )
 # "each", "per dozen", "a jar"
 _UNIT = re.compile(r"\beach\b|\b(?:per|an?)\s+(?P<measure>\w+)")
-
-SMALL_TALK = {
-    "help": f'Tell me what you want to sell, for how much, and per what. For example: "{EXAMPLE}".',
-    "bye|goodbye": GOODBYE,
-    "thanks|thank you": "You are welcome! Is there anything else you would like to sell?",
-    "hello|hi|hey": "Hello! What would you like to sell?",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +100,8 @@ def _parse_order(text: str, draft: Order) -> Order:
 
 def _ask_for_rest(order: Order) -> str:
     if order == Order():
-        return f'I did not get that. You could say: "{EXAMPLE}".'
-    if order.item is None:
-        return f"{order.price_in_words} for what? Which product would you like to sell?"
-    if order.price is None:
-        return f"How much would you like for {order.item}?"
-    if order.unit is None:
-        return f"{order.price_in_words} for {order.item}: is that each, per dozen, or per kilo?"
+        return str(_TEXTS["not_understood"])
+    for part, question in _TEXTS["questions"].items():
+        if getattr(order, part) is None:
+            return str(question.format(item=order.item, price=order.price_in_words))
     return f"Got it: {order.words}. I am creating the product now."

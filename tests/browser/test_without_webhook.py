@@ -66,6 +66,6 @@ def test_after_as_many_short_conversations_as_the_limit_allows_the_next_is_grant
     expect(demo.status).to_have_text("Connected")
     expect(demo.minutes).to_have_attribute("aria-valuetext", re.compile(f"^{limits.minutes_at_the_end} used"))
     expect(demo.minutes).to_have_accessible_description(re.compile(r"^10?:00 of it is set aside for this pass"))
-    assert emulator.webhooks.statuses == []
+    assert emulator.webhook_statuses == []
     assert len(emulator.records.conversations) == limits.ended_conversations + 1
     assert demo.console == []

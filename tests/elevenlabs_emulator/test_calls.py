@@ -57,12 +57,13 @@ def test_a_missing_or_wrong_key_is_refused(service: Service, path: str) -> None:
 
 
 def test_each_error_that_users_have_quoted_has_its_live_form(serve: Serve) -> None:
-    service = serve(Emulator(agents=[AGENT], api_keys={KEY: frozenset({"convai_read"})}))
+    keys = {KEY: frozenset({"convai_read"}), "sk_writer": frozenset({"convai_write"})}
+    service = serve(Emulator(agents=[AGENT], api_keys=keys))
 
     permission = service.ask()
     conversation = service.http.get("/v1/convai/conversations/conv_x", headers={"xi-api-key": KEY})
     agent = service.http.get("/v1/convai/agents/agent_x", headers={"xi-api-key": KEY})
-    query = service.http.get(SIGN, headers={"xi-api-key": KEY})
+    query = service.http.get(SIGN, headers={"xi-api-key": "sk_writer"})
     method = service.http.post(SIGN)
 
     assert [each.status_code for each in (permission, conversation, agent, query, method)] == [401, 404, 404, 422, 405]

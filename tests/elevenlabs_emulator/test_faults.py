@@ -106,6 +106,9 @@ def test_a_slow_answer_takes_longer_than_the_callers_timeout(service: Service, f
         {"target": "webhook", "delivery": "eaten"},
         {"target": "webhook", "status": 500},
         {"target": "list", "body": "foreign_host"},
+        {"target": "token", "body": "foreign_host"},
+        {"target": "conversation"},
+        {"target": "conversation", "closing": "internal_error", "status": 500},
     ],
 )
 def test_a_wrong_fault_is_refused_with_the_keys_that_exist(service: Service, fault: dict[str, object]) -> None:

@@ -24,7 +24,7 @@ def converse(
     _, conversation_id = emulator.issue(agent.agent_id, bound=True)
     record = RecordedConversation(query={}, signed=True, conversation_id=conversation_id)
     account = emulator.open_account(agent, record, "signed_url")
-    account.initiation = {"user_id": user_id}
+    account.client_data = {"user_id": user_id}
     if seconds is not None:
         record.closed_by, record.close_code, record.close_reason = "client", 1000, ""
         account.end(seconds=seconds, done_at=clock.now + seconds)

@@ -1,7 +1,6 @@
 """`voicepass demo` and `voicepass emulator`: what needs no account at ElevenLabs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -10,13 +9,14 @@ from voicepass.api.server import run
 from voicepass.cli.failures import check_port
 from voicepass.telemetry.logs import configure_logging
 
-if TYPE_CHECKING:
-    from elevenlabs_emulator import Fault
-
 LOOPBACK = "127.0.0.1"
 DEFAULT_EMULATOR_KEY = "sk_emulator"
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
+Faults = Annotated[
+    list[str] | None,
+    typer.Option(help="Fail from the start, as with PUT /_emulator/faults: '{\"status\": 503}'; repeatable."),
+]
 
 
 def demo(port: Port = 8000) -> None:
@@ -39,10 +39,7 @@ def emulator(
     ] = None,
     key: Annotated[str, typer.Option(help="The API key to accept.")] = DEFAULT_EMULATOR_KEY,
     open_agents: Annotated[bool, typer.Option("--open", help="Accept conversations without a signature.")] = False,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(help="Fail from the start, as with PUT /_emulator/faults: '{\"status\": 503}'; repeatable."),
-    ] = None,
+    fault: Faults = None,
     processing_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds from the end of a conversation until its status is `done`.")
     ] = 0,
@@ -53,10 +50,15 @@ def emulator(
     import elevenlabs_emulator as emulation  # noqa: PLC0415 - the service never loads the emulator
 
     agents = [*(agent or ()), "agent_demo"]
+    try:
+        faults = [emulation.Fault.model_validate_json(text) for text in fault or ()]
+    except ValidationError as error:
+        mistakes = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}" for each in error.errors())
+        raise typer.BadParameter(mistakes, param_hint="--fault") from None
     emulated = emulation.Emulator(
         agents=[emulation.EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],
         api_keys={key: frozenset({"convai_write", "convai_read"})},
-        faults=_parse_faults(fault or ()),
+        faults=faults,
         processing_seconds=processing_seconds,
         webhook_url=webhook_url,
         webhook_secret=webhook_secret or emulation.DEFAULT_WEBHOOK_SECRET,
@@ -69,13 +71,3 @@ def emulator(
         typer.echo(f"It signs webhooks with ELEVENLABS_WEBHOOK_SECRET={emulated.webhooks.secret}")
     check_port(host, port)
     run(emulation.create_emulator(emulated), host=host, port=port, grace_seconds=1)
-
-
-def _parse_faults(texts: Sequence[str]) -> list["Fault"]:
-    from elevenlabs_emulator import Fault  # noqa: PLC0415 - as above
-
-    try:
-        return [Fault.model_validate_json(text) for text in texts]
-    except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
-        raise typer.BadParameter(mistakes, param_hint="--fault") from None

@@ -10,6 +10,8 @@ const WORKLETS = "static/vendor/elevenlabs-client/worklets";
 const READ_MS = { settling: 500, live: 2000, idle: 30_000 };
 const SETTLING_MS = 10_000;
 const FRESH_PASS_HELPS = new Set(["connection_lost", "pass_expired", "unauthorized", "agent_failed"]);
+// The agent's address without a signature, as a page without voicepass would use it.
+const OPEN_ADDRESS = `${location.origin.replace("http", "ws")}/_elevenlabs/v1/convai/conversation?agent_id=agent_demo`;
 const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
 const FAULTS = {
   expired: "The pass was 15 minutes old by the emulator's clock. Start again for a fresh one.",
@@ -480,8 +482,7 @@ async function before() {
   const trace = tracer($("before-trace"));
   $("before").disabled = true;
   try {
-    const { agent_id: agentId, ws_base: base } = await call("demo/config");
-    const { send } = handWritten(`${base}/v1/convai/conversation?agent_id=${agentId}`, {}, {
+    const { send } = handWritten(OPEN_ADDRESS, {}, {
       onOpen: () => trace("good", "The socket opens, so the page believes it is connected."),
       onFrame: () => {},
       onClose: ({ code, reason }) => {
