@@ -25,10 +25,8 @@ from tests.ledger.given import rows
 from tests.servers import free_port
 from voicepass.config.build import configure
 from voicepass.doctor import examine
-from voicepass.doctor.agents import AGENT_CHECKS
-from voicepass.doctor.case import Case
 from voicepass.doctor.conversation import try_conversation
-from voicepass.doctor.findings import CAUSES, CHECKS, Finding
+from voicepass.doctor.findings import AGENT_CHECKS, CAUSES, CHECKS, Case, Finding
 from voicepass.doctor.workspace import check_workspace
 from voicepass.elevenlabs import REGIONS, ElevenLabs
 from voicepass.elevenlabs.codes import Outcome
@@ -376,9 +374,8 @@ async def opened(behave: Callable[[ServerConnection], Awaitable[None]]) -> Findi
 
 
 async def conversed(url: str) -> Finding:
-    return await try_conversation(
-        url, user_id="u", variables={}, overrides={}, origin=None, watch_seconds=0, open_seconds=0.2
-    )
+    case = replace(case_at("http://127.0.0.1:1", {}), watch_seconds=0)
+    return await try_conversation(case, url, open_seconds=0.2)
 
 
 @pytest.mark.anyio

@@ -25,9 +25,7 @@ _STATUS_ALONE: Final = re.compile(
     r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )?(?:40[12]|429|5\d\d)\b[A-Za-z' -]{0,40}"
 )
 
-_OUR_REFUSALS: Final[Mapping[str, type[Refusal]]] = {
-    kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")
-}
+_OUR_REFUSALS: Final = {kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")}
 
 
 def describe_close(code: int, reason: str, *, check: str | None = None) -> Finding:
@@ -76,10 +74,10 @@ def _explain_own_note(pasted: str) -> Finding | None:
     for row in REFUSED["tokens"]:
         first, *others = row["note"].split("…")
         if (marker or first) and note.startswith(first) and all(part in note for part in others):
-            return report("token_refused", says=row["says"], remedy=row["remedy"])
+            return report("token_refused", **row)
     for row in REFUSED["settings"]:
         if all(part in pasted for part in row["note"].split("…")):
-            return report("setting_refused", says=row["says"], remedy=row["remedy"])
+            return report("setting_refused", **row)
     return None
 
 
@@ -101,5 +99,4 @@ def _read_json_object(pasted: str) -> dict[str, Any]:
 
 
 def _quote(text: str) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return redact(printable, most_characters=_QUOTED_CHARACTERS)
+    return redact(text, most_characters=_QUOTED_CHARACTERS)
