@@ -241,6 +241,22 @@ def test_a_key_that_cannot_look_up_conversations_fails_only_if_no_webhook_replac
     assert [(finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED] == failed
 
 
+@pytest.mark.parametrize(
+    ("state", "proven"),
+    [
+        (State(api_key="sk_mistyped"), set()),
+        (State(permissions=()), {"api_key", "region"}),
+        (agent(agent_id="agent_other"), {"api_key", "permission", "region"}),
+        (State(fault={"status": 429, "code": "too_many_concurrent_requests"}), {"api_key", "permission", "region"}),
+    ],
+)
+def test_a_refusal_proves_what_elevenlabs_checks_before_it(examined: Examined, state: State, proven: set[str]) -> None:
+    findings = examined(state)
+
+    checks = {"api_key", "permission", "region", "agent"}
+    assert {finding.check for finding in findings if finding.outcome is Outcome.OK} & checks == proven
+
+
 def first_failed(findings: list[Finding]) -> Finding:
     return next(finding for finding in findings if finding.outcome is Outcome.FAILED)
 

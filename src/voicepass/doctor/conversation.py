@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -59,8 +60,10 @@ async def _watch(socket: ClientConnection, initiation: str, watch_seconds: float
     try:
         await socket.send(initiation)
         while True:
+            frame: object = None
             async with asyncio.timeout_at(until):
-                frame = _parse(await socket.recv())
+                with suppress(ValueError, RecursionError):  # it is not JSON
+                    frame = json.loads(await socket.recv())
             match frame:
                 case {"type": "conversation_initiation_metadata"}:
                     begun_at = now()
@@ -70,7 +73,9 @@ async def _watch(socket: ClientConnection, initiation: str, watch_seconds: float
                 case {"type": "ping", "ping_event": {"event_id": event_id}}:
                     await socket.send(json.dumps({"type": "pong", "event_id": event_id}))
                 case {"type": "error", "error_event": {} as event} | {"type": "error", **event}:
-                    error = _write_error(event) or error
+                    parts = (event.get("error_type"), event.get("reason") or event.get("message"))
+                    # The close frame that follows may have no reason.
+                    error = " ".join(str(part) for part in parts if part) or error
     except ConnectionClosed as closed:
         code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (_ABNORMAL, "")
         return describe_close(code, reason or error, check="conversation")
@@ -79,19 +84,6 @@ async def _watch(socket: ClientConnection, initiation: str, watch_seconds: float
             return report("conversation_not_begun", seconds=f"{open_seconds:g}")
         await socket.close(1000, "User ended conversation")  # as the official SDK does
         return report_ok("conversation")
-
-
-def _parse(message: str | bytes) -> object:
-    try:
-        return json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _write_error(event: Mapping[Any, Any]) -> str:
-    """Return the text of an error event: the close frame after it may have no reason."""
-    parts = (event.get("error_type"), event.get("reason") or event.get("message"))
-    return " ".join(str(part) for part in parts if part)
 
 
 def _nest(overrides: Mapping[str, Scalar]) -> dict[str, Any]:

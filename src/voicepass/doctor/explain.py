@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final
 
 from voicepass import errors
 from voicepass.doctor.findings import REFUSED, Finding, report
+from voicepass.elevenlabs.answers import parse_json_object
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
-from voicepass.errors import ElevenLabsRefusal, Refusal
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, Refusal
 from voicepass.telemetry.logs import redact
 
 _BEFORE_NOTE: Final = "token refused: "
@@ -81,7 +83,7 @@ def _explain_own_note(pasted: str) -> Finding | None:
     return None
 
 
-def _find_own_refusal(pasted: str, body: Mapping[str, Any], status: int | None) -> type[Refusal] | None:
+def _find_own_refusal(pasted: str, body: Mapping[str, object], status: int | None) -> type[Refusal] | None:
     """Return the refusal of voicepass' own. ElevenLabs has some of its codes too, but with other statuses."""
     if body:
         own = _OUR_REFUSALS.get(str(body.get("code")))
@@ -90,12 +92,10 @@ def _find_own_refusal(pasted: str, body: Mapping[str, Any], status: int | None) 
     return next((own for own in named if own.status == status or own.code == pasted.strip()), None)
 
 
-def _read_json_object(pasted: str) -> dict[str, Any]:
-    try:
-        value = json.loads(pasted[pasted.index("{") : pasted.rindex("}") + 1])
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _read_json_object(pasted: str) -> dict[str, object]:
+    with suppress(ValueError, BadAnswer):
+        return parse_json_object(pasted[pasted.index("{") : pasted.rindex("}") + 1].encode())
+    return {}
 
 
 def _quote(text: str) -> str:
