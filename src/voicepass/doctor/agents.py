@@ -123,12 +123,13 @@ def _list_needed(agent: Document, tools: Sequence[Document]) -> dict[str, set[st
     """Return the variables that the agent refers to, by place; the places have the names of ElevenLabs' refusals."""
     settings = read_setting(agent, "conversation_config.agent", default={})
     presets = read_setting(agent, "conversation_config.language_presets", default={})
-    prompt = settings.get("prompt") or {}
+    prompt = read_setting(settings, "prompt", default={})
+    own_tools = [read_setting(prompt, "tools", default=[]), read_setting(prompt, "built_in_tools", default={})]
     places: dict[str, object] = {
-        "first message": [settings.get("first_message"), presets],
-        "prompt": prompt.get("prompt"),
-        "workflow": agent.get("workflow"),
-        "tools": [prompt.get("tools"), prompt.get("built_in_tools"), *(tool["tool_config"] for tool in tools)],
+        "first message": [read_setting(settings, "first_message", default=""), presets],
+        "prompt": read_setting(prompt, "prompt", default=""),
+        "workflow": read_setting(agent, "workflow", default={}),
+        "tools": [*own_tools, *(tool["tool_config"] for tool in tools)],
     }
     return {place: set(_list_names(value)) for place, value in places.items()}
 

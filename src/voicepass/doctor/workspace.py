@@ -16,6 +16,8 @@ from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal
 from voicepass.model import Agent, Credential, Transport
 from voicepass.policy import claim_at
 
+Signed = tuple[list[Finding], ElevenLabs | None, Credential | None]
+
 
 @asynccontextmanager
 async def open_adapters(case: Case) -> AsyncIterator[list[ElevenLabs]]:
@@ -32,9 +34,7 @@ async def open_adapters(case: Case) -> AsyncIterator[list[ElevenLabs]]:
         yield [await open_provider(stack, case.settings, configuration) for configuration in configurations]
 
 
-async def sign_url(
-    case: Case, adapters: Sequence[ElevenLabs]
-) -> tuple[list[Finding], ElevenLabs | None, Credential | None]:
+async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
     """Ask for a signed URL with each key. That costs nothing, and tests key, permission, region and agent.
 
     Return what that shows, an adapter that can ask more (if there is one), and the signed URL (if there is one).
