@@ -17,8 +17,7 @@ from tests.elevenlabs_emulator.conftest import serve, stage  # noqa: F401 - fixt
 from tests.elevenlabs_emulator.wire import Serve
 from voicepass.config.build import configure, open_ledger
 from voicepass.doctor import examine
-from voicepass.doctor.case import Case
-from voicepass.doctor.findings import Finding
+from voicepass.doctor.findings import Case, Finding
 
 AGENT_ID = "agent_market"
 ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")

@@ -18,7 +18,7 @@ from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.doctor.test_checks import opened
 from voicepass.config.build import configure
 from voicepass.doctor import examine
-from voicepass.doctor.case import Case
+from voicepass.doctor.findings import Case
 from voicepass.doctor.workspace import check_workspace, open_adapters, sign_url
 from voicepass.elevenlabs.codes import Outcome
 
@@ -96,8 +96,8 @@ async def test_the_doctor_notices_a_page_a_part_or_another_shape_in_place_of_eac
         for path, check in routes.items():
             for body in SHAPES:
                 elevenlabs.path, elevenlabs.body = path, body
-                signed = await sign_url(case, adapters)
-                findings = [*signed.findings, *(await check_workspace(case, signed.reader) if signed.reader else ())]
+                findings, reader, _ = await sign_url(case, adapters)
+                findings += await check_workspace(case, reader) if reader else []
                 failed = {finding.check for finding in findings if finding.cause in NOTICED[body is CUT]}
                 unnoticed += [] if check in failed else [(path, body[:20])]
 

@@ -25,10 +25,8 @@ from tests.ledger.given import rows
 from tests.servers import free_port
 from voicepass.config.build import configure
 from voicepass.doctor import examine
-from voicepass.doctor.agents import AGENT_CHECKS
-from voicepass.doctor.case import Case
 from voicepass.doctor.conversation import try_conversation
-from voicepass.doctor.findings import CAUSES, CHECKS, Finding
+from voicepass.doctor.findings import AGENT_CHECKS, CAUSES, CHECKS, Case, Finding
 from voicepass.doctor.workspace import check_workspace
 from voicepass.elevenlabs import REGIONS, ElevenLabs
 from voicepass.elevenlabs.codes import Outcome
@@ -243,6 +241,22 @@ def test_a_key_that_cannot_look_up_conversations_fails_only_if_no_webhook_replac
     assert [(finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED] == failed
 
 
+@pytest.mark.parametrize(
+    ("state", "proven"),
+    [
+        (State(api_key="sk_mistyped"), set()),
+        (State(permissions=()), {"api_key", "region"}),
+        (agent(agent_id="agent_other"), {"api_key", "permission", "region"}),
+        (State(fault={"status": 429, "code": "too_many_concurrent_requests"}), {"api_key", "permission", "region"}),
+    ],
+)
+def test_a_refusal_proves_what_elevenlabs_checks_before_it(examined: Examined, state: State, proven: set[str]) -> None:
+    findings = examined(state)
+
+    checks = {"api_key", "permission", "region", "agent"}
+    assert {finding.check for finding in findings if finding.outcome is Outcome.OK} & checks == proven
+
+
 def first_failed(findings: list[Finding]) -> Finding:
     return next(finding for finding in findings if finding.outcome is Outcome.FAILED)
 
@@ -376,9 +390,8 @@ async def opened(behave: Callable[[ServerConnection], Awaitable[None]]) -> Findi
 
 
 async def conversed(url: str) -> Finding:
-    return await try_conversation(
-        url, user_id="u", variables={}, overrides={}, origin=None, watch_seconds=0, open_seconds=0.2
-    )
+    case = replace(case_at("http://127.0.0.1:1", {}), watch_seconds=0)
+    return await try_conversation(case, url, open_seconds=0.2)
 
 
 @pytest.mark.anyio

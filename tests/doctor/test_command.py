@@ -82,10 +82,10 @@ def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_
 
     fail = " ".join(ended.stdout.rpartition("FAIL")[2].split())
     assert (ended.returncode, "1 of 24 checks failed" in ended.stdout) == (1, True)
-    assert fail.startswith("webhook: voicepass cannot see that a conversation has ended: the key lacks convai_read")
-    assert "without either, users are locked out for 25 minutes after three conversations" in fail
+    assert fail.startswith("webhook: voicepass cannot see when conversations end: the API key lacks convai_read, and")
+    assert "a user who had three conversations must wait 25 minutes for the next one" in fail
     _, _, remedy = fail.partition("-> ")
-    assert "'ElevenAgents: Read' (convai_read), or" in remedy
+    assert "'ElevenAgents: Read' (convai_read). Or set up the post-call webhook" in remedy
     assert "ELEVENLABS_WEBHOOK_SECRET" in remedy
 
 

@@ -5,18 +5,16 @@ from typing import Annotated
 
 import typer
 
-from voicepass.cli.blocking import block, blocks, extend, extensions, unblock
+from voicepass.cli.changes import block, blocks, extend, extensions, forget, ledger_commands, unblock
 from voicepass.cli.emulation import demo, emulator
 from voicepass.cli.failures import Commands
-from voicepass.cli.forgetting import forget
-from voicepass.cli.ledgers import ledger
-from voicepass.cli.policies import policy
+from voicepass.cli.policies import policy, token
 from voicepass.cli.reports import conversations, export, usage
 from voicepass.cli.service import serve
-from voicepass.cli.tokens import create_token
 from voicepass.config.environment import ENV_FILE
 from voicepass.doctor.command import doctor
 from voicepass.model import VERSION
+from voicepass.telemetry.logs import configure_logging
 
 app = typer.Typer(
     cls=Commands,
@@ -47,22 +45,14 @@ def set_up(
     """Apply the options that hold for every command."""
     if env_file is not None:
         os.environ[ENV_FILE] = env_file  # the workers of `serve` read it too
+    configure_logging(log_format="console", level="error")  # commands that serve call it again
 
 
-app.command()(serve)
-app.command()(demo)
-app.command()(emulator)
-app.command("token")(create_token)
-app.command()(usage)
-app.command()(conversations)
-app.command()(export)
-app.command()(block)
-app.command()(unblock)
-app.command()(blocks)
-app.command()(extend)
-app.command()(extensions)
-app.command()(forget)
-app.add_typer(ledger, name="ledger")
+for command in (serve, demo, emulator, token, usage, conversations, export):
+    app.command()(command)
+for change in (block, unblock, blocks, extend, extensions, forget):
+    app.command()(change)
+app.add_typer(ledger_commands, name="ledger")
 app.add_typer(policy, name="policy")
 app.add_typer(doctor, name="doctor")
 

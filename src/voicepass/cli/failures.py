@@ -21,7 +21,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except SettingsRefusedError as error:
-            hint = [] if _has_settings() else [f"there are no settings in {Path.cwd()}: copy .env.example to .env"]
+            has_settings = Path(".env").exists() or any(name.startswith(PREFIXES) for name in os.environ)
+            hint = [] if has_settings else [f"there are no settings in {Path.cwd()}: copy .env.example to .env"]
             fail(hint + error.problems)
         except LedgerUnavailable as error:
             fail([f"the ledger does not answer: {error.operator_note}"])
@@ -43,7 +44,3 @@ def check_port(host: str, port: int, *, option: str = "--port") -> None:
             probe.bind((host, port))
         except OSError as error:
             fail([f"cannot listen on {host} port {port} ({error.strerror}): choose another with {option}"])
-
-
-def _has_settings() -> bool:
-    return Path(".env").exists() or any(name.startswith(PREFIXES) for name in os.environ)

@@ -1,18 +1,22 @@
-"""`voicepass policy`: who may use which agent, and why."""
+"""`voicepass policy`: who may use which agent, and why. `voicepass token`: test tokens."""
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from jose import jwt
 
 from voicepass.cli.failures import fail
-from voicepass.config.build import configure
+from voicepass.config.build import configure, read_own_issuer
 from voicepass.config.checks import split_list
 from voicepass.config.environment import SettingsRefusedError, read_variables
+from voicepass.config.issuers import decode_secret
 from voicepass.config.limits import OFF
 from voicepass.config.policyfile import PolicyFile, read_policy_file
 from voicepass.config.settings import load_settings
@@ -20,7 +24,6 @@ from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
 from voicepass.identity.differences import list_differences
 from voicepass.model import DEFAULT_ALIAS
-from voicepass.telemetry.logs import configure_logging
 
 policy = typer.Typer(no_args_is_help=True, help="Show who may use which agent, and why.")
 
@@ -78,7 +81,6 @@ def explain(
 ) -> None:
     """Say which check or rule decides for a token; exit 1 if it is refused. This grants no pass."""
     configuration = configure(load_settings())
-    configure_logging(log_format="console", level="error")
     unverified_token = sys.stdin.read().strip() if token == "-" else token  # noqa: S105
     authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
     try:
@@ -98,3 +100,30 @@ def explain(
             blocks = [(trusted.token_issuer, trusted.audience) for trusted in configuration.trusted]
             lines += list_differences(unverified_token, blocks)
         fail(lines)
+
+
+def token(
+    user: Annotated[str, typer.Option(help="The user's id, for the claim VOICEPASS_USER_ID_CLAIM.")],
+    name: Annotated[str | None, typer.Option(help="The user's name, for the claim VOICEPASS_USER_NAME_CLAIM.")] = None,
+    ttl: Annotated[int, typer.Option(min=1, help="Seconds until the token expires.")] = 3600,
+    claim: Annotated[list[str] | None, typer.Option(help="Add a claim, key=value or key=JSON; repeatable.")] = None,
+) -> None:
+    """Print a test JWT for curl, signed with your VOICEPASS_JWT_SECRET."""
+    settings = load_settings()
+    issuer = read_own_issuer(settings)
+    if issuer.secret_env is None:
+        fail([f"VOICEPASS_JWT_ALGORITHM is {issuer.algorithm}: only your identity provider can sign such tokens"])
+    now = int(time.time())
+    claims: dict[str, Any] = {"iss": issuer.issuer, "aud": issuer.audience, "iat": now, "exp": now + ttl}
+    claims |= {"sub": user, issuer.user_id_claim: user}
+    if name is not None:
+        claims[issuer.user_name_claim] = name
+    for entry in claim or ():
+        key, separator, value = entry.partition("=")
+        if not separator:
+            raise typer.BadParameter("write key=value", param_hint="--claim")
+        claims[key] = value
+        with suppress(ValueError):
+            claims[key] = json.loads(value)
+    secret = decode_secret(settings.read_secret(issuer.secret_env))
+    typer.echo(jwt.encode(claims, secret.encode("utf-8", "surrogateescape"), issuer.algorithm))

@@ -2,10 +2,9 @@
 
 import csv
 import math
-import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from voicepass.cli.tables import AsJson, escape_controls, make_cell, show, with_ledger, write_instant, write_json
 from voicepass.config.build import configure
@@ -21,10 +19,10 @@ from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.ledger import Ledger
 from voicepass.ledger.sums import DAY_SECONDS, list_days
-from voicepass.model import IssuedPass, Limit, Scope, Usage, User
+from voicepass.model import IssuedPass, Scope, Usage, User
 from voicepass.policy import Policy
 
-MONTH_SECONDS: Final = 30 * DAY_SECONDS
+_NOBODY: Final = User(issuer="", id="")
 
 MaxRows = Annotated[int, typer.Option("--limit", "--most", min=1, max=10_000, help="The maximum number of rows.")]
 
@@ -51,12 +49,7 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
     issuers = [trusted.token_issuer for trusted in configuration.trusted]
     if issuer is None and len(issuers) != 1:
         raise typer.BadParameter(f"name one of: {', '.join(issuers)}", param_hint="--issuer")
-    asked = User(issuer=issuer or issuers[0], id=user_id)
-
-    async def read(ledger: Ledger) -> list[Usage]:
-        limits = await _list_limits(ledger, configuration.policy, asked)
-        return await ledger.usage(asked, [limit for limit in limits if limit.scope is Scope.USER])
-
+    user = User(issuer=issuer or issuers[0], id=user_id)
     return [
         {
             "limit": answer.limit.name,
@@ -65,18 +58,20 @@ def _read_limits_of(user_id: str, issuer: str | None) -> list[dict[str, Any]]:
             "unit": answer.limit.counted.value,
             "resets_at": write_instant(answer.resets_at),
         }
-        for answer in with_ledger(read)
+        for answer in with_ledger(lambda ledger: _read_usage(ledger, configuration.policy, Scope.USER, user))
     ]
 
 
-async def _list_limits(ledger: Ledger, policy: Policy, user: User) -> Sequence[Limit]:
-    """Return the limits of the plan that the user's latest pass had."""
+async def _read_usage(ledger: Ledger, policy: Policy, scope: Scope, user: User, *, alias: str = "") -> list[Usage]:
+    """Return what is used of each limit of this scope. A user has the limits of the plan of the user's latest pass."""
     passes = await ledger.list_passes(user_id=user.id, most=50) if policy.plans and user.id else []
-    return policy.limits_of(next((issued.plan for issued in passes if issued.token_issuer == user.issuer), None))
+    plan = next((issued.plan for issued in passes if issued.token_issuer == user.issuer), None)
+    limits = [limit for limit in policy.limits_of(plan) if limit.scope is scope]
+    return await ledger.usage(user, limits, agent_alias=alias)
 
 
 async def _read_users(ledger: Ledger, most: int) -> list[dict[str, Any]]:
-    rows = await ledger.sum_usage(window_seconds=MONTH_SECONDS, most=most)
+    rows = await ledger.sum_usage(window_seconds=30 * DAY_SECONDS, most=most)
     return [
         {**row, "minutes": round(row["seconds"] / 60, 1), "cost_fiat": row["cost_fiat"] and round(row["cost_fiat"], 4)}
         for row in rows
@@ -89,20 +84,18 @@ async def _draw(ledger: Ledger, most: int) -> None:
     with suppress(SettingsRefusedError):  # a report works without the service's secrets
         policy = configure(load_settings()).policy
 
-    async def find_nearest(scope: Scope, *, issuer: str = "", user_id: str = "", alias: str = "") -> str:
+    async def find_nearest(scope: Scope, user: User = _NOBODY, *, alias: str = "") -> str:
         """Return the limit of which most is used, such as `84% minutes_per_day`."""
-        user = User(issuer=issuer, id=user_id)
-        of_scope = [limit for limit in await _list_limits(ledger, policy, user) if limit.scope is scope]
-        answers = await ledger.usage(user, of_scope, agent_alias=alias)
+        answers = await _read_usage(ledger, policy, scope, user, alias=alias)
         shares = [(100 * answer.used // max(1, answer.limit.most), answer.limit.name) for answer in answers]
         share, name = max(shares, default=("", ""))
         return f"{share}% {name.partition('_')[2]}" if name else ""
 
+    days = await ledger.run(list_days)
+    _draw_days({day["slot"]: day["seconds"] for day in days if day["scope"] == "all"})
     seconds = Counter[str]()
-    sums = await ledger.run(list_days)
-    for row in sums:
-        seconds[row["scope"]] += row["seconds"]
-    _draw_days({row["slot"]: row["seconds"] for row in sums if row["scope"] == "all"})
+    for day in days:
+        seconds[day["scope"]] += day["seconds"]
     rows: list[dict[str, Any]] = []
     for name, used in seconds.most_common():
         scope, _, alias = name.partition(" ")
@@ -112,13 +105,12 @@ async def _draw(ledger: Ledger, most: int) -> None:
     users = await _read_users(ledger, most)
     for issuer in dict.fromkeys(row["token_issuer"] for row in users):
         typer.echo(f"\nusers of {escape_controls(issuer)}" if issuer else "\nforgotten users")
-        rows = []
-        for row in users:
-            if row["token_issuer"] == issuer:
-                nearest = await find_nearest(Scope.USER, issuer=issuer, user_id=row["user_id"]) if issuer else ""
-                shown = {name: row[name] for name in ("user_id", "minutes", "cost_fiat")}
-                rows.append(shown | {"nearest limit": nearest})
-        show(rows)
+        of_issuer = [row for row in users if row["token_issuer"] == issuer]
+        for row in of_issuer:
+            user = User(issuer=issuer, id=row["user_id"])
+            row["nearest limit"] = await find_nearest(Scope.USER, user) if issuer else ""
+        columns = ("user_id", "minutes", "cost_fiat", "nearest limit")
+        show([{column: row[column] for column in columns} for row in of_issuer])
 
 
 def _draw_days(seconds: Mapping[int, int]) -> None:
@@ -142,15 +134,10 @@ def conversations(
     """Show the latest passes, newest first, and the state of their conversations."""
     rows = [_make_row(issued) for issued in with_ledger(lambda ledger: ledger.list_passes(user_id=user, most=limit))]
     if not as_json:
-        rows = [
-            {
-                **{name: row[name] for name in ("conversation_id", "user_id")},
-                "issued_at": row["issued_at"].replace("T", " "),  # a narrow terminal breaks the line at a space
-                "state": row["state"] + (" mismatch" if row["identity_mismatch"] else ""),
-                "seconds": row["seconds"],
-            }
-            for row in rows
-        ]
+        for row in rows:
+            row["issued_at"] = row["issued_at"].replace("T", " ")  # a narrow terminal breaks the line at a space
+            row["state"] += " mismatch" if row["identity_mismatch"] else ""
+        rows = [{name: row[name] for name in _SHORT} for row in rows]
     show(rows, as_json=as_json)
 
 
@@ -162,36 +149,29 @@ def export(
 
     async def write(ledger: Ledger) -> None:
         writer = csv.writer(file)
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task("passes", total=None)
-            if export_format == "csv":
-                writer.writerow(_COLUMNS)
-            async for issued in ledger.read_every_pass():
-                row = _make_row(issued)
-                if export_format == "jsonl":
-                    file.write(write_json(row) + "\n")
-                else:
-                    writer.writerow([make_cell(row[column]) for column in _COLUMNS])
-                progress.advance(task)
+        if export_format == "csv":
+            writer.writerow(_COLUMNS)
+        async for issued in ledger.read_every_pass():
+            row = _make_row(issued)
+            if export_format == "jsonl":
+                file.write(write_json(row) + "\n")
+            else:
+                writer.writerow(map(make_cell, row.values()))
 
     with_ledger(write)
 
 
-_COLUMNS: Final = (
-    "issued_at",
-    "state",
-    *(field.name for field in fields(IssuedPass) if not field.name.endswith("_at")),
-    "settled_at",
-    "identity_mismatch",
-)
+_FIELDS: Final = [field.name for field in fields(IssuedPass) if not field.name.endswith("_at")]
+_COLUMNS: Final = ("issued_at", "state", *_FIELDS, "settled_at", "identity_mismatch")
+_SHORT: Final = ("conversation_id", "user_id", "issued_at", "state", "seconds")
 
 
 def _make_row(issued: IssuedPass) -> dict[str, Any]:
     state = "settled" if issued.settled_at else "open" if issued.granted_at else "reserved"
-    return {
+    row = asdict(issued) | {
         "issued_at": write_instant(issued.reserved_at),
         "state": "unused" if issued.settled_by == "expiry" else state,
-        **{name: value for name, value in asdict(issued).items() if not name.endswith("_at")},
         "settled_at": write_instant(issued.settled_at),
         "identity_mismatch": issued.identity_mismatch,
     }
+    return {column: row[column] for column in _COLUMNS}

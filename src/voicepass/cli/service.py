@@ -1,9 +1,6 @@
 """`voicepass serve`."""
 
-import asyncio
 import math
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
@@ -11,26 +8,25 @@ from typing import Annotated
 import typer
 
 from voicepass.api.server import run
+from voicepass.app import create_app
 from voicepass.cli.failures import check_port, fail
-from voicepass.config.build import configure, find_sqlite_path, open_ledger
+from voicepass.cli.tables import with_ledger
+from voicepass.config.build import configure, find_sqlite_path
 from voicepass.config.settings import Settings, load_settings
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity.jwks import FETCH_SECONDS
-from voicepass.ledger import ANSWER_SECONDS
+from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.telemetry.logs import configure_logging, log_writer
 from voicepass.telemetry.workers import share_metrics
+
+AdminPort = Annotated[int | None, typer.Option(min=1, max=65535, help="A second port, for the routes of operators.")]
 
 
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 inside a container.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="PORT", help="The port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port.")] = 1,
-    admin_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, help="A second port for the routes of operators; --port then answers them with 404."
-        ),
-    ] = None,
+    admin_port: AdminPort = None,
     root_path: Annotated[str, typer.Option(help="The path prefix under which a proxy serves voicepass: /voice.")] = "",
 ) -> None:
     """Run the service. If a setting is missing or unsafe, print a line for each problem and exit."""
@@ -38,7 +34,12 @@ def serve(
     configure(settings)
     if workers > 1 and find_sqlite_path(settings) == ":memory:":
         fail(["VOICEPASS_DATABASE_URL is in memory, and each worker would have its own: name a file or PostgreSQL"])
-    _check_ledger(settings)
+    try:
+        # The schema is then up to date before a worker opens the ledger. This only reads, because the service may start
+        # on a replica that is about to become the primary.
+        with_ledger(Ledger.list_blocks, settings)
+    except LedgerUnavailable as error:
+        fail([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"])
     if admin_port == port:
         fail([f"--admin-port and --port are both {port}: choose two ports"])
     check_port(host, port)
@@ -48,7 +49,8 @@ def serve(
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
     with share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
-            _application(admin_port),
+            # Each worker imports or unpickles its own. Only the second takes an option.
+            "voicepass.app:create_app" if admin_port is None else partial(create_app, admin_port=admin_port),
             host=host,
             port=port,
             admin_port=admin_port,
@@ -62,24 +64,3 @@ def serve(
 def longest_answer_seconds(settings: Settings) -> int:
     """Return how long keys, ledger and ElevenLabs may take together. uvicorn may cut an answer that takes longer."""
     return math.ceil(settings.voicepass_deadline_seconds + 2 * ANSWER_SECONDS + FETCH_SECONDS)
-
-
-def _check_ledger(settings: Settings) -> None:
-    """Open the ledger once, so that its schema is up to date before a worker opens it."""
-
-    async def open_once() -> None:
-        async with open_ledger(settings, clock=time.time) as ledger:
-            await ledger.list_blocks()  # a read: the service may start on a replica that is about to become the primary
-
-    try:
-        asyncio.run(open_once())
-    except LedgerUnavailable as error:
-        fail([f"VOICEPASS_DATABASE_URL cannot be used: {error.operator_note}"])
-
-
-def _application(admin_port: int | None) -> str | Callable[[], object]:
-    if admin_port is None:
-        return "voicepass.app:create_app"
-    from voicepass.app import create_app  # noqa: PLC0415 - no other command needs it
-
-    return partial(create_app, admin_port=admin_port)  # uvicorn gives it to each worker

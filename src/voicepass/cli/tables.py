@@ -18,21 +18,11 @@ from rich.table import Table
 from voicepass.cli.failures import fail
 from voicepass.config.build import find_sqlite_path, open_ledger
 from voicepass.config.settings import Settings, load_settings
-from voicepass.identity import MAX_USER_ID_CHARACTERS
-from voicepass.ledger import Ledger
+from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.policy import is_visible
 
-Result = TypeVar("Result")
-
-
-def _check_user_id(user_id: str) -> str:
-    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS:  # a forgotten user has an empty id
-        raise typer.BadParameter(f"the id of a user has 1 to {MAX_USER_ID_CHARACTERS} characters")
-    return user_id
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.", callback=_check_user_id)]
+Result = TypeVar("Result")
 
 
 def load_ledger_settings() -> Settings:
@@ -47,12 +37,20 @@ def load_ledger_settings() -> Settings:
     return settings
 
 
-def with_ledger(work: Callable[[Ledger], Awaitable[Result]]) -> Result:
-    """Open the ledger, and return what `work` returns. Exits with a line if there is no ledger yet."""
-    settings = load_ledger_settings()
+def with_ledger(
+    work: Callable[[Ledger], Awaitable[Result]],
+    settings: Settings | None = None,
+    *,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> Result:
+    """Open the ledger, and return what `work` returns. Exits with a line if there is no ledger yet.
+
+    With `settings`, it creates the ledger instead.
+    """
+    settings = settings or load_ledger_settings()
 
     async def run() -> Result:
-        async with open_ledger(settings, clock=time.time) as ledger:
+        async with open_ledger(settings, clock=time.time, answer_seconds=answer_seconds) as ledger:
             return await work(ledger)
 
     return asyncio.run(run())

@@ -1,171 +1,135 @@
 """What the settings of an agent at ElevenLabs mean for its conversations. Nothing here does any I/O.
 
+findings.toml says which values of a setting are a finding. The functions here compare several facts.
+
 Paths are those of the vendor's agent model (`GET /v1/convai/agents/{id}`, official SDKs); a missing setting has the
 vendor's default.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from voicepass.config.checks import OWN_VARIABLES
-from voicepass.config.limits import DAY_SECONDS
-from voicepass.doctor.case import Case
-from voicepass.doctor.findings import CAUSES, Finding, report, report_ok
-from voicepass.model import Counted, Scope
+from voicepass.doctor.findings import AGENT_CHECKS, CAUSES, Case, Finding, report, report_ok
+from voicepass.policy import Policy
 
-TEXT_ONLY: Final = "conversation.text_only"
-SHORT_SECONDS: Final = 180
-"""The doctor warns of a maximum duration up to this, because users took it for broken calls."""
+BROKEN_SHAPE: Final = (AttributeError, KeyError, TypeError, ValueError)
+"""What reading raises if ElevenLabs' answer has another shape than its API describes."""
 
+_SECTIONS: Final = ("conversation_config", "platform_settings")  # ElevenLabs always sends both
+_TEXT_ONLY: Final = "conversation.text_only"
 _PLACEHOLDER: Final = re.compile(r"\{\{\s*+([^{}\s]++)\s*+\}\}")
 _PERMISSIONS: Final = "platform_settings.overrides.conversation_config_override"
-_CONCURRENCY: Final = "platform_settings.call_limits.agent_concurrency_limit"
-_DAILY: Final = "platform_settings.call_limits.daily_limit"
+
+Document = Mapping[str, Any]
 
 
-class UnreadableError(Exception):
-    """ElevenLabs' answer has another shape than its API describes; the text names the place."""
-
-
-def read_setting(document: Mapping[str, Any], path: str, default: Any) -> Any:  # noqa: ANN401 - JSON of the vendor's
-    """Return the setting at this path, or its default. Raises UnreadableError if it is of another type."""
+def read_setting(document: Document, path: str, *, default: Any) -> Any:  # noqa: ANN401 - JSON of the vendor's
+    """Return the setting at this path, or its default. Raises one of BROKEN_SHAPE if it is of another type."""
     value: Any = document
-    section, *deeper = path.split(".")
-    if deeper and document.get(section) is None:
-        raise UnreadableError(f"there is no {section}")
-    for name in (section, *deeper):
-        if value is not None and not isinstance(value, Mapping):
-            raise UnreadableError(f"{path} is not where it should be")
-        value = None if value is None else value.get(name)
-    if value is None or default is None:
-        return default if value is None else value
-    kind = (int, float) if isinstance(default, int) and not isinstance(default, bool) else type(default)
-    if not isinstance(value, kind):
-        raise UnreadableError(f"{path} is of another type")
+    for name in path.split("."):
+        value = value.get(name)
+        if value is None and name not in _SECTIONS:
+            return default
+    is_number = isinstance(default, int) and not isinstance(default, bool)
+    if not isinstance(value, (int, float) if is_number else type(default)):
+        raise TypeError(path)
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """An agent's settings and tools at ElevenLabs, and what the case says of it."""
-
-    case: Case
-    settings: Mapping[str, Any]
-    tools: Sequence[Mapping[str, Any]]
-
-    def at(self, path: str, default: Any = None) -> Any:  # noqa: ANN401 - JSON of the vendor's
-        """Return the setting at this path."""
-        return read_setting(self.settings, path, default)
-
-    def find_limit(self, counted: Counted) -> int | None:
-        """Return how much voicepass allows this agent a day, or None if it sets no limit."""
-        limits = [
-            limit.most
-            for limit in self.case.configuration.policy.limits
-            if limit.scope in {Scope.AGENT, Scope.ALL} and limit.counted is counted
-            if limit.window_seconds == DAY_SECONDS
-        ]
-        return min(limits, default=None)
-
-    def allows_more_at_once(self, limit: int) -> bool:
-        """Whether voicepass allows more open conversations than this limit of the agent's; -1 is no limit."""
-        most = self.find_limit(Counted.CONVERSATIONS)
-        return limit > 0 and (most is None or most > limit)
-
-
-def check_agent(subject: Subject) -> Iterator[Finding]:
-    """Make every check of the agent's settings; report one finding at least for each."""
+def check_agent(case: Case, agent: Document, tools: Sequence[Document]) -> Iterator[Finding]:
+    """Make every check of the agent's settings and its tools; report one finding at least for each."""
+    compared = {
+        "allowlist": _check_allowlist(case, agent),
+        "overrides": _check_overrides(case, agent),
+        "variables": _check_variables(case, agent, tools),
+        "duration": _check_duration(case, agent),
+    }
     for check in AGENT_CHECKS:
         try:
-            findings = [
-                *list_by_settings(check, subject.settings),
-                *(_RULES[check](subject) if check in _RULES else ()),
-            ]
-        except UnreadableError as error:
-            findings = [report("answer_unreadable", check=check, note=error)]
-        except (AttributeError, KeyError, TypeError):
-            findings = [report("answer_unreadable", check=check, note="a part is missing, or of another type")]
+            findings = [*list_by_settings(check, agent, case.configuration.policy), *compared.get(check, ())]
+        except BROKEN_SHAPE:
+            findings = [report("answer_unreadable", check=check)]
         yield from findings or [report_ok(check)]
 
 
-def list_by_settings(check: str, document: Mapping[str, Any], *, of: str = "agent") -> Iterator[Finding]:
-    """Report each finding that the table ties to the value of one setting."""
+def list_by_settings(check: str, document: Document, policy: Policy) -> Iterator[Finding]:
+    """Report each finding of this check that the table ties to the values of settings."""
     for cause in CAUSES.values():
-        if cause.check != check or not cause.setting or cause.setting.get("of", "agent") != of:
-            continue
-        value = read_setting(document, cause.setting["path"], cause.setting["default"])
-        match cause.setting:
-            case {"has": member}:
-                is_shown = member in value
-            case {"lacks": member}:
-                is_shown = member not in value
-            case {"is_not": usual}:
-                is_shown = value != usual
-            case _:
-                is_shown = value in cause.setting["is"]
-        if is_shown:
-            yield report(cause.name)
+        if cause.check == check and cause.settings:
+            pairs = [(read_setting(document, each["path"], default=each["default"]), each) for each in cause.settings]
+            if all(_applies(value, condition, policy) for value, condition in pairs):
+                yield report(cause.name, value=pairs[0][0])
 
 
-def _check_allowlist(subject: Subject) -> Iterator[Finding]:
-    hosts = {entry.get("hostname") for entry in subject.at("platform_settings.auth.allowlist", [])}
-    if not hosts:
-        return
-    for origin in subject.case.origins:
-        if urlsplit(origin).netloc not in hosts:
-            yield report("host_not_allowed", host=urlsplit(origin).netloc)
-    if subject.at("platform_settings.auth.enable_auth", default=False):
-        yield report("allowlist_beside_signed_urls")
-    if subject.at("platform_settings.auth.require_origin_header", default=False):
-        yield report("origin_required")
+def _applies(value: Any, condition: Mapping[str, Any], policy: Policy) -> bool:  # noqa: ANN401 - as above
+    match condition:
+        case {"is": expected}:
+            return bool(value == expected)
+        case {"is_not": usual}:
+            return bool(value != usual)
+        case {"at_most": most}:
+            return bool(value <= most)
+        case {"has": member}:
+            return member in value
+        case {"lacks": member}:
+            return member not in value
+    name = condition["tighter_than"]
+    limits = [limit.most for limit in policy.limits if limit.name in {f"agent_{name}", f"all_{name}"}]
+    # Without a limit, voicepass opens any number of conversations at once. The agent's limit per day is usually high.
+    return bool(0 < value < min(limits, default=math.inf if name == "open_conversations" else 0))
 
 
-def _check_overrides(subject: Subject) -> Iterator[Finding]:
-    for path in subject.case.overrides:
-        if not subject.at(f"{_PERMISSIONS}.{path}", default=False):
-            yield report("override_not_allowed", field=path)
-    if TEXT_ONLY not in subject.case.overrides and not subject.at(f"{_PERMISSIONS}.{TEXT_ONLY}", default=False):
-        yield report("text_only_not_allowed")
-    own = subject.at("conversation_config.agent.language", "en")
-    language = subject.case.overrides.get("agent.language", own)
-    if language not in {own, *subject.at("conversation_config.language_presets", {})}:
+def _check_allowlist(case: Case, agent: Document) -> Iterator[Finding]:
+    allowlist = read_setting(agent, "platform_settings.auth.allowlist", default=[])
+    allowed = {entry.get("hostname") for entry in allowlist}
+    for host in (urlsplit(origin).netloc for origin in case.origins):
+        if allowed and host not in allowed:
+            yield report("host_not_allowed", host=host)
+
+
+def _check_overrides(case: Case, agent: Document) -> Iterator[Finding]:
+    for path in (*case.overrides, _TEXT_ONLY):
+        if not read_setting(agent, f"{_PERMISSIONS}.{path}", default=False):
+            yield report("override_not_allowed" if path in case.overrides else "text_only_not_allowed", field=path)
+    own = read_setting(agent, "conversation_config.agent.language", default="en")
+    language = case.overrides.get("agent.language", own)
+    if language not in {own, *read_setting(agent, "conversation_config.language_presets", default={})}:
         yield report("language_unsupported", language=language)
 
 
-def _check_variables(subject: Subject) -> Iterator[Finding]:
-    sent = OWN_VARIABLES | subject.case.rules.variables.keys()
-    needed = _list_needed(subject)
+def _check_variables(case: Case, agent: Document, tools: Sequence[Document]) -> Iterator[Finding]:
+    sent = OWN_VARIABLES | case.rules.variables.keys()
+    needed = _list_needed(agent, tools)
     for place, names in needed.items():
         missing = {name for name in names - sent if not name.startswith("system__")}
         secret = {name for name in missing if name.startswith("secret__")}
         if secret:
             yield report("variables_secret", place=place, names=", ".join(sorted(secret)))
-        if missing - secret:
-            listed = sorted(missing - secret)
+        if listed := sorted(missing - secret):
             alike = [f"{{{{{close[0]}}}}}" for name in listed if (close := get_close_matches(name, sent, n=1))]
             hint = f"Did you mean {' and '.join(alike)}? " if alike else ""
             yield report("variables_missing", place=place, names=", ".join(listed), hint=hint)
-    for name, variable in subject.case.rules.variables.items():
+    for name, variable in case.rules.variables.items():
         if variable.default is None and any(name in names for names in needed.values()):
             yield report("variables_optional", names=name, claim=variable.claim)
 
 
-def _list_needed(subject: Subject) -> dict[str, set[str]]:
+def _list_needed(agent: Document, tools: Sequence[Document]) -> dict[str, set[str]]:
     """Return the variables that the agent refers to, by place; the places have the names of ElevenLabs' refusals."""
-    presets = subject.at("conversation_config.language_presets", {})
+    settings = read_setting(agent, "conversation_config.agent", default={})
+    presets = read_setting(agent, "conversation_config.language_presets", default={})
+    prompt = read_setting(settings, "prompt", default={})
+    own_tools = [read_setting(prompt, "tools", default=[]), read_setting(prompt, "built_in_tools", default={})]
     places: dict[str, object] = {
-        "first message": [subject.at("conversation_config.agent.first_message", ""), presets],
-        "prompt": subject.at("conversation_config.agent.prompt.prompt", ""),
-        "workflow": subject.at("workflow", {}),
-        "tools": [
-            subject.at("conversation_config.agent.prompt.tools", []),
-            subject.at("conversation_config.agent.prompt.built_in_tools", {}),
-            *(tool["tool_config"] for tool in subject.tools),
-        ],
+        "first message": [read_setting(settings, "first_message", default=""), presets],
+        "prompt": read_setting(prompt, "prompt", default=""),
+        "workflow": read_setting(agent, "workflow", default={}),
+        "tools": [*own_tools, *(tool["tool_config"] for tool in tools)],
     }
     return {place: set(_list_names(value)) for place, value in places.items()}
 
@@ -185,47 +149,8 @@ def _list_names(value: object) -> Iterator[str]:
                 yield from _list_names(member)
 
 
-def _check_duration(subject: Subject) -> Iterator[Finding]:
-    seconds = subject.at("conversation_config.conversation.max_duration_seconds", 600)
-    reserved = subject.case.configuration.policy.conversation_seconds
-    if seconds <= SHORT_SECONDS:
-        yield report("duration_short", seconds=seconds)
+def _check_duration(case: Case, agent: Document) -> Iterator[Finding]:
+    seconds = read_setting(agent, "conversation_config.conversation.max_duration_seconds", default=600)
+    reserved = case.configuration.policy.conversation_seconds
     if seconds > reserved:
         yield report("duration_beyond", seconds=seconds, reserved=reserved, minutes=-(-seconds // 60))
-
-
-def _check_concurrency(subject: Subject) -> Iterator[Finding]:
-    limit = subject.at(_CONCURRENCY, -1)
-    if subject.allows_more_at_once(limit):
-        yield report("concurrency_tighter", limit=limit)
-
-
-def _check_daily_limit(subject: Subject) -> Iterator[Finding]:
-    limit = subject.at(_DAILY, 100_000)
-    most = subject.find_limit(Counted.PASSES)
-    if most is not None and most > limit > 0:
-        yield report("daily_limit_tighter", limit=limit)
-
-
-def _check_bursting(subject: Subject) -> Iterator[Finding]:
-    limit = subject.at(_CONCURRENCY, -1)
-    if subject.at("platform_settings.call_limits.bursting_enabled", default=True) and subject.allows_more_at_once(
-        limit
-    ):
-        yield report("bursting_exceeds", limit=limit)
-
-
-AGENT_CHECKS: Final = (
-    *("archived", "authentication", "allowlist", "shareable_link", "overrides", "variables", "duration"),
-    *("silence", "audio", "retention", "queue", "concurrency", "daily_limit", "bursting"),
-)
-_RULES: Final[Mapping[str, Callable[[Subject], Iterable[Finding]]]] = {
-    "allowlist": _check_allowlist,
-    "overrides": _check_overrides,
-    "variables": _check_variables,
-    "duration": _check_duration,
-    "concurrency": _check_concurrency,
-    "daily_limit": _check_daily_limit,
-    "bursting": _check_bursting,
-}
-"""The checks that compare several facts; the table of findings has the others."""

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final
 
 from voicepass import errors
 from voicepass.doctor.findings import REFUSED, Finding, report
+from voicepass.elevenlabs.answers import parse_json_object
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
-from voicepass.errors import ElevenLabsRefusal, Refusal
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, Refusal
 from voicepass.telemetry.logs import redact
 
 _BEFORE_NOTE: Final = "token refused: "
@@ -25,9 +27,7 @@ _STATUS_ALONE: Final = re.compile(
     r"(?:HTTP[/\d.]{0,4} )?(?:status(?: code)?:? )?(?:40[12]|429|5\d\d)\b[A-Za-z' -]{0,40}"
 )
 
-_OUR_REFUSALS: Final[Mapping[str, type[Refusal]]] = {
-    kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")
-}
+_OUR_REFUSALS: Final = {kind.code: kind for kind in vars(errors).values() if hasattr(kind, "code")}
 
 
 def describe_close(code: int, reason: str, *, check: str | None = None) -> Finding:
@@ -76,14 +76,14 @@ def _explain_own_note(pasted: str) -> Finding | None:
     for row in REFUSED["tokens"]:
         first, *others = row["note"].split("…")
         if (marker or first) and note.startswith(first) and all(part in note for part in others):
-            return report("token_refused", says=row["says"], remedy=row["remedy"])
+            return report("token_refused", **row)
     for row in REFUSED["settings"]:
         if all(part in pasted for part in row["note"].split("…")):
-            return report("setting_refused", says=row["says"], remedy=row["remedy"])
+            return report("setting_refused", **row)
     return None
 
 
-def _find_own_refusal(pasted: str, body: Mapping[str, Any], status: int | None) -> type[Refusal] | None:
+def _find_own_refusal(pasted: str, body: Mapping[str, object], status: int | None) -> type[Refusal] | None:
     """Return the refusal of voicepass' own. ElevenLabs has some of its codes too, but with other statuses."""
     if body:
         own = _OUR_REFUSALS.get(str(body.get("code")))
@@ -92,14 +92,11 @@ def _find_own_refusal(pasted: str, body: Mapping[str, Any], status: int | None) 
     return next((own for own in named if own.status == status or own.code == pasted.strip()), None)
 
 
-def _read_json_object(pasted: str) -> dict[str, Any]:
-    try:
-        value = json.loads(pasted[pasted.index("{") : pasted.rindex("}") + 1])
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _read_json_object(pasted: str) -> dict[str, object]:
+    with suppress(ValueError, BadAnswer):
+        return parse_json_object(pasted[pasted.index("{") : pasted.rindex("}") + 1].encode())
+    return {}
 
 
 def _quote(text: str) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return redact(printable, most_characters=_QUOTED_CHARACTERS)
+    return redact(text, most_characters=_QUOTED_CHARACTERS)

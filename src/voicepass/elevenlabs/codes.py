@@ -44,8 +44,8 @@ class Cause:
     browser: Mapping[str, str] = field(default_factory=dict)
     new_pass_helps: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    """In the doctor's file: the setting of an agent that shows this cause."""
+    settings: tuple[Mapping[str, Any], ...] = ()
+    """In the doctor's file: the settings of an agent that show this cause."""
 
     def fill(self, **facts: object) -> tuple[str, str]:
         """Return `says` and `remedy` with these facts, or the usual ones for those that are not known."""
