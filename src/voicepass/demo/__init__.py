@@ -128,7 +128,7 @@ def _list_page_routes(base_url: str, emulator: Emulator, settings: Settings, ser
             asked = SignIn.model_validate_json(await request.body())
         except ValidationError:
             refusal = RequestInvalid("Give a name of 1 to 100 characters.")
-            return log_and_answer(refusal, request_id=request.state.request_id)
+            return log_and_answer(refusal, **request.state.ids)
         name, user_id = asked.name, asked.user_id or f"user_{secrets.token_hex(4)}"
         # The page shows how much of the user's minutes voicepass reserves for a pass.
         pass_seconds = service.state.policy.conversation_seconds
