@@ -40,7 +40,7 @@ _SAFE_HEADERS: Final = {
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9a-fA-F]*:[^\[\]]*)\](?::[0-9]{1,5})?", re.ASCII)
+_WITH_PORT: Final = re.compile(r"([0-9.]{7,15}):[0-9]{1,5}|\[([0-9a-fA-F]{0,4}:[0-9a-fA-F:.]{1,40})\](?::[0-9]{1,5})?")
 
 Fields = Mapping[str, Sequence[str]]
 """Header fields: by the name in lower case, their values as they came, in order."""
