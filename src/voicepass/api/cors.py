@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from voicepass.api.middleware import add_headers
+from voicepass.api.middleware import MAX_LOGGED_CHARACTERS, add_headers
 from voicepass.api.problems import answer
 from voicepass.errors import OriginNotAllowed
 from voicepass.model import MonotonicClock, new_id
@@ -18,7 +18,6 @@ from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import redact
 
 PREFLIGHT_SECONDS: Final = 600
-MAX_SHOWN_CHARACTERS: Final = 100
 WARNING_SECONDS: Final = 3600.0
 """A refused preflight is logged once in this time for each origin."""
 MAX_WARNINGS: Final = 1000
@@ -67,9 +66,9 @@ class Cors(CORSMiddleware):
 
     def _explain(self, request_headers: Headers) -> OriginNotAllowed:
         origins = request_headers.getlist("origin")
-        shown = redact(", ".join(origins), most_characters=MAX_SHOWN_CHARACTERS)
+        shown = redact(", ".join(origins), most_characters=MAX_LOGGED_CHARACTERS)
         if len(origins) == 1 and self.is_allowed_origin(origins[0]):
-            method = redact(request_headers["access-control-request-method"], most_characters=MAX_SHOWN_CHARACTERS)
+            method = redact(request_headers["access-control-request-method"], most_characters=MAX_LOGGED_CHARACTERS)
             note = f"{shown!r} is listed, but its preflight asks for {method!r} or for a private network"
             return OriginNotAllowed("Pages of other origins may send GET and POST only.", operator_note=note)
         note = f"the preflight of {shown!r} is refused: if the page is yours, list it in VOICEPASS_ALLOWED_ORIGINS"

@@ -76,14 +76,13 @@ async def _refuse_invalid(_request: Request, _error: Exception) -> NoReturn:
     raise RequestInvalid(_WRONG_FORM) from None  # the error itself repeats what the caller sent
 
 
-async def _refuse(request: Request, error: Exception) -> NoReturn:
-    status = error.status_code if isinstance(error, HTTPException) else None
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+async def _refuse(request: Request, error: HTTPException) -> NoReturn:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework names only the first route's methods.
         found = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
         methods = sorted({method for route in found for method in route.methods})
         raise MethodNotAllowed(headers={"Allow": ", ".join(methods)}) from None
-    raise (NotFound if status == HTTPStatus.NOT_FOUND else RequestInvalid) from None
+    raise (NotFound if error.status_code == HTTPStatus.NOT_FOUND else RequestInvalid) from None
 
 
 FRAMEWORK_ERRORS: Final[dict[Any, Any]] = {RequestValidationError: _refuse_invalid, HTTPException: _refuse}
