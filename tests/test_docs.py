@@ -298,6 +298,14 @@ def test_the_errors_page_has_every_code_with_a_remedy() -> None:
         assert f"{refusal.__name__} {refusal.status}" in (errors.__doc__ or "")
 
 
+def test_every_refusal_has_its_row_in_the_table_and_no_row_is_without_a_class() -> None:
+    rows = tomllib.loads(Path(errors.__file__).with_name("errors.toml").read_text())
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
+
+    assert [kind.__name__ for kind in kinds if not kind.__subclasses__()] == list(rows)
+    assert {name for row in rows.values() for name in row} <= {*dir(errors.Refusal), "code", "status", "title"}
+
+
 def test_the_documents_are_short() -> None:
     words = {document: len(document.read_text().split()) for document in DOCUMENTS}
 
