@@ -24,7 +24,7 @@ from tests.cli.test_cli import CLEAN, ENVIRONMENT
 from tests.conftest import MakeToken, settings_with
 from tests.servers import free_port, running, started
 from voicepass import errors
-from voicepass.api.schemas import ANYWHERE
+from voicepass.api.schemas import list_refusals
 from voicepass.app import create_app
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +214,7 @@ def test_the_committed_openapi_document_is_the_apps() -> None:
 
 def test_the_api_page_has_every_route_with_its_refusals() -> None:
     pages = sections()
-    anywhere = {refusal.code for refusal in ANYWHERE}
+    anywhere = {refusal.code for refusal in list_refusals("any")}
     # A section shows the first method of its path; a GET that repeats a POST, and the DELETE of blocks, share it.
     for path, methods in openapi()["paths"].items():
         method = "post" if "post" in methods else "get"
@@ -296,6 +296,14 @@ def test_the_errors_page_has_every_code_with_a_remedy() -> None:
     assert "|  |" not in document, "say what the operator does"
     for refusal in refusals():
         assert f"{refusal.__name__} {refusal.status}" in (errors.__doc__ or "")
+
+
+def test_every_refusal_has_its_row_in_the_table_and_no_row_is_without_a_class() -> None:
+    rows = tomllib.loads(Path(errors.__file__).with_name("errors.toml").read_text())
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
+
+    assert [kind.__name__ for kind in kinds if not kind.__subclasses__()] == list(rows)
+    assert {name for row in rows.values() for name in row} <= {*dir(errors.Refusal), "code", "status", "title"}
 
 
 def test_the_documents_are_short() -> None:

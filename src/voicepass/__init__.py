@@ -9,7 +9,7 @@ The map, in the order in which a pass goes through the modules:
     settlement   actual usage of a conversation: webhook, reconciler as backup, lookup before a refusal
     app          the wiring: settings become services, services become the FastAPI app
     outbound     the one HTTP client, and the bounds on what it accepts
-    api          HTTP in, HTTP out: routes, schemas, problems, middleware, client.js; server, draining, readiness
+    api          HTTP in, HTTP out: routes of users and operators, schemas, problems, middleware, client.js, server
     identity     an unverified token becomes a User: every check, the credentials, the keys
     elevenlabs   all knowledge of ElevenLabs: calls, answers, the table of codes, resilience, warm store
     ledger       the only state: rules and limits, written once for SQLite and PostgreSQL

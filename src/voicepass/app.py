@@ -12,15 +12,14 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
 from starlette.types import Lifespan
 
-from voicepass.api.adminport import AdminPort, admin_routes
 from voicepass.api.cors import Cors
 from voicepass.api.draining import Draining
-from voicepass.api.embedding import StartCheck, embed
+from voicepass.api.embedding import embed
 from voicepass.api.middleware import Surface
-from voicepass.api.module import module_routes
-from voicepass.api.problems import handle_refusals
-from voicepass.api.readiness import LedgerCheck
-from voicepass.api.routes import backend_routes, pass_routes, probe_routes, user_routes, webhook_routes
+from voicepass.api.operators import ADMIN_ROUTES, Gate, LedgerCheck, conversation_routes, probe_routes
+from voicepass.api.problems import FRAMEWORK_ERRORS
+from voicepass.api.routes import client_routes, pass_routes, user_routes, webhook_routes
+from voicepass.api.schemas import DocumentedApp
 from voicepass.config.build import Configuration, configure, describe_ledger, open_ledger
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
@@ -60,10 +59,9 @@ def create_app(settings: Settings | None = None, *, admin_port: int | None = Non
     server must listen on it as well.
     """
     settings = settings or load_settings()
-    configuration = configure(settings)
-    configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     draining = Draining(seconds=settings.voicepass_drain_seconds)
-    app = _build(settings, configuration, draining, admin_port=admin_port)
+    app = _build(settings, configure(settings), draining, admin_port)
+    configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     app.router.lifespan_context = partial(_run_process, app.router.lifespan_context, draining)
     return app
 
@@ -89,7 +87,7 @@ def mount(app: FastAPI, path: str, *, user: Callable[..., Any] | None = None, se
         raise ValueError("Give voicepass a path of its own, such as '/voice': no '/' alone, and no {parameter}.")
     settings = settings or load_settings()
     configuration = configure(settings, has_app_users=user is not None)
-    service = _build(settings, configuration, Draining(seconds=0))
+    service = _build(settings, configuration, Draining(seconds=0), admin_port=None)
     embed(app, path, service, user=user)
     app.router.lifespan_context = partial(_run_in_app, app.router.lifespan_context, service)
 
@@ -102,16 +100,15 @@ async def _run_in_app(run_app: Lifespan[Any], service: FastAPI, app: FastAPI) ->
             yield state
 
 
-def _build(
-    settings: Settings, configuration: Configuration, draining: Draining, *, admin_port: int | None = None
-) -> FastAPI:
+def _build(settings: Settings, configuration: Configuration, draining: Draining, admin_port: int | None) -> FastAPI:
     """Build what the service and a mount have in common: it changes nothing of the process."""
-    routers = (pass_routes, user_routes, backend_routes, webhook_routes, probe_routes)
-    app = FastAPI(
+    routers = (pass_routes, user_routes, conversation_routes, webhook_routes, probe_routes)
+    app = DocumentedApp(
         title="voicepass",
         summary="Signed-in users get a single-use ElevenLabs signed URL; the API key stays on the server.",
         version="1",
-        routes=[*(route for router in routers for route in router.routes), *module_routes, *admin_routes],
+        routes=[*(route for router in routers for route in router.routes), *client_routes, *ADMIN_ROUTES],
+        exception_handlers=FRAMEWORK_ERRORS,
         lifespan=partial(_open, settings, configuration),
         # FastAPI's spans would hold the query, and its logs the messages of exceptions. `traces` makes better ones.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
@@ -121,10 +118,7 @@ def _build(
         redirect_slashes=False,  # the redirect would repeat the caller's Host header
     )
     app.state.draining = draining
-    handle_refusals(app)
-    app.add_middleware(StartCheck)
-    if admin_port is not None:
-        app.add_middleware(AdminPort, port=admin_port)
+    app.add_middleware(Gate, admin_port=admin_port)
     app.add_middleware(Surface, trusted_proxies=settings.voicepass_trusted_proxies, draining=draining)
     app.add_middleware(  # the last one added is the outermost
         Cors,
@@ -141,13 +135,9 @@ async def _open(settings: Settings, configuration: Configuration, app: FastAPI) 
         _log.warning("plain_http.allowed", host=host)
     async with AsyncExitStack() as stack:
         await _open_services(stack, app.state, settings, configuration)
-        _log.info(
-            "service.started",
-            version=VERSION,
-            agents=list(configuration.policy.agents),
-            ledger=describe_ledger(settings),
-            issuers=list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted)),
-        )
+        agents, ledger = list(configuration.policy.agents), describe_ledger(settings)
+        issuers = list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted))
+        _log.info("service.started", version=VERSION, agents=agents, ledger=ledger, issuers=issuers)
         yield
 
 
@@ -196,18 +186,16 @@ async def open_provider(stack: AsyncExitStack, settings: Settings, configuration
 
 
 def _open_authenticator(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
-    if not configuration.trusted:
-        state.authenticator = AppUsers(settings.voicepass_allowed_origins)
+    trusted, origins = configuration.trusted, settings.voicepass_allowed_origins
+    if not trusted:
+        state.authenticator = AppUsers(origins)
         return
-    for issuer in configuration.trusted:
+    for issuer in trusted:
         if isinstance(issuer.keys, PublishedKeys):
             stack.push_async_callback(issuer.keys.aclose)
     cookie = settings.voicepass_session_cookie
-    state.authenticator = JwtAuthenticator(
-        trusted=configuration.trusted,
-        clock=time.time,
-        session=SessionCookie(cookie, frozenset(settings.voicepass_allowed_origins)) if cookie is not None else None,
-    )
+    session = None if cookie is None else SessionCookie(cookie, frozenset(origins))
+    state.authenticator = JwtAuthenticator(trusted=trusted, clock=time.time, session=session)
     state.checks["keys"] = state.authenticator.check_keys
 
 
@@ -235,35 +223,20 @@ async def _open_settlement(
     stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
+    registry = state.metrics.registry
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
-    settlements = Settlements(
-        ledger=state.ledger,
-        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry))],
-        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=state.metrics.registry)),
-        clock=time.time,
-    )
+    bypasses = Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=registry))
+    observers = [isolate(SettlementLog(), metrics.SettlementMetrics(registry=registry))]
+    settlements = Settlements(ledger=state.ledger, observers=observers, bypasses=bypasses, clock=time.time)
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
-    if settings.voicepass_reconcile_seconds:
-        reconciler = Reconciler(
-            ledger=state.ledger,
-            provider=provider,
-            settlements=settlements,
-            base_urls=base_urls,
-            every_seconds=settings.voicepass_reconcile_seconds,
-            conversation_seconds=state.policy.conversation_seconds,
-            clock=time.time,
-        )
+    sources: dict[str, Any] = {"ledger": state.ledger, "provider": provider, "base_urls": base_urls}
+    sources |= {"settlements": settlements, "clock": time.time}
+    if every_seconds := settings.voicepass_reconcile_seconds:
+        conversation_seconds = state.policy.conversation_seconds
+        reconciler = Reconciler(**sources, every_seconds=every_seconds, conversation_seconds=conversation_seconds)
         await stack.enter_async_context(reconciler.run())
-    open_passes = OpenPasses(
-        ledger=state.ledger,
-        provider=provider,
-        settlements=settlements,
-        seals=state.seals,
-        base_urls=base_urls,
-        deadline_seconds=settings.voicepass_deadline_seconds,
-        clock=time.time,
-        ticks=time.monotonic,
-    )
+    deadline_seconds = settings.voicepass_deadline_seconds
+    open_passes = OpenPasses(**sources, seals=state.seals, deadline_seconds=deadline_seconds, ticks=time.monotonic)
     stack.push_async_callback(open_passes.aclose)
     return open_passes
 

@@ -247,9 +247,9 @@ async def test_the_dependency_is_one_of_the_apps_own(upstream: respx.MockRouter)
 
     @app.middleware("http")
     async def of_app(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        request.state.of_app = request.state.request_id = "of the app"
+        request.state.of_app = request.state.ids = "of the app"
         answer: Response = await call_next(request)
-        assert (request.app, request.state.request_id) == (app, "of the app")
+        assert (request.app, request.state.ids) == (app, "of the app")
         return answer
 
     async with serving_app(app) as client:

@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse
 
 from tests.conftest import ServiceClient, policy_file, serving
 from voicepass.api.middleware import Surface
-from voicepass.api.readiness import run_checks
-from voicepass.api.schemas import ANYWHERE, OF_A_PASS
+from voicepass.api.operators import run_checks
+from voicepass.api.schemas import list_refusals
 from voicepass.app import COLLECT_EVERY
 from voicepass.errors import KeysUnavailable, LedgerUnavailable, Refusal
 
@@ -150,7 +150,7 @@ async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.Asy
         described = {
             code: int(status) for status, answer in answers.items() for code in codes_in(answer["description"])
         }
-        assert described == {refusal.code: refusal.status for refusal in (*OF_A_PASS, *ANYWHERE)}
+        assert described == {refusal.code: refusal.status for refusal in list_refusals("pass")}
         assert "application/problem+json" in answers["422"]["content"]
     all_codes = {refusal.code for refusal in every(Refusal)}
     assert all_codes - set(codes_in(json.dumps(document))) == {

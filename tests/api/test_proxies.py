@@ -6,7 +6,7 @@ import pytest
 import respx
 
 from tests.conftest import serving_app, settings_with
-from voicepass.api.proxies import client_address
+from voicepass.api.middleware import client_address
 from voicepass.app import create_app
 from voicepass.outbound import is_safe_url
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import serving
-from voicepass.api.readiness import CHECK_SECONDS, LedgerCheck
+from voicepass.api.operators import CHECK_SECONDS, LedgerCheck
 from voicepass.errors import LedgerUnavailable
 
 pytestmark = pytest.mark.anyio

@@ -10,13 +10,13 @@ from tests.browser.conftest import World
 from tests.browser.laboratory import Laboratory
 from tests.conftest import policy_file
 from tests.servers import running
-from voicepass.api.schemas import ANYWHERE, OF_A_PASS
+from voicepass.api.schemas import list_refusals
 from voicepass.demo import create_demo
 from voicepass.elevenlabs.codes import CAUSES
 
 pytestmark = pytest.mark.browser
 
-REFUSALS = (*OF_A_PASS, *ANYWHERE)
+REFUSALS = list_refusals("pass")
 ONE_PASS_A_MINUTE = '[limits.user]\npasses_per_minute = 1\nopen_conversations = "off"\nminutes_per_day = "off"\n'
 
 

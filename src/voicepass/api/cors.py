@@ -1,6 +1,5 @@
 """Which web pages of other origins may read the answers: those of listed origins, compared letter for letter."""
 
-import string
 from collections.abc import Sequence
 from http import HTTPStatus
 from time import monotonic
@@ -11,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from voicepass.api.middleware import add_headers
+from voicepass.api.middleware import MAX_LOGGED_CHARACTERS, add_headers
 from voicepass.api.problems import answer
 from voicepass.errors import OriginNotAllowed
 from voicepass.model import MonotonicClock, new_id
@@ -19,14 +18,10 @@ from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import redact
 
 PREFLIGHT_SECONDS: Final = 600
-MAX_REQUEST_HEADERS: Final = 20
-MAX_SHOWN_CHARACTERS: Final = 100
 WARNING_SECONDS: Final = 3600.0
 """A refused preflight is logged once in this time for each origin."""
 MAX_WARNINGS: Final = 1000
 """In this time, the log warns of so many origins at most, because anyone can invent origins."""
-
-_TOKEN_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 9110, 5.6.2
 
 _log = Logger("voicepass.api")
 
@@ -58,8 +53,6 @@ class Cors(CORSMiddleware):
             self._warn(refusal, request_id=request_id)
             response = answer(refusal, request_id=request_id)
             response.headers["Vary"] = "Origin"
-        elif (asked := request_headers.get("access-control-request-headers")) is not None:
-            response.headers["Access-Control-Allow-Headers"] = ", ".join(_list_tokens(asked))
         add_headers(response.raw_headers, request_id=request_id)
         return response
 
@@ -73,15 +66,10 @@ class Cors(CORSMiddleware):
 
     def _explain(self, request_headers: Headers) -> OriginNotAllowed:
         origins = request_headers.getlist("origin")
-        shown = redact(", ".join(origins), most_characters=MAX_SHOWN_CHARACTERS)
+        shown = redact(", ".join(origins), most_characters=MAX_LOGGED_CHARACTERS)
         if len(origins) == 1 and self.is_allowed_origin(origins[0]):
-            method = redact(request_headers["access-control-request-method"], most_characters=MAX_SHOWN_CHARACTERS)
+            method = redact(request_headers["access-control-request-method"], most_characters=MAX_LOGGED_CHARACTERS)
             note = f"{shown!r} is listed, but its preflight asks for {method!r} or for a private network"
             return OriginNotAllowed("Pages of other origins may send GET and POST only.", operator_note=note)
         note = f"the preflight of {shown!r} is refused: if the page is yours, list it in VOICEPASS_ALLOWED_ORIGINS"
         return OriginNotAllowed(operator_note=note)
-
-
-def _list_tokens(asked: str) -> list[str]:
-    names = [name for part in asked.split(",") if (name := part.strip()) and _TOKEN_CHARACTERS.issuperset(name)]
-    return names[:MAX_REQUEST_HEADERS]

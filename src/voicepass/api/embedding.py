@@ -1,7 +1,7 @@
 """The service as a part of another FastAPI app: its routes there, and the request on its way into the service."""
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -10,77 +10,47 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.api.routes import APP_USER, pass_routes, user_routes
-from voicepass.errors import NotStarted
 from voicepass.telemetry.logs import log_to_app
-
-
-@dataclass(eq=False)
-class StartCheck:
-    """Plain ASGI, around the routes: raises NotStarted for every request until the services are open."""
-
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] == "http" and not hasattr(scope["app"].state, "passes"):
-            raise NotStarted
-        await self.app(scope, receive, send)
-
-
-@dataclass(eq=False)
-class EmbeddedService:
-    """Plain ASGI, around the service. The service gets a copy of the scope, because the original belongs to the app."""
-
-    service: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request below the path of the mount."""
-        inner = {**scope, "state": {}}
-        if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix
-            inner["path"] = inner["app_root_path"] + inner["path"]
-        with log_to_app():
-            await self.service(inner, receive, send)
 
 
 def embed(app: FastAPI, path: str, service: ASGIApp, *, user: Callable[..., Any] | None) -> None:
     """Add the routes of `service` to `app`, below `path`. `user` is a dependency of the app."""
-    embedded = EmbeddedService(service)
+    serve = partial(_serve, service)
     if user is not None:
-        _add_user_routes(app, path, embedded, user)
-    app.mount(path, embedded)
+        _add_user_routes(app, path, serve, user)
+    app.mount(path, serve)
 
 
-def _add_user_routes(app: FastAPI, path: str, embedded: EmbeddedService, user: Callable[..., Any]) -> None:
-    async def find_user(request: Request, response: Response, app_user: Annotated[object, Depends(user)]) -> Response:
-        async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
-            async def send_with_headers(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    message["headers"].extend(response.raw_headers)  # such as a session cookie that the app renewed
-                await send(message)
+async def _serve(service: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the service answer one request. It gets a copy of the scope, because the original belongs to the app."""
+    inner = {**scope, "state": {}}
+    if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix
+        inner["path"] = inner["app_root_path"] + inner["path"]
+    with log_to_app():
+        await service(inner, receive, send)
 
-            root_path = scope.get("root_path", "")
-            inner = {"app_root_path": root_path, **scope, "root_path": root_path + path, APP_USER: app_user}
-            await embedded(inner, _receive_again(request), send_with_headers)
 
-        return _Handover(answer)
+def _add_user_routes(app: FastAPI, path: str, serve: ASGIApp, user: Callable[..., Any]) -> None:
+    async def serve_user(request: Request, response: Response, app_user: Annotated[object, Depends(user)]) -> Response:
+        answer = Response()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.status_code = message["status"]
+                # The app's dependency may have set headers, such as a session cookie that it renewed.
+                answer.raw_headers = [*message["headers"], *response.raw_headers]
+            else:
+                answer.body = bytes(answer.body) + message.get("body", b"")
+
+        root_path = request.scope.get("root_path", "")
+        inner = {"app_root_path": root_path, **request.scope, "root_path": root_path + path, APP_USER: app_user}
+        await serve(inner, _receive_again(request), send)
+        return answer
 
     for route in cast("list[APIRoute]", [*pass_routes.routes, *user_routes.routes]):
         # An app may make the ids of its operations from the first tag.
         options: dict[str, Any] = {"methods": route.methods, "tags": ["voicepass"], "include_in_schema": False}
-        app.add_api_route(f"{path}{route.path}", find_user, **options)
-
-
-class _Handover(Response):
-    """A response that an ASGI app sends."""
-
-    def __init__(self, answer: ASGIApp) -> None:
-        super().__init__()
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answer(scope, receive, send)
-        if self.background is not None:  # of the app's dependency
-            await self.background()
+        app.add_api_route(f"{path}{route.path}", serve_user, **options)
 
 
 def _receive_again(request: Request) -> Receive:

@@ -4,38 +4,20 @@ import math
 import traceback
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from voicepass.errors import (
-    InternalError,
-    LimitReached,
-    MethodNotAllowed,
-    NotFound,
-    Refusal,
-    RequestInvalid,
-    SignatureInvalid,
-    TokenMissing,
-)
+from voicepass.errors import InternalError, LimitReached, MethodNotAllowed, NotFound, Refusal, RequestInvalid
 from voicepass.telemetry.logger import Logger
-from voicepass.telemetry.logs import redact
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-_MAX_LOGGED_CHARACTERS: Final = 100
-
-_WRONG_FORM: Final = (
-    "The path or the body does not have the form that this route takes. A body is JSON, with the header "
-    "'Content-Type: application/json'."
-)
-
-_CHALLENGES: Final = {SignatureInvalid.code: "ElevenLabs-Signature", TokenMissing.code: "Bearer"}
-"""The WWW-Authenticate header of each 401; of all others, that of a token that was refused (RFC 6750, section 3)."""
+_WRONG_FORM: Final = "The path or the body does not have the form that this route takes. A body is 'application/json'."
 
 _log = Logger("voicepass.api")
 
@@ -61,102 +43,47 @@ class Problem(BaseModel):
 
 def answer(refusal: Refusal, *, request_id: str) -> Response:
     """Return the response for `refusal`: code, status, what to do, and the id to look for in the log."""
-    headers = {}
-    problem = Problem(
-        type=f"urn:voicepass:problem:{refusal.code}",
-        title=refusal.title,
-        status=refusal.status,
-        detail=refusal.detail,
-        code=refusal.code,
-        request_id=request_id,
-        retry_after_seconds=refusal.retry_after_seconds,
-        checks=dict(refusal.checks) or None,
-    )
+    values = {name: getattr(refusal, name, None) for name in Problem.model_fields}
+    values |= {"type": f"urn:voicepass:problem:{refusal.code}", "request_id": request_id}
+    headers = dict(refusal.headers or {})
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
-    if refusal.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = _CHALLENGES.get(refusal.code, 'Bearer error="invalid_token"')
     if isinstance(refusal, LimitReached):  # draft-ietf-httpapi-ratelimit-headers
-        problem.resets_at = datetime.fromtimestamp(math.ceil(refusal.resets_at), UTC)
-        problem.plan = refusal.plan
+        values["resets_at"] = math.ceil(refusal.resets_at)
         name, plan = refusal.limit_name, f';plan="{refusal.plan}"' if refusal.plan else ""
         headers["RateLimit-Policy"] = f'"{name}";q={refusal.most};w={refusal.window_seconds}{plan}'
         headers["RateLimit"] = f'"{name}";r=0;t={refusal.retry_after_seconds}'
-    body = problem.model_dump_json(exclude_none=True)
+    body = Problem.model_validate(values).model_dump_json(exclude_none=True)
     return Response(body, status_code=refusal.status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def log_and_answer(
-    refusal: Refusal,
-    *,
-    request_id: str,
-    client_request_id: str | None = None,
-    service_token: str | None = None,
-    asked: str | None = None,
-) -> Response:
-    """Log `refusal` with its request id, and return the response.
-
-    `asked` is the method and the path. `service_token` is the name of the token that the request carried.
-    """
+def log_and_answer(refusal: Refusal, *, request_id: str, **facts: str | None) -> Response:
+    """Log `refusal` with its request id and these facts, and return the response."""
     write = _log.error if refusal.is_operators_fault else _log.info
-    write(
-        "request.refused",
-        code=refusal.code,
-        asked=asked and redact(asked, most_characters=_MAX_LOGGED_CHARACTERS),
-        note=refusal.operator_note or None,
-        request_id=request_id,
-        client_request_id=client_request_id,
-        service_token=service_token,
-    )
+    write("request.refused", code=refusal.code, note=refusal.operator_note or None, request_id=request_id, **facts)
     return answer(refusal, request_id=request_id)
 
 
-def log_and_answer_bug(error: Exception, *, request_id: str, client_request_id: str | None) -> Response:
+def log_and_answer_bug(error: Exception, *, request_id: str, **facts: str | None) -> Response:
     """Log where the bug in voicepass is, and return 500. The log omits the error's message, which may hold a secret."""
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    _log.error(
-        "request.failed",
-        request_id=request_id,
-        client_request_id=client_request_id,
-        cause=type(error).__name__,
-        where=f"{frame.f_code.co_filename}:{line}",
-    )
+    where = f"{frame.f_code.co_filename}:{line}"
+    _log.error("request.failed", request_id=request_id, cause=type(error).__name__, where=where, **facts)
     return answer(InternalError(), request_id=request_id)
 
 
-def handle_refusals(app: FastAPI) -> None:
-    """Make `app` answer every refusal, and every error that the framework raises, as a problem."""
-
-    @app.exception_handler(Refusal)
-    async def answer_refusal(request: Request, refusal: Refusal) -> Response:
-        if getattr(request.state, "is_attempt", False):  # the attempt's observers have logged it
-            return answer(refusal, request_id=request.state.request_id)
-        return _log_and_answer(request, refusal)
-
-    @app.exception_handler(RequestValidationError)
-    async def answer_invalid(request: Request, _error: RequestValidationError) -> Response:
-        return _log_and_answer(request, RequestInvalid(_WRONG_FORM))  # the error itself repeats what the caller sent
-
-    @app.exception_handler(HTTPException)
-    async def answer_framework(request: Request, error: HTTPException) -> Response:
-        if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
-            return _log_and_answer(request, NotFound() if error.status_code == NotFound.status else RequestInvalid())
-        response = _log_and_answer(request, MethodNotAllowed())
-        response.headers["Allow"] = ", ".join(_list_methods(request))  # the framework names only the first route's
-        return response
+async def _refuse_invalid(_request: Request, _error: Exception) -> NoReturn:
+    raise RequestInvalid(_WRONG_FORM) from None  # the error itself repeats what the caller sent
 
 
-def request_ids(request: Request) -> dict[str, Any]:
-    """Return both ids by which a log line names its request: ours and the caller's."""
-    return {"request_id": request.state.request_id, "client_request_id": request.state.client_request_id}
+async def _refuse(request: Request, error: HTTPException) -> NoReturn:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names only the first route's methods.
+        found = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        methods = sorted({method for route in found for method in route.methods})
+        raise MethodNotAllowed(headers={"Allow": ", ".join(methods)}) from None
+    raise (NotFound if error.status_code == HTTPStatus.NOT_FOUND else RequestInvalid) from None
 
 
-def _log_and_answer(request: Request, refusal: Refusal) -> Response:
-    service_token = getattr(request.state, "service_token", None)
-    asked = f"{request.method} {request.url.path}"  # without the query, which may hold a secret
-    return log_and_answer(refusal, **request_ids(request), service_token=service_token, asked=asked)
-
-
-def _list_methods(request: Request) -> list[str]:
-    at_this_path = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in at_this_path for method in route.methods})
+FRAMEWORK_ERRORS: Final[dict[Any, Any]] = {RequestValidationError: _refuse_invalid, HTTPException: _refuse}
+"""Handlers that turn every error of the framework into a Refusal. The middleware answers it."""

@@ -1,117 +1,101 @@
-"""The routes. Each one reads its request, calls the use case, and returns the result."""
+"""What users, their browsers and ElevenLabs call: passes, usage, client.js, the webhook."""
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
-from http import HTTPStatus
+from functools import partial
+from importlib.resources import files
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.routing import Route
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from voicepass.api.middleware import WEBHOOK_PATH, Fields, webhook_signature
-from voicepass.api.problems import request_ids
-from voicepass.api.readiness import run_checks
-from voicepass.api.schemas import (
-    BY_BODY,
-    BY_QUERY,
-    OF_A_CONVERSATION,
-    OF_A_PASS,
-    OF_A_USER,
-    OF_A_WEBHOOK,
-    OF_READINESS,
-    BlockBody,
-    ConversationTokenPass,
-    IssuedConversation,
-    PassBody,
-    Ready,
-    SignedUrlPass,
-    UserUsage,
-    describe_pass_route,
-    describe_refusals,
-)
-from voicepass.errors import RequestInvalid, ShuttingDown, UnsupportedMediaType
-from voicepass.model import Block, Credentials, IssuedPass, PassRequest, Scope, Transport
+from voicepass.api.schemas import ConversationTokenPass, PassBody, SignedUrlPass, UserUsage, describe_refusals
+from voicepass.errors import RequestInvalid, UnsupportedMediaType
+from voicepass.model import DEFAULT_ALIAS, Credentials, PassRequest, Scope, Transport, VoicePass
 from voicepass.passes import Passes
-from voicepass.telemetry.logger import Logger
 
 APP_USER: Final = "voicepass.app_user"
 """The key of the ASGI scope for the user whom the app around voicepass found."""
 
+Issue = Callable[[Request, PassBody | None], Awaitable[BaseModel]]
+
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json", re.ASCII)
 
-_log = Logger("voicepass.api")
 
-
-class PlainRoute(APIRoute):
-    """A route that reads its request and makes its response itself. FastAPI finds it and documents it.
+class PassRoute(APIRoute):
+    """A route of a pass. FastAPI finds it and documents it; its request is read, and its answer made, here.
 
     FastAPI's dependencies and encoding took half of the time of a pass in this process.
     """
 
-    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any) -> None:  # noqa: ANN401 - as the framework takes them
+    def __init__(self, path: str, endpoint: Issue, **options: Any) -> None:  # noqa: ANN401 - as the framework takes them
         super().__init__(path, endpoint, **options)
 
         async def respond(scope: ASGIScope, receive: Receive, send: Send) -> None:
-            response = await endpoint(Request(scope, receive, send))
-            await response(scope, receive, send)
+            request = Request(scope, receive, send)
+            try:
+                asked = _parse_body(request) if request.method == "POST" else _parse_query(request)
+            except ValidationError:
+                raise RequestInvalid from None  # the error repeats what the caller sent
+            answer = await endpoint(request, asked)
+            await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
 
         self.app = respond
 
 
-pass_routes = APIRouter(prefix="/v1", tags=["passes"], responses=describe_refusals(*OF_A_PASS), route_class=PlainRoute)
-
-
-@pass_routes.post("/signed-url", summary="A pass for the WebSocket", **describe_pass_route(SignedUrlPass, BY_BODY))
-async def post_signed_url(request: Request) -> Response:
-    return await _issue(request, Transport.WEBSOCKET)
-
-
-@pass_routes.get(
-    "/signed-url", summary="A pass for the WebSocket, for curl", **describe_pass_route(SignedUrlPass, BY_QUERY)
+# These describe the OpenAPI document only. The use cases check the credentials.
+USER_TOKEN = HTTPBearer(auto_error=False, scheme_name="user", bearerFormat="JWT", description="A signed-in user's JWT.")
+SIGNATURE = APIKeyHeader(
+    name="ElevenLabs-Signature", auto_error=False, scheme_name="signature", description="`t=…,v0=…`, by ElevenLabs."
 )
-async def get_signed_url(request: Request) -> Response:
-    return await _issue(request, Transport.WEBSOCKET)
+
+OF_USERS: Final[dict[str, Any]] = {"prefix": "/v1", "tags": ["passes"], "dependencies": [Depends(USER_TOKEN)]}
+pass_routes = APIRouter(**OF_USERS, responses=describe_refusals("pass"), route_class=PassRoute)
+user_routes = APIRouter(**OF_USERS, responses=describe_refusals("usage"))
+
+InQuery = Annotated[PassBody, Query()]
 
 
-@pass_routes.post(
-    "/conversation-token", summary="A pass for WebRTC", **describe_pass_route(ConversationTokenPass, BY_BODY)
-)
-async def post_conversation_token(request: Request) -> Response:
-    return await _issue(request, Transport.WEBRTC)
+@pass_routes.post("/signed-url", summary="A pass for the WebSocket")
+async def post_signed_url(request: Request, asked: PassBody | None = None) -> SignedUrlPass:
+    return SignedUrlPass.of(await _issue(request, asked, Transport.WEBSOCKET))
 
 
-@pass_routes.get(
-    "/conversation-token", summary="A pass for WebRTC, for curl", **describe_pass_route(ConversationTokenPass, BY_QUERY)
-)
-async def get_conversation_token(request: Request) -> Response:
-    return await _issue(request, Transport.WEBRTC)
+@pass_routes.get("/signed-url", summary="A pass for the WebSocket, for curl")
+async def get_signed_url(request: Request, asked: InQuery) -> SignedUrlPass:
+    return SignedUrlPass.of(await _issue(request, asked, Transport.WEBSOCKET))
 
 
-async def _issue(request: Request, transport: Transport) -> Response:
-    try:
-        body = _parse_body(request) if request.method == "POST" else _parse_query(request)
-    except ValidationError:
-        raise RequestInvalid from None  # the error repeats what the caller sent
-    passes: Passes = request.app.state.passes
+@pass_routes.post("/conversation-token", summary="A pass for WebRTC")
+async def post_conversation_token(request: Request, asked: PassBody | None = None) -> ConversationTokenPass:
+    return ConversationTokenPass.of(await _issue(request, asked, Transport.WEBRTC))
+
+
+@pass_routes.get("/conversation-token", summary="A pass for WebRTC, for curl")
+async def get_conversation_token(request: Request, asked: InQuery) -> ConversationTokenPass:
+    return ConversationTokenPass.of(await _issue(request, asked, Transport.WEBRTC))
+
+
+async def _issue(request: Request, asked: PassBody | None, transport: Transport) -> VoicePass:
     request.state.is_attempt = True
-    voice_pass = await passes.issue(
+    passes: Passes = request.app.state.passes
+    return await passes.issue(
         PassRequest(
-            **request_ids(request),
-            credentials=_read_credentials(request),
-            alias=body.agent,
+            **request.state.ids,
+            credentials=read_credentials(request),
+            alias=asked.agent if asked else DEFAULT_ALIAS,
             transport=transport,
             client=request.state.client,
             traceparent=_first(request.state.fields, "traceparent"),
         )
     )
-    answer = SignedUrlPass if transport is Transport.WEBSOCKET else ConversationTokenPass
-    return Response(answer.of(voice_pass).model_dump_json(), media_type="application/json")
 
 
 def _parse_query(request: Request) -> PassBody:
@@ -122,21 +106,22 @@ def _parse_query(request: Request) -> PassBody:
     return PassBody.model_validate(dict(parameters))
 
 
-def _parse_body(request: Request) -> PassBody:
+def _parse_body(request: Request) -> PassBody | None:
     """Parse a JSON body, or none. A form is refused: any page can send one together with the user's cookie."""
     body: bytes = request.state.body
     if not body:
-        return PassBody()
+        return None
     fields: Fields = request.state.fields
     media_type = _media_type(fields)
     if "authorization" not in fields and media_type != "application/json":
         raise UnsupportedMediaType
     if media_type is None or not _JSON.fullmatch(media_type):
         raise RequestInvalid
-    return PassBody() if body.strip() == b"null" else PassBody.model_validate_json(body)
+    return None if body.strip() == b"null" else PassBody.model_validate_json(body)
 
 
-def _read_credentials(request: Request, *, is_read: bool = False) -> Credentials:
+def read_credentials(request: Request, *, is_read: bool = False) -> Credentials:
+    """Return everything in a request that may show who sent it."""
     fields: Fields = request.state.fields
     return Credentials(
         authorization=tuple(fields.get("authorization", ())),
@@ -160,85 +145,16 @@ def _first(fields: Fields, name: str) -> str | None:
     return fields[name][0] if name in fields else None
 
 
-# These three only describe the OpenAPI document. The use cases check the credentials.
-USER_TOKEN = HTTPBearer(auto_error=False, scheme_name="user", bearerFormat="JWT", description="A signed-in user's JWT.")
-SERVICE_TOKEN = HTTPBearer(auto_error=False, scheme_name="service", description="One of VOICEPASS_SERVICE_TOKENS.")
-SIGNATURE = APIKeyHeader(
-    name="ElevenLabs-Signature", auto_error=False, scheme_name="signature", description="`t=…,v0=…`, by ElevenLabs."
-)
-
-user_routes = APIRouter(
-    prefix="/v1", tags=["passes"], responses=describe_refusals(*OF_A_USER), dependencies=[Depends(USER_TOKEN)]
-)
-
-
 @user_routes.get("/usage", summary="The user's own limits")
 async def get_usage(request: Request) -> UserUsage:
     """Return what the signed-in user has used, what remains, and when that changes."""
-    user = await request.app.state.authenticator.authenticate(_read_credentials(request, is_read=True))
+    user = await request.app.state.authenticator.authenticate(read_credentials(request, is_read=True))
     plan = request.app.state.policy.plan_for(user)
     limits = [limit for limit in plan.limits if limit.scope is Scope.USER]
     return UserUsage.of(user, plan.name, await request.app.state.ledger.usage(user, limits))
 
 
-async def _check_service_token(request: Request) -> None:
-    request.state.service_token = request.app.state.service_tokens.check(_read_credentials(request))
-
-
-FOR_BACKENDS: Final[dict[str, Any]] = {
-    "prefix": "/v1",
-    "tags": ["backends"],
-    "responses": describe_refusals(*OF_A_CONVERSATION),
-    "dependencies": [Depends(SERVICE_TOKEN), Depends(_check_service_token)],
-}
-backend_routes = APIRouter(**FOR_BACKENDS)
-block_routes = APIRouter(**FOR_BACKENDS)
-
-ConversationId = Annotated[
-    str, Path(pattern="^[^\\x00]{1,128}$", description="As in the pass, or `system__conversation_id`.")
-]
-
-
-@backend_routes.get("/conversations/{conversation_id}", summary="To whom this conversation was issued")
-async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
-    """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
-    state = request.app.state
-    issued: IssuedPass = await state.ledger.find_pass(conversation_id)
-    limits = state.policy.limits_of(issued.plan)
-    seconds_left = await state.ledger.read_seconds_left(limits, conversation_id=conversation_id)
-    _log.info(
-        "conversation.read",
-        conversation_id=issued.conversation_id,
-        user_id=issued.user_id,
-        token_issuer=issued.token_issuer,
-        **describe_backend(request),
-    )
-    return IssuedConversation.of(issued, seconds_left=seconds_left)
-
-
-@block_routes.post("/blocks", summary="Switch passes off", status_code=HTTPStatus.NO_CONTENT)
-async def post_block(request: Request, body: BlockBody) -> None:
-    """Give no more passes to a user, for an agent, or to anyone: at once, on every instance."""
-    block = Block(**body.model_dump())
-    await request.app.state.ledger.block(block)
-    _log.warning("block.set", **asdict(block), **describe_backend(request))
-
-
-@block_routes.delete("/blocks", summary="Switch passes on again", status_code=HTTPStatus.NO_CONTENT)
-async def delete_block(request: Request, body: BlockBody) -> None:
-    block = Block(**body.model_dump())
-    await request.app.state.ledger.unblock(block)
-    _log.warning("block.removed", **asdict(block), **describe_backend(request))
-
-
-def describe_backend(request: Request) -> dict[str, Any]:
-    """Return which backend sent a request, by the name of its token, and from where."""
-    return {"service_token": request.state.service_token, "client": request.state.client, **request_ids(request)}
-
-
-webhook_routes = APIRouter(
-    tags=["webhooks"], responses=describe_refusals(*OF_A_WEBHOOK), dependencies=[Depends(SIGNATURE)]
-)
+webhook_routes = APIRouter(tags=["webhooks"], responses=describe_refusals("webhook"), dependencies=[Depends(SIGNATURE)])
 
 
 @webhook_routes.post(WEBHOOK_PATH, summary="What a conversation used, as ElevenLabs reports it")
@@ -249,29 +165,20 @@ async def post_webhook(request: Request) -> dict[str, str]:
     return {"status": "received"}
 
 
-probe_routes = APIRouter(tags=["operations"], responses=describe_refusals())
+def _serve_file(name: str, media_type: str, request: Request) -> Response:
+    """Serve client.js, which a page of a listed origin can import, or its types, for people to read or save."""
+    content = files(__package__).joinpath(name).read_bytes()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    # Unlike all other answers it may be stored, because it is the same for everyone. The browser asks about it each
+    # time, so that a page never runs the client of another release.
+    headers = {"Cache-Control": "public, no-cache", "ETag": etag}
+    # A compressing proxy adds W/ in front of it, and no browser sends `*` (RFC 9110, section 13.1.2).
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
 
 
-@probe_routes.head("/healthz", include_in_schema=False)
-@probe_routes.get("/healthz", summary="The process is alive")
-async def healthz() -> dict[str, str]:
-    """Check nothing else: a restart does not repair a dependency."""
-    return {"status": "ok"}
-
-
-@probe_routes.head("/readyz", include_in_schema=False)
-@probe_routes.get("/readyz", summary="The service can hand out passes", responses=describe_refusals(*OF_READINESS))
-async def readyz(request: Request) -> Ready:
-    """Run the cheap checks. None calls ElevenLabs: during its outage, another instance would help no user."""
-    if request.app.state.draining.has_begun:
-        raise ShuttingDown
-    outcomes = await run_checks(request.app.state.checks)
-    return Ready(status="ready", ledger=outcomes["ledger"], checks=outcomes)
-
-
-metrics_routes = APIRouter(tags=["operations"], responses=describe_refusals())
-
-
-@metrics_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
-    return Response(await request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+client_routes: Final = [
+    Route(f"/v1/{name}", partial(_serve_file, name, media_type), include_in_schema=False)
+    for name, media_type in (("client.js", "text/javascript"), ("client.d.ts", "text/plain"))
+]

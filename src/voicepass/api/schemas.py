@@ -1,18 +1,18 @@
 """The bodies of requests and answers. The OpenAPI document is made from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from voicepass import errors
 from voicepass.api.problems import PROBLEM_JSON, Instant, Problem
 from voicepass.elevenlabs import find_livekit_url
 from voicepass.errors import Refusal
+from voicepass.ledger.extensions import MAX_MINUTES
 from voicepass.model import DEFAULT_ALIAS, BlockKind, Counted, IssuedPass, Scalar, Usage, User, VoicePass
-
-Alias = Annotated[str, Field(min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id.")]
 
 
 class PassBody(BaseModel):
@@ -20,19 +20,19 @@ class PassBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"agent": DEFAULT_ALIAS}})
 
-    agent: Alias = DEFAULT_ALIAS
+    agent: str = Field(
+        DEFAULT_ALIAS, min_length=1, max_length=64, description="The agent's alias; never its ElevenLabs id."
+    )
 
 
 class _PassFields(BaseModel):
     conversation_id: str | None = Field(
-        description="The one conversation this opens; null in the rare case that ElevenLabs does not name it.",
-        examples=["conv_01k0example"],
+        description="The one conversation this opens; null if ElevenLabs names none.", examples=["conv_01k0example"]
     )
     agent: str = Field(examples=["default"])
     agent_id: str = Field(examples=["agent_01k0example"])
     expires_at: Instant | None = Field(
-        description="The conversation must begin before this instant.",
-        examples=["2026-11-22T12:15:00Z"],
+        description="The conversation must begin before this instant.", examples=["2026-11-22T12:15:00Z"]
     )
     user_id: str = Field(examples=["u-1"])
     dynamic_variables: dict[str, Scalar] = Field(examples=[{"user_id": "u-1", "user_name": "Ada"}])
@@ -40,20 +40,13 @@ class _PassFields(BaseModel):
     @classmethod
     def of(cls, voice_pass: VoicePass) -> Self:
         """Make the answer for a pass."""
-        credential = voice_pass.credential
-        return cls.model_validate(
-            {
-                "signed_url": credential.secret,  # pydantic takes the one of these
-                "conversation_token": credential.secret,  # two that this answer has
-                "livekit_url": find_livekit_url(voice_pass.agent.base_url),
-                "conversation_id": credential.conversation_id,
-                "agent": voice_pass.agent.alias,
-                "agent_id": voice_pass.agent.agent_id,
-                "expires_at": credential.expires_at,
-                "user_id": voice_pass.user_id,
-                "dynamic_variables": voice_pass.dynamic_variables,
-            }
-        )
+        credential, agent = voice_pass.credential, voice_pass.agent
+        # pydantic takes the one of these two that this answer has.
+        values: dict[str, object] = {"signed_url": credential.secret, "conversation_token": credential.secret}
+        values |= {"conversation_id": credential.conversation_id, "expires_at": credential.expires_at}
+        values |= {"agent": agent.alias, "agent_id": agent.agent_id, "livekit_url": find_livekit_url(agent.base_url)}
+        values |= {"user_id": voice_pass.user_id, "dynamic_variables": voice_pass.dynamic_variables}
+        return cls.model_validate(values)
 
 
 class _SignedUrl(BaseModel):
@@ -65,9 +58,7 @@ class _SignedUrl(BaseModel):
 
 class _ConversationToken(BaseModel):
     conversation_token: str = Field(description="Opens one conversation over WebRTC.", examples=["eyJ…"])
-    livekit_url: str | None = Field(
-        description="The SDK's `livekitUrl`; null if the region's LiveKit host is not known."
-    )
+    livekit_url: str | None = Field(description="The SDK's `livekitUrl`; null if the region's host is not known.")
 
 
 class SignedUrlPass(_PassFields, _SignedUrl):  # in this order, the credential is the first field
@@ -108,31 +99,28 @@ class IssuedConversation(BaseModel):
     def of(cls, issued: IssuedPass, *, seconds_left: int | None) -> Self:
         """Make the answer for a row of the ledger."""
         seconds = None if issued.settled_at is None else issued.seconds
-        names = {"agent": issued.agent_alias, "issued_at": issued.reserved_at, "seconds": seconds}
-        names["seconds_left"] = seconds_left
-        return cls.model_validate(asdict(issued) | names | {"identity_mismatch": issued.identity_mismatch})
+        times = {"issued_at": issued.reserved_at, "seconds": seconds, "seconds_left": seconds_left}
+        names = {"agent": issued.agent_alias, "identity_mismatch": issued.identity_mismatch}
+        return cls.model_validate(asdict(issued) | names | times)
 
 
-class _Used(BaseModel):
-    unit: Literal["passes", "conversations", "seconds"]
-    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
-    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
-
-
-class LimitUsage(_Used):
+class LimitUsage(BaseModel):
     """How much of one limit a user has used. `limit`, `used` and `remaining` count `unit`."""
 
     name: str = Field(description="As in `RateLimit-Policy`.", examples=["user_minutes_per_day"])
+    unit: Literal["passes", "conversations", "seconds"]
     limit: int = Field(examples=[3600])
+    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     remaining: int = Field(examples=[2916])
+    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
 
-
-class OldLimitUsage(_Used):
-    """The same with older names: `limit` is the name, `most` the limit, and `left` what remains."""
-
-    limit: str = Field(examples=["user_minutes_per_day"])
-    most: int = Field(examples=[3600])
-    left: int = Field(examples=[2916])
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        """Make the answer for one limit."""
+        limit = usage.limit
+        unit = "passes" if limit.counted is Counted.REQUESTS else limit.counted.value
+        numbers = {"limit": limit.most, "used": usage.used, "remaining": usage.left, "resets_at": usage.resets_at}
+        return cls.model_validate({"name": limit.name, "unit": unit} | numbers)
 
 
 class UserUsage(BaseModel):
@@ -141,26 +129,21 @@ class UserUsage(BaseModel):
     user_id: str = Field(examples=["u-1"])
     plan: str | None = Field(description="The plan whose limits apply; null if none does.", examples=["pro"])
     usage: list[LimitUsage]
-    limits: list[OldLimitUsage] = Field(deprecated="Use `usage`: the next release has no `limits`.")
+    limits: list[dict[str, Any]] = Field(deprecated="Use `usage`: the next release has no `limits`.")
 
     @classmethod
     def of(cls, user: User, plan: str | None, answers: Sequence[Usage]) -> Self:
         """Make the answer from the ledger's answers, limit by limit."""
-        usage, limits = [], []
-        for answer in answers:
-            limit = answer.limit
-            unit = "passes" if limit.counted is Counted.REQUESTS else limit.counted.value
-            used = {"unit": unit, "used": answer.used, "resets_at": answer.resets_at}
-            usage.append(used | {"name": limit.name, "limit": limit.most, "remaining": answer.left})
-            limits.append(used | {"limit": limit.name, "most": limit.most, "left": answer.left})
-        return cls.model_validate({"user_id": user.id, "plan": plan, "usage": usage, "limits": limits})
+        usage = [LimitUsage.of(answer) for answer in answers]
+        limits = [one.model_dump() | {"limit": one.name, "most": one.limit, "left": one.remaining} for one in usage]
+        return cls(user_id=user.id, plan=plan, usage=usage, limits=limits)
 
 
-class _Block(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class UserBlock(_Block):
+class UserBlock(_Body):
     """A user with this id: of every issuer, or of one."""
 
     kind: Literal[BlockKind.USER]
@@ -168,14 +151,14 @@ class UserBlock(_Block):
     token_issuer: str = Field("", pattern="^[^\\x00]{0,255}$", description="Empty for every issuer.")
 
 
-class AgentBlock(_Block):
+class AgentBlock(_Body):
     """An agent, by its alias."""
 
     kind: Literal[BlockKind.AGENT]
     key: str = Field(pattern="^[^\\x00]{1,64}$", description="The agent's alias.", examples=["default"])
 
 
-class EveryoneBlock(_Block):
+class EveryoneBlock(_Body):
     """Everyone."""
 
     kind: Literal[BlockKind.EVERYONE]
@@ -185,61 +168,52 @@ BlockBody = Annotated[UserBlock | AgentBlock | EveryoneBlock, Field(discriminato
 """Who gets no more passes."""
 
 
-ANYWHERE: Final[Sequence[type[Refusal]]] = (
-    errors.Malformed,
-    errors.BodyTooLarge,
-    errors.HeadersTooLarge,
-    errors.RequestInvalid,
-    errors.InternalError,
-)
-"""What any route may answer. Each tuple below is what routes of one kind may answer besides."""
+class ExtendedUser(_Body):
+    """Whose extension it is: that of a user with this id, of every issuer or of one."""
 
-_OF_A_TOKEN: Final = (errors.TokenMissing, errors.TokenInvalid, errors.LedgerUnavailable)
-OF_A_CONVERSATION: Final = (*_OF_A_TOKEN, errors.ConversationUnknown)
-OF_A_WEBHOOK: Final = (errors.SignatureInvalid, errors.LedgerUnavailable)
-OF_READINESS: Final = (errors.LedgerUnavailable, errors.KeysUnavailable, errors.ShuttingDown)
-OF_A_USER: Final = (
-    *_OF_A_TOKEN,
-    errors.TokenExpired,
-    errors.CredentialsConflict,
-    errors.OriginNotAllowed,
-    errors.UnsupportedMediaType,
-    errors.KeysUnavailable,
-)
-OF_A_PASS: Final[Sequence[type[Refusal]]] = (
-    *OF_A_USER,
-    errors.AgentNotAllowed,
-    errors.UserBlocked,
-    *errors.LimitReached.__subclasses__(),
-    errors.Overloaded,
-    *errors.ElevenLabsRefusal.__subclasses__(),
-)
+    user_id: str = Field(pattern="^[^\\x00]{1,255}$", examples=["u-1"])
+    token_issuer: str = Field("", pattern="^[^\\x00]{0,255}$", description="Empty for every issuer.")
 
 
-def describe_refusals(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
+class UserExtension(ExtendedUser):
+    """More minutes for one user: they are added to each of the user's limits of minutes."""
+
+    minutes: int = Field(strict=True, ge=1, le=MAX_MINUTES, examples=[30])
+    ends_at: AwareDatetime = Field(description="Within ten years.", examples=["2026-12-31T23:59:59Z"])
+
+
+class Extended(BaseModel):
+    """The extension is set."""
+
+    is_known_user: bool = Field(description="Whether this user has ever got a pass. If not, check the id.")
+
+
+class Extensions(BaseModel):
+    """All extensions that have not ended, the next to end first."""
+
+    extensions: list[UserExtension]
+
+
+def list_refusals(route: str) -> list[type[Refusal]]:
+    """Return the refusals with which routes of this kind may answer; `errors.toml` has the kinds."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Refusal)]
+    return [kind for kind in kinds if {route, "any"}.intersection(kind.routes)]
+
+
+def describe_refusals(route: str) -> dict[int | str, dict[str, Any]]:
     """Describe refusals for the OpenAPI document: one type of problem, and the codes of each status."""
     codes: dict[int, list[str]] = {}
-    for refusal in (*kinds, *ANYWHERE):
-        codes.setdefault(refusal.status, []).append(refusal.code)
-    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
-    return {
-        status: {"description": " · ".join(f"`{code}`" for code in of_status), "content": content}
-        for status, of_status in codes.items()
-    }
+    for refusal in list_refusals(route):
+        codes.setdefault(refusal.status, []).append(f"`{refusal.code}`")
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
 
 
-_ALIAS: Final = PassBody.model_json_schema()
-BY_BODY: Final[Mapping[str, Any]] = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": {"anyOf": [_ALIAS, {"type": "null"}]}}},
-    }
-}
-BY_QUERY: Final[Mapping[str, Any]] = {
-    "parameters": [{"name": "agent", "in": "query", "required": False, "schema": _ALIAS["properties"]["agent"]}]
-}
+class DocumentedApp(FastAPI):
+    """Its OpenAPI document has the type of all refusals once."""
 
-
-def describe_pass_route(answer: type[BaseModel], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a route of a pass for the OpenAPI document: what it answers, and where it takes the alias from."""
-    return {"response_model": answer, "openapi_extra": {**asked, "security": [{"user": []}]}}
+    def openapi(self) -> dict[str, Any]:
+        """Return the document."""
+        document = super().openapi()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document

@@ -32,26 +32,19 @@ MAX_PIPELINED: Final = 16  # httptools queues requests without a bound: one conn
 def run(
     application: Any,  # noqa: ANN401 - an ASGI application, its factory, or the import path of either
     *,
-    host: str,
     port: int,
     grace_seconds: int,
-    workers: int = 1,
-    factory: bool = False,
     admin_port: int | None = None,
     root_path: str = "",
+    **options: Any,  # noqa: ANN401 - as uvicorn takes them
 ) -> None:
     """Serve until a signal ends the process. Requests in flight then get `grace_seconds` to finish.
 
     With `admin_port`, the same application also answers on that port of the host.
     """
     _raise_open_file_limit()
-    options = dict(UVICORN_OPTIONS) | {
-        "host": host,
-        "timeout_graceful_shutdown": grace_seconds,
-        "workers": workers,
-        "factory": factory,
-        "root_path": write_prefix(root_path),
-    }
+    options = {"workers": 1, **UVICORN_OPTIONS, **options}  # otherwise uvicorn takes the workers of WEB_CONCURRENCY
+    options |= {"timeout_graceful_shutdown": grace_seconds, "root_path": write_prefix(root_path)}
     if admin_port is None:
         uvicorn.run(application, port=port, **options)
     else:

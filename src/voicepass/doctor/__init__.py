@@ -1,7 +1,7 @@
 """Why would a conversation fail? Named checks, each with its remedy, in an order in which causes come first.
 
 What the doctor knows is data: `findings.toml` here, and ElevenLabs' codes in `elevenlabs/codes.toml`. The command line
-alone uses this package; checks that are cheap enough for every probe are in `api/readiness`.
+alone uses this package; checks that are cheap enough for every probe are in `api/operators`.
 """
 
 import time
