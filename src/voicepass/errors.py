@@ -241,6 +241,7 @@ class ElevenLabsRefusal(Refusal):
     """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words.
 
     `vendor_code` is ElevenLabs' code for it, or empty. `pause_seconds` is how long ElevenLabs asked voicepass to wait.
+    `may_retry`: a second call is harmless, and may succeed.
     """
 
     is_operators_fault = True
@@ -252,11 +253,13 @@ class ElevenLabsRefusal(Refusal):
         retry_after_seconds: int | None = None,
         vendor_code: str = "",
         pause_seconds: float = 0.0,
+        may_retry: bool = False,
         has_reached_elevenlabs: bool = True,
     ) -> None:
         super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
         self.vendor_code = vendor_code
         self.pause_seconds = pause_seconds
+        self.may_retry = may_retry
         self.has_reached_elevenlabs = has_reached_elevenlabs
 
 
