@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -35,8 +35,7 @@ from voicepass.identity.jwks import PublishedKeys
 from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
-from voicepass.settlement import Settlements, run_periodically
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses, Settlements, run_periodically
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import run_retention
@@ -221,12 +220,12 @@ async def _open_passes(
         authenticator=state.authenticator,
         policy=state.policy,
         provider=warm or provider,
-        take_ready=warm.take if warm else lambda _agent, _transport: None,
+        take_ready=warm.take if warm else lambda _agent, _transport: nullcontext(),
         ledger=state.ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider),
         seal=state.seals.seal,
         tells_seconds_left=settings.voicepass_tell_seconds_left,
-        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
+        observe=isolate(AttemptLog(), attempt_metrics, *traces),
     )
     stack.push_async_callback(state.passes.aclose)
 
@@ -238,7 +237,7 @@ async def _open_settlement(
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
         ledger=state.ledger,
-        observers=[isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry))],
+        observe=isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry)),
         bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=state.metrics.registry)),
         clock=time.time,
     )

@@ -16,7 +16,7 @@ from voicepass.config.settings import Settings, load_settings
 from voicepass.ledger import Ledger
 from voicepass.ledger.forgetting import find_issuers, forget_user, rewrite_file
 from voicepass.model import Block, BlockKind, hash_user_id
-from voicepass.settlement.erasing import erase_conversations
+from voicepass.settlement.retention import erase_conversations
 from voicepass.telemetry.logs import configure_logging
 
 
