@@ -103,12 +103,8 @@ class ElevenLabs:
         ask = partial(self._ask_for_credential, agent, transport, host)
         try:
             credential = await host.guards["passes"].call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
-        except KeyRejected as refusal:
-            rejected.begin(refusal)
-            raise
-        except Busy as refusal:
-            if refusal.pause_seconds:
-                busy.begin(refusal)
+        except (Busy, KeyRejected) as refusal:
+            (busy if isinstance(refusal, Busy) else rejected).begin(refusal)
             raise
         busy.end()
         rejected.end()

@@ -188,8 +188,8 @@ class Guard:
 class Pause:
     """Remembers a refusal, and raises it again until the pause is over.
 
-    The pause is as long as ElevenLabs asked for. If it did not, the pause is 1 s, and each following one is twice as
-    long, 30 s at most. A success ends it.
+    If ElevenLabs is busy, the pause is as long as it asks for. After a rejected key the pause is 1 s, and each
+    following one is twice as long, 30 s at most. A success ends it.
     """
 
     def __init__(self, *, clock: Ticks) -> None:
@@ -217,11 +217,12 @@ class Pause:
         )
 
     def begin(self, refusal: Busy | KeyRejected) -> None:
-        """Refuse calls for a while."""
-        if refusal.pause_seconds == 0 and self.is_on:
-            return  # This call was made before the pause began, and reports nothing new.
-        self._seconds = refusal.pause_seconds or min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-        self._until, self._refusal = max(self._until, self._clock() + self._seconds), refusal
+        """Refuse calls for a while. Nothing happens if ElevenLabs is busy, and asks for no pause."""
+        seconds = refusal.pause_seconds
+        # If the pause is on, this call was made before it began, and reports nothing new.
+        if isinstance(refusal, KeyRejected) and not self.is_on:
+            seconds = self._seconds = min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        self._until, self._refusal = max(self._until, self._clock() + seconds), refusal
 
     def end(self) -> None:
         """Allow calls."""

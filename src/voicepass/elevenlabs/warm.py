@@ -66,18 +66,14 @@ class WarmStore:
             return
         shelf.expected += 1
         held = shelf.held  # It is another one if the key is rejected in the meantime.
-        is_used = True
         try:
             yield oldest[1]
         except (LimitReached, UserBlocked):
-            is_used = False
+            held.appendleft(oldest)
             raise
         finally:
             shelf.expected -= 1
-            if is_used:
-                self._refill(agent, shelf)
-            else:
-                held.appendleft(oldest)
+        self._refill(agent, shelf)
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""

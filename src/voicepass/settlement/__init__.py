@@ -27,8 +27,6 @@ NEVER_OPENED_SECONDS: Final = 15.5 * 60
 
 OPEN_METHODS: Final = frozenset({"public", "shareable_link"})
 """ElevenLabs' authorization methods with which anyone can begin a conversation."""
-NOT_ISSUED: Final = "not_issued"
-"""ElevenLabs lists a conversation that is not in the ledger."""
 
 _MAX_REMEMBERED: Final = 10_000
 _WRITES_AT_ONCE: Final = 5  # half of an instance's connections to the ledger

@@ -75,7 +75,7 @@ class OpenPasses:
                     note="the ledger's sealed value was changed, or the API key was replaced; the pass still counts",
                 )
                 continue
-            if credential.expires_at is not None and credential.expires_at >= self.clock() + REISSUE_SECONDS:
+            if (credential.expires_at or 0.0) >= self.clock() + REISSUE_SECONDS:
                 return credential
         raise refusal
 

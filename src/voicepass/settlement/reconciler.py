@@ -9,10 +9,10 @@ from functools import partial
 from typing import Final
 
 from voicepass.elevenlabs import ElevenLabs
-from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, LedgerUnavailable, Overloaded
 from voicepass.ledger import Ledger
 from voicepass.model import Clock, IssuedPass, Settlement
-from voicepass.settlement import NEVER_OPENED_SECONDS, NOT_ISSUED, Outcome, Settlements, run_periodically
+from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
 from voicepass.settlement.reports import Report, fetch_report, parse_row, report_unopened
 from voicepass.telemetry.logger import Logger
 
@@ -105,9 +105,7 @@ class Reconciler:
             return
         try:
             await step()
-        except LedgerUnavailable:
-            raise
-        except Refusal as refusal:
+        except (ElevenLabsRefusal, Overloaded) as refusal:
             self._failed_hosts.add(base_url)
             note = refusal.operator_note
             if isinstance(refusal, KeyRejected):
@@ -153,7 +151,7 @@ class Reconciler:
             if issued.settled_at is None or issued.settled_by == "expiry":
                 await self._apply(issued, report)
         for report in reports.values():
-            self.settlements.bypasses.report(report, reason=NOT_ISSUED)
+            self.settlements.bypasses.report(report, reason="not_issued")
 
     async def _apply(self, issued: IssuedPass, report: Report) -> Outcome:
         outcome = await self.settlements.apply(issued, report)
