@@ -28,7 +28,7 @@ from voicepass.elevenlabs.answers import (
 )
 from voicepass.elevenlabs.calls import NOT_UNDERSTOOD, Host, Workspace
 from voicepass.elevenlabs.codes import load_table
-from voicepass.elevenlabs.resilience import Bulkhead, Pause
+from voicepass.elevenlabs.resilience import Breaker, Bulkhead, Guard, Pause
 from voicepass.errors import AgentUnknown, BadAnswer, Busy, ConversationUnknown, KeyRejected, Refusal
 from voicepass.model import Agent, Clock, Credential, Transport
 
@@ -77,9 +77,15 @@ class ElevenLabs:
         clock: Clock,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        make_host = partial(Host, transport=transport, deadline_seconds=deadline_seconds, clock=clock, ticks=ticks)
         self._clock = clock
-        self._hosts = {workspace.base_url: make_host(workspace) for workspace in workspaces}
+        self._hosts = {each.base_url: Host(workspace=each, transport=transport, clock=clock) for each in workspaces}
+        self._guards = {
+            (each.base_url, calls): Guard(
+                breaker=Breaker(host=each.base.host, calls=calls, clock=ticks), deadline_seconds=deadline_seconds
+            )
+            for each in workspaces
+            for calls in ("passes", "accounts")
+        }
         # By the base URL: after a 429 with Retry-After. By agent and transport: after a rejected key.
         self._pauses: defaultdict[object, Pause] = defaultdict(lambda: Pause(clock=ticks))
         self.bulkhead = Bulkhead(most=max_calls)
@@ -96,13 +102,12 @@ class ElevenLabs:
         After a 429 with Retry-After, nobody asks this workspace for a while. After a rejected key, nobody asks for this
         agent for a while. Each caller gets the same refusal at once.
         """
-        host = self._hosts[agent.base_url]
         busy, rejected = self._pauses[agent.base_url], self._pauses[agent, transport]
         busy.check()
         rejected.check()
-        ask = partial(self._ask_for_credential, agent, transport, host)
+        ask, guard = partial(self._ask_for_credential, agent, transport), self._guards[agent.base_url, "passes"]
         try:
-            credential = await host.guards["passes"].call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
+            credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
         except (Busy, KeyRejected) as refusal:
             (busy if isinstance(refusal, Busy) else rejected).begin(refusal)
             raise
@@ -169,8 +174,8 @@ class ElevenLabs:
     @property
     def breakers(self) -> dict[tuple[str, str], bool]:
         """Whether each breaker is open, by its host and its kind of calls: passes or accounts."""
-        guards = [guard for host in self._hosts.values() for guard in host.guards.values()]
-        return {(guard.breaker.host, guard.breaker.calls): guard.breaker.is_open for guard in guards}
+        breakers = [guard.breaker for guard in self._guards.values()]
+        return {(breaker.host, breaker.calls): breaker.is_open for breaker in breakers}
 
     def get_key_position(self, agent: Agent) -> int:
         """Return the position of the key that the agent's workspace accepted last."""
@@ -178,19 +183,18 @@ class ElevenLabs:
 
     async def explain_pause(self) -> str | None:
         """Return why voicepass does not ask a host for passes at the moment, or None if it asks all. Asks nobody."""
-        if any(host.guards["passes"].breaker.is_open for host in self._hosts.values()):
+        if any(is_open for (_, calls), is_open in self.breakers.items() if calls == "passes"):
             return "out of order, and left alone for now"
         is_paused = any(pause.is_on for pause in self._pauses.values())
         return "refuses, and is left alone for now" if is_paused else None
 
     async def aclose(self) -> None:
         """Wait for the calls that are in flight: until the deadline at most."""
-        for host in self._hosts.values():
-            for guard in host.guards.values():
-                await guard.aclose()
+        for guard in self._guards.values():
+            await guard.aclose()
 
-    async def _ask_for_credential(self, agent: Agent, transport: Transport, host: Host) -> Credential:
-        asked_at = self._clock()
+    async def _ask_for_credential(self, agent: Agent, transport: Transport) -> Credential:
+        host, asked_at = self._hosts[agent.base_url], self._clock()
         answer = parse_json_object(await host.fetch(_build_credential_path(agent, transport)))
         if transport is Transport.WEBRTC:
             return parse_conversation_token(answer)
@@ -200,9 +204,8 @@ class ElevenLabs:
         self, base_url: str, path: str, *, unknown: Refusal, method: str = "GET", bulkhead: Bulkhead | None = None
     ) -> bytes:
         """Return what `Host.fetch` returns, at the first or second try."""
-        host = self._hosts[base_url]
-        fetch = partial(host.fetch, path, unknown=unknown, method=method)
-        return await host.guards["accounts"].call(fetch, bulkhead=bulkhead or self._records_bulkhead)
+        fetch = partial(self._hosts[base_url].fetch, path, unknown=unknown, method=method)
+        return await self._guards[base_url, "accounts"].call(fetch, bulkhead=bulkhead or self._records_bulkhead)
 
 
 def find_livekit_url(base_url: str) -> str | None:

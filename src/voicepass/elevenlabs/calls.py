@@ -1,6 +1,7 @@
 """Makes one call to ElevenLabs with a workspace's API key, and raises a refusal for anything but a good answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -9,7 +10,6 @@ import httpx
 
 from voicepass.elevenlabs.answers import origin_of
 from voicepass.elevenlabs.refusals import refusal_for
-from voicepass.elevenlabs.resilience import Breaker, Guard
 from voicepass.errors import AgentUnknown, BadAnswer, KeyRejected, Refusal, Timeout, Unavailable
 from voicepass.model import Clock
 from voicepass.outbound import HEADERS, Answer, AnswerUnusableError, CertificateRefusedError, get
@@ -44,29 +44,15 @@ class Workspace:
             _log.warning("api_key.switched", host=self.base.host, position=position + 1, of=len(self.keys))
 
 
+@dataclass(kw_only=True, eq=False)
 class Host:
-    """Calls the host of a workspace. `guards` are for the two kinds of calls: passes and accounts.
+    """Calls the host of a workspace. `clock`: wall time, for a Retry-After that is a date."""
 
-    `clock`: wall time, for a Retry-After that is a date. `ticks`: monotonic seconds.
-    """
+    workspace: Workspace
+    transport: httpx.AsyncBaseTransport
+    clock: Clock
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        *,
-        transport: httpx.AsyncBaseTransport,
-        deadline_seconds: float,
-        clock: Clock,
-        ticks: Callable[[], float],
-    ) -> None:
-        host = workspace.base.host
-        self.workspace = workspace
-        self.guards = {
-            calls: Guard(breaker=Breaker(host=host, calls=calls, clock=ticks), deadline_seconds=deadline_seconds)
-            for calls in ("passes", "accounts")
-        }
-        self._transport = transport
-        self._clock = clock
+    def __post_init__(self) -> None:
         self._build_request = lru_cache(maxsize=1024)(_build_request)
 
     async def fetch(self, path: str, *, unknown: Refusal | None = None, method: str = "GET") -> bytes:
@@ -86,7 +72,7 @@ class Host:
                 return body
             permission = "convai_read" if unknown and method == "GET" else "convai_write"
             refusal = refusal_for(
-                status, body, retry_after=headers.get("retry-after"), now=self._clock(), permission=permission
+                status, body, retry_after=headers.get("retry-after"), now=self.clock(), permission=permission
             )
             if unknown is not None and status == httpx.codes.NOT_FOUND and refusal.vendor_code:
                 raise unknown
@@ -101,7 +87,7 @@ class Host:
     async def _get(self, request: httpx.Request, most_bytes: int) -> Answer:
         """Return the answer, or raise the refusal that a failed connection or an unusable answer means."""
         try:
-            return await get(self._transport, request, most_bytes=most_bytes)
+            return await get(self.transport, request, most_bytes=most_bytes)
         except AnswerUnusableError as error:
             raise BadAnswer(operator_note=f"{error}; is the base URL right?") from error
         except CertificateRefusedError as error:

@@ -13,7 +13,7 @@ from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, LedgerUn
 from voicepass.ledger import Ledger
 from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
-from voicepass.settlement.reports import Report, fetch_report, parse_row, report_unopened
+from voicepass.settlement.reports import Report, Status, fetch_report, parse_row
 from voicepass.telemetry.logger import Logger
 
 LIST_SECONDS: Final = 210.0
@@ -127,8 +127,10 @@ class Reconciler:
             unopened = await self.ledger.list_never_opened(
                 agent_id, _RELEASED_AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS
             )
-            outcomes = [await self._apply(each, report_unopened(each)) for each in unopened]
-            has_released = any(outcome is not Outcome.LEFT for outcome in outcomes)
+            has_released = False
+            for issued in unopened:
+                report = Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
+                has_released |= await self._apply(issued, report) is not Outcome.LEFT
 
     async def _read_window(self, agent_id: str, base_url: str, since: float, until: float) -> None:
         """Apply the report of every conversation that began in the window. Raises BadAnswer if the list is endless."""

@@ -62,13 +62,8 @@ async def fetch_report(provider: ElevenLabs, base_url: str, issued: IssuedPass, 
     try:
         record = await provider.fetch_conversation(base_url, conversation_id, is_lookup=source == "lookup")
     except ConversationUnknown:
-        return report_unopened(issued)
+        return Report(conversation_id=conversation_id, status=Status.UNOPENED)
     return parse_record(conversation_id, record, source=source)
-
-
-def report_unopened(issued: IssuedPass) -> Report:
-    """Return the report of a pass whose conversation ElevenLabs does not know."""
-    return Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
 
 
 def parse_record(conversation_id: str, record: Mapping[str, Any], *, source: str) -> Report:
