@@ -240,8 +240,7 @@ class NotStarted(Refusal):
 class ElevenLabsRefusal(Refusal):
     """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words.
 
-    `vendor_code` is ElevenLabs' code for it, or empty. `pause_seconds` is how long ElevenLabs asked voicepass to wait.
-    `may_retry`: a second call is harmless, and may succeed.
+    `vendor_code`: ElevenLabs' own, or empty. `pause_seconds`: how long it asked to wait. `may_retry`: a retry may help.
     """
 
     is_operators_fault = True
@@ -257,9 +256,7 @@ class ElevenLabsRefusal(Refusal):
         has_reached_elevenlabs: bool = True,
     ) -> None:
         super().__init__(operator_note=operator_note, retry_after_seconds=retry_after_seconds)
-        self.vendor_code = vendor_code
-        self.pause_seconds = pause_seconds
-        self.may_retry = may_retry
+        self.vendor_code, self.pause_seconds, self.may_retry = vendor_code, pause_seconds, may_retry
         self.has_reached_elevenlabs = has_reached_elevenlabs
 
 
