@@ -105,7 +105,7 @@ def rung() -> ASGIApp:
                     ledger=real.ledger if "ledger" in layers else NoLedger(),
                     open_passes=real.open_passes,
                     seal=real.seal,
-                    observers=real.observers if "observers" in layers else (),
+                    observe=real.observe if "observers" in layers else lambda _attempt: None,
                 )
                 if "passes" in layers
                 else Given()

@@ -181,7 +181,7 @@ def issuing(ledger: LedgerPort) -> Work:
         ledger=ledger,
         open_passes=NeverAtALimit(),
         seal=SEALS.seal,
-        observers=(),
+        observe=lambda _attempt: None,
     )
     request = PassRequest(request_id="r", credentials=Credentials(), alias=AGENT.alias, transport=Transport.WEBSOCKET)
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from voicepass.errors import LimitReached
@@ -43,8 +44,9 @@ class Stranger:
         return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
 
 
-def take_nothing(_agent: Agent, _transport: Transport) -> None:
+def take_nothing(_agent: Agent, _transport: Transport) -> AbstractContextManager[None]:
     """Take no credential that was fetched ahead: there is none."""
+    return nullcontext()
 
 
 class AtOnce:

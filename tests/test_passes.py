@@ -1,8 +1,9 @@
 """The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -39,6 +40,7 @@ from voicepass.model import (
 from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
 from voicepass.telemetry.attempt import Attempt
+from voicepass.telemetry.lines import isolate
 
 pytestmark = pytest.mark.anyio
 
@@ -73,14 +75,15 @@ class Ports:
         assert credentials == CREDENTIALS
         return User(issuer="i", id="u-1", name="Ada", claims={})
 
-    def take_ready(self, agent: Agent, transport: Transport) -> tuple[Credential, Callable[[bool], None]] | None:
+    @contextlib.contextmanager
+    def take_ready(self, agent: Agent, transport: Transport) -> Iterator[Credential | None]:
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
-
-        def finish(is_used: bool) -> None:  # noqa: FBT001
-            if not is_used:
+        try:
+            yield self._ready
+        except (LimitReached, UserBlocked):
+            if self._ready is not None:
                 self.calls.append("give back")
-
-        return None if self._ready is None else (self._ready, finish)
+            raise
 
     async def reserve(
         self,
@@ -152,7 +155,7 @@ def passes(ports: Ports, *observers: Observer) -> Passes:
         ledger=ports,
         open_passes=ports,
         seal=ports.seal,
-        observers=[*observers, ports.attempts.append],
+        observe=isolate(*observers, ports.attempts.append),
     )
 
 

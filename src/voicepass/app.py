@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -34,8 +34,7 @@ from voicepass.identity.jwks import PublishedKeys
 from voicepass.model import VERSION
 from voicepass.outbound import http_transport
 from voicepass.passes import Passes
-from voicepass.settlement import Settlements, run_periodically
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses, Settlements, run_periodically
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import run_retention
@@ -209,12 +208,12 @@ async def _open_passes(
         authenticator=state.authenticator,
         policy=state.policy,
         provider=warm or provider,
-        take_ready=warm.take if warm else lambda _agent, _transport: None,
+        take_ready=warm.take if warm else lambda _agent, _transport: nullcontext(),
         ledger=state.ledger,
         open_passes=await _open_settlement(stack, state, settings, provider=provider),
         seal=state.seals.seal,
         tells_seconds_left=settings.voicepass_tell_seconds_left,
-        observers=[isolate(AttemptLog(), attempt_metrics, *traces)],
+        observe=isolate(AttemptLog(), attempt_metrics, *traces),
     )
     stack.push_async_callback(state.passes.aclose)
 
@@ -223,20 +222,35 @@ async def _open_settlement(
     stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs
 ) -> OpenPasses:
     """Open the three that learn how long conversations really were: webhook, lookup and reconciler."""
-    registry = state.metrics.registry
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
-    bypasses = Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=registry))
-    observers = [isolate(SettlementLog(), metrics.SettlementMetrics(registry=registry))]
-    settlements = Settlements(ledger=state.ledger, observers=observers, bypasses=bypasses, clock=time.time)
+    settlements = Settlements(
+        ledger=state.ledger,
+        observe=isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry)),
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=state.metrics.registry)),
+        clock=time.time,
+    )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
-    sources: dict[str, Any] = {"ledger": state.ledger, "provider": provider, "base_urls": base_urls}
-    sources |= {"settlements": settlements, "clock": time.time}
-    if every_seconds := settings.voicepass_reconcile_seconds:
-        conversation_seconds = state.policy.conversation_seconds
-        reconciler = Reconciler(**sources, every_seconds=every_seconds, conversation_seconds=conversation_seconds)
+    if settings.voicepass_reconcile_seconds:
+        reconciler = Reconciler(
+            ledger=state.ledger,
+            provider=provider,
+            settlements=settlements,
+            base_urls=base_urls,
+            every_seconds=settings.voicepass_reconcile_seconds,
+            conversation_seconds=state.policy.conversation_seconds,
+            clock=time.time,
+        )
         await stack.enter_async_context(reconciler.run())
-    deadline_seconds = settings.voicepass_deadline_seconds
-    open_passes = OpenPasses(**sources, seals=state.seals, deadline_seconds=deadline_seconds, ticks=time.monotonic)
+    open_passes = OpenPasses(
+        ledger=state.ledger,
+        provider=provider,
+        settlements=settlements,
+        seals=state.seals,
+        base_urls=base_urls,
+        deadline_seconds=settings.voicepass_deadline_seconds,
+        clock=time.time,
+        ticks=time.monotonic,
+    )
     stack.push_async_callback(open_passes.aclose)
     return open_passes
 

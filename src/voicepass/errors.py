@@ -78,11 +78,12 @@ class LimitReached(Refusal):
 class ElevenLabsRefusal(Refusal):
     """ElevenLabs gave no usable credential. The public detail never repeats ElevenLabs' own words.
 
-    `vendor_code` is ElevenLabs' code for it, or empty. `pause_seconds` is how long ElevenLabs asked voicepass to wait.
+    `vendor_code`: ElevenLabs' own, or empty. `pause_seconds`: how long it asked to wait. `may_retry`: a retry may help.
     """
 
     vendor_code: str = ""
     pause_seconds: float = 0.0
+    may_retry: bool = False
     has_reached_elevenlabs: bool = True
 
 

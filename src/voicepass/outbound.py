@@ -28,16 +28,6 @@ HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity", "
 """Of every request. voicepass asks for no compression; some proxies compress all the same."""
 
 
-def is_loopback(host: str | None) -> bool:
-    """Whether `host` is this machine, by its own name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return host is not None and ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def is_safe_url(url: str, *, plain_http_hosts: Collection[str] = ()) -> bool:
     """Whether a secret, or trust in what comes back, may travel there.
 
@@ -48,15 +38,17 @@ def is_safe_url(url: str, *, plain_http_hosts: Collection[str] = ()) -> bool:
         return False
     try:
         parts = urlsplit(url)
-        may_be_plain = is_loopback(parts.hostname) or parts.hostname in plain_http_hosts
-        secure = parts.scheme == "https" or (parts.scheme == "http" and may_be_plain)
-        return secure and bool(parts.hostname) and parts.username is None and parts.port != 0
-    except ValueError:  # a port that is no number
+        host = parts.hostname or ""
+        is_secure = parts.scheme == "https"
+        if parts.scheme == "http":
+            is_secure = host == "localhost" or host in plain_http_hosts or ipaddress.ip_address(host).is_loopback
+        return is_secure and bool(host) and parts.username is None and parts.port != 0
+    except ValueError:  # a port that is no number, or another host's name
         return False
 
 
-class AnswerUnusableError(Exception):
-    """The answer is outside the bounds. The message is for the log and repeats nothing of the answer."""
+class AnswerUnusableError(httpx.DecodingError):
+    """The answer is outside the bounds, or no HTTP. The message is for the log and repeats nothing of the answer."""
 
 
 class CertificateRefusedError(httpx.ConnectError):
@@ -106,11 +98,15 @@ async def get(transport: httpx.AsyncBaseTransport, request: httpx.Request, *, mo
     broke in the middle of one, and other httpx errors. None of them repeats a header of the request.
     """
     # httpx's client in front of the transport would double the cost of a call.
-    response = await transport.handle_async_request(request)
     try:
-        return Answer(response.status_code, response.headers, await _body(response, most_bytes))
-    finally:
-        await response.aclose()
+        response = await transport.handle_async_request(request)
+        try:
+            return Answer(response.status_code, response.headers, await _body(response, most_bytes))
+        finally:
+            await response.aclose()
+    except (aiohttp.ClientError, ValueError) as error:
+        failed = _to_httpx_error(error)
+    raise failed  # not from aiohttp's error, which may hold the API key
 
 
 async def _body(response: httpx.Response, most_bytes: int) -> bytes:
@@ -166,21 +162,13 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
     try:
         return await send(request)
     except aiohttp.ClientConnectorCertificateError as error:
-        raise _CertificateRefused(_explain(error)) from error
+        reason = getattr(error.certificate_error, "verify_message", "") or type(error.certificate_error).__name__
+        raise CertificateRefusedError(
+            f"the certificate of {error.host} was refused ({reason}); check the address, the clock and its expiry,"
+            " and name a private CA in SSL_CERT_FILE"
+        ) from error
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise aiohttp.ClientConnectionError(type(error).__name__) from error
-
-
-class _CertificateRefused(aiohttp.ClientConnectionError):
-    """One of aiohttp's errors, but no ClientOSError, after which aiohttp would send the request again."""
-
-
-def _explain(error: aiohttp.ClientConnectorCertificateError) -> str:
-    reason = getattr(error.certificate_error, "verify_message", "") or type(error.certificate_error).__name__
-    return (
-        f"the certificate of {error.host} was refused ({reason}); check the address, the clock and its expiry,"
-        " and name a private CA in SSL_CERT_FILE"
-    )
+        raise httpx.ConnectError(type(error).__name__) from error
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
@@ -191,20 +179,14 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         self._url = lru_cache(maxsize=1024)(lambda url: URL(url, encoded=True))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`. Raises httpx errors, none of which holds a header of it."""
-        try:
-            response = await self._session.request(
-                request.method,
-                self._url(str(request.url)),
-                headers=request.headers.multi_items(),
-                data=await request.aread() or None,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, ValueError) as error:
-            failed = _to_httpx_error(error)
-        else:
-            return httpx.Response(response.status, headers=response.raw_headers, stream=_Stream(response))
-        raise failed
+        """Send `request`. Raises errors of httpx and of aiohttp."""
+        response = await self._session.request(
+            request.method,
+            self._url(str(request.url)),
+            headers=request.headers.multi_items(),
+            allow_redirects=False,
+        )
+        return httpx.Response(response.status, headers=response.raw_headers, stream=_Stream(response))
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -217,27 +199,18 @@ class _Stream(httpx.AsyncByteStream):
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
-        except aiohttp.ClientError as error:
-            failed = _to_httpx_error(error)
-        else:
-            return
-        raise failed
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._response.content.iter_any()
 
     async def aclose(self) -> None:
         self._response.release()
 
 
 def _to_httpx_error(error: Exception) -> httpx.HTTPError:
-    """Return httpx's error for one of aiohttp's. Raise it unchained, because aiohttp's may hold the API key."""
+    """Return httpx's error for one of aiohttp's."""
     match error:
         case aiohttp.ConnectionTimeoutError():
             return httpx.ConnectTimeout("connecting took too long")
-        case _CertificateRefused():
-            return CertificateRefusedError(str(error))
         case aiohttp.ClientConnectionError():
             return httpx.ConnectError(str(error))
         case aiohttp.ClientPayloadError():
@@ -245,4 +218,4 @@ def _to_httpx_error(error: Exception) -> httpx.HTTPError:
         case ValueError():
             return httpx.LocalProtocolError("a header of the request holds a character that headers must not hold")
         case _:
-            return httpx.DecodingError(type(error).__name__)
+            return AnswerUnusableError(f"the answer is no whole HTTP answer ({type(error).__name__})")

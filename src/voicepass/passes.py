@@ -6,7 +6,7 @@ The four ports below hide the token, the vendor and the database. `settlement` s
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -27,7 +27,6 @@ from voicepass.model import (
     Limit,
     PassRequest,
     Reservation,
-    Scalar,
     Transport,
     User,
     VoicePass,
@@ -85,11 +84,11 @@ class OpenPasses(Protocol):
 Seal = Callable[[Agent, str, Credential], bytes | None]
 """Encrypts a credential for the holder of the API key, bound to the id of its pass."""
 
-TakeReady = Callable[[Agent, Transport], tuple[Credential, Callable[[bool], None]] | None]
-"""Takes a credential that was fetched before the user asked, and what to call with whether it was used; or None."""
+TakeReady = Callable[[Agent, Transport], AbstractContextManager[Credential | None]]
+"""Takes a credential that was fetched ahead, if there is one. After LimitReached or UserBlocked, nobody has used it."""
 
 Observer = Callable[[Attempt], None]
-"""Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
+"""Gets every attempt once, when it is over. It must be quick and must not raise: see `lines.isolate`."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -103,14 +102,14 @@ class Passes:
     ledger: Ledger
     open_passes: OpenPasses
     seal: Seal
-    observers: Sequence[Observer]
+    observe: Observer
     tells_seconds_left: bool = False
     _releases: set[asyncio.Future[None]] = field(default_factory=set, init=False)
 
     async def issue(self, request: PassRequest) -> VoicePass:
         """Return a pass for one conversation, or raise the Refusal that says why not.
 
-        The observers get the attempt exactly once, however it ends.
+        The observer gets the attempt exactly once, however it ends.
         """
         attempt = Attempt(
             request_id=request.request_id,
@@ -137,9 +136,7 @@ class Passes:
             return voice_pass
         finally:
             attempt.duration_seconds = time.monotonic() - attempt.began
-            for observe in self.observers:
-                with suppress(Exception):  # The outcome stands. `lines.isolate` logs the exception.
-                    observe(attempt)
+            self.observe(attempt)
 
     async def _issue(self, request: PassRequest, attempt: Attempt) -> VoicePass:
         with attempt.step(StepName.VERIFY):
@@ -149,39 +146,38 @@ class Passes:
             attempt.plan = plan.name
         reservation = self._make_reservation(request, user, agent, plan.name)
         try:
-            credential = await self._hand_out_ready(attempt, reservation, agent, plan.limits)
+            with self.take_ready(agent, request.transport) as ready:
+                await self._reserve(attempt, reservation, agent, plan.limits, ready=ready)
+            credential = ready
             if credential is None:
-                await self._reserve(attempt, reservation, plan.limits, ready=None, sealed=None)
-                credential = await self._fetch_credential(attempt, agent)
-                await self._grant(attempt, reservation, agent, credential)
+                with attempt.step(StepName.UPSTREAM):
+                    attempt.has_asked = True
+                    credential = await self.provider.fetch_credential(agent, request.transport)
+            attempt.note_credential(credential)
+            if ready is None:
+                with attempt.step(StepName.GRANT):  # The credential leaves voicepass only after this commit.
+                    sealed = self.seal(agent, reservation.pass_id, credential)
+                    await self.ledger.grant(reservation, credential, sealed=sealed)
         except (TooManyConversations, QuotaExceeded) as refusal:
-            credential = await self._reissue(attempt, reservation, agent, refusal)
+            with attempt.step(StepName.LOOKUP):
+                credential = await self.open_passes.reissue(reservation, agent, refusal)
+            attempt.note_credential(credential)
+            attempt.is_reissued = True
         except (LimitReached, UserBlocked):
             raise  # The ledger has counted nothing.
         except BaseException as error:
             await self._release(attempt, reservation, error)
             raise
+        variables = self.policy.variables_for(user, agent)
+        if self.tells_seconds_left:
+            variables["seconds_left"] = await self._read_seconds_left(plan.limits, reservation, credential)
         return VoicePass(
             transport=request.transport,
             credential=credential,
             agent=agent,
             user_id=user.id,
-            dynamic_variables=await self._make_variables(user, agent, plan.limits, reservation, credential),
+            dynamic_variables=variables,
         )
-
-    async def _make_variables(
-        self, user: User, agent: Agent, limits: Sequence[Limit], reservation: Reservation, credential: Credential
-    ) -> dict[str, Scalar]:
-        variables = self.policy.variables_for(user, agent)
-        if self.tells_seconds_left:
-            seconds_left = None
-            with suppress(LedgerUnavailable):  # the pass is granted and counted
-                seconds_left = await self.ledger.read_seconds_left(
-                    limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
-                )
-            # A conversation ends at once if its agent refers to a variable that is missing.
-            variables["seconds_left"] = self.policy.conversation_seconds if seconds_left is None else seconds_left
-        return variables
 
     def _make_reservation(self, request: PassRequest, user: User, agent: Agent, plan: str | None) -> Reservation:
         return Reservation(
@@ -196,37 +192,21 @@ class Passes:
             plan=plan,
         )
 
-    async def _hand_out_ready(
-        self, attempt: Attempt, reservation: Reservation, agent: Agent, limits: Sequence[Limit]
-    ) -> Credential | None:
-        """Reserve and grant in one transaction, if a credential is ready."""
-        taken = self.take_ready(agent, attempt.transport)
-        if taken is None:
-            return None
-        credential, finish = taken
-        is_used = True
-        try:
-            sealed = self.seal(agent, reservation.pass_id, credential)
-            await self._reserve(attempt, reservation, limits, ready=credential, sealed=sealed)
-        except (LimitReached, UserBlocked):
-            is_used = False  # The ledger has granted nothing.
-            raise
-        finally:
-            finish(is_used)
-        attempt.note_credential(credential)
-        return credential
-
     async def _reserve(
         self,
         attempt: Attempt,
         reservation: Reservation,
+        agent: Agent,
         limits: Sequence[Limit],
         *,
         ready: Credential | None,
-        sealed: bytes | None,
     ) -> None:
-        """Reserve. Before the user is refused, find out what is really open, and reserve once more."""
+        """Reserve, and grant a credential that is ready in the same transaction.
+
+        Before the user is refused, find out what is really open, and reserve once more.
+        """
         step_name = StepName.RESERVE if ready is None else StepName.WARM
+        sealed = None if ready is None else self.seal(agent, reservation.pass_id, ready)
         reserve = partial(self.ledger.reserve, reservation, limits, ready=ready, sealed=sealed)
         try:
             with attempt.step(step_name):
@@ -240,28 +220,16 @@ class Passes:
             with attempt.step(step_name):
                 await reserve()
 
-    async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
-        with attempt.step(StepName.UPSTREAM):
-            attempt.has_asked = True
-            credential = await self.provider.fetch_credential(agent, attempt.transport)
-        attempt.note_credential(credential)
-        return credential
-
-    async def _grant(self, attempt: Attempt, reservation: Reservation, agent: Agent, credential: Credential) -> None:
-        """Write the pass into the ledger. The credential leaves voicepass only after this commit."""
-        with attempt.step(StepName.GRANT):
-            sealed = self.seal(agent, reservation.pass_id, credential)
-            await self.ledger.grant(reservation, credential, sealed=sealed)
-
-    async def _reissue(
-        self, attempt: Attempt, reservation: Reservation, agent: Agent, refusal: LimitReached
-    ) -> Credential:
-        """Return an unopened pass of the user again, so that the user does not reach the limit."""
-        with attempt.step(StepName.LOOKUP):
-            credential = await self.open_passes.reissue(reservation, agent, refusal)
-        attempt.note_credential(credential)
-        attempt.is_reissued = True
-        return credential
+    async def _read_seconds_left(
+        self, limits: Sequence[Limit], reservation: Reservation, credential: Credential
+    ) -> int:
+        """Return how long the user may still talk. A conversation ends at once if its agent misses a variable."""
+        seconds_left = None
+        with suppress(LedgerUnavailable):  # the pass is granted and counted
+            seconds_left = await self.ledger.read_seconds_left(
+                limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
+            )
+        return self.policy.conversation_seconds if seconds_left is None else seconds_left
 
     async def _release(self, attempt: Attempt, reservation: Reservation, error: BaseException) -> None:
         """Stop counting a pass that failed with `error`. The release goes on if the caller hangs up."""

@@ -1,15 +1,16 @@
 """The warm store: no wait where it holds something, never one URL twice, never an old one, never in a user's way."""
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.warm import DEMAND_SECONDS, SPARED_SECONDS, WarmStore
-from voicepass.errors import AgentUnknown, Busy, KeyRejected, Refusal, Unavailable
+from voicepass.errors import AgentUnknown, Busy, KeyRejected, Refusal, Unavailable, UserBlocked
 from voicepass.model import Agent, Credential, Transport
 
 pytestmark = pytest.mark.anyio
@@ -94,12 +95,17 @@ async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
 
 
 async def take_or_fetch(store: WarmStore, agent: Agent = AGENT) -> Credential:
-    ready = store.take(agent, Transport.WEBSOCKET)
-    if ready is None:
-        return await store.fetch_credential(agent, Transport.WEBSOCKET)
-    credential, finish = ready
-    finish(True)  # noqa: FBT003
-    return credential
+    with store.take(agent, Transport.WEBSOCKET) as ready:
+        pass
+    return ready or await store.fetch_credential(agent, Transport.WEBSOCKET)
+
+
+@contextlib.contextmanager
+def take_and_refuse(store: WarmStore) -> Iterator[Credential | None]:
+    """Take a credential for a user whom the ledger refuses when the block ends."""
+    with contextlib.suppress(UserBlocked), store.take(AGENT, Transport.WEBSOCKET) as ready:
+        yield ready
+        raise UserBlocked
 
 
 async def refused(store: WarmStore, refusal: Refusal) -> None:
@@ -136,10 +142,8 @@ async def test_ten_thousand_who_come_at_once_get_ten_thousand_urls(source: Sourc
 async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> None:
     store = opened(source)
     await taken(store)
-    ready = store.take(AGENT, Transport.WEBSOCKET)
-    assert ready is not None
-    credential, finish = ready
-    finish(False)  # noqa: FBT003
+    with take_and_refuse(store) as credential:
+        assert credential is not None
 
     assert (await taken(store)) is credential
 
@@ -147,13 +151,10 @@ async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> N
 async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(source: Source) -> None:
     store = opened(source)
     await taken(store)
-    ready = store.take(AGENT, Transport.WEBSOCKET)
-    assert ready is not None
-    _, finish = ready
-    source.refusal = KeyRejected()
-    await refused(store, source.refusal)
-
-    finish(False)  # noqa: FBT003
+    with take_and_refuse(store) as credential:
+        assert credential is not None
+        source.refusal = KeyRejected()
+        await refused(store, source.refusal)
 
     assert store.held == {"default": 0}
 
@@ -161,13 +162,10 @@ async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(s
 async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(source: Source) -> None:
     store = opened(source)
     await taken(store)
-    ready = store.take(AGENT, Transport.WEBSOCKET)
-    assert ready is not None
-    _, finish = ready
-    source.key = 1
-    await taken(store)
-
-    finish(False)  # noqa: FBT003
+    with take_and_refuse(store) as credential:
+        assert credential is not None
+        source.key = 1
+        await taken(store)
 
     assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
 
@@ -180,10 +178,10 @@ async def test_users_who_are_refused_cause_no_call_and_no_url_more(source: Sourc
     held, calls = store.held, source.ahead
 
     for _ in range(5):
-        ready = [store.take(AGENT, Transport.WEBSOCKET) for _ in range(20)]
-        await settled()
-        for _, finish in filter(None, ready):
-            finish(False)  # noqa: FBT003
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(take_and_refuse(store))
+            await settled()
         await settled()
 
     assert (store.held, source.ahead) == (held, calls)

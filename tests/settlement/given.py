@@ -13,8 +13,8 @@ from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.ledger import Ledger
 from voicepass.model import Clock, Credential, Reservation, Transport
 from voicepass.outbound import http_transport
-from voicepass.settlement import Observer, Settlements
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses, Observer, Settlements
+from voicepass.telemetry.lines import isolate
 
 HERE = "https://here"
 
@@ -40,7 +40,10 @@ def make_settlements(
     """Make the part that writes reports. `bypasses` gets the reason of each conversation without a pass."""
     count = ([] if bypasses is None else bypasses).append
     return Settlements(
-        ledger=ledger, observers=observers, bypasses=Bypasses(agent_ids=[AGENT_ID], count=count), clock=clock
+        ledger=ledger,
+        observe=isolate(*observers),
+        bypasses=Bypasses(agent_ids=[AGENT_ID], count=count),
+        clock=clock,
     )
 
 
@@ -54,7 +57,7 @@ def row(conversation_id: str, status: str, seconds: object = 0, *, began: float 
     return {"conversation_id": conversation_id, "status": status, "call_duration_secs": seconds} | known | facts
 
 
-class FakeProvider:
+class FakeProvider(ElevenLabs):
     """A provider that returns the given records and pages, raises a record that is an exception, and notes each call.
 
     `pages` are the list's, one after the other; without any the list is empty.
@@ -77,7 +80,7 @@ class FakeProvider:
 
     async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-    ) -> Mapping[str, object]:
+    ) -> dict[str, object]:
         del is_lookup
         assert agent_base_url
         self.asked.append(conversation_id)

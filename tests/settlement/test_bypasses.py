@@ -3,7 +3,7 @@
 import structlog
 
 from tests.conftest import AGENT_ID
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses
 from voicepass.settlement.reports import Report, Status
 
 

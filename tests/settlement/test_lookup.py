@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import structlog
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
 from tests.settlement.given import HERE, FakeProvider, account
-from voicepass.elevenlabs import Workspace
+from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (
     BadAnswer,
@@ -28,10 +28,9 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
-from voicepass.settlement import Outcome, Settlements
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses, Outcome, Settlements
 from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses
-from voicepass.settlement.reports import Provider, Report
+from voicepass.settlement.reports import Report
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +48,7 @@ class HeldProvider(FakeProvider):
 
     async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-    ) -> Mapping[str, object]:
+    ) -> dict[str, object]:
         self.is_asked.set()
         await self.may_answer.wait()
         return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
@@ -74,20 +73,20 @@ class Ticks:
 class Setup:
     """A ledger in memory, a clock, and the open passes with a provider."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, provider: Provider) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, provider: ElevenLabs) -> None:
         self.ledger, self.clock, self.ticks = ledger, clock, Ticks()
         self.settled: list[IssuedPass] = []
         self.open_passes = self.instance(provider)
 
     def instance(
-        self, provider: Provider, *, settlements: type[Settlements] = Settlements, deadline_seconds: float = 4.0
+        self, provider: ElevenLabs, *, settlements: type[Settlements] = Settlements, deadline_seconds: float = 4.0
     ) -> OpenPasses:
         return OpenPasses(
             ledger=self.ledger,
             provider=provider,
             settlements=settlements(
                 ledger=self.ledger,
-                observers=[self.settled.append],
+                observe=self.settled.append,
                 bypasses=Bypasses(agent_ids=[AGENT_ID], count=pytest.fail),
                 clock=self.clock,
             ),
@@ -133,7 +132,7 @@ def reservation(**facts: Any) -> Reservation:
 
 
 @contextlib.asynccontextmanager
-async def set_up(provider: Provider | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[Setup]:
+async def set_up(provider: ElevenLabs | None = None, *, conversations: Sequence[str] = ()) -> AsyncIterator[Setup]:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         built = Setup(ledger, clock, provider or FakeProvider())
@@ -297,7 +296,7 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
     class Slow(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-        ) -> Mapping[str, object]:
+        ) -> dict[str, object]:
             if conversation_id == "conv_2":
                 await asyncio.Event().wait()
             return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)

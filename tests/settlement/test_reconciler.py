@@ -24,6 +24,7 @@ from tests.settlement.given import (
     row,
 )
 from tests.simulation.virtual_time import VirtualTime, run
+from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import (
     BadAnswer,
@@ -46,7 +47,6 @@ from voicepass.settlement.reconciler import (
     UNACCOUNTED_SECONDS,
     Reconciler,
 )
-from voicepass.settlement.reports import Provider
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +61,7 @@ USED = ("reconciler", 42)
 
 def make_reconciler(
     ledger: Ledger,
-    provider: Provider,
+    provider: ElevenLabs,
     clock: Clock,
     *,
     base_urls: Mapping[str, str] | None = None,
@@ -558,7 +558,7 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
     class Broken(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-        ) -> Mapping[str, object]:
+        ) -> dict[str, object]:
             await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
             clock.now += 200  # the lease has lapsed
             if len(self.asked) == 3:

@@ -5,11 +5,12 @@ import bisect
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.conftest import AGENT_ID, signed_url
+from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import ConversationUnknown
 from voicepass.model import Agent, Credential, Settlement, Transport
@@ -59,7 +60,7 @@ class Conversation:
         return math.ceil(self.seconds(self.done_at))
 
 
-class ElevenLabsModel:
+class ElevenLabsModel(ElevenLabs):
     """`clock`: wall time. `deliver`: takes the post-call webhook, None without one."""
 
     def __init__(self, *, clock: Callable[[], float], chance: random.Random, deliver: Deliver | None) -> None:
@@ -76,7 +77,8 @@ class ElevenLabsModel:
 
     # What voicepass calls.
 
-    async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
+    async def fetch_credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
+        assert not only_if_idle
         assert (agent.agent_id, transport) == (AGENT_ID, Transport.WEBSOCKET)
         self.calls["signed URL"] += 1
         await asyncio.sleep(self._chance.uniform(0.1, 0.4))
@@ -91,7 +93,7 @@ class ElevenLabsModel:
 
     async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
-    ) -> Mapping[str, object]:
+    ) -> dict[str, object]:
         assert agent_base_url
         asked = self.conversations_by_id[conversation_id]
         self.calls["lookup" if is_lookup else "single conversation"] += 1

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,8 +28,7 @@ from voicepass.model import (
 )
 from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
-from voicepass.settlement import Settlements
-from voicepass.settlement.bypasses import Bypasses
+from voicepass.settlement import Bypasses, Settlements
 from voicepass.settlement.lookup import OpenPasses
 from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import run_retention
@@ -114,7 +113,7 @@ class Service:
     @asynccontextmanager
     async def _instance(self, ledger: Ledger) -> AsyncIterator[None]:
         bypasses = Bypasses(agent_ids=[AGENT_ID], count=self.bypasses.append)
-        settlements = Settlements(ledger=ledger, observers=[], bypasses=bypasses, clock=self.clock)
+        settlements = Settlements(ledger=ledger, observe=lambda _settled: None, bypasses=bypasses, clock=self.clock)
         seals = Seals([Workspace(base_url=HERE, api_keys=[API_KEY])])
         open_passes = OpenPasses(
             ledger=ledger,
@@ -135,11 +134,11 @@ class Service:
                 limits.conversation_minutes * 60,
             ),
             provider=self.elevenlabs,
-            take_ready=lambda _agent, _transport: None,
+            take_ready=lambda _agent, _transport: nullcontext(),
             ledger=ledger,
             open_passes=open_passes,
             seal=seals.seal,
-            observers=[],
+            observe=lambda _attempt: None,
         )
         reconciler = Reconciler(
             ledger=ledger,

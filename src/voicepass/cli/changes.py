@@ -23,7 +23,7 @@ from voicepass.ledger import extensions as rules
 from voicepass.ledger.backups import back_up, lock_file
 from voicepass.ledger.forgetting import find_issuers, forget_user, rewrite_file
 from voicepass.model import Block, BlockKind, hash_user_id
-from voicepass.settlement.erasing import erase_conversations
+from voicepass.settlement.retention import erase_conversations
 
 ledger_commands = typer.Typer(no_args_is_help=True, help="Back up the SQLite ledger, or copy it to PostgreSQL.")
 

@@ -1,8 +1,8 @@
 """Everything that voicepass knows of ElevenLabs' HTTP API: how it asks for a credential, and how it reads the answer.
 
 Read in this order: `ElevenLabs` below decides what to ask. `calls` makes one call. `answers` parses good answers, and
-`refusals` error answers, by the table in `codes.toml`. `resilience` and `pauses` limit the calls. `warm` fetches signed
-URLs ahead, and `sealing` encrypts them for the ledger.
+`refusals` error answers, by the table in `codes.toml`. `resilience` limits the calls. `warm` fetches signed URLs ahead,
+and `sealing` encrypts them for the ledger.
 
 Sources of the vendor's facts: the API reference ("Get signed URL", "Get conversation token", "Errors"), the source of
 the official SDKs, and error bodies that users published.
@@ -11,9 +11,8 @@ the official SDKs, and error bodies that users published.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -27,9 +26,9 @@ from voicepass.elevenlabs.answers import (
     parse_json_object,
     parse_signed_url,
 )
-from voicepass.elevenlabs.calls import Calls, Workspace
-from voicepass.elevenlabs.pauses import Pause
-from voicepass.elevenlabs.resilience import Bulkhead, Guard
+from voicepass.elevenlabs.calls import NOT_UNDERSTOOD, Host, Workspace
+from voicepass.elevenlabs.codes import load_table
+from voicepass.elevenlabs.resilience import Breaker, Bulkhead, Guard, Pause
 from voicepass.errors import AgentUnknown, BadAnswer, Busy, ConversationUnknown, KeyRejected, Refusal
 from voicepass.model import Agent, Clock, Credential, Transport
 
@@ -38,21 +37,11 @@ __all__ = ["REGIONS", "ElevenLabs", "Workspace", "find_livekit_url"]
 SIGNED_URL_SECONDS: Final = 900
 """A signed URL opens a conversation for 15 minutes (documentation, "Signed URLs")."""
 
-REGIONS: Final = {
-    "the default region": "https://api.elevenlabs.io",
-    "the US region": "https://api.us.elevenlabs.io",
-    "EU residency": "https://api.eu.residency.elevenlabs.io",
-    "India residency": "https://api.in.residency.elevenlabs.io",
-    "Singapore residency": "https://api.sg.residency.elevenlabs.io",
-}
-"""The vendor's hosts (environments of the official SDKs). Each residency region has its own keys."""
-
+_REGIONS: Final = load_table("voicepass.elevenlabs", "regions.toml")
+REGIONS: Final[Mapping[str, str]] = {name: region["base_url"] for name, region in _REGIONS.items()}
 _LIVEKIT_URLS: Final = {
-    "api.elevenlabs.io": "wss://livekit.rtc.elevenlabs.io",
-    "api.eu.residency.elevenlabs.io": "wss://livekit.rtc.eu.residency.elevenlabs.io",
-    "api.in.residency.elevenlabs.io": "wss://livekit.rtc.in.residency.elevenlabs.io",
+    urlsplit(region["base_url"]).hostname: region.get("livekit_url") for region in _REGIONS.values()
 }
-"""Where WebRTC connects, by API host (the JavaScript SDK's `utils/location`). No SDK knows the other regions' host."""
 
 LOOKUPS_SHARE: Final = 8
 """One in so many calls at once may be a lookup. Lookups have their own slots."""
@@ -72,16 +61,6 @@ _DOCUMENT_PATHS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Host:
-    """A workspace with the guards of its two kinds of calls, and the pause after a 429 with Retry-After."""
-
-    workspace: Workspace
-    passes: Guard
-    accounts: Guard
-    busy: Pause
-
-
 class ElevenLabs:
     """Asks ElevenLabs for credentials and records, with the API key that never leaves the server.
 
@@ -98,16 +77,17 @@ class ElevenLabs:
         clock: Clock,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        def make_guard(workspace: Workspace, calls: str) -> Guard:
-            return Guard(host=workspace.base.host, calls=calls, deadline_seconds=deadline_seconds, clock=ticks)
-
-        self._calls = Calls(transport=transport, clock=clock)
         self._clock = clock
-        self._hosts = {
-            each.base_url: _Host(each, make_guard(each, "passes"), make_guard(each, "accounts"), Pause(clock=ticks))
+        self._hosts = {each.base_url: Host(workspace=each, transport=transport, clock=clock) for each in workspaces}
+        self._guards = {
+            (each.base_url, calls): Guard(
+                breaker=Breaker(host=each.base.host, calls=calls, clock=ticks), deadline_seconds=deadline_seconds
+            )
             for each in workspaces
+            for calls in ("passes", "accounts")
         }
-        self._rejected: defaultdict[tuple[Agent, Transport], Pause] = defaultdict(lambda: Pause(clock=ticks))
+        # By the base URL: after a 429 with Retry-After. By agent and transport: after a rejected key.
+        self._pauses: defaultdict[object, Pause] = defaultdict(lambda: Pause(clock=ticks))
         self.bulkhead = Bulkhead(most=max_calls)
         # Separate slots, so that questions about conversations never take a slot from a user who asks for a pass.
         self._records_bulkhead = Bulkhead(most=1)
@@ -122,20 +102,16 @@ class ElevenLabs:
         After a 429 with Retry-After, nobody asks this workspace for a while. After a rejected key, nobody asks for this
         agent for a while. Each caller gets the same refusal at once.
         """
-        host, rejected = self._hosts[agent.base_url], self._rejected[agent, transport]
-        host.busy.check()
+        busy, rejected = self._pauses[agent.base_url], self._pauses[agent, transport]
+        busy.check()
         rejected.check()
-        ask = partial(self._ask_for_credential, agent, transport, host.workspace)
+        ask, guard = partial(self._ask_for_credential, agent, transport), self._guards[agent.base_url, "passes"]
         try:
-            credential = await host.passes.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
-        except KeyRejected as refusal:
-            rejected.begin(refusal)
+            credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
+        except (Busy, KeyRejected) as refusal:
+            (busy if isinstance(refusal, Busy) else rejected).begin(refusal)
             raise
-        except Busy as refusal:
-            if refusal.pause_seconds:
-                host.busy.begin(refusal, seconds=refusal.pause_seconds)
-            raise
-        host.busy.end()
+        busy.end()
         rejected.end()
         return credential
 
@@ -146,21 +122,19 @@ class ElevenLabs:
 
         The key needs the permission convai_read. One call at a time, but lookups have their own slots.
         """
-        path = f"{_LIST_PATH}/{quote(conversation_id, safe='')}"
         unknown = ConversationUnknown(operator_note="ElevenLabs knows no such conversation")
         bulkhead = self._lookups_bulkhead if is_lookup else self._records_bulkhead
-        record = await self._read(agent_base_url, path, unknown=unknown, bulkhead=bulkhead)
+        body = await self._call(agent_base_url, _build_record_path(conversation_id), unknown=unknown, bulkhead=bulkhead)
+        record = parse_json_object(body)
         if record.get("conversation_id", conversation_id) != conversation_id:
             raise BadAnswer(operator_note="ElevenLabs answered with another conversation than it was asked about")
         return record
 
     async def delete_conversation(self, agent_base_url: str, conversation_id: str) -> None:
         """Delete ElevenLabs' record of a conversation. Nothing happens if there is none. One call at a time."""
-        host, unknown = self._hosts[agent_base_url], ConversationUnknown()
-        path = f"{_LIST_PATH}/{quote(conversation_id, safe='')}"
-        delete = partial(self._calls.fetch, host.workspace, path, unknown=unknown, method="DELETE")
+        path = _build_record_path(conversation_id)
         with suppress(ConversationUnknown):
-            await host.accounts.call(delete, bulkhead=self._records_bulkhead)
+            await self._call(agent_base_url, path, unknown=ConversationUnknown(), method="DELETE")
 
     async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
@@ -177,9 +151,9 @@ class ElevenLabs:
             "call_start_before_unix": str(math.ceil(until) + 1),
             "exclude_statuses": "initiated",
         } | ({"cursor": cursor} if cursor else {})
-        unknown = BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?")
+        unknown = BadAnswer(operator_note=NOT_UNDERSTOOD)
         return parse_conversations_page(
-            await self._read(agent_base_url, f"{_LIST_PATH}?{urlencode(query)}", unknown=unknown)
+            parse_json_object(await self._call(agent_base_url, f"{_LIST_PATH}?{urlencode(query)}", unknown=unknown))
         )
 
     async def fetch_agent(self, agent: Agent) -> dict[str, object]:
@@ -195,16 +169,13 @@ class ElevenLabs:
         """
         path = _DOCUMENT_PATHS[kind].format(quote(document_id, safe="")) + (f"?{urlencode(query)}" if query else "")
         unknown = AgentUnknown(operator_note=f"ElevenLabs has no such {kind}")
-        return await self._read(base_url, path, unknown=unknown)
+        return parse_json_object(await self._call(base_url, path, unknown=unknown))
 
     @property
     def breakers(self) -> dict[tuple[str, str], bool]:
         """Whether each breaker is open, by its host and its kind of calls: passes or accounts."""
-        return {
-            (host.workspace.base.host, calls): guard.breaker.is_open
-            for host in self._hosts.values()
-            for calls, guard in (("passes", host.passes), ("accounts", host.accounts))
-        }
+        breakers = [guard.breaker for guard in self._guards.values()]
+        return {(breaker.host, breaker.calls): breaker.is_open for breaker in breakers}
 
     def get_key_position(self, agent: Agent) -> int:
         """Return the position of the key that the agent's workspace accepted last."""
@@ -212,44 +183,38 @@ class ElevenLabs:
 
     async def explain_pause(self) -> str | None:
         """Return why voicepass does not ask a host for passes at the moment, or None if it asks all. Asks nobody."""
-        if any(host.passes.breaker.is_open for host in self._hosts.values()):
+        if any(is_open for (_, calls), is_open in self.breakers.items() if calls == "passes"):
             return "out of order, and left alone for now"
-        pauses = [*self._rejected.values(), *(host.busy for host in self._hosts.values())]
-        return "refuses, and is left alone for now" if any(pause.is_on for pause in pauses) else None
+        is_paused = any(pause.is_on for pause in self._pauses.values())
+        return "refuses, and is left alone for now" if is_paused else None
 
     async def aclose(self) -> None:
         """Wait for the calls that are in flight: until the deadline at most."""
-        for host in self._hosts.values():
-            await host.passes.aclose()
-            await host.accounts.aclose()
+        for guard in self._guards.values():
+            await guard.aclose()
 
-    async def _ask_for_credential(self, agent: Agent, transport: Transport, workspace: Workspace) -> Credential:
-        asked_at = self._clock()
-        body = await self._calls.fetch(workspace, _build_credential_path(agent, transport))
-        answer = parse_json_object(body)
+    async def _ask_for_credential(self, agent: Agent, transport: Transport) -> Credential:
+        host, asked_at = self._hosts[agent.base_url], self._clock()
+        answer = parse_json_object(await host.fetch(_build_credential_path(agent, transport)))
         if transport is Transport.WEBRTC:
             return parse_conversation_token(answer)
-        return parse_signed_url(answer, agent, workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
+        return parse_signed_url(answer, agent, host.workspace.base, expires_at=asked_at + SIGNED_URL_SECONDS)
 
-    async def _read(
-        self, base_url: str, path: str, *, unknown: Refusal, bulkhead: Bulkhead | None = None
-    ) -> dict[str, object]:
-        """Return a JSON object. Raises `unknown` if ElevenLabs says that it does not exist."""
-        host = self._hosts[base_url]
-        ask = partial(self._calls.fetch, host.workspace, path, unknown=unknown)
-        try:
-            body = await host.accounts.call(ask, bulkhead=bulkhead or self._records_bulkhead)
-        except AgentUnknown as refusal:
-            if refusal is unknown:
-                raise
-            # The call named no agent, so this is a proxy's 404, or the path has changed.
-            raise BadAnswer(operator_note="ElevenLabs did not understand the call; is the base URL right?") from refusal
-        return parse_json_object(body)
+    async def _call(
+        self, base_url: str, path: str, *, unknown: Refusal, method: str = "GET", bulkhead: Bulkhead | None = None
+    ) -> bytes:
+        """Return what `Host.fetch` returns, at the first or second try."""
+        fetch = partial(self._hosts[base_url].fetch, path, unknown=unknown, method=method)
+        return await self._guards[base_url, "accounts"].call(fetch, bulkhead=bulkhead or self._records_bulkhead)
 
 
 def find_livekit_url(base_url: str) -> str | None:
     """Return where the SDK opens a conversation token of this ElevenLabs host, or None if voicepass does not know."""
-    return _LIVEKIT_URLS.get(urlsplit(base_url).hostname or "")
+    return _LIVEKIT_URLS.get(urlsplit(base_url).hostname)
+
+
+def _build_record_path(conversation_id: str) -> str:
+    return f"{_LIST_PATH}/{quote(conversation_id, safe='')}"
 
 
 @cache

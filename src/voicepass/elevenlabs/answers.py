@@ -20,6 +20,8 @@ _DEFAULT_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _UNSIGNED: Final = frozenset({"agent_id", "conversation_id", "branch_id", "version_id", "environment"})
 """The parameters of a signed URL that are no signature."""
 
+_UNUSABLE: Final = "the answer holds no usable signed_url; is the base URL right, or does a proxy change the answers?"
+
 _log = Logger("voicepass.elevenlabs")
 
 
@@ -40,30 +42,27 @@ def parse_signed_url(answer: dict[str, object], agent: Agent, base: Origin, *, e
     """Return the signed URL of an answer. Raises BadAnswer if it is unusable, or of another agent or host."""
     url = answer.get("signed_url")
     if not isinstance(url, str) or not _HEADER_SAFE.fullmatch(url) or "\\" in url:
-        raise BadAnswer(operator_note="the answer holds no usable signed_url; is the base URL right?")
+        raise BadAnswer(operator_note=_UNUSABLE)
     try:
         parts = urlsplit(url)
-        _check_origin(parts, base)
+        origin = origin_of(parts)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
     except ValueError as error:
-        raise BadAnswer(operator_note="the signed_url is malformed; does a proxy change the answers?") from error
-    if {name for name, _ in query} <= _UNSIGNED:
-        # ElevenLabs would close the conversation at once.
-        raise BadAnswer(operator_note="the signed_url carries no signature; does a proxy change the answers?")
+        raise BadAnswer(operator_note=_UNUSABLE) from error
+    # Settings allow http:// only for loopback, where the emulator runs.
+    is_secure = origin.scheme == "wss" or (origin.scheme, base.scheme) == ("ws", "http")
+    is_signed = any(name not in _UNSIGNED for name, _ in query)
+    if not is_secure or not is_signed or parts.username is not None or parts.fragment:
+        raise BadAnswer(operator_note=_UNUSABLE)
+    _check_host(origin, base)
     if any(value != agent.agent_id for name, value in query if name == "agent_id"):
-        raise BadAnswer(operator_note="the signed_url is for another agent than the one asked for")
+        raise BadAnswer(operator_note="the signed_url is for another agent; does a proxy cache the answers?")
     in_query = [value for name, value in query if name == "conversation_id"]
     conversation_id = find_conversation_id(*in_query, answer.get("conversation_id"))
     return Credential(secret=url, conversation_id=conversation_id, expires_at=expires_at)
 
 
-def _check_origin(url: SplitResult, base: Origin) -> None:
-    origin = origin_of(url)
-    # Settings allow http:// only for loopback, where the emulator runs.
-    if origin.scheme != "wss" and (origin.scheme, base.scheme) != ("ws", "http"):
-        raise BadAnswer(operator_note=f"the signed_url's scheme is {url.scheme!r}, not wss")
-    if url.username is not None or url.password is not None or url.fragment:
-        raise BadAnswer(operator_note="the signed_url holds a user name or a fragment")
+def _check_host(origin: Origin, base: Origin) -> None:
     if (origin.host, origin.port) == (base.host, base.port):
         return
     if origin.port == base.port and _is_vendor(origin.host) and _is_vendor(base.host):
@@ -131,8 +130,8 @@ def parse_json_object(body: bytes) -> dict[str, object]:
     """Parse an answer that must be a JSON object, or raise BadAnswer."""
     try:
         answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(operator_note="the answer is not JSON; is the base URL right?") from error
+    except (ValueError, RecursionError):
+        answer = None
     if not isinstance(answer, dict):
-        raise BadAnswer(operator_note="the answer is not a JSON object; is the base URL right?")
+        raise BadAnswer(operator_note="the answer is no JSON object; is the base URL right?")
     return answer

@@ -14,7 +14,8 @@ from voicepass.errors import BadAnswer, Busy, ElevenLabsRefusal, Unavailable
 _MAX_RETRY_AFTER_SECONDS: Final = 60  # After a longer wait than this, voicepass asks again to find out.
 _QUOTED_CHARACTERS: Final = 300  # of the vendor's text, in the operator's log
 
-SYSTEM_BUSY: Final = "system_busy"
+_OUTAGES_TO_RETRY: Final = {502, 503, 504}
+_SYSTEM_BUSY: Final = "system_busy"
 """Of this code the documentation ("Errors") says that a second try generally succeeds."""
 
 IN_DASHBOARD: Final[Mapping[str, str]] = {"convai_write": "ElevenAgents: Write", "convai_read": "ElevenAgents: Read"}
@@ -40,9 +41,12 @@ def refusal_for(
     kind = _REFUSALS[cause.refusal]
     wait = read_retry_after(retry_after, now=now) if kind in {Busy, Unavailable} else None
     note = " ".join(cause.fill(**describe_permission(find_permission(message) or permission)))
-    said = f"ElevenLabs said HTTP {status}, {code or 'no code'}: {message}"
     return kind(
-        operator_note=f"{note} ({said})", retry_after_seconds=wait, vendor_code=code, pause_seconds=float(wait or 0)
+        operator_note=f"{note} (ElevenLabs said HTTP {status}, {code or 'no code'}: {message})",
+        retry_after_seconds=wait,
+        vendor_code=code,
+        pause_seconds=float(wait or 0),
+        may_retry=code == _SYSTEM_BUSY or (kind is Unavailable and status in _OUTAGES_TO_RETRY),
     )
 
 
@@ -60,14 +64,12 @@ def vendor_error(body: bytes) -> tuple[str, str]:
     try:
         detail = parse_json_object(body).get("detail")
     except BadAnswer:
-        return "", _quote(body.decode("utf-8", "replace"))
-    if isinstance(detail, str):
-        return "", _quote(detail)
+        detail = body.decode("utf-8", "replace")
     if isinstance(detail, dict):
         sent = [code for code in (detail.get("status"), detail.get("code")) if isinstance(code, str) and code]
         if code := next((code for code in sent if code in BY_CODE), sent[0] if sent else ""):
             return _quote(code), _quote(str(detail.get("message", "")))
-    return "", _quote(json.dumps(detail))
+    return "", _quote(detail if isinstance(detail, str) else json.dumps(detail))
 
 
 def find_permission(message: str) -> str | None:

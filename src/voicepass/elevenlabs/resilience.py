@@ -1,23 +1,21 @@
 """Guards calls to one host: limits their number and time, retries few of them, and makes none while the host fails.
 
-`Guard.call` at the end is the entry. It uses `Bulkhead` and `Breaker`, which come before it. All times are monotonic
-seconds.
+`Guard.call` is the entry. It uses `Bulkhead` and `Breaker`, which come before it. `Pause` at the end is for refusals
+that the next call would get as well. All times are monotonic seconds.
 """
 
 import asyncio
 import math
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from voicepass.errors import ElevenLabsRefusal, Overloaded, Timeout, Unavailable
+from voicepass.errors import Busy, ElevenLabsRefusal, KeyRejected, Overloaded, Timeout, Unavailable
 from voicepass.telemetry.logger import Logger
 
-FAILURES: Final = 5
-FAILURES_WITHIN_SECONDS: Final = 10.0
+OUTAGES: Final = 5
 OPEN_SECONDS: Final = 5.0
 
 CALLS_PER_RETRY: Final = 5
@@ -28,26 +26,17 @@ RETRY_JITTER_SECONDS: Final = 0.1
 WAITING_SHARE: Final = 0.25
 """The share of the deadline that a caller may wait for a slot. Later there is too little time left for an answer."""
 
+FIRST_PAUSE_SECONDS: Final = 1.0
+MAX_PAUSE_SECONDS: Final = 30.0
+
+_TOO_MANY: Final = "too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS"
+
 _Answer = TypeVar("_Answer")
 Call = Callable[[], Coroutine[Any, Any, _Answer]]
 """Makes the call once."""
 Ticks = Callable[[], float]
 
 _log = Logger("voicepass.elevenlabs")
-
-
-@dataclass(eq=False)
-class FailedCallError(Exception):
-    """A call failed. `refusal` is what the user gets if this was the last try.
-
-    `is_outage`: the host is at fault, which counts for the breaker. `may_retry`: a second try is harmless and may
-    succeed, after `retry_after_seconds` at the earliest.
-    """
-
-    refusal: ElevenLabsRefusal
-    is_outage: bool
-    may_retry: bool
-    retry_after_seconds: float = 0.0
 
 
 class Bulkhead:
@@ -65,13 +54,13 @@ class Bulkhead:
         With `only_if_idle`, raises Overloaded at once if nobody could take a slot without waiting.
         """
         if self._slots.locked() and (only_if_idle or self.waiting >= self.most):
-            raise _overloaded()
+            raise Overloaded(operator_note=_TOO_MANY)
         self.waiting += 1
         try:
             async with asyncio.timeout(most_seconds):
                 await self._slots.acquire()
         except TimeoutError:
-            raise _overloaded() from None
+            raise Overloaded(operator_note=_TOO_MANY) from None
         finally:
             self.waiting -= 1
         self.in_flight += 1
@@ -82,82 +71,65 @@ class Bulkhead:
         self._slots.release()
 
 
-def _overloaded() -> Overloaded:
-    return Overloaded(operator_note="too many calls to ElevenLabs at once: see VOICEPASS_MAX_CALLS")
-
-
 @dataclass(kw_only=True, eq=False)
 class Breaker:
-    """Opens after 5 failures within 10 s, less one for each answer. Every 5 s it lets a probe through.
+    """Opens after 5 outages in a row. Every 5 s it lets a probe through. A successful probe closes it.
 
-    A successful probe closes it. `host` and `calls` name it in the log.
+    `host` and `calls` name it in the log.
     """
 
     host: str
     calls: str
     clock: Ticks
-    _failures: deque[float] = field(default_factory=lambda: deque(maxlen=FAILURES), init=False)
-    _opened_at: float | None = field(default=None, init=False)
-    _is_probing: bool = field(default=False, init=False)
+    _outages: int = field(default=0, init=False)
+    _refuses_until: float = field(default=-math.inf, init=False)
 
     @property
     def is_open(self) -> bool:
         """Whether it refuses all calls except probes."""
-        return self._opened_at is not None
+        return self._outages >= OUTAGES
 
     def check(self) -> None:
         """Raise Unavailable if it would refuse a call."""
-        if self._opened_at is None:
-            return
-        wait_seconds = self._opened_at + OPEN_SECONDS - self.clock()
-        if self._is_probing or wait_seconds > 0:
+        wait_seconds = self._refuses_until - self.clock()
+        if self.is_open and wait_seconds > 0:
             raise Unavailable(
                 operator_note="not asked: ElevenLabs has been failing; see breaker.opened",
-                retry_after_seconds=max(1, math.ceil(wait_seconds)),
+                retry_after_seconds=math.ceil(wait_seconds),
                 has_reached_elevenlabs=False,
             )
 
     def admit(self) -> bool:
         """Admit a call, or raise Unavailable. Returns whether the call is a probe."""
         self.check()
-        self._is_probing = self.is_open
-        return self._is_probing
+        if self.is_open:
+            self._refuses_until = self.clock() + OPEN_SECONDS  # for all calls but this one
+        return self.is_open
 
     def record(self, *, is_outage: bool, is_probe: bool) -> None:
         """Record how an admitted call ended: with an outage of the host, or with an answer."""
-        now = self.clock()
-        if is_probe:
-            self._is_probing = False
-            self._opened_at = now if is_outage else None
-            if not is_outage:
-                self._failures.clear()
-                _log.info("breaker.closed", host=self.host, calls=self.calls)
-        elif is_outage:
-            self._failures.append(now)
-            has_many = len(self._failures) == FAILURES and now - self._failures[0] <= FAILURES_WITHIN_SECONDS
-            if has_many and not self.is_open:
-                self._opened_at = now
+        if is_outage:
+            self._outages += 1
+            if self._outages == OUTAGES:
+                self._refuses_until = self.clock() + OPEN_SECONDS
                 note = "ElevenLabs is out of order: not called for now"
                 _log.error("breaker.opened", host=self.host, calls=self.calls, note=note)
-        elif self._failures:
-            self._failures.popleft()  # Otherwise a few failures among thousands of answers would open it.
+        elif is_probe or not self.is_open:  # A late answer to an old call does not close it.
+            if self.is_open:
+                _log.info("breaker.closed", host=self.host, calls=self.calls)
+            self._outages = 0
 
 
 @dataclass(kw_only=True, eq=False)
 class Guard:
-    """Guards one kind of `calls` to one host. `jitter` returns a number from 0 to 1."""
+    """Guards one kind of calls to one host. `jitter` returns a number from 0 to 1."""
 
-    host: str
-    calls: str
+    breaker: Breaker
     deadline_seconds: float
-    clock: Ticks
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     jitter: Callable[[], float] = random.random
     _saved_calls: int = field(default=CALLS_PER_RETRY * MAX_SAVED_RETRIES, init=False)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
-
-    def __post_init__(self) -> None:
-        self.breaker = Breaker(host=self.host, calls=self.calls, clock=self.clock)
 
     async def call(self, attempt: Call[_Answer], *, bulkhead: Bulkhead, only_if_idle: bool = False) -> _Answer:
         """Return what `attempt()` returns, at the first or second try.
@@ -165,7 +137,7 @@ class Guard:
         Raises what it raised, Overloaded, Unavailable or Timeout. A call that has begun goes on if its caller is
         cancelled, until it ends or its deadline is over. It keeps its slot, because it still burdens the host.
         """
-        ends_at = self.clock() + self.deadline_seconds
+        ends_at = self.breaker.clock() + self.deadline_seconds
         self.breaker.check()
         await bulkhead.enter(most_seconds=self.deadline_seconds * WAITING_SHARE, only_if_idle=only_if_idle)
         task = asyncio.create_task(self._call_within_deadline(attempt, ends_at))
@@ -187,14 +159,14 @@ class Guard:
         is_probe = self.breaker.admit()  # It may have opened while this call waited for its slot.
         is_outage = False
         try:
-            async with asyncio.timeout(ends_at - self.clock()):
+            async with asyncio.timeout(ends_at - self.breaker.clock()):
                 return await self._call_or_retry(attempt, ends_at, may_retry=not is_probe)
-        except FailedCallError as failure:
-            is_outage = failure.is_outage
-            raise failure.refusal from failure.__cause__
         except TimeoutError:
             is_outage = True
             raise Timeout(operator_note="no complete answer within VOICEPASS_DEADLINE_SECONDS") from None
+        except (Unavailable, Timeout):
+            is_outage = True
+            raise
         finally:
             self.breaker.record(is_outage=is_outage, is_probe=is_probe)
 
@@ -202,12 +174,56 @@ class Guard:
         self._saved_calls = min(self._saved_calls + 1, CALLS_PER_RETRY * MAX_SAVED_RETRIES)
         try:
             return await attempt()
-        except FailedCallError as failure:
-            wait_seconds = failure.retry_after_seconds + self.jitter() * RETRY_JITTER_SECONDS
-            is_in_time = self.clock() + wait_seconds < ends_at
+        except ElevenLabsRefusal as refusal:
+            wait_seconds = refusal.pause_seconds + self.jitter() * RETRY_JITTER_SECONDS
+            is_in_time = self.breaker.clock() + wait_seconds < ends_at
             has_saved = self._saved_calls >= CALLS_PER_RETRY
-            if not (may_retry and failure.may_retry and is_in_time and has_saved):
+            if not (may_retry and refusal.may_retry and is_in_time and has_saved):
                 raise
             self._saved_calls -= CALLS_PER_RETRY
         await self.sleep(wait_seconds)
         return await attempt()
+
+
+class Pause:
+    """Remembers a refusal, and raises it again until the pause is over.
+
+    If ElevenLabs is busy, the pause is as long as it asks for. After a rejected key the pause is 1 s, and each
+    following one is twice as long, 30 s at most. A success ends it.
+    """
+
+    def __init__(self, *, clock: Ticks) -> None:
+        self._clock = clock
+        self._until = float("-inf")
+        self._seconds = 0.0
+        self._refusal: Busy | KeyRejected | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether calls are refused."""
+        return self._clock() < self._until
+
+    def check(self) -> None:
+        """Raise the refusal that began the pause, if the pause is not over."""
+        if self._refusal is None or not self.is_on:
+            return
+        # After a rejected key there is no Retry-After, because only the operator can help.
+        is_busy = isinstance(self._refusal, Busy)
+        raise type(self._refusal)(
+            operator_note=f"not asked again so soon: {self._refusal.operator_note}",
+            retry_after_seconds=math.ceil(self._until - self._clock()) if is_busy else None,
+            vendor_code=self._refusal.vendor_code,
+            has_reached_elevenlabs=False,
+        )
+
+    def begin(self, refusal: Busy | KeyRejected) -> None:
+        """Refuse calls for a while. Nothing happens if ElevenLabs is busy, and asks for no pause."""
+        seconds = refusal.pause_seconds
+        # If the pause is on, this call was made before it began, and reports nothing new.
+        if isinstance(refusal, KeyRejected) and not self.is_on:
+            seconds = self._seconds = min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        self._until, self._refusal = max(self._until, self._clock() + seconds), refusal
+
+    def end(self) -> None:
+        """Allow calls."""
+        self._until, self._seconds, self._refusal = float("-inf"), 0.0, None

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -39,15 +40,11 @@ class Seals:
 
     def unseal(self, agent: Agent, pass_id: str, sealed: bytes) -> Credential:
         """Return the credential. Raises SealBrokenError, also if the ledger's value is not of bytes."""
-        if not isinstance(sealed, bytes):
-            raise SealBrokenError
-        nonce, text = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         for cipher in self._ciphers[agent.base_url]:  # There are two while the API key is replaced.
-            try:
-                secret, conversation_id, expires_at = json.loads(cipher.decrypt(nonce, text, pass_id.encode()))
-            except (InvalidTag, ValueError):
-                continue
-            return Credential(secret=secret, conversation_id=conversation_id, expires_at=expires_at)
+            with suppress(InvalidTag, TypeError, ValueError):
+                text = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], pass_id.encode())
+                secret, conversation_id, expires_at = json.loads(text)
+                return Credential(secret=secret, conversation_id=conversation_id, expires_at=expires_at)
         raise SealBrokenError
 
 

@@ -5,13 +5,14 @@ ten seconds. It fetches none while nobody asks. During a short outage it hands o
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from voicepass.elevenlabs import ElevenLabs
-from voicepass.errors import AgentUnknown, KeyRejected, Refusal
+from voicepass.errors import AgentUnknown, KeyRejected, LimitReached, Refusal, UserBlocked
 from voicepass.model import Agent, Clock, Credential, Transport
 from voicepass.telemetry.logger import Logger
 
@@ -21,9 +22,6 @@ SPARED_SECONDS: Final = 120.0
 PAUSE_SECONDS: Final = 1.0
 """After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
 
-Taken = tuple[Credential, Callable[[bool], None]]
-"""A credential, and what tells the store whether somebody got it; if not, the store keeps it."""
-
 _log = Logger("voicepass.elevenlabs.warm")
 
 
@@ -31,11 +29,10 @@ _log = Logger("voicepass.elevenlabs.warm")
 class _Shelf:
     """The URLs of one agent, made with one key: oldest first, each with the monotonic time of its last use."""
 
-    key_position: int
     held: deque[tuple[float, Credential]] = field(default_factory=deque)
     taken_at: deque[float] = field(default_factory=deque)
-    in_flight: int = 0
-    undecided: int = 0
+    expected: int = 0
+    """How many may be added: those in flight, and those that were taken and may be given back."""
     paused_until: float = 0.0
 
 
@@ -47,33 +44,36 @@ class WarmStore:
     most: int
     clock: Clock
     ticks: Callable[[], float]
-    _shelves: dict[Agent, _Shelf] = field(default_factory=dict, init=False)
+    _shelves: defaultdict[tuple[Agent, int], _Shelf] = field(default_factory=lambda: defaultdict(_Shelf), init=False)
     _fetches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     @property
     def held(self) -> dict[str, int]:
         """The number of URLs in the store, by the agent's alias."""
-        return {agent.alias: len(shelf.held) for agent, shelf in self._shelves.items()}
+        return {agent.alias: len(self._find_shelf(agent).held) for agent, _ in list(self._shelves)}
 
-    def take(self, agent: Agent, transport: Transport) -> Taken | None:
-        """Return a credential that nobody else gets, or None if the store holds none."""
-        if transport is not Transport.WEBSOCKET:  # A conversation token may be usable more than once.
-            return None
+    @contextmanager
+    def take(self, agent: Agent, transport: Transport) -> Iterator[Credential | None]:
+        """Yield a credential that nobody else gets, or None if the store holds none.
+
+        If the block raises LimitReached or UserBlocked, nobody got it, and the store keeps it.
+        """
         shelf = self._find_shelf(agent)
-        oldest = self._pop_usable(shelf)
+        # A conversation token may be usable more than once.
+        oldest = self._pop_usable(shelf) if transport is Transport.WEBSOCKET else None
         if oldest is None:
-            return None
-        shelf.undecided += 1
+            yield None
+            return
+        shelf.expected += 1
         held = shelf.held  # It is another one if the key is rejected in the meantime.
-
-        def finish(is_used: bool) -> None:  # noqa: FBT001 - its caller has one thing to say
-            shelf.undecided -= 1
-            if is_used:
-                self._refill(agent, shelf)
-            else:
-                held.appendleft(oldest)
-
-        return oldest[1], finish
+        try:
+            yield oldest[1]
+        except (LimitReached, UserBlocked):
+            held.appendleft(oldest)
+            raise
+        finally:
+            shelf.expected -= 1
+        self._refill(agent, shelf)
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""
@@ -88,12 +88,8 @@ class WarmStore:
         await asyncio.gather(*self._fetches, return_exceptions=True)
 
     def _find_shelf(self, agent: Agent) -> _Shelf:
-        """Return the agent's shelf. It is a new, empty one if the workspace's key has changed."""
-        key_position = self.source.get_key_position(agent)
-        shelf = self._shelves.get(agent)
-        if shelf is None or shelf.key_position != key_position:
-            shelf = self._shelves[agent] = _Shelf(key_position)
-        return shelf
+        """Return the agent's shelf for the key that is in use. It is a new, empty one after the first use of a key."""
+        return self._shelves[agent, self.source.get_key_position(agent)]
 
     def _pop_usable(self, shelf: _Shelf) -> tuple[float, Credential] | None:
         while shelf.held:
@@ -114,9 +110,9 @@ class WarmStore:
             return
         # Twice the demand, so that a demand that has just begun does not use up the URLs in flight.
         target = min(self.most, 2 * len(shelf.taken_at))
-        for _ in range(target - len(shelf.held) - shelf.in_flight - shelf.undecided):
+        for _ in range(target - len(shelf.held) - shelf.expected):
             fetch = asyncio.create_task(self._fetch_ahead(agent, shelf))
-            shelf.in_flight += 1
+            shelf.expected += 1
             self._fetches.add(fetch)
             fetch.add_done_callback(self._fetches.discard)
 
@@ -133,7 +129,7 @@ class WarmStore:
                 shelf.held = deque()
             return
         finally:
-            shelf.in_flight -= 1
+            shelf.expected -= 1
         if credential.expires_at is None or credential.conversation_id is None:
             return  # It may open more than one conversation, or expire at any time.
         usable_seconds = credential.expires_at - self.clock() - SPARED_SECONDS

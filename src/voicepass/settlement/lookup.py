@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import KeyRejected, LimitReached, Refusal
 from voicepass.ledger import Ledger
 from voicepass.model import Agent, Clock, Credential, IssuedPass, Limit, Reservation, Turn
 from voicepass.settlement import Outcome, Settlements
-from voicepass.settlement.reports import Provider, fetch_report
+from voicepass.settlement.reports import fetch_report
 from voicepass.telemetry.logger import Logger
 
 DEADLINE_SHARE: Final = 1 / 3
@@ -34,7 +35,7 @@ class OpenPasses:
     """
 
     ledger: Ledger
-    provider: Provider
+    provider: ElevenLabs
     settlements: Settlements
     seals: Seals
     base_urls: Mapping[str, str]
@@ -74,7 +75,7 @@ class OpenPasses:
                     note="the ledger's sealed value was changed, or the API key was replaced; the pass still counts",
                 )
                 continue
-            if credential.expires_at is not None and credential.expires_at >= self.clock() + REISSUE_SECONDS:
+            if (credential.expires_at or 0.0) >= self.clock() + REISSUE_SECONDS:
                 return credential
         raise refusal
 
@@ -91,22 +92,17 @@ class OpenPasses:
         max_seconds = self.deadline_seconds * DEADLINE_SHARE
         ends_at = self.ticks() + max_seconds
         # A pass that is about to be granted may be the one to return again, so wait for it.
-        is_in_flight = partial(self.ledger.is_in_flight, reservation)
-        await self._wait_while(is_in_flight, until=ends_at - max_seconds / 2)
-        turn = await self.ledger.begin_lookup(reservation, limit, seconds=max_seconds)
-        match turn.turn:
-            case Turn.PAUSED:
-                return False
-            case Turn.RUNNING:
-                is_running = partial(self.ledger.is_lookup_running, reservation, limit)
-                await self._wait_while(is_running, until=ends_at)
-            case Turn.OURS:
-                has_freed = False
-                try:
-                    has_freed = await self._ask_about(turn.passes, max_seconds=ends_at - self.ticks())
-                finally:
-                    await self.ledger.end_lookup(reservation, limit, has_freed=has_freed)
-        return True
+        await self._wait_while(partial(self.ledger.is_in_flight, reservation), until=ends_at - max_seconds / 2)
+        lookup = await self.ledger.begin_lookup(reservation, limit, seconds=max_seconds)
+        if lookup.turn is Turn.OURS:
+            has_freed = False
+            try:
+                has_freed = await self._ask_about(lookup.passes, max_seconds=ends_at - self.ticks())
+            finally:
+                await self.ledger.end_lookup(reservation, limit, has_freed=has_freed)
+        elif lookup.turn is Turn.RUNNING:
+            await self._wait_while(partial(self.ledger.is_lookup_running, reservation, limit), until=ends_at)
+        return lookup.turn is not Turn.PAUSED
 
     async def _wait_while(self, condition: Callable[[], Awaitable[bool]], *, until: float) -> None:
         while self.ticks() < until and await condition():
@@ -114,47 +110,41 @@ class OpenPasses:
 
     async def _ask_about(self, passes: Sequence[IssuedPass], *, max_seconds: float) -> bool:
         """Ask about all passes at once. Returns whether an answer has freed any of them."""
-        ask = partial(self._ask, ends_at=asyncio.get_running_loop().time() + max_seconds)
+        ask = partial(self._ask, max_seconds=max_seconds)
         outcomes = await asyncio.gather(*map(ask, passes), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return any(outcome is not Outcome.LEFT for outcome in outcomes)
 
-    async def _ask(self, issued: IssuedPass, *, ends_at: float) -> Outcome:
+    async def _ask(self, issued: IssuedPass, *, max_seconds: float) -> Outcome:
         base_url = self.base_urls.get(issued.agent_id)
         if base_url is None or self.ticks() < self._rejected_until.get(base_url, 0.0):
             return Outcome.LEFT
         try:
-            async with asyncio.timeout_at(ends_at):
+            async with asyncio.timeout(max_seconds):
                 report = await fetch_report(self.provider, base_url, issued, source="lookup")
         except TimeoutError:
             return Outcome.LEFT
         except KeyRejected as refusal:
-            self._pause(base_url, refusal)
+            self._note_rejection(base_url, refusal)
             return Outcome.LEFT
         except Refusal as refusal:
-            _log.info(
-                "lookup.failed",
-                conversation_id=issued.conversation_id,
-                code=refusal.code,
-                note=refusal.operator_note,
-            )
+            failed = {"conversation_id": issued.conversation_id, "code": refusal.code, "note": refusal.operator_note}
+            _log.info("lookup.failed", **failed)
             return Outcome.LEFT
         # No timeout here: a cancelled write may have freed the pass, and nobody would learn that.
         return await self.settlements.apply(issued, report)
 
-    def _pause(self, base_url: str, refusal: KeyRejected) -> None:
+    def _note_rejection(self, base_url: str, refusal: KeyRejected) -> None:
         """Ask this host no more for a while. Log that once an hour."""
         now = self.ticks()
         self._rejected_until[base_url] = now + REJECTED_SECONDS
-        if now < self._warned_until.get(base_url, 0.0):
-            return
-        self._warned_until[base_url] = now + WARNING_SECONDS
-        _log.warning(
-            "lookup.not_possible",
-            host=base_url,
-            note="voicepass cannot ask ElevenLabs which conversations are open, so limits may refuse honest users: "
-            "give the API key the permission convai_read ('ElevenAgents: Read'), or set up the post-call webhook with "
-            f"ELEVENLABS_WEBHOOK_SECRET ({refusal.operator_note})",
-        )
+        if now >= self._warned_until.get(base_url, 0.0):
+            self._warned_until[base_url] = now + WARNING_SECONDS
+            note = (
+                "voicepass cannot ask ElevenLabs which conversations are open, so limits may refuse honest users: give "
+                "the API key the permission convai_read ('ElevenAgents: Read'), or set up the post-call webhook with "
+                f"ELEVENLABS_WEBHOOK_SECRET ({refusal.operator_note})"
+            )
+            _log.warning("lookup.not_possible", host=base_url, note=note)

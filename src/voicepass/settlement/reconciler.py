@@ -2,20 +2,18 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from voicepass.elevenlabs.answers import ConversationsPage
-from voicepass.errors import BadAnswer, KeyRejected, LedgerUnavailable, Refusal
+from voicepass.elevenlabs import ElevenLabs
+from voicepass.errors import BadAnswer, ElevenLabsRefusal, KeyRejected, LedgerUnavailable, Overloaded
 from voicepass.ledger import Ledger
-from voicepass.ledger.opened import Listing
 from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement import NEVER_OPENED_SECONDS, Outcome, Settlements, run_periodically
-from voicepass.settlement.bypasses import NOT_ISSUED
-from voicepass.settlement.reports import Provider, Report, fetch_report, parse_row, report_unopened
+from voicepass.settlement.reports import Report, Status, fetch_report, parse_row
 from voicepass.telemetry.logger import Logger
 
 LIST_SECONDS: Final = 210.0
@@ -29,8 +27,6 @@ UNACCOUNTED_SECONDS: Final = 24 * 3600
 """If a day of answers has not settled a pass, its reserved time counts as used, and voicepass stops asking."""
 MIN_LEASE_SECONDS: Final = 120.0
 """A round may take so long, even if rounds follow one another faster."""
-MAX_FOUND: Final = 200
-"""voicepass reads so many rows of a page at most. ElevenLabs sends 100."""
 
 _WINDOW_SECONDS: Final = 1800.0  # The ledger saves the progress after each window, so a long backlog is read once.
 _RELEASED_AT_ONCE: Final = 100
@@ -47,13 +43,16 @@ class Reconciler:
     """
 
     ledger: Ledger
-    provider: Provider
+    provider: ElevenLabs
     settlements: Settlements
     base_urls: Mapping[str, str]
     every_seconds: float
     conversation_seconds: int
     clock: Clock
     _asked_until: float = field(default=0.0, init=False)
+    _outcomes: Counter[str] = field(default_factory=Counter, init=False)
+    """What this round has changed."""
+    _failed_hosts: set[str] = field(default_factory=set, init=False)
 
     @property
     def _recent_seconds(self) -> float:
@@ -85,11 +84,10 @@ class Reconciler:
             _log.warning("reconciler.stopped", code=refusal.code, note=refusal.operator_note)
 
     async def _reconcile(self) -> None:
-        outcomes: Counter[str] = Counter()
-        failed_hosts: set[str] = set()
+        self._outcomes.clear()
+        self._failed_hosts.clear()
         for agent_id, base_url in self.base_urls.items():
-            if base_url not in failed_hosts:
-                await self._try(self._read_list(agent_id, base_url, outcomes), base_url, failed_hosts)
+            await self._try(base_url, partial(self._read_list, agent_id, base_url))
         unsettled = await self.ledger.list_unsettled(
             CALLS_PER_ROUND, after=self._asked_until, min_age_seconds=self._recent_seconds
         )
@@ -97,74 +95,72 @@ class Reconciler:
         self._asked_until = unsettled[-1].reserved_at if len(unsettled) == CALLS_PER_ROUND else 0.0
         for issued in unsettled:
             base_url = self.base_urls.get(issued.agent_id, "")
-            if base_url not in failed_hosts:
-                await self._try(self._ask(issued, base_url, outcomes), base_url, failed_hosts)
-        if outcomes:
-            _log.info("passes.reconciled", **outcomes)
+            await self._try(base_url, partial(self._ask, issued, base_url))
+        if self._outcomes:
+            _log.info("passes.reconciled", **self._outcomes)
 
-    async def _try(self, step: Awaitable[None], base_url: str, failed_hosts: set[str]) -> None:
-        """Await a step. After a refusal, this round does not ask the host again."""
+    async def _try(self, base_url: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step. After a refusal, this round does not ask the host again."""
+        if base_url in self._failed_hosts:
+            return
         try:
-            await step
-        except LedgerUnavailable:
-            raise
-        except Refusal as refusal:
-            failed_hosts.add(base_url)
+            await step()
+        except (ElevenLabsRefusal, Overloaded) as refusal:
+            self._failed_hosts.add(base_url)
             note = refusal.operator_note
             if isinstance(refusal, KeyRejected):
                 note += "; or set VOICEPASS_RECONCILE_SECONDS=0 and rely on the webhook alone"
             _log.warning("reconciler.stopped", host=base_url, code=refusal.code, note=note)
 
-    async def _read_list(self, agent_id: str, base_url: str, outcomes: Counter[str]) -> None:
+    async def _read_list(self, agent_id: str, base_url: str) -> None:
         """Read the agent's list if it is time. Then release each pass that is too old to be opened and not listed."""
-        listing = await self.ledger.begin_listing(
-            agent_id, every_seconds=LIST_SECONDS, recent_seconds=self._recent_seconds
-        )
-        if listing is not None:
-            since = listing.since
-            while since < listing.until:
-                until = min(since + _WINDOW_SECONDS, listing.until)
-                await self._read_window(agent_id, base_url, Listing(since=since, until=until), outcomes)
-                await self.ledger.note_listed(agent_id, until)
-                since = until
+        recent_seconds = self._recent_seconds
+        listing = await self.ledger.begin_listing(agent_id, every_seconds=LIST_SECONDS, recent_seconds=recent_seconds)
+        since, end = (listing.since, listing.until) if listing else (0.0, 0.0)
+        while since < end:
+            until = min(since + _WINDOW_SECONDS, end)
+            await self._read_window(agent_id, base_url, since, until)
+            await self.ledger.note_listed(agent_id, until)
+            since = until
         has_released = True
         while has_released:
             unopened = await self.ledger.list_never_opened(
                 agent_id, _RELEASED_AT_ONCE, min_age_seconds=NEVER_OPENED_SECONDS
             )
-            has_released = await self._apply([(each, report_unopened(each)) for each in unopened], outcomes)
+            has_released = False
+            for issued in unopened:
+                report = Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
+                has_released |= await self._apply(issued, report) is not Outcome.LEFT
 
-    async def _read_window(self, agent_id: str, base_url: str, window: Listing, outcomes: Counter[str]) -> None:
+    async def _read_window(self, agent_id: str, base_url: str, since: float, until: float) -> None:
         """Apply the report of every conversation that began in the window. Raises BadAnswer if the list is endless."""
+        read_page = partial(self.provider.list_conversations, base_url, agent_id, since=since, until=until)
         cursors: set[str] = set()
         cursor = ""
         while cursor not in cursors:
             cursors.add(cursor)
-            page = await self.provider.list_conversations(
-                base_url, agent_id, since=window.since, until=window.until, cursor=cursor
-            )
-            await self._apply_page(page, outcomes)
-            cursor = page.next_cursor
+            rows, cursor = await read_page(cursor=cursor)
+            await self._apply_rows(rows)
             if not cursor:
                 return
         raise BadAnswer(operator_note="ElevenLabs' list of conversations does not end: its pages repeat")
 
-    async def _apply_page(self, page: ConversationsPage, outcomes: Counter[str]) -> None:
-        parsed = [parse_row(row, source="reconciler") for row in page.rows[:MAX_FOUND]]
+    async def _apply_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        parsed = [parse_row(row, source="reconciler") for row in rows]
         reports = {report.conversation_id: report for report in parsed if report is not None}
-        issued = {each.conversation_id or "": each for each in await self.ledger.find(list(reports))}
-        for conversation_id in reports.keys() - issued.keys():
-            self.settlements.bypasses.report(reports[conversation_id], reason=NOT_ISSUED)
-        unsettled = [each for each in issued.values() if each.settled_at is None or each.settled_by == "expiry"]
-        await self._apply([(each, reports[each.conversation_id or ""]) for each in unsettled], outcomes)
+        for issued in await self.ledger.find(list(reports)):
+            report = reports.pop(issued.conversation_id or "")
+            if issued.settled_at is None or issued.settled_by == "expiry":
+                await self._apply(issued, report)
+        for report in reports.values():
+            self.settlements.bypasses.report(report, reason="not_issued")
 
-    async def _apply(self, pairs: Sequence[tuple[IssuedPass, Report]], outcomes: Counter[str]) -> bool:
-        """Apply a report to each pass. Returns whether that changed any of them."""
-        applied = [await self.settlements.apply(*pair) for pair in pairs]
-        outcomes.update(applied)
-        return any(outcome is not Outcome.LEFT for outcome in applied)
+    async def _apply(self, issued: IssuedPass, report: Report) -> Outcome:
+        outcome = await self.settlements.apply(issued, report)
+        self._outcomes[outcome] += 1
+        return outcome
 
-    async def _ask(self, issued: IssuedPass, base_url: str, outcomes: Counter[str]) -> None:
+    async def _ask(self, issued: IssuedPass, base_url: str) -> None:
         """Ask for one conversation and apply the answer. After a day without one, charge the reserved time."""
         conversation_id = issued.conversation_id or ""
         outcome = Outcome.LEFT
@@ -180,4 +176,4 @@ class Reconciler:
                 Settlement(conversation_id=conversation_id, seconds=issued.seconds, source="reconciler")
             )
             outcome = Outcome.SETTLED
-        outcomes[outcome] += 1
+        self._outcomes[outcome] += 1

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final
 
-from voicepass.elevenlabs.answers import ConversationsPage, find_conversation_id
+from voicepass.elevenlabs import ElevenLabs
+from voicepass.elevenlabs.answers import find_conversation_id
 from voicepass.errors import ConversationUnknown
 from voicepass.model import IssuedPass, Settlement
 
@@ -55,87 +56,66 @@ class Report:
     settlement: Settlement | None = None
 
 
-class Provider(Protocol):
-    """Reads conversations at ElevenLabs. Raises an ElevenLabsRefusal or Overloaded if it gets no answer."""
-
-    async def fetch_conversation(
-        self, agent_base_url: str, conversation_id: str, /, *, is_lookup: bool = False
-    ) -> Mapping[str, object]:
-        """Return ElevenLabs' record of a conversation, or raise ConversationUnknown."""
-
-    async def list_conversations(
-        self, agent_base_url: str, agent_id: str, /, *, since: float, until: float, cursor: str = ""
-    ) -> ConversationsPage:
-        """Return a page of the agent's conversations that began in this time."""
-
-
-async def fetch_report(provider: Provider, base_url: str, issued: IssuedPass, *, source: str) -> Report:
+async def fetch_report(provider: ElevenLabs, base_url: str, issued: IssuedPass, *, source: str) -> Report:
     """Ask ElevenLabs about the conversation of a pass. Raises what `provider` raises."""
     conversation_id = issued.conversation_id or ""
     try:
         record = await provider.fetch_conversation(base_url, conversation_id, is_lookup=source == "lookup")
     except ConversationUnknown:
-        return report_unopened(issued)
+        return Report(conversation_id=conversation_id, status=Status.UNOPENED)
     return parse_record(conversation_id, record, source=source)
 
 
-def report_unopened(issued: IssuedPass) -> Report:
-    """Return the report of a pass whose conversation ElevenLabs does not know."""
-    return Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
-
-
-def parse_record(conversation_id: str, record: Mapping[str, object], *, source: str) -> Report:
+def parse_record(conversation_id: str, record: Mapping[str, Any], *, source: str) -> Report:
     """Parse ElevenLabs' record of one conversation (`GET /v1/convai/conversations/{id}`)."""
-    metadata = record.get("metadata")
-    return _parse(conversation_id, record, metadata if isinstance(metadata, dict) else {}, source=source)
+    return _parse(conversation_id, record, _find_object(record, "metadata"), source)
 
 
-def parse_row(row: Mapping[str, object], *, source: str) -> Report | None:
+def parse_row(row: Mapping[str, Any], *, source: str) -> Report | None:
     """Parse a row of ElevenLabs' list of conversations. Returns None if it has no usable conversation id."""
     conversation_id = find_conversation_id(row.get("conversation_id"))
-    return None if conversation_id is None else _parse(conversation_id, row, row, source=source)
+    return None if conversation_id is None else _parse(conversation_id, row, row, source)
 
 
-def _parse(conversation_id: str, record: Mapping[str, object], figures: Mapping[str, object], *, source: str) -> Report:
-    started_at = figures.get("start_time_unix_secs")
+def _parse(conversation_id: str, record: Mapping[str, Any], figures: Mapping[str, Any], source: str) -> Report:
+    """Parse a report. It has no settlement if `figures` has no usable length."""
+    agent_id = _parse_text(record.get("agent_id"))
+    seconds = _parse_count(figures.get("call_duration_secs"), most=_MAX_SECONDS)
+    variables = _find_object(_find_object(record, "conversation_initiation_client_data"), "dynamic_variables")
+    settlement = None
+    if seconds is not None:
+        settlement = Settlement(
+            conversation_id=conversation_id,
+            seconds=seconds,
+            cost=_parse_count(figures.get("cost")),
+            cost_fiat=_parse_number(figures.get("cost_fiat")),
+            user_id=_parse_user_id(record.get("user_id")),
+            variable_user_id=_parse_user_id(variables.get("user_id")),
+            agent_id=agent_id,
+            source=source,
+        )
     return Report(
         conversation_id=conversation_id,
         status=_STATUSES.get(str(record.get("status")), Status.OPEN),
-        agent_id=_parse_text(record.get("agent_id")),
+        agent_id=agent_id,
         authorization_method=_parse_text(figures.get("authorization_method")),
-        started_at=float(started_at) if isinstance(started_at, int | float) and 0 < started_at < _MAX_INSTANT else None,
-        settlement=_parse_settlement(conversation_id, record, figures, source=source),
+        started_at=_parse_number(figures.get("start_time_unix_secs"), most=_MAX_INSTANT) or None,
+        settlement=settlement,
     )
 
 
-def _parse_settlement(
-    conversation_id: str, record: Mapping[str, object], figures: Mapping[str, object], *, source: str
-) -> Settlement | None:
-    """Parse how long a conversation was and what it cost. Returns None if there is no usable length."""
-    seconds = _parse_count(figures.get("call_duration_secs"))
-    if seconds is None or seconds > _MAX_SECONDS:
-        return None
-    sent = record.get("conversation_initiation_client_data")
-    variables = sent.get("dynamic_variables") if isinstance(sent, dict) else None
-    return Settlement(
-        conversation_id=conversation_id,
-        seconds=seconds,
-        cost=_parse_count(figures.get("cost")),
-        cost_fiat=_parse_number(figures.get("cost_fiat")),
-        user_id=_parse_user_id(record.get("user_id")),
-        variable_user_id=_parse_user_id(variables.get("user_id")) if isinstance(variables, dict) else None,
-        agent_id=_parse_text(record.get("agent_id")),
-        source=source,
-    )
+def _find_object(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
-def _parse_count(value: object) -> int | None:
-    number = _parse_number(value)
+def _parse_count(value: object, *, most: int = _MAX_COUNT) -> int | None:
+    number = _parse_number(value, most=most)
     return None if number is None else math.ceil(number)
 
 
-def _parse_number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_COUNT:
+def _parse_number(value: object, *, most: int = _MAX_COUNT) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         return None  # this includes NaN, which is in no range
     return value
 

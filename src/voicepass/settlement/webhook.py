@@ -5,6 +5,7 @@ import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from voicepass.elevenlabs.answers import find_conversation_id
@@ -24,13 +25,13 @@ _SIGNATURE: Final = re.compile(r"t=([0-9]{1,12}),v0=([0-9a-f]{64})", re.ASCII)
 _log = Logger("voicepass.settlement")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
     """Receives post-call webhooks. Without a secret it refuses all of them."""
 
-    def __init__(self, *, settlements: Settlements, secrets: Sequence[str], clock: Clock) -> None:
-        self._settlements = settlements
-        self._secrets = secrets
-        self._clock = clock
+    settlements: Settlements
+    secrets: Sequence[str] = field(repr=False)
+    clock: Clock
 
     async def receive(self, *, signature: str, body: bytes) -> None:
         """Settle the conversation of a `post_call_transcription`. Accept other events and ignore them.
@@ -38,7 +39,7 @@ class Webhook:
         Raises SignatureInvalid, RequestInvalid if the signed body is no event, or LedgerUnavailable. Only after
         LedgerUnavailable can a second delivery succeed.
         """
-        verify_signature(signature, body, self._secrets, self._clock())
+        verify_signature(signature, body, self.secrets, self.clock())
         kind, record = _parse_event(body)
         if kind != "post_call_transcription":
             _log.info("webhook.ignored", kind=kind[:64])
@@ -47,12 +48,12 @@ class Webhook:
         if conversation_id is None:
             raise RequestInvalid("The event names no conversation.")
         report = parse_record(conversation_id, record, source="webhook")
-        self._settlements.bypasses.check_method(report)
+        self.settlements.bypasses.check_method(report)
         if report.settlement is None:
             # Zero seconds would give the minutes away. The reconciler will ask for the real length.
             _log.warning("webhook.duration_missing", conversation_id=conversation_id)
             return
-        await self._settlements.settle(report.settlement)
+        await self.settlements.settle(report.settlement)
 
 
 def verify_signature(header: str, body: bytes, secrets: Sequence[str], now: float) -> None:
