@@ -35,6 +35,7 @@ from voicepass.model import (
 )
 from voicepass.policy import Policy
 from voicepass.telemetry.attempt import Attempt, StepName
+from voicepass.telemetry.lines import notify
 
 
 class Authenticator(Protocol):
@@ -112,14 +113,7 @@ class Passes:
 
         The observers get the attempt exactly once, however it ends.
         """
-        attempt = Attempt(
-            request_id=request.request_id,
-            transport=request.transport,
-            alias=request.alias,
-            client=request.client,
-            client_request_id=request.client_request_id,
-            traceparent=request.traceparent,
-        )
+        attempt = Attempt(request)
         try:
             voice_pass = await self._issue(request, attempt)
         except Refusal as refusal:
@@ -136,10 +130,8 @@ class Passes:
             attempt.outcome = "granted"
             return voice_pass
         finally:
-            attempt.duration_seconds = time.monotonic() - attempt.began
-            for observe in self.observers:
-                with suppress(Exception):  # The outcome stands. `lines.isolate` logs the exception.
-                    observe(attempt)
+            attempt.seconds = time.monotonic() - attempt.began
+            notify(self.observers, attempt)
 
     async def _issue(self, request: PassRequest, attempt: Attempt) -> VoicePass:
         with attempt.step(StepName.VERIFY):
@@ -200,7 +192,7 @@ class Passes:
         self, attempt: Attempt, reservation: Reservation, agent: Agent, limits: Sequence[Limit]
     ) -> Credential | None:
         """Reserve and grant in one transaction, if a credential is ready."""
-        taken = self.take_ready(agent, attempt.transport)
+        taken = self.take_ready(agent, attempt.request.transport)
         if taken is None:
             return None
         credential, finish = taken
@@ -243,7 +235,7 @@ class Passes:
     async def _fetch_credential(self, attempt: Attempt, agent: Agent) -> Credential:
         with attempt.step(StepName.UPSTREAM):
             attempt.has_asked = True
-            credential = await self.provider.fetch_credential(agent, attempt.transport)
+            credential = await self.provider.fetch_credential(agent, attempt.request.transport)
         attempt.note_credential(credential)
         return credential
 

@@ -15,8 +15,7 @@ from voicepass.api.middleware import add_headers
 from voicepass.api.problems import answer
 from voicepass.errors import OriginNotAllowed
 from voicepass.model import MonotonicClock, new_id
-from voicepass.telemetry.logger import Logger
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import Logger, redact
 
 PREFLIGHT_SECONDS: Final = 600
 MAX_REQUEST_HEADERS: Final = 20

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.api.routes import APP_USER, pass_routes, user_routes
 from voicepass.errors import NotStarted
-from voicepass.telemetry.logs import log_to_app
 
 
 @dataclass(eq=False)
@@ -38,8 +37,7 @@ class EmbeddedService:
         inner = {**scope, "state": {}}
         if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix
             inner["path"] = inner["app_root_path"] + inner["path"]
-        with log_to_app():
-            await self.service(inner, receive, send)
+        await self.service(inner, receive, send)
 
 
 def embed(app: FastAPI, path: str, service: ASGIApp, *, user: Callable[..., Any] | None) -> None:

@@ -22,8 +22,7 @@ from voicepass.errors import (
     SignatureInvalid,
     TokenMissing,
 )
-from voicepass.telemetry.logger import Logger
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import Logger, redact
 
 PROBLEM_JSON: Final = "application/problem+json"
 

@@ -10,7 +10,7 @@ from voicepass.doctor.findings import REFUSED, Finding, report
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
 from voicepass.errors import ElevenLabsRefusal, Refusal
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import redact
 
 _BEFORE_NOTE: Final = "token refused: "
 _QUOTED_CHARACTERS: Final = 200

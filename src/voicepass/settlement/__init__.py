@@ -10,7 +10,7 @@ repeated and reordered reports lead to the same ledger. Until ElevenLabs reports
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
@@ -19,6 +19,7 @@ from voicepass.ledger.rules import is_of_another_agent
 from voicepass.model import Clock, IssuedPass, Settlement
 from voicepass.settlement.bypasses import Bypasses
 from voicepass.settlement.reports import Report, Status
+from voicepass.telemetry.lines import notify
 from voicepass.telemetry.logger import Logger
 
 NEVER_OPENED_SECONDS: Final = 15.5 * 60
@@ -56,9 +57,7 @@ class Settlements:
         """Settle a conversation. Nothing happens if it was settled before, or is unknown."""
         settled = await self._ledger.settle(settlement)
         if settled is not None:
-            for observe in self._observers:
-                with suppress(Exception):  # The pass is settled. `lines.isolate` logs the exception.
-                    observe(settled)
+            notify(self._observers, settled)
             return
         for issued in await self._ledger.find([settlement.conversation_id]):
             self._check_agent(issued, settlement.agent_id)
