@@ -57,15 +57,21 @@ class Logger:
 
     def info(self, event: str, /, **fields: object) -> None:
         """Write an event that is part of normal work."""
-        self._logger.info(Event(event, fields), stacklevel=2)
+        self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, /, **fields: object) -> None:
         """Write an event that an operator should know."""
-        self._logger.warning(Event(event, fields), stacklevel=2)
+        self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, /, **fields: object) -> None:
         """Write an event that an operator has to act on."""
-        self._logger.error(Event(event, fields), stacklevel=2)
+        self._write(logging.ERROR, event, fields)
+
+    def _write(self, level: int, event: str, fields: Mapping[str, object]) -> None:
+        logger = self._logger
+        if logger.isEnabledFor(level):
+            # `logger.log` would also find the line of the code, which takes a third of the time.
+            logger.handle(logger.makeRecord(logger.name, level, "", 0, Event(event, fields), (), None))
 
 
 def redact(text: str, *, most_characters: int = MAX_TEXT_CHARACTERS) -> str:
