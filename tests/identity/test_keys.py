@@ -324,7 +324,7 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
         "EC, beyond the field": (ec_jwk | {"x": base64url(b"\xff" * 32)}, "ES256", malformed),
         "EC, far beyond the field": (ec_jwk | {"x": base64url(b"\xff" * 3000)}, "ES256", malformed),
         "EC, x a number": (ec_jwk | {"x": y}, "ES256", "with a member 'x'"),
-        "EC, x with a space": (ec_jwk | {"x": ec_jwk["x"] + " "}, "ES256", "malformed member 'x'"),
+        "EC, x with a space": (ec_jwk | {"x": ec_jwk["x"] + " "}, "ES256", malformed),
         "OKP for ES256": (ed_jwk, "ES256", "is not a key for ES256"),
         "OKP for ES256, called P-256": (ed_jwk | {"crv": "P-256"}, "ES256", "is no EC key with"),
         "RSA for EdDSA": (rsa_jwk, "EdDSA", "is not a key for EdDSA"),
@@ -355,10 +355,10 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
         "RSA, no exponent": ({k: v for k, v in rsa_jwk.items() if k != "e"}, "RS256", "with a member 'e'"),
         "RSA, the exponent a number": (rsa_jwk | {"e": 65537}, "RS256", "with a member 'e'"),
         "RSA, modulus zero": (rsa_jwk | {"n": "AA"}, "RS256", malformed),
-        "RSA, modulus with padding within": (rsa_jwk | {"n": "AA==" + rsa_jwk["n"]}, "RS256", "malformed member 'n'"),
+        "RSA, modulus with padding within": (rsa_jwk | {"n": "AA==" + rsa_jwk["n"]}, "RS256", malformed),
         "RSA, modulus of padding": (rsa_jwk | {"n": "===="}, "RS256", "is malformed"),
-        "RSA, modulus with a line break": (rsa_jwk | {"n": rsa_jwk["n"] + "\n"}, "RS256", "malformed member 'n'"),
-        "RSA, modulus with spare bits": (rsa_jwk | {"n": rsa_jwk["n"][:-1] + "B"}, "RS256", "malformed member 'n'"),
+        "RSA, modulus with a line break": (rsa_jwk | {"n": rsa_jwk["n"] + "\n"}, "RS256", malformed),
+        "RSA, modulus with spare bits": (rsa_jwk | {"n": rsa_jwk["n"][:-1] + "B"}, "RS256", malformed),
     }
 
 

@@ -67,14 +67,15 @@ class LogWriter:
             self._is_buffered, self._is_stalled = False, thread.is_alive()
 
     def _run(self) -> None:
-        batch: list[str | None] = []
-        while None not in batch:
-            time.sleep(_PAUSE_SECONDS)
+        while True:
             batch = [self._queue.get()]
             with suppress(Empty):
                 while len(batch) < _BATCH_LINES:
                     batch.append(self._queue.get_nowait())
             self._write([line for line in batch if line is not None], wait_seconds=None)
+            if None in batch:
+                return
+            time.sleep(_PAUSE_SECONDS)
 
     def _write(self, lines: Sequence[str], *, wait_seconds: float | None) -> None:
         """Write `lines`, or count those that were lost. Without `wait_seconds`, wait for a reader without end."""
