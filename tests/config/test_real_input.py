@@ -27,7 +27,7 @@ from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.identity import JwtAuthenticator
-from voicepass.identity.differences import explain_difference
+from voicepass.identity.tokens import explain_difference
 
 NOW = time.time()
 KEY = bytes(range(180, 180 + 48))

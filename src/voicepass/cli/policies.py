@@ -18,7 +18,7 @@ from voicepass.config.policyfile import PolicyFile, PolicyFileError, read_policy
 from voicepass.config.settings import load_settings
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
-from voicepass.identity.differences import list_differences
+from voicepass.identity.tokens import list_differences
 from voicepass.model import DEFAULT_ALIAS
 from voicepass.policy import Rule
 from voicepass.telemetry.logs import configure_logging

@@ -12,9 +12,8 @@ from typing import Final, Protocol
 
 from voicepass.errors import CredentialsConflict, InternalError, TokenExpired, TokenInvalid, TokenMissing
 from voicepass.identity.credentials import SessionCookie, bearer_token, check_own_site, check_page_of_app, cookie_tokens
-from voicepass.identity.differences import explain_difference
 from voicepass.identity.keys import KEY_NAMES, VerificationKey, select_keys
-from voicepass.identity.tokens import UnverifiedToken, parse, parse_object, refuse
+from voicepass.identity.tokens import UnverifiedToken, explain_difference, parse, parse_object, refuse
 from voicepass.model import Clock, Credentials, User
 from voicepass.policy import Rule, claim_at, clean_text
 
