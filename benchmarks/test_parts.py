@@ -13,22 +13,21 @@ import uvloop
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client import CollectorRegistry
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.ports import AtOnce
 from tests.conftest import MakeToken, make_token, settings_with
+from tests.telemetry.test_metrics import Process, TurnedLedger, metrics_of
 from voicepass.api.schemas import SignedUrlPass
 from voicepass.config.build import Configuration, configure
 from voicepass.config.limits import MAX_AMOUNT, LimitTables, UserLimitsEntry
 from voicepass.identity import JwtAuthenticator
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
-from voicepass.model import Credentials, Reservation, Transport, User, VoicePass
+from voicepass.model import Credentials, PassRequest, Reservation, Transport, User, VoicePass
 from voicepass.telemetry.attempt import Attempt, StepName
-from voicepass.telemetry.lines import AttemptLog
+from voicepass.telemetry.lines import log_attempt
 from voicepass.telemetry.logs import configure_logging
-from voicepass.telemetry.metrics import AttemptMetrics
 from voicepass.telemetry.traces import AttemptTraces
 
 __all__ = ["make_token"]  # a fixture of the tests, for those below
@@ -127,7 +126,10 @@ def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configura
 
 @pytest.fixture
 def attempt(configuration: Configuration, user: User) -> Attempt:
-    attempt = Attempt(request_id="r", transport=Transport.WEBSOCKET, alias="default", client="127.0.0.1")
+    credentials, transport = Credentials(), Transport.WEBSOCKET
+    attempt = Attempt(
+        PassRequest(request_id="r", credentials=credentials, alias="default", transport=transport, client="127.0.0.1")
+    )
     attempt.user, attempt.agent = user, configuration.policy.agents["default"].agent
     attempt.outcome, attempt.conversation_id = "granted", "conv_1"
     for name in (StepName.VERIFY, StepName.RESERVE, StepName.UPSTREAM, StepName.GRANT):
@@ -138,7 +140,7 @@ def attempt(configuration: Configuration, user: User) -> Attempt:
 
 def test_log_and_count(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
     configure_logging(log_format="json", level="info")
-    observers = (AttemptLog(), AttemptMetrics(registry=CollectorRegistry()))
+    observers = (log_attempt, metrics_of(Process(), TurnedLedger(), aliases=["", "default"]).count_attempt)
 
     benchmark(lambda: [observe(attempt) for observe in observers])
 

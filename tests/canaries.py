@@ -2,9 +2,8 @@
 
 import io
 import logging
-from typing import Any
 
-import structlog
+from voicepass.telemetry.logger import Event
 
 API_KEY = "sk_canary5c6ee1f0f3a94c0b9e5d7a1b2c3d4e5f60718293a4b5c6d7"
 JWT_SECRET = "canary-jwt-secret-4f9a1c7e2b8d5036e1f0a9b8c7d6e5f4"
@@ -19,24 +18,23 @@ def secrets_in(text: str) -> list[str]:
     return [secret for secret in FORBIDDEN if secret.lower() in text.lower()]
 
 
+class _Formatter(logging.Formatter):
+    """Shows our events as they were before anything was redacted."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is of `logging`
+        event = record.msg
+        message = f"{event.name} {dict(event.fields)!r}" if isinstance(event, Event) else record.message
+        return f"{record.name} {record.levelname} {message}"
+
+
 class CanaryLog:
     """Keeps all that is logged, as it was before the last line of defence took anything out of it."""
 
     def __init__(self) -> None:
         self._lines = io.StringIO()
         self._handler = logging.StreamHandler(self._lines)
-        self._handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(_Formatter())
         logging.getLogger().addHandler(self._handler)
-        self._configure = structlog.configure
-        structlog.configure = self._configure_and_listen  # type: ignore[assignment]  # whatever is set up from now on
-
-    def _configure_and_listen(self, processors: list[Any], **rest: Any) -> None:
-        self._configure(processors=[self._remember, *processors], **rest)
-
-    def _remember(self, logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        shown = structlog.processors.format_exc_info(logger, method, dict(event))
-        self._lines.write(f"{logger.name} {method} {shown!r}\n")
-        return event
 
     def text(self) -> str:
         return self._lines.getvalue()
@@ -52,4 +50,3 @@ class CanaryLog:
 
     def close(self) -> None:
         logging.getLogger().removeHandler(self._handler)
-        structlog.configure = self._configure

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 import respx
-import structlog
 from fastapi import FastAPI
 from jose import jwt
 from pydantic import SecretStr
@@ -36,8 +35,6 @@ NOW = 1_790_000_000
 UPSTREAM = "https://api.elevenlabs.io"
 SIGNED_URL_PATH = "/v1/convai/conversation/get-signed-url"
 
-_configure_structlog = structlog.configure  # before CanaryLog stands in front of it
-
 MakeToken = Callable[..., str]
 
 
@@ -48,11 +45,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def every_level_is_logged() -> Iterator[None]:
-    """Let no level that another test has set hide the lines of this one, and undo what this one sets."""
-    before = structlog.get_config()
-    _configure_structlog(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
+    """Let no level that another test has set hide the lines of this one."""
+    logger = logging.getLogger("voicepass")
+    logger.setLevel(logging.DEBUG)
     yield
-    _configure_structlog(**before)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

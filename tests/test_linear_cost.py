@@ -28,7 +28,7 @@ from tests.conftest import settings_with
 from tests.servers import free_port, started
 from voicepass.app import create_app
 from voicepass.elevenlabs.codes import CAUSES
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import redact
 
 SOURCE = Path(__file__).parents[1] / "src"
 MEASURABLE_SECONDS = 50e-6

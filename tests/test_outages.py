@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, settings_with
 from tests.faults import FAULTS, UNAVAILABLE, asked, good, http, legacy
+from tests.logs import capture_logs
 from tests.servers import listening, running
 from voicepass.app import create_app
 from voicepass.outbound import get, http_transport
@@ -47,7 +47,7 @@ def assert_owed(answer: httpx.Response, kind: str) -> None:
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_each_fault_is_answered_as_documented_and_in_time(kind: str, bearer: dict[str, str]) -> None:
     async with FAULTS[kind].place() as base_url, in_front_of(base_url, voicepass_deadline_seconds=0.4) as api:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             begun = time.perf_counter()
             answer = await api.post(PASS, headers=bearer)
             took = time.perf_counter() - begun
@@ -60,7 +60,7 @@ async def test_each_fault_is_answered_as_documented_and_in_time(kind: str, beare
 async def test_a_certificate_failure_is_logged_as_one_with_what_to_do(bearer: dict[str, str]) -> None:
     place = FAULTS["certificate not trusted"].place()
     async with place as base_url, in_front_of(base_url) as api:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             answer = await api.post(PASS, headers=bearer)
 
     assert (answer.status_code, answer.json()["code"]) == UNAVAILABLE
@@ -134,7 +134,7 @@ async def test_while_elevenlabs_is_down_it_is_not_called_and_users_are_refused_a
             writer.write(http(500))
 
     async with listening(fail) as base_url, in_front_of(base_url) as api:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             answers = [await api.post(PASS, headers=bearer) for _ in range(200)]
             begun = time.perf_counter()
             last = await api.post(PASS, headers=bearer)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import pytest
 
@@ -40,7 +41,7 @@ from voicepass.model import (
 from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
 from voicepass.telemetry.attempt import Attempt
-from voicepass.telemetry.lines import isolate
+from voicepass.telemetry.lines import notify
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +156,7 @@ def passes(ports: Ports, *observers: Observer) -> Passes:
         ledger=ports,
         open_passes=ports,
         seal=ports.seal,
-        observe=isolate(*observers, ports.attempts.append),
+        observe=partial(notify, [*observers, ports.attempts.append]),
     )
 
 

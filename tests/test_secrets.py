@@ -4,12 +4,12 @@ import json
 import logging
 
 import pytest
-import structlog
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
-from voicepass.telemetry.logs import MAX_TEXT_CHARACTERS, configure_logging, redact
+from voicepass.telemetry.logger import MAX_TEXT_CHARACTERS, Logger, redact
+from voicepass.telemetry.logs import configure_logging
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln"
 
@@ -19,7 +19,7 @@ def test_the_log_of_the_suite_would_show_a_secret(canary_log: CanaryLog) -> None
     configure_logging(log_format="json", level="debug")
     at = len(canary_log.text())
     logging.getLogger("some.library").warning("dialling %s", signed_url())
-    structlog.get_logger("voicepass.some").warning("dialling", url=signed_url())
+    Logger("voicepass.some").warning("dialling", url=signed_url())
 
     found = canary_log.leaking()
     canary_log.forget(at)
@@ -93,7 +93,7 @@ def test_a_long_text_is_cut_and_its_line_stays_one_of_json(capsys: pytest.Captur
     configure_logging(log_format="json", level="debug")
     token, most = "eyJ0eXAiOi.J9.c2ln", MAX_TEXT_CHARACTERS
 
-    structlog.get_logger("voicepass.some").info("some.event", text=f"{'x ' * 4090}{token}{'y' * 60_000}")
+    Logger("voicepass.some").info("some.event", text=f"{'x ' * 4090}{token}{'y' * 60_000}")
     logging.getLogger("some.library").error("%s", "y" * 60_000, exc_info=ValueError("x " * 30_000))
 
     ours, foreign = map(json.loads, capsys.readouterr().err.splitlines())

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
 from starlette.types import Lifespan
 
@@ -27,8 +26,7 @@ from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.sealing import Seals
 from voicepass.elevenlabs.warm import WarmStore
 from voicepass.errors import LedgerUnavailable
-from voicepass.identity import JwtAuthenticator
-from voicepass.identity.appusers import AppUsers
+from voicepass.identity import AppUsers, JwtAuthenticator
 from voicepass.identity.credentials import ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.model import VERSION
@@ -40,9 +38,9 @@ from voicepass.settlement.reconciler import Reconciler
 from voicepass.settlement.retention import run_retention
 from voicepass.settlement.webhook import Webhook
 from voicepass.telemetry import metrics
-from voicepass.telemetry.lines import AttemptLog, SettlementLog, isolate
+from voicepass.telemetry.lines import log_attempt, log_settlement, notify
 from voicepass.telemetry.logger import Logger
-from voicepass.telemetry.logs import configure_logging, log_to_app, log_writer
+from voicepass.telemetry.logs import configure_logging, log_writer
 from voicepass.telemetry.traces import open_tracing
 
 _log = Logger("voicepass.app")
@@ -94,9 +92,8 @@ def mount(app: FastAPI, path: str, *, user: Callable[..., Any] | None = None, se
 @asynccontextmanager
 async def _run_in_app(run_app: Lifespan[Any], service: FastAPI, app: FastAPI) -> AsyncIterator[Any]:
     """Open the services before what the app itself opens, and close them after it."""
-    with log_to_app():
-        async with service.router.lifespan_context(service), run_app(app) as state:
-            yield state
+    async with service.router.lifespan_context(service), run_app(app) as state:
+        yield state
 
 
 def _build(settings: Settings, configuration: Configuration, draining: Draining, admin_port: int | None) -> FastAPI:
@@ -142,7 +139,6 @@ async def _open(settings: Settings, configuration: Configuration, app: FastAPI) 
 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
     """Open what the routes need and put it into `state`; `stack` closes it."""
-    registry = CollectorRegistry()
     state.policy = configuration.policy
     state.service_tokens = ServiceTokens(settings.voicepass_service_tokens)
     state.seals = Seals(configuration.workspaces)
@@ -157,13 +153,14 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         stack.push_async_callback(warm.aclose)
     check_ledger = LedgerCheck(check=state.ledger.check, ticks=time.monotonic)
     state.checks = {"ledger": check_ledger, "elevenlabs": provider.explain_pause}
-    process = metrics.StateMetrics(registry=registry, read=partial(_read_state, provider, warm))
-    await process.update()
-    await stack.enter_async_context(
-        run_periodically(metrics.UPDATE_SECONDS, process.update, on_failure=partial(_log.error, "metrics.failed"))
+    state.metrics = metrics.Metrics(
+        aliases=["", *configuration.policy.agents],
+        read_state=partial(_read_state, provider, warm),
+        ledger=metrics.LedgerMetrics(check=check_ledger, read=state.ledger.read_standing, ticks=time.monotonic),
     )
-    of_ledger = metrics.LedgerMetrics(check=check_ledger, read=state.ledger.read_standing, ticks=time.monotonic)
-    state.metrics = metrics.Exposition(registry=registry, state=process, ledger=of_ledger)
+    await state.metrics.update()
+    update, on_failure = state.metrics.update, partial(_log.error, "metrics.failed")
+    await stack.enter_async_context(run_periodically(metrics.UPDATE_SECONDS, update, on_failure=on_failure))
     _open_authenticator(stack, state, settings, configuration)
     await _open_passes(stack, state, settings, provider=provider, warm=warm)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
@@ -202,7 +199,6 @@ async def _open_passes(
     stack: AsyncExitStack, state: State, settings: Settings, *, provider: ElevenLabs, warm: WarmStore | None
 ) -> None:
     """Open the use case with its observers."""
-    attempt_metrics = metrics.AttemptMetrics(registry=state.metrics.registry, aliases=["", *state.policy.agents])
     traces = await stack.enter_async_context(open_tracing())
     state.passes = Passes(
         authenticator=state.authenticator,
@@ -213,7 +209,7 @@ async def _open_passes(
         open_passes=await _open_settlement(stack, state, settings, provider=provider),
         seal=state.seals.seal,
         tells_seconds_left=settings.voicepass_tell_seconds_left,
-        observe=isolate(AttemptLog(), attempt_metrics, *traces),
+        observe=partial(notify, [log_attempt, state.metrics.count_attempt, *traces]),
     )
     stack.push_async_callback(state.passes.aclose)
 
@@ -225,8 +221,8 @@ async def _open_settlement(
     base_urls = {rules.agent.agent_id: rules.agent.base_url for rules in state.policy.agents.values()}
     settlements = Settlements(
         ledger=state.ledger,
-        observe=isolate(SettlementLog(), metrics.SettlementMetrics(registry=state.metrics.registry)),
-        bypasses=Bypasses(agent_ids=base_urls.keys(), count=metrics.BypassMetrics(registry=state.metrics.registry)),
+        observe=partial(notify, [log_settlement, state.metrics.count_settlement]),
+        bypasses=Bypasses(agent_ids=base_urls.keys(), count=state.metrics.count_bypass),
         clock=time.time,
     )
     state.webhook = Webhook(settlements=settlements, secrets=settings.webhook_secrets, clock=time.time)
@@ -255,14 +251,14 @@ async def _open_settlement(
     return open_passes
 
 
-def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.ProcessState:
-    return metrics.ProcessState(
-        breakers=provider.breakers,
-        calls_in_flight=provider.bulkhead.in_flight,
-        calls_waiting=provider.bulkhead.waiting,
-        warm_held=warm.held if warm else {},
-        lines_dropped=log_writer.dropped,
-    )
+def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.State:
+    for labels, is_open in provider.breakers.items():
+        yield "breaker_open", labels, is_open
+    yield "calls_in_flight", (), provider.bulkhead.in_flight
+    yield "calls_under_way", (), provider.bulkhead.in_flight
+    yield "calls_waiting", (), provider.bulkhead.waiting
+    for alias, held in warm.held.items() if warm else ():
+        yield "warm_held", (alias,), held
 
 
 @contextmanager

@@ -6,14 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-Clock = Callable[[], float]
-"""The wall clock: seconds since the epoch. It may step when the system corrects its time."""
-
-MonotonicClock = Callable[[], float]
-"""Seconds since an unknown start. It never steps, so it measures durations and deadlines."""
-
-Scalar = str | int | float | bool
-"""The types that a dynamic variable may have (ElevenLabs, "Dynamic variables")."""
+Clock = Callable[[], float]  # the wall clock: seconds since the epoch; it may step when the system corrects its time
+MonotonicClock = Callable[[], float]  # seconds since an unknown start: it never steps, so it measures durations
+Scalar = str | int | float | bool  # the types that a dynamic variable may have (ElevenLabs, "Dynamic variables")
 
 DEFAULT_ALIAS = "default"
 VERSION = "0.1.0"  # as in pyproject.toml: the image has no metadata of an installed package
@@ -33,20 +28,22 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What may identify the user of a request, as it came. No header is trusted."""
+    """What may identify the user of a request, as it came. No header is trusted.
+
+    `is_read`: the request changes nothing. `app_user`: what the dependency of the app around voicepass returned; it may
+    be of any type.
+    """
 
     authorization: tuple[str, ...] = field(default=(), repr=False)
     cookies: tuple[str, ...] = field(default=(), repr=False)
     is_post: bool = False
     is_read: bool = False
-    """Whether the request changes nothing."""
     origin: str | None = None
     fetch_site: str | None = None
     scheme: str = "http"
     host: str | None = None
     media_type: str | None = None
     app_user: object = field(default=None, repr=False)
-    """What the dependency of the app around voicepass returned. It may be of any type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +78,14 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """A voice agent at ElevenLabs, known to frontends by its alias only."""
+    """A voice agent at ElevenLabs, known to frontends by its alias only.
+
+    `base_url`: the ElevenLabs host of its workspace. Each residency region has one, with keys and agents of its own.
+    """
 
     alias: str
     agent_id: str
     base_url: str
-    """The ElevenLabs host of its workspace: each residency region has one, with keys and agents of its own."""
     branch_id: str | None = None
     version_id: str | None = None
     environment: str | None = None
@@ -105,14 +104,14 @@ class Agent:
 class Credential:
     """What opens one conversation: a signed URL (WebSocket) or a conversation token (WebRTC).
 
-    `conversation_id` and `expires_at` (seconds since the epoch) are None if ElevenLabs did not name them.
+    `conversation_id` and `expires_at` (seconds since the epoch) are None if ElevenLabs did not name them. `is_warm`:
+    it was fetched before a user asked.
     """
 
     secret: str = field(repr=False)
     conversation_id: str | None
     expires_at: float | None
     is_warm: bool = False
-    """Whether it was fetched before a user asked."""
 
     @property
     def sha256(self) -> str:

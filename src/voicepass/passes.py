@@ -88,7 +88,7 @@ TakeReady = Callable[[Agent, Transport], AbstractContextManager[Credential | Non
 """Takes a credential that was fetched ahead, if there is one. After LimitReached or UserBlocked, nobody has used it."""
 
 Observer = Callable[[Attempt], None]
-"""Gets every attempt once, when it is over. It must be quick and must not raise: see `lines.isolate`."""
+"""Gets every attempt once, when it is over. It must be quick and must not raise: see `lines.notify`."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -111,14 +111,7 @@ class Passes:
 
         The observer gets the attempt exactly once, however it ends.
         """
-        attempt = Attempt(
-            request_id=request.request_id,
-            transport=request.transport,
-            alias=request.alias,
-            client=request.client,
-            client_request_id=request.client_request_id,
-            traceparent=request.traceparent,
-        )
+        attempt = Attempt(request)
         try:
             voice_pass = await self._issue(request, attempt)
         except Refusal as refusal:
@@ -135,7 +128,7 @@ class Passes:
             attempt.outcome = "granted"
             return voice_pass
         finally:
-            attempt.duration_seconds = time.monotonic() - attempt.began
+            attempt.seconds = time.monotonic() - attempt.began
             self.observe(attempt)
 
     async def _issue(self, request: PassRequest, attempt: Attempt) -> VoicePass:

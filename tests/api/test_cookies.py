@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import pytest
 import respx
-import structlog
 
 from tests.conftest import MakeToken
+from tests.logs import capture_logs
 
 OURS = "https://app.example"
 HOST = "https://voicepass.test"
@@ -325,7 +325,7 @@ async def test_a_proxy_that_rewrites_host_is_named_in_the_log_as_a_reason_to_lis
 ) -> None:
     rewritten = {"origin": "https://public.example", "host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | rewritten)
 
     (note,) = [line["note"] for line in logged if line.get("code") == "origin_not_allowed"]

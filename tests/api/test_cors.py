@@ -3,10 +3,10 @@
 import httpx
 import pytest
 import respx
-import structlog
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 
+from tests.logs import capture_logs
 from voicepass.api.cors import Cors
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -127,7 +127,7 @@ async def test_the_log_says_whether_a_preflight_was_refused_for_its_origin_or_fo
 ) -> None:
     put = PREFLIGHT | {"access-control-request-method": "PUT"}
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": "https://evil.example"})
         await api.options("/v1/signed-url", headers=put | {"origin": OURS})
 
@@ -142,7 +142,7 @@ async def test_a_refused_preflight_is_a_warning_once_for_each_origin_and_hour_an
     cors = Cors(FastAPI(), allowed_origins=[OURS], with_cookies=False, ticks=lambda: now)
 
     def warned_of(*origins: str) -> list[str]:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             answers = [cors.preflight_response(Headers(PREFLIGHT | {"origin": origin})) for origin in origins]
         assert {answer.status_code for answer in answers} == {403}
         assert {(line["event"], line["log_level"]) for line in logged} <= {("request.refused", "warning")}

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 import respx
-import structlog
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -24,6 +23,7 @@ from websockets.typing import Subprotocol
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, MakeToken, ServiceClient, serving, settings_with
+from tests.logs import capture_logs
 from tests.servers import running
 from tests.settlement.test_webhook import OLD_SECRET, SECRET, event, hostile, signature
 from voicepass.api.middleware import MAX_WEBHOOK_BYTES, MAX_WEBHOOKS_AT_ONCE, WEBHOOK_PATH, Surface
@@ -129,7 +129,7 @@ async def test_who_claims_to_be_another_is_noticed_and_charged_as_who_they_are(
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         await deliver(api, event(user_id="u-victim"))
 
     told = await conversation(api)

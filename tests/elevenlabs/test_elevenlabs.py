@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 import respx
-import structlog
 
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.faults import asked, good, http
+from tests.logs import capture_logs
 from tests.servers import listening
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.refusals import refusal_for, vendor_error
@@ -126,7 +126,7 @@ async def test_a_url_that_leads_elsewhere_is_never_handed_on(upstream: respx.Moc
 async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: respx.MockRouter) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(host="api.us.elevenlabs.io")})
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         async with adapter() as provider:
             credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
@@ -454,7 +454,7 @@ async def test_while_keys_are_rotated_the_one_that_works_is_tried_once_and_remem
 ) -> None:
     upstream["signed_url"].mock(side_effect=rejecting("sk_old"))
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         async with adapter(api_keys=("sk_old", "sk_new")) as provider:
             for _ in range(3):
                 await provider.fetch_credential(AGENT, Transport.WEBSOCKET)

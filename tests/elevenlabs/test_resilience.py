@@ -5,8 +5,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-import structlog
 
+from tests.logs import capture_logs
 from voicepass.elevenlabs.resilience import (
     MAX_SAVED_RETRIES,
     OPEN_SECONDS,
@@ -197,7 +197,7 @@ async def test_four_outages_in_a_row_do_not_open_the_breaker_however_often() -> 
 
 
 async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> None:
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         upstream = await opened()
         upstream.now += OPEN_SECONDS
         upstream.failing = None

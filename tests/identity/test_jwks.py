@@ -9,7 +9,6 @@ from collections.abc import Callable, Sized
 from typing import Final
 
 import pytest
-import structlog
 
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, Clock, serving
 from tests.faults import tls
@@ -34,6 +33,7 @@ from tests.identity.issuer import (
     silence,
     trap,
 )
+from tests.logs import capture_logs
 from tests.servers import free_port, listening
 from voicepass.errors import KeysUnavailable, Refusal, TokenInvalid
 from voicepass.identity.jwks import DISCOVERY_PATH, FETCH_SECONDS, MAX_DOCUMENT_BYTES, PublishedKeys
@@ -212,7 +212,7 @@ async def test_a_token_is_tried_with_the_keys_that_its_header_names_or_with_all(
 async def test_a_member_that_is_not_used_is_logged_once_with_the_reason(issuer: Issuer) -> None:
     members = [EC_JWK, EC_JWK | {"kid": "bad", "y": "AQ"}, EC_JWK | {"kid": "enc", "use": "enc"}, None]
     issuer.publish(*members)
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         async with keys_of(issuer) as keys:
             for _ in range(3):
                 await outcome(keys)
@@ -239,7 +239,7 @@ UNUSABLE: dict[str, tuple[Answer, str]] = {
     "101 members": (saying(set_of(*[EC_JWK] * 101)), "the document is no JWKS of at most 100 keys"),
     "no JWKS": (saying(b"{}"), "the document is no JWKS of at most 100 keys"),
     "a list": (saying(b"[]"), "the document is not a JSON object"),
-    "a page": (saying(b"<!doctype html>"), "the document is not JSON"),
+    "a page": (saying(b"<!doctype html>"), "the document is not a JSON object"),
     "an error": (saying(b"", status="500 Oops"), "HTTP 500"),
     "too long": (saying(b" " * (MAX_DOCUMENT_BYTES + 1)), "the answer is longer than 524288 bytes"),
 }
@@ -249,12 +249,12 @@ async def test_where_no_key_can_be_used_the_refusal_and_the_log_say_why(issuer: 
     url, noted, expected = issuer.url + JWKS_PATH, {}, {}
     for name, (answer, note) in UNUSABLE.items():
         issuer.answers[JWKS_PATH] = answer
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             async with keys_of(issuer) as keys:
                 with pytest.raises(KeysUnavailable) as refused:
                     await keys.check()
         noted[name] = refused.value.operator_note, [line for line in logged if line["event"] != "keys.skipped"]
-        line = {"event": "keys.refresh_failed", "log_level": "error", "cause": "JwksUnusableError", "note": note}
+        line = {"event": "keys.refresh_failed", "log_level": "error", "cause": "AnswerUnusableError", "note": note}
         expected[name] = f"no keys from {url} ({note})", [line | {"url": url}]
 
     assert noted == expected
@@ -262,7 +262,7 @@ async def test_where_no_key_can_be_used_the_refusal_and_the_log_say_why(issuer: 
 
 async def test_the_log_says_where_keys_came_from_and_how_many_can_be_used(issuer: Issuer) -> None:
     issuer.publish(OLD, NEW, None)
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         async with keys_of(issuer) as keys:
             await keys.check()
 
@@ -399,7 +399,7 @@ async def test_a_certificate_failure_is_logged_as_one_with_what_to_do() -> None:
 
     async with listening(never, tls=tls()) as base_url:
         keys = PublishedKeys(url=base_url + JWKS_PATH, token_issuer=TOKEN_ISSUER, algorithm="ES256", clock=Clock())
-        with structlog.testing.capture_logs() as logged, pytest.raises(KeysUnavailable) as refused:
+        with capture_logs() as logged, pytest.raises(KeysUnavailable) as refused:
             await keys.check()
         await keys.aclose()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
@@ -14,7 +15,7 @@ from voicepass.ledger import Ledger
 from voicepass.model import Clock, Credential, Reservation, Transport
 from voicepass.outbound import http_transport
 from voicepass.settlement import Bypasses, Observer, Settlements
-from voicepass.telemetry.lines import isolate
+from voicepass.telemetry.lines import notify
 
 HERE = "https://here"
 
@@ -41,7 +42,7 @@ def make_settlements(
     count = ([] if bypasses is None else bypasses).append
     return Settlements(
         ledger=ledger,
-        observe=isolate(*observers),
+        observe=partial(notify, observers),
         bypasses=Bypasses(agent_ids=[AGENT_ID], count=count),
         clock=clock,
     )

@@ -1,8 +1,7 @@
 """Conversations that began without a pass: each is counted and logged once."""
 
-import structlog
-
 from tests.conftest import AGENT_ID
+from tests.logs import capture_logs
 from voicepass.settlement import Bypasses
 from voicepass.settlement.reports import Report, Status
 
@@ -13,7 +12,7 @@ def report(conversation_id: str) -> Report:
 
 def test_the_line_names_the_conversation_the_agent_the_reason_and_the_remedy() -> None:
     counted: list[str] = []
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         Bypasses(agent_ids=[AGENT_ID], count=counted.append).report(report("conv_9"), reason="not_issued")
 
     note = logged[0].pop("note")
@@ -33,7 +32,7 @@ def test_the_line_names_the_conversation_the_agent_the_reason_and_the_remedy() -
 def test_ten_thousand_conversations_are_remembered_and_the_oldest_is_forgotten_first() -> None:
     counted: list[str] = []
     bypasses = Bypasses(agent_ids=[AGENT_ID], count=counted.append)
-    with structlog.testing.capture_logs():
+    with capture_logs():
         for number in range(10_000):
             bypasses.report(report(f"conv_{number}"), reason="public")
         for conversation_id in ("conv_0", "conv_9999", "conv_10000", "conv_1", "conv_10000", "conv_0"):

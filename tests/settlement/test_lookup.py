@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
+from tests.logs import capture_logs
 from tests.settlement.given import HERE, FakeProvider, account
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
@@ -356,7 +356,7 @@ async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_
 async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
     provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
     async with set_up(provider, conversations=THREE) as given:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             for _ in range(121):
                 await given.open_passes.refresh(reservation(), LIMIT)
                 given.clock.now += 60
@@ -401,7 +401,7 @@ async def test_nobody_is_asked_about_a_pass_of_an_agent_that_is_no_longer_config
 async def test_a_question_without_an_answer_is_logged() -> None:
     provider = FakeProvider(default=Unavailable(operator_note="it is down"))
     async with set_up(provider, conversations=["conv_1"]) as given:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await given.open_passes.refresh(reservation(), LIMIT)
 
     assert logged == [
@@ -489,7 +489,7 @@ async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_
 
         await given.open_passes.refresh(reservation(), LIMIT)
 
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
 
     assert credential.conversation_id == "conv_1"

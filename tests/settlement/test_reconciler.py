@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from websockets.sync.client import connect
 
 from elevenlabs_emulator import Emulator, Fault
 from tests.conftest import AGENT_ID, NOW, Clock
+from tests.logs import capture_logs
 from tests.settlement.given import (
     HERE,
     FakeProvider,
@@ -209,7 +209,7 @@ async def test_one_round_releases_more_passes_than_it_reads_at_once_and_logs_how
         for number in range(101):
             await grant(ledger, f"conv_{number}")
         clock.now += NEVER_OPENED_SECONDS + 60
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await make_reconciler(ledger, FakeProvider(), clock).run_round()
 
     assert logged == [{"event": "passes.reconciled", "log_level": "info", "expired": 101}]
@@ -246,7 +246,7 @@ async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(curs
             await grant(ledger, conversation_id)
         clock.now += NEVER_OPENED_SECONDS + 60
 
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await make_reconciler(ledger, provider, clock).run_round()
 
         found = [await ledger.find_pass(conversation_id) for conversation_id in ("conv_1", "conv_2")]
@@ -352,7 +352,7 @@ async def test_a_round_logs_what_it_could_not_read_what_it_charges_in_full_and_i
         await grant(ledger, "conv_3")
         await ledger.note_opened("conv_3", clock.now)
         clock.now += OLD
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await make_reconciler(ledger, provider, clock).run_round()
 
     ids = ("conv_1", "conv_2", "conv_3")
@@ -427,7 +427,7 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
         clock.now += OLD
         base_urls = {AGENT_ID: HERE, "agent_there": "https://there"}
 
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await make_reconciler(ledger, provider, clock, base_urls=base_urls).run_round()
 
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
@@ -506,7 +506,7 @@ async def test_a_listed_conversation_that_was_never_issued_is_reported_once() ->
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
         reconciler = make_reconciler(ledger, provider, clock, bypasses=bypasses)
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             for _ in range(3):
                 clock.now += LIST_SECONDS
                 await reconciler.run_round()
@@ -546,7 +546,7 @@ async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> N
         async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         await make_reconciler(Out(), FakeProvider(), Clock()).run_round()  # type: ignore[arg-type]
 
     assert [(line["event"], line["note"]) for line in logged] == [("reconciler.stopped", "the disk is full")]
@@ -573,7 +573,7 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
         clock.now += OLD
         reconciler = make_reconciler(ledger, Broken(), clock, every_seconds=0.01)
 
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             async with reconciler.run(), asyncio.timeout(5):
                 await enough.wait()
 
@@ -638,7 +638,7 @@ async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -
                 await ledger.note_opened(f"conv_{number}", NOW)
             clock.now += OLD
 
-            with structlog.testing.capture_logs() as logged:
+            with capture_logs() as logged:
                 await reconciler.run_round()
 
     (line,) = logged

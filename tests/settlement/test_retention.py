@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-import structlog
 
 from tests.conftest import NOW, Clock
+from tests.logs import capture_logs
 from tests.settlement.given import grant
 from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.errors import LedgerUnavailable
@@ -68,7 +68,7 @@ def test_a_round_follows_every_minute_even_if_one_fails() -> None:
         async with run_retention(Failing(), keep_seconds=1):  # type: ignore[arg-type]
             await asyncio.sleep(150)
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         run(time, repeat)
 
     assert rounds == [60, 120]
@@ -80,7 +80,7 @@ async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
         async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         await delete_old_data(Out(), keep_seconds=NOW)  # type: ignore[arg-type]
 
     assert logged == [

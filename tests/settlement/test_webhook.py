@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 
 import pytest
-import structlog
 
 from tests.conftest import AGENT_ID, NOW, Clock
 from tests.ledger.given import rows
+from tests.logs import capture_logs
 from tests.settlement.given import grant, make_settlements
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
@@ -303,7 +303,7 @@ async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
 
 async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no_event_a_sentence() -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await receive(ledger, event(type="x" * 65))
             await receive(ledger, event(seconds=None))
         sentences = []
@@ -328,7 +328,7 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
     body = json.dumps(told).encode()
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             await receive(ledger, body)
         found = await ledger.find_pass("conv_1")
 
@@ -393,7 +393,7 @@ async def test_an_event_of_a_conversation_that_anyone_could_begin_is_reported_on
         webhook = Webhook(
             settlements=make_settlements(ledger, lambda: NOW, bypasses=bypasses), secrets=[SECRET], clock=lambda: NOW
         )
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             for _ in range(2):
                 await webhook.receive(signature=signature(NOW, body), body=body)
 

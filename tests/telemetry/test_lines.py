@@ -5,14 +5,14 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
 from voicepass import errors
-from voicepass.model import Agent, Transport, User
+from voicepass.model import Agent, Credentials, PassRequest, Transport, User
 from voicepass.telemetry.attempt import Attempt
-from voicepass.telemetry.lines import AttemptLog, isolate
+from voicepass.telemetry.lines import log_attempt, notify
+from voicepass.telemetry.logger import Logger
 from voicepass.telemetry.logs import LogFormat, configure_logging
 
 HOSTILE = 'u"\n\r\x1b[31m\u2028{"event": "pass.granted"}'
@@ -25,23 +25,26 @@ def default_logging() -> Iterator[None]:
 
 
 def attempt(**changes: object) -> Attempt:
+    request = PassRequest(
+        request_id="r-1",
+        credentials=Credentials(),
+        alias=str(changes.pop("alias", "default")),
+        transport=Transport.WEBSOCKET,
+    )
     values: dict[str, object] = {
-        "request_id": "r-1",
-        "transport": Transport.WEBSOCKET,
-        "alias": "default",
         "user": User(issuer="i", id="u-1", name=None, claims={}),
         "agent": Agent(alias="default", agent_id="agent_1", base_url="https://x"),
         "conversation_id": "conv_1",
         "credential_sha256": "0" * 64,
         "outcome": "granted",
     }
-    return Attempt(**(values | changes))  # type: ignore[arg-type]
+    return Attempt(request, **(values | changes))  # type: ignore[arg-type]
 
 
 def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    AttemptLog()(attempt(duration_seconds=0.0123))
+    log_attempt(attempt(seconds=0.0123))
 
     (line,) = capsys.readouterr().err.splitlines()
     event = json.loads(line)
@@ -54,7 +57,7 @@ def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) 
 def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, level="info")
 
-    AttemptLog()(attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
+    log_attempt(attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
 
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 1
@@ -84,7 +87,7 @@ def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
         operator_note="give the key convai_write",
         cause=ValueError(signed_url()),
     )
-    AttemptLog()(failed)
+    log_attempt(failed)
 
     written = capsys.readouterr().err
     event = json.loads(written)
@@ -96,7 +99,7 @@ def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
 def test_an_unknown_alias_is_the_callers_text_and_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    AttemptLog()(attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
+    log_attempt(attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
 
     assert "xxxx" not in capsys.readouterr().err
 
@@ -107,7 +110,7 @@ def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.
     logging.getLogger("some.library").warning("dialling wss://x/?conversation_signature=zzz9&a=b")
     logging.getLogger("httpcore").debug("send_request_headers xi-api-key")
     logging.getLogger("uvicorn.error").debug("< GET %s", signed_url())
-    structlog.get_logger("voicepass.x").info("thing.happened", text="token=zzz9")
+    Logger("voicepass.x").info("thing.happened", text="token=zzz9")
 
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 2
@@ -128,7 +131,7 @@ def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_t
     configure_logging(log_format="json", level="info")
     seen: list[Attempt] = []
 
-    isolate(Broken(), seen.append)(attempt())
+    notify([Broken(), seen.append], attempt())
 
     written = capsys.readouterr().err
     line = json.loads(written)

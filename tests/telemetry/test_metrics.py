@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,18 +21,15 @@ from tests.conftest import MakeToken
 from tests.servers import free_port
 from tests.telemetry.test_lines import attempt
 from voicepass.errors import LedgerUnavailable
-from voicepass.model import Standing, User
+from voicepass.model import Standing, Transport, User
 from voicepass.telemetry.metrics import (
     LEDGER_SECONDS,
     UPDATE_SECONDS,
-    AttemptMetrics,
-    Exposition,
     LedgerMetrics,
-    ProcessState,
-    SettlementMetrics,
-    StateMetrics,
+    Metrics,
+    State,
+    remove_dead_workers,
 )
-from voicepass.telemetry.workers import remove_dead_workers
 
 pytestmark = pytest.mark.anyio
 
@@ -45,14 +42,13 @@ class Process:
     calls_in_flight: int = 0
     warm: dict[str, int] = field(default_factory=lambda: {"default": 0})
 
-    def read(self) -> ProcessState:
-        return ProcessState(
-            breakers=self.breakers,
-            calls_in_flight=self.calls_in_flight,
-            calls_waiting=0,
-            warm_held=self.warm,
-            lines_dropped=0,
-        )
+    def read(self) -> State:
+        for labels, is_open in self.breakers.items():
+            yield "breaker_open", labels, is_open
+        for name in ("calls_in_flight", "calls_under_way"):
+            yield name, (), self.calls_in_flight
+        for alias, held in self.warm.items():
+            yield "warm_held", (alias,), held
 
 
 @dataclass
@@ -81,15 +77,11 @@ class Ticks:
         return self.now
 
 
-def exposition(
-    process: Process, ledger: TurnedLedger, ticks: Ticks | None = None, *, registry: CollectorRegistry | None = None
-) -> Exposition:
-    registry = registry or CollectorRegistry()
-    return Exposition(
-        registry=registry,
-        state=StateMetrics(registry=registry, read=process.read),
-        ledger=LedgerMetrics(check=ledger.check, read=ledger.standing, ticks=ticks or Ticks()),
-    )
+def metrics_of(
+    process: Process, ledger: TurnedLedger, ticks: Ticks | None = None, *, aliases: Sequence[str] = ()
+) -> Metrics:
+    ledger_metrics = LedgerMetrics(check=ledger.check, read=ledger.standing, ticks=ticks or Ticks())
+    return Metrics(aliases=aliases, read_state=process.read, ledger=ledger_metrics)
 
 
 def samples(text: bytes | str) -> dict[str, float]:
@@ -102,49 +94,41 @@ def samples(text: bytes | str) -> dict[str, float]:
     }
 
 
-def test_attempts_have_bounded_labels() -> None:
-    registry = CollectorRegistry()
-    count = AttemptMetrics(registry=registry)
+async def test_attempts_have_bounded_labels() -> None:
+    metrics = metrics_of(Process(), TurnedLedger())
 
     for number in range(100):
         user = User(issuer="i", id=f"u-{number}", name=None, claims={})
-        count(attempt(user=user))
-        count(attempt(user=user, alias=f"alias-{number}", agent=None, outcome="agent_not_allowed"))
+        metrics.count_attempt(attempt(user=user))
+        metrics.count_attempt(attempt(user=user, alias=f"alias-{number}", agent=None, outcome="agent_not_allowed"))
 
-    counted = [
-        sample
-        for family in registry.collect()
-        for sample in family.samples
-        if sample.name == "voicepass_attempts_total"
-    ]
-    assert [(sample.labels, sample.value) for sample in counted] == [
-        ({"transport": "websocket", "agent": "default", "outcome": "granted"}, 100),
-        ({"transport": "websocket", "agent": "", "outcome": "agent_not_allowed"}, 100),
-    ]
-
-
-def test_the_series_that_alerts_watch_exist_before_the_first_attempt() -> None:
-    registry = CollectorRegistry()
-
-    AttemptMetrics(registry=registry, aliases=["", "default"])
-    SettlementMetrics(registry=registry)
-
-    samples = {
-        (sample.name, sample.labels.get("agent"), sample.labels.get("outcome"), sample.labels.get("source"))
-        for family in registry.collect()
-        for sample in family.samples
+    counted = {name: count for name, count in samples(await metrics.text()).items() if "attempts_total" in name}
+    assert counted == {
+        "voicepass_attempts_total agent=default outcome=granted transport=websocket": 100,
+        "voicepass_attempts_total agent= outcome=agent_not_allowed transport=websocket": 100,
     }
-    for agent in ("", "default"):
-        for outcome in ("granted", "elevenlabs_key_rejected", "ledger_unavailable", "internal_error"):
-            assert ("voicepass_attempts_total", agent, outcome, None) in samples
-    for source in ("webhook", "reconciler", "lookup"):
-        assert ("voicepass_settlements_total", None, None, source) in samples
-    assert not [sample for sample in samples if sample[2] == "token_invalid"], "the callers decide about these"
+
+
+async def test_the_series_that_alerts_watch_exist_before_the_first_attempt() -> None:
+    metrics = metrics_of(Process(), TurnedLedger(), aliases=["", "default"])
+
+    names = set(samples(await metrics.text()))
+
+    expected = {
+        f"voicepass_attempts_total agent={agent} outcome={outcome} transport={transport}"
+        for agent in ("", "default")
+        for outcome in ("granted", "elevenlabs_key_rejected", "ledger_unavailable", "internal_error")
+        for transport in Transport
+    }
+    expected |= {f"voicepass_settlements_total source={source}" for source in ("webhook", "reconciler", "lookup")}
+    expected |= {f"voicepass_bypasses_total reason={reason}" for reason in ("public", "shareable_link", "not_issued")}
+    assert expected <= names
+    assert not [name for name in names if "outcome=token_invalid" in name], "the callers decide about these"
 
 
 async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> None:
     process = Process()
-    answer = exposition(process, TurnedLedger())
+    answer = metrics_of(process, TurnedLedger())
     before = samples(await answer.text())
 
     process.calls_in_flight = 1
@@ -162,7 +146,7 @@ async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> Non
 @pytest.mark.parametrize("is_up", [pytest.param(0, id="not writable"), pytest.param(1, id="slow to tell what is open")])
 async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(is_up: int) -> None:
     ledger, ticks = TurnedLedger(), Ticks()
-    answer = exposition(Process(), ledger, ticks)
+    answer = metrics_of(Process(), ledger, ticks)
     before = samples(await answer.text())
 
     ticks.now += UPDATE_SECONDS
@@ -186,7 +170,7 @@ async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(
 
 async def test_however_many_scrape_the_ledger_is_asked_once_in_five_seconds() -> None:
     ledger, ticks = TurnedLedger(), Ticks()
-    answer = exposition(Process(), ledger, ticks)
+    answer = metrics_of(Process(), ledger, ticks)
 
     await asyncio.gather(*(answer.text() for _ in range(100)))
     at_first = ledger.asked

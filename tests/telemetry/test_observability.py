@@ -13,21 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.telemetry.test_lines import attempt
-from tests.telemetry.test_metrics import Process, TurnedLedger, exposition
+from tests.telemetry.test_metrics import Process, TurnedLedger, metrics_of
 from voicepass import errors
 from voicepass.model import IssuedPass
 from voicepass.telemetry.attempt import Step, StepName
-from voicepass.telemetry.lines import AttemptLog, SettlementLog
+from voicepass.telemetry.lines import log_attempt, log_settlement
 from voicepass.telemetry.logs import configure_logging
-from voicepass.telemetry.metrics import (
-    AttemptMetrics,
-    BypassMetrics,
-    SettlementMetrics,
-)
 
 pytestmark = pytest.mark.anyio
 
@@ -94,9 +88,7 @@ def written() -> Iterator[Written]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(
-                    func=ast.Attribute(
-                        value=ast.Name(id="_log" | "_settlement_log") | ast.Attribute(attr="_log"), attr=level
-                    )
+                    func=ast.Attribute(value=ast.Name(id="_log" | "_pass_log" | "_settlement_log"), attr=level)
                     | ast.Name(id="write" as level),
                     args=[ast.Constant(value=str(event))],
                     keywords=keywords,
@@ -133,9 +125,9 @@ def test_the_table_of_events_is_that_of_the_source() -> None:
 def test_the_lines_of_a_pass_have_the_fields_that_the_table_lists(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    AttemptLog()(attempt())
-    AttemptLog()(attempt(outcome="internal_error", cause=ValueError()))
-    SettlementLog()(SETTLED)
+    log_attempt(attempt())
+    log_attempt(attempt(outcome="internal_error", cause=ValueError()))
+    log_settlement(SETTLED)
 
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert len(lines) == 4
@@ -153,15 +145,13 @@ def test_every_line_that_names_a_user_names_the_token_issuer() -> None:
 @pytest.fixture
 async def exposed() -> dict[str, tuple[str, set[str]]]:
     """Every metric of the code by the name that Prometheus gives it: its type and its labels."""
-    registry = CollectorRegistry()
-    exposed = exposition(Process(), TurnedLedger(), registry=registry)
-    count, settle = AttemptMetrics(registry=registry), SettlementMetrics(registry=registry)
-    count(attempt(conversation_id=None, steps=[Step(StepName.VERIFY)], is_reissued=True))
-    settle(SETTLED)
-    BypassMetrics(registry=registry)("public")
+    metrics = metrics_of(Process(), TurnedLedger())
+    metrics.count_attempt(attempt(conversation_id=None, steps=[Step(StepName.VERIFY)], is_reissued=True))
+    metrics.count_settlement(SETTLED)
+    metrics.count_bypass("public")
     labels: dict[str, set[str]] = defaultdict(set)
     types = {}
-    for family in text_string_to_metric_families((await exposed.text()).decode()):
+    for family in text_string_to_metric_families((await metrics.text()).decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         if family.name.endswith("_created"):
             continue

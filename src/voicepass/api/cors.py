@@ -14,8 +14,7 @@ from voicepass.api.middleware import MAX_LOGGED_CHARACTERS, add_headers
 from voicepass.api.problems import answer
 from voicepass.errors import OriginNotAllowed
 from voicepass.model import MonotonicClock, new_id
-from voicepass.telemetry.logger import Logger
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import Logger, redact
 
 PREFLIGHT_SECONDS: Final = 600
 WARNING_SECONDS: Final = 3600.0

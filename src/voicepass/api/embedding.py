@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.api.routes import APP_USER, pass_routes, user_routes
-from voicepass.telemetry.logs import log_to_app
 
 
 def embed(app: FastAPI, path: str, service: ASGIApp, *, user: Callable[..., Any] | None) -> None:
@@ -26,8 +25,7 @@ async def _serve(service: ASGIApp, scope: Scope, receive: Receive, send: Send) -
     inner = {**scope, "state": {}}
     if not inner["path"].startswith(inner["root_path"]):  # a proxy removed the prefix
         inner["path"] = inner["app_root_path"] + inner["path"]
-    with log_to_app():
-        await service(inner, receive, send)
+    await service(inner, receive, send)
 
 
 def _add_user_routes(app: FastAPI, path: str, serve: ASGIApp, user: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from voicepass.api.problems import answer, log_and_answer, log_and_answer_bug
 from voicepass.errors import BodyTooLarge, HeadersTooLarge, Malformed, Refusal
 from voicepass.model import Clock, new_id
 from voicepass.settlement.webhook import check_signature_header
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import redact
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADER_FIELDS: Final = 100

@@ -22,7 +22,7 @@ from voicepass.config.policyfile import PolicyFile, read_policy_file
 from voicepass.config.settings import load_settings
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity import JwtAuthenticator
-from voicepass.identity.differences import list_differences
+from voicepass.identity.tokens import list_differences
 from voicepass.model import DEFAULT_ALIAS
 
 policy = typer.Typer(no_args_is_help=True, help="Show who may use which agent, and why.")

@@ -1,7 +1,10 @@
 """`voicepass serve`."""
 
 import math
-from contextlib import nullcontext
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Annotated
 
@@ -17,7 +20,6 @@ from voicepass.errors import LedgerUnavailable
 from voicepass.identity.jwks import FETCH_SECONDS
 from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.telemetry.logs import configure_logging, log_writer
-from voicepass.telemetry.workers import share_metrics
 
 AdminPort = Annotated[int | None, typer.Option(min=1, max=65535, help="A second port, for the routes of operators.")]
 
@@ -47,7 +49,7 @@ def serve(
         check_port(host, admin_port, option="--admin-port")
     configure_logging(log_format=settings.voicepass_log_format, level=settings.voicepass_log_level)
     # Workers buffer their own lines, and so does one process that serves; a parent of workers has no lifespan.
-    with share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
+    with _share_metrics(workers), log_writer.buffered() if workers > 1 else nullcontext():
         run(
             # Each worker imports or unpickles its own. Only the second takes an option.
             "voicepass.app:create_app" if admin_port is None else partial(create_app, admin_port=admin_port),
@@ -59,6 +61,21 @@ def serve(
             grace_seconds=longest_answer_seconds(settings),
             root_path=root_path,
         )
+
+
+@contextmanager
+def _share_metrics(workers: int) -> Iterator[None]:
+    """Let several workers share metrics in a new directory: prometheus-client writes a few files for each there."""
+    name = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
+    if workers == 1 or name in os.environ:  # one worker shares nothing; the operator may have set it
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="voicepass-metrics-") as directory:
+        os.environ[name] = directory
+        try:
+            yield
+        finally:
+            del os.environ[name]
 
 
 def longest_answer_seconds(settings: Settings) -> int:

@@ -12,7 +12,7 @@ from voicepass.elevenlabs.answers import parse_json_object
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_REFUSAL, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import IN_DASHBOARD, describe_permission, find_permission, refusal_for, vendor_error
 from voicepass.errors import BadAnswer, ElevenLabsRefusal, Refusal
-from voicepass.telemetry.logs import redact
+from voicepass.telemetry.logger import redact
 
 _BEFORE_NOTE: Final = "token refused: "
 _QUOTED_CHARACTERS: Final = 200

@@ -6,15 +6,14 @@ signature. Its `jwt.decode` accepts what voicepass refuses (a missing `exp`, tex
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from voicepass.errors import CredentialsConflict, KeysUnavailable, TokenExpired, TokenInvalid, TokenMissing
-from voicepass.identity.credentials import SessionCookie, bearer_token, check_own_site, cookie_tokens
-from voicepass.identity.differences import explain_difference
+from voicepass.errors import CredentialsConflict, InternalError, TokenExpired, TokenInvalid, TokenMissing
+from voicepass.identity.credentials import SessionCookie, bearer_token, check_own_site, check_page_of_app, cookie_tokens
 from voicepass.identity.keys import KEY_NAMES, VerificationKey, select_keys
-from voicepass.identity.tokens import UnverifiedToken, parse, parse_object, refuse
+from voicepass.identity.tokens import UnverifiedToken, explain_difference, parse, parse_object, refuse
 from voicepass.model import Clock, Credentials, User
 from voicepass.policy import Rule, claim_at, clean_text
 
@@ -23,6 +22,7 @@ MAX_KEYS_TRIED: Final = 8  # each one costs a verification
 
 _ACCEPTED_TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})  # RFC 7519, section 5.1; RFC 9068
 _UNSUPPORTED_HEADERS: Final = ("crit", "b64", "zip", "cty")
+_APP_USER: Final = "the dependency of voicepass.mount(user=…) returned"
 
 
 class KeySource(Protocol):
@@ -112,19 +112,12 @@ class JwtAuthenticator:
 
     async def check_keys(self) -> str | None:
         """Return a note if the keys of some issuers are unavailable. Raise KeysUnavailable if those of all are."""
-
-        async def failure_of(issuer: TrustedIssuer) -> KeysUnavailable | None:
-            try:
-                await issuer.keys.check()
-            except KeysUnavailable as refusal:
-                return refusal
-            return None
-
-        every = await asyncio.gather(*map(failure_of, self._trusted.values()))
-        failures = list(filter(None, every))
-        if failures and len(failures) == len(every):
+        issuers = self._trusted.values()
+        results = await asyncio.gather(*(issuer.keys.check() for issuer in issuers), return_exceptions=True)
+        failures = [result for result in results if result is not None]
+        if failures and len(failures) == len(issuers):
             raise failures[0]
-        return f"of {len(every) - len(failures)} of {len(every)} issuers" if failures else None
+        return f"of {len(issuers) - len(failures)} of {len(issuers)} issuers" if failures else None
 
     async def user_of(self, unverified_token: str) -> User:
         """Return the user of one token. Its unverified `iss` selects the issuer, whose keys must then verify it."""
@@ -143,9 +136,34 @@ class JwtAuthenticator:
             algorithms = sorted(known for name, known in self._trusted if name == token_issuer)
             if algorithms:
                 refuse(f"alg is not {' or '.join(algorithms)}")
-            difference = explain_difference(token_issuer, {block.token_issuer for block in self._trusted.values()})
+            difference = explain_difference(token_issuer, {name for name, _ in self._trusted})
             refuse(f"iss is no configured issuer{difference}")
         return block
+
+
+@dataclass(frozen=True, slots=True)
+class AppUsers:
+    """Finds the user whom the app around voicepass has signed in, as its dependency returned it."""
+
+    allowed_origins: Collection[str]
+
+    async def authenticate(self, credentials: Credentials) -> User:
+        """Return the user. Raises TokenMissing, OriginNotAllowed, or InternalError for what cannot be a user."""
+        user = credentials.app_user
+        if user is None:
+            raise TokenMissing("Sign in to start a conversation.")
+        if not credentials.is_read:
+            check_page_of_app(credentials, self.allowed_origins)
+        if not isinstance(user, User):
+            raise InternalError(operator_note=f"{_APP_USER} {type(user).__qualname__}: return a voicepass.User or None")
+        if not (
+            isinstance(user.issuer, str) and isinstance(user.name, str | None) and isinstance(user.claims, Mapping)
+        ):
+            raise InternalError(operator_note=f"{_APP_USER} a User whose issuer, name or claims have a wrong type")
+        try:
+            return replace(user, id=parse_user_id(user.id))
+        except ValueError as error:
+            raise InternalError(operator_note=f"{_APP_USER} a User whose id is {error}") from error
 
 
 def check_header(header: Mapping[str, object], algorithm: str) -> Mapping[str, str]:
@@ -178,8 +196,6 @@ def check_signature(token: UnverifiedToken, keys: Sequence[VerificationKey]) -> 
 
 def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: float) -> User:
     """Return the user of signed `claims`, or raise TokenInvalid or TokenExpired. `now`: seconds since the epoch."""
-    if claims.get("iss") != trusted.token_issuer:
-        refuse("iss is not the configured issuer")
     if trusted.audience is not None:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
@@ -187,16 +203,7 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
             refuse(f"aud does not name the configured audience{explain_difference(audience, [trusted.audience])}")
     if not trusted.required.admits(claims):
         refuse(f"a required claim does not hold: {trusted.required}")
-    expires_at = _instant(claims, "exp")
-    if expires_at is None:
-        refuse("exp is missing")
-    if now >= expires_at + trusted.leeway_seconds:
-        raise TokenExpired
-    _check_age(claims, trusted, now)
-    for claim in ("nbf", "iat"):
-        instant = _instant(claims, claim)
-        if instant is not None and now < instant - trusted.leeway_seconds:
-            refuse(f"{claim} lies in the future; if the token is good, compare the clocks")
+    _check_times(claims, trusted, now)
     return User(
         issuer=trusted.token_issuer,
         id=_user_id(claims, trusted.user_id_claim),
@@ -205,15 +212,20 @@ def check_claims(claims: Mapping[str, object], trusted: TrustedIssuer, *, now: f
     )
 
 
-def _check_age(claims: Mapping[str, object], trusted: TrustedIssuer, now: float) -> None:
-    """Raise TokenInvalid or TokenExpired if the operator limits the age of tokens and this one is older."""
-    if not trusted.max_age_seconds:
-        return
-    issued_at = _instant(claims, "iat")
-    if issued_at is None:
-        refuse("iat is missing, and VOICEPASS_JWT_MAX_AGE_SECONDS needs it")
-    if now >= issued_at + trusted.max_age_seconds + trusted.leeway_seconds:
-        raise TokenExpired(operator_note="the token is older than VOICEPASS_JWT_MAX_AGE_SECONDS")
+def _check_times(claims: Mapping[str, object], trusted: TrustedIssuer, now: float) -> None:
+    expires_at, issued_at, not_before = (_instant(claims, claim) for claim in ("exp", "iat", "nbf"))
+    if expires_at is None:
+        refuse("exp is missing")
+    if now >= expires_at + trusted.leeway_seconds:
+        raise TokenExpired
+    if trusted.max_age_seconds:
+        if issued_at is None:
+            refuse("iat is missing, and VOICEPASS_JWT_MAX_AGE_SECONDS needs it")
+        if now >= issued_at + trusted.max_age_seconds + trusted.leeway_seconds:
+            raise TokenExpired(operator_note="the token is older than VOICEPASS_JWT_MAX_AGE_SECONDS")
+    for claim, instant in (("nbf", not_before), ("iat", issued_at)):
+        if instant is not None and now < instant - trusted.leeway_seconds:
+            refuse(f"{claim} lies in the future; if the token is good, compare the clocks")
 
 
 def _user_id(claims: Mapping[str, object], claim: str) -> str:

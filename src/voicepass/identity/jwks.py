@@ -7,6 +7,7 @@ fetches at most once in thirty seconds. While an issuer is down for less than an
 import asyncio
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,11 +16,11 @@ import httpx
 from voicepass.errors import KeysUnavailable
 from voicepass.identity.keys import KeyUnusableError, VerificationKey, key_from_jwk, select_keys
 from voicepass.model import Clock
-from voicepass.outbound import HEADERS, AnswerUnusableError, CertificateRefusedError, get, http_transport, is_safe_url
+from voicepass.outbound import HEADERS, AnswerUnusableError, get, http_transport, is_safe_url
 from voicepass.telemetry.logger import Logger
 
+# A URL that ends like this is an OpenID Connect discovery document, which names the address of the keys.
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
-"""A URL that ends like this is an OpenID Connect discovery document, which names the address of the keys."""
 
 REFRESH_AHEAD_SECONDS: Final = 300  # voicepass refreshes keys of this age in the background
 MAX_AGE_SECONDS: Final = 600  # users wait for the refresh of older keys: a withdrawn key must not serve longer
@@ -34,35 +35,22 @@ MAX_KEYS: Final = 100
 _log = Logger("voicepass.identity.jwks")
 
 
-class JwksUnusableError(Exception):
-    """The document cannot be fetched, or holds no usable key. The message is for the log."""
-
-
+@dataclass(kw_only=True, eq=False)
 class PublishedKeys:
     """The keys at one URL, for one issuer and its one algorithm. `clock` is monotonic seconds."""
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        token_issuer: str,
-        algorithm: str,
-        clock: Clock,
-        fetch_seconds: float = FETCH_SECONDS,
-        plain_http_hosts: Collection[str] = (),
-    ) -> None:
-        self._url = url
-        self._token_issuer = token_issuer
-        self._algorithm = algorithm
-        self._clock = clock
-        self._fetch_seconds = fetch_seconds
-        self._plain_http_hosts = plain_http_hosts
-        self._keys: Sequence[VerificationKey] = ()
-        self._skipped: Collection[tuple[str | None, str]] = ()
-        self._fetched_at = float("-inf")
-        self._tried_at = float("-inf")
-        self._refresh: asyncio.Task[None] | None = None
-        self._failure = "not fetched yet"
+    url: str
+    token_issuer: str
+    algorithm: str
+    clock: Clock
+    fetch_seconds: float = FETCH_SECONDS
+    plain_http_hosts: Collection[str] = ()
+    _keys: Sequence[VerificationKey] = field(default=(), init=False)
+    _skipped: Collection[tuple[str | None, str]] = field(default=(), init=False)
+    _fetched_at: float = field(default=float("-inf"), init=False)
+    _tried_at: float = field(default=float("-inf"), init=False)
+    _refresh: asyncio.Task[None] | None = field(default=None, init=False)
+    _failure: str = field(default="not fetched yet", init=False)
 
     async def keys_for(self, names: Mapping[str, str]) -> Sequence[VerificationKey]:
         """Return the keys that `names`, the key names in a token's header, allow; none if the issuer has no such key.
@@ -76,7 +64,7 @@ class PublishedKeys:
 
     async def check(self) -> None:
         """Raise KeysUnavailable unless there are keys. This fetches them as a token does, and no more often."""
-        age = self._clock() - self._fetched_at
+        age = self.clock() - self._fetched_at
         if age >= OUTAGE_SECONDS:
             self._keys = ()  # as at a cold start: users wait for the next try, in at most five seconds
         if age >= MAX_AGE_SECONDS and not self._is_failing():
@@ -84,7 +72,7 @@ class PublishedKeys:
         elif age >= REFRESH_AHEAD_SECONDS:
             self._start_refresh()
         if not self._keys:
-            raise KeysUnavailable(operator_note=f"no keys from {self._url} ({self._failure})")
+            raise KeysUnavailable(operator_note=f"no keys from {self.url} ({self._failure})")
 
     async def aclose(self) -> None:
         """Cancel a refresh in flight."""
@@ -95,7 +83,7 @@ class PublishedKeys:
     def _is_failing(self) -> bool:
         # If the last try failed and there are keys, those keys serve, and no user waits for the next try. A failure of
         # long ago does not count: after a quiet time a user waits, because a withdrawn key would serve otherwise.
-        is_recent = self._clock() - self._tried_at < MAX_AGE_SECONDS
+        is_recent = self.clock() - self._tried_at < MAX_AGE_SECONDS
         return bool(self._keys) and self._tried_at > self._fetched_at and is_recent
 
     async def _wait_for_refresh(self) -> None:
@@ -105,58 +93,57 @@ class PublishedKeys:
 
     def _start_refresh(self) -> None:
         cooldown = COOLDOWN_SECONDS if self._keys else FAILED_START_SECONDS
-        if self._refresh is None and self._clock() - self._tried_at >= cooldown:
+        if self._refresh is None and self.clock() - self._tried_at >= cooldown:
             self._refresh = asyncio.create_task(self._fetch_and_keep())
 
     async def _fetch_and_keep(self) -> None:
-        started_at = self._clock()
+        started_at = self.clock()
         try:
-            async with asyncio.timeout(self._fetch_seconds):
+            async with asyncio.timeout(self.fetch_seconds):
                 document = await self._fetch_set()
             self._keys = self._read_keys(document)
             self._fetched_at = self._tried_at = started_at
-            _log.info("keys.refreshed", url=self._url, count=len(self._keys))
-        except (JwksUnusableError, TimeoutError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            self._tried_at = self._clock()
-            explains_itself = isinstance(error, (JwksUnusableError, CertificateRefusedError))
-            self._failure = str(error) if explains_itself else type(error).__name__
-            _log.error("keys.refresh_failed", url=self._url, cause=type(error).__name__, note=str(error))
+            _log.info("keys.refreshed", url=self.url, count=len(self._keys))
+        except (AnswerUnusableError, TimeoutError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            self._tried_at = self.clock()
+            self._failure = str(error) or type(error).__name__
+            _log.error("keys.refresh_failed", url=self.url, cause=type(error).__name__, note=self._failure)
         finally:
             self._refresh = None
 
     async def _fetch_set(self) -> Mapping[str, Any]:
-        if not self._url.endswith(DISCOVERY_PATH):
-            return await _fetch(self._url)
-        configuration = await _fetch(self._url)
-        if configuration.get("issuer") != self._token_issuer:
-            raise JwksUnusableError("the discovery document is another issuer's")
+        if not self.url.endswith(DISCOVERY_PATH):
+            return await _fetch(self.url)
+        configuration = await _fetch(self.url)
+        if configuration.get("issuer") != self.token_issuer:
+            raise AnswerUnusableError("the discovery document is another issuer's")
         jwks_uri = configuration.get("jwks_uri")
-        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri, plain_http_hosts=self._plain_http_hosts):
-            raise JwksUnusableError("the discovery document names no https:// jwks_uri")
-        if urlsplit(self._url).scheme == "https" and urlsplit(jwks_uri).scheme != "https":
-            raise JwksUnusableError("the discovery document leads from https:// to http://")
+        if not isinstance(jwks_uri, str) or not is_safe_url(jwks_uri, plain_http_hosts=self.plain_http_hosts):
+            raise AnswerUnusableError("the discovery document names no https:// jwks_uri")
+        if urlsplit(self.url).scheme == "https" and urlsplit(jwks_uri).scheme != "https":
+            raise AnswerUnusableError("the discovery document leads from https:// to http://")
         return await _fetch(jwks_uri)
 
     def _read_keys(self, document: Mapping[str, Any]) -> Sequence[VerificationKey]:
         """Return the keys of a JWKS (RFC 7517) that can verify the algorithm. Keys for other purposes are common."""
         members = document.get("keys")
         if not isinstance(members, list) or len(members) > MAX_KEYS:
-            raise JwksUnusableError(f"the document is no JWKS of at most {MAX_KEYS} keys")
+            raise AnswerUnusableError(f"the document is no JWKS of at most {MAX_KEYS} keys")
         keys: list[VerificationKey] = []
-        skipped: list[tuple[str | None, str]] = []
+        skipped: dict[tuple[str | None, str], None] = {}
         for member in members:
             try:
-                keys.append(key_from_jwk(member, self._algorithm))
+                keys.append(key_from_jwk(member, self.algorithm))
             except KeyUnusableError as error:
                 kid = member.get("kid") if isinstance(member, Mapping) else None
-                skipped.append((kid if isinstance(kid, str) else None, str(error)))
-        for kid, reason in dict.fromkeys(skipped):
+                skipped[kid if isinstance(kid, str) else None, str(error)] = None
+        for kid, reason in skipped:
             if (kid, reason) not in self._skipped:  # once, not at every refresh
-                _log.info("keys.skipped", url=self._url, kid=kid, note=reason)
+                _log.info("keys.skipped", url=self.url, kid=kid, note=reason)
         self._skipped = skipped
         if not keys:
             reasons = ", ".join(dict.fromkeys(reason for _, reason in skipped)) or "it is empty"
-            raise JwksUnusableError(f"the document holds no key for {self._algorithm}: {reasons}")
+            raise AnswerUnusableError(f"the document holds no key for {self.algorithm}: {reasons}")
         return keys
 
 
@@ -164,16 +151,13 @@ async def _fetch(url: str) -> Mapping[str, Any]:
     # A new transport for each fetch: fetches are rare, so nothing would use a kept connection.
     async with http_transport(connect_seconds=FETCH_SECONDS) as transport:
         request = httpx.Request("GET", url, headers=HEADERS)
-        try:
-            status, _headers, body = await get(transport, request, most_bytes=MAX_DOCUMENT_BYTES)
-        except AnswerUnusableError as error:
-            raise JwksUnusableError(str(error)) from error
+        status, _headers, body = await get(transport, request, most_bytes=MAX_DOCUMENT_BYTES)
     if status != httpx.codes.OK:
-        raise JwksUnusableError(f"HTTP {status}")
+        raise AnswerUnusableError(f"HTTP {status}")
     try:
         document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise JwksUnusableError("the document is not JSON") from error
+    except (ValueError, RecursionError):
+        document = None
     if not isinstance(document, dict):
-        raise JwksUnusableError("the document is not a JSON object")
+        raise AnswerUnusableError("the document is not a JSON object")
     return document

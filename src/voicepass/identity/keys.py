@@ -7,6 +7,7 @@ python-jose does not implement.
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -22,18 +23,17 @@ from jose.backends.cryptography_backend import CryptographyECKey, CryptographyHM
 
 HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
 RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512"})
+# The one curve of each ES* algorithm (RFC 7518, section 3.4). A JWK calls it `P-` and its size.
 CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
     "ES256": ec.SECP256R1(),
     "ES384": ec.SECP384R1(),
     "ES512": ec.SECP521R1(),
 }
-"""The one curve of each ES* algorithm (RFC 7518, section 3.4). A JWK calls it `P-` and its size."""
-EDDSA = "EdDSA"
-"""With Ed25519 (RFC 8037), and no other curve."""
+EDDSA = "EdDSA"  # with Ed25519 (RFC 8037), and no other curve
 ALGORITHMS = HMAC_ALGORITHMS | RSA_ALGORITHMS | CURVES.keys() | {EDDSA}
 
+# The members by which a token's header can name its key (RFC 7515, section 4.1).
 KEY_NAMES = ("kid", "x5t", "x5t#S256")
-"""The members by which a token's header can name its key (RFC 7515, section 4.1)."""
 
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048  # NIST SP 800-131A
@@ -119,11 +119,9 @@ def _is_public_key_text(secret: str) -> bool:
         return True
     # DER in base64 or base64url, in one line or many: a PEM without its marks, or an entry of a JWK's x5c.
     for load in (load_der_public_key, load_der_x509_certificate):
-        try:
+        with suppress(ValueError, UnsupportedAlgorithm):
             load(decode_base64(secret.translate(BASE64URL_TO_BASE64)))
-        except (ValueError, UnsupportedAlgorithm):
-            continue
-        return True
+            return True
     return False
 
 
@@ -139,7 +137,7 @@ def key_from_pem(pem: str, algorithm: str) -> VerificationKey:
             key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
         raise KeyUnusableError("is not a PEM public key or certificate") from None
-    return _public_key(key, algorithm, names={})
+    return _build_key(key, algorithm, names={})
 
 
 def key_from_jwk(jwk: object, algorithm: str) -> VerificationKey:
@@ -161,7 +159,7 @@ def key_from_jwk(jwk: object, algorithm: str) -> VerificationKey:
         raise KeyUnusableError(f"is meant for another algorithm than {algorithm}")
     if "d" in members:
         raise KeyUnusableError("is a private key, published; treat it as stolen")
-    return _public_key(_load_jwk(members, algorithm), algorithm, names=names)
+    return _build_key(_load_jwk(members, algorithm), algorithm, names=names)
 
 
 def _load_jwk(jwk: Mapping[str, object], algorithm: str) -> object:
@@ -176,7 +174,7 @@ def _load_jwk(jwk: Mapping[str, object], algorithm: str) -> object:
             return Ed25519PublicKey.from_public_bytes(_member_bytes(jwk, "OKP", "x"))
     except KeyUnusableError:
         raise
-    except (ValueError, UnsupportedAlgorithm) as error:  # a point off its curve, an exponent of 1
+    except (ValueError, UnsupportedAlgorithm) as error:  # no base64, a point off its curve, an exponent of 1
         raise KeyUnusableError("is malformed") from error
     raise KeyUnusableError(f"is not a key for {algorithm}")
 
@@ -185,34 +183,25 @@ def _member_bytes(jwk: Mapping[str, object], key_type: str, member: str) -> byte
     value = jwk.get(member)
     if jwk.get("kty") != key_type or not isinstance(value, str) or not value:
         raise KeyUnusableError(f"is no {key_type} key with a member '{member}'")
-    try:
-        # Some issuers write standard base64, or padding. In a key, unlike a token, a second spelling does no harm.
-        return base64url_decode(value.rstrip("=").translate(_TO_BASE64URL))
-    except ValueError:
-        raise KeyUnusableError(f"has a malformed member '{member}'") from None
+    # Some issuers write standard base64, or padding. In a key, unlike a token, a second spelling does no harm.
+    return base64url_decode(value.rstrip("=").translate(_TO_BASE64URL))
 
 
-def _public_key(key: object, algorithm: str, *, names: Mapping[str, str]) -> VerificationKey:
-    if algorithm in RSA_ALGORITHMS:
-        if not isinstance(key, rsa.RSAPublicKey):
-            raise KeyUnusableError(f"is not an RSA key, which {algorithm} needs")
-        if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
-            raise KeyUnusableError(f"must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits; this one has {key.key_size}")
-        # `cryptography` builds no key with an exponent that is even or below 3; tests say so.
-        return VerificationKey(algorithm, CryptographyRSAKey(key, algorithm).verify, names)
-    if algorithm in CURVES:
-        curve = CURVES[algorithm]
-        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != curve.name:
-            raise KeyUnusableError(f"is not a key on curve P-{curve.key_size}, which {algorithm} needs")
-        return VerificationKey(algorithm, CryptographyECKey(key, algorithm).verify, names)
-    if algorithm == EDDSA:
-        if not isinstance(key, Ed25519PublicKey):
-            raise KeyUnusableError("is not an Ed25519 key, which EdDSA needs")
-        y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255  # the highest bit is the sign of x
-        if y >= _ED25519_FIELD or y in _ED25519_WEAK:
-            raise KeyUnusableError("is malformed, or a key with which anyone can sign")
-        return VerificationKey(algorithm, partial(_verify_ed25519, key), names)
-    raise KeyUnusableError(f"cannot serve {algorithm}")
+def _build_key(key: object, algorithm: str, *, names: Mapping[str, str]) -> VerificationKey:
+    match key:
+        case rsa.RSAPublicKey() if algorithm in RSA_ALGORITHMS:
+            # `cryptography` builds no key with an exponent that is even or below 3; tests say so.
+            if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+                raise KeyUnusableError(f"must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits; this one has {key.key_size}")
+            return VerificationKey(algorithm, CryptographyRSAKey(key, algorithm).verify, names)
+        case ec.EllipticCurvePublicKey() if algorithm in CURVES and key.curve.name == CURVES[algorithm].name:
+            return VerificationKey(algorithm, CryptographyECKey(key, algorithm).verify, names)
+        case Ed25519PublicKey() if algorithm == EDDSA:
+            y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255  # the highest bit is the sign of x
+            if y >= _ED25519_FIELD or y in _ED25519_WEAK:
+                raise KeyUnusableError("is malformed, or a key with which anyone can sign")
+            return VerificationKey(algorithm, partial(_verify_ed25519, key), names)
+    raise KeyUnusableError(f"is not a key for {algorithm}")
 
 
 def _verify_ed25519(key: Ed25519PublicKey, signing_input: bytes, signature: bytes) -> bool:

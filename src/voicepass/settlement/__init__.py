@@ -44,7 +44,7 @@ class Outcome(StrEnum):
 
 
 Observer = Callable[[IssuedPass], None]
-"""Gets every pass that is settled. It must be quick and must not raise: see `lines.isolate`."""
+"""Gets every pass that is settled. It must be quick and must not raise: see `lines.notify`."""
 
 
 class Bypasses:

@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
-from voicepass.model import Agent, Credential, Transport, User
+from voicepass.model import Agent, Credential, PassRequest, User
 
 
 class StepName(StrEnum):
-    """The parts of an attempt."""
+    """The parts of an attempt. LOOKUP finds out what the user has open; UPSTREAM asks ElevenLabs for a credential.
+
+    WARM reserves and grants a credential that was fetched ahead.
+    """
 
     VERIFY = "verify"
     RESERVE = "reserve"
     LOOKUP = "lookup"
     WARM = "warm"
-    """Reserve and grant a credential that was fetched ahead."""
     UPSTREAM = "upstream"
-    """Ask ElevenLabs for a credential."""
     GRANT = "grant"
     RELEASE = "release"
 
@@ -40,37 +41,36 @@ class Step:
         self.has_failed = error is not None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Attempt:
     """One request for a pass, granted or refused. `passes` fills it in and shows it to the observers once.
 
-    `outcome` is "granted", "cancelled" (the caller hung up) or the refusal's code; `operator_note` is for the log.
+    `plan` names the plan whose limits apply to the user. `has_asked`: voicepass asked for a credential. `is_reissued`:
+    the user got an unopened pass of theirs again. `outcome` is "granted", "cancelled" (the caller hung up) or the
+    refusal's code; `operator_note` is for the log.
     """
 
-    request_id: str
-    transport: Transport
-    alias: str
-    client: str | None = None
-    client_request_id: str | None = None
-    traceparent: str | None = None
+    request: PassRequest
     user: User | None = None
     agent: Agent | None = None
     plan: str | None = None
-    """The plan whose limits apply to the user, if one does."""
     conversation_id: str | None = None
     credential_sha256: str | None = None
     is_warm: bool = False
     has_asked: bool = False
-    """Whether voicepass asked for a credential."""
     is_reissued: bool = False
-    """Whether the user got an unopened pass of theirs again."""
     outcome: str = "internal_error"
     is_operators_fault: bool = False
     operator_note: str = ""
     cause: BaseException | None = None
     began: float = field(default_factory=time.monotonic)
-    duration_seconds: float = 0.0
+    seconds: float = 0.0
     steps: list[Step] = field(default_factory=list)
+
+    @property
+    def alias(self) -> str | None:
+        """Return the alias of the agent, or None if the user may not use it: then it is text of the caller."""
+        return self.request.alias if self.agent else None
 
     def note_credential(self, credential: Credential) -> None:
         """Note which credential the attempt got. The secret itself is kept only as a hash."""

@@ -2,23 +2,16 @@
 
 import json
 import logging
-import re
-import string
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import structlog
-
-from voicepass.telemetry.logger import Logger, make_logger
+from voicepass.telemetry.logger import MAX_TEXT_CHARACTERS, Event, Logger, hide_secrets, redact
 from voicepass.telemetry.logwriter import LogWriter
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-Event = structlog.typing.EventDict
 
 _log = Logger("voicepass.telemetry.logs")
 
@@ -32,111 +25,30 @@ _THIRD_PARTY_LEVELS: Final = {
     "psycopg": logging.WARNING,
 }
 
-MAX_TEXT_CHARACTERS: Final = 8192
-"""Of one value in a line. A longer value is cut before it is searched for secrets."""
-
-_TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "_-."
-
-# Each line is searched for the marks first, which takes a hundredth of the pattern's time.
-# Each pattern consumes the whole run of characters, so that it reads none twice.
-_SECRETS: Final = (
-    (
-        ("conversation_signature=", "token="),
-        re.compile(r"(conversation_signature|token)=[^&\s\"']++"),
-        lambda found: f"{found[1]}=[redacted]",
-    ),
-    # An alias such as "help_desk_2" contains the mark of a key too; a real key goes on for 48 characters.
-    (
-        ("sk_", "cvtkn_"),
-        re.compile(r"(?:cvtkn_|(?<![A-Za-z0-9_])sk_|sk_(?=[A-Za-z0-9]{24}))[A-Za-z0-9_-]*+"),
-        lambda _: "[redacted]",
-    ),
-    # Only two dots make a token: a random id may contain the mark by chance.
-    (
-        ("eyJ",),
-        re.compile(r"eyJ[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+)*+"),
-        lambda found: "[redacted token]" if found[0].count(".") > 1 else found[0],
-    ),
-)
-
-
-def redact(text: str, *, most_characters: int = MAX_TEXT_CHARACTERS) -> str:
-    """Cut `text`, then remove what looks like a signature, an API key or a token. Half of one at the cut goes too.
-
-    The time is linear in `most_characters` for any text.
-    """
-    if len(text) <= most_characters:
-        return _hide_secrets(text)
-    text = _hide_secrets(text[:most_characters])
-    last_run = len(text.rstrip(_TOKEN_CHARACTERS))
-    starts = [start for mark in ("eyJ", "sk_") if (start := text.find(mark, last_run)) >= 0]
-    return f"{text[: min(starts)]}[redacted]" if starts else text
-
-
-def _hide_secrets(text: str) -> str:
-    for marks, pattern, replacement in _SECRETS:
-        if any(mark in text for mark in marks):
-            text = pattern.sub(replacement, text)
-    return text
+_TEXT: Final = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+_encode: Final = json.JSONEncoder(default=repr).encode
 
 
 def _report_lost_lines(lost: int) -> None:
     _log.warning("log.resumed", lost=lost)
 
 
-log_writer: Final = LogWriter(2, on_resumed=_report_lost_lines)
-"""The only one of the process, because there is one standard error. It starts its thread with the first line."""
+log_writer: Final = LogWriter(2, on_resumed=_report_lost_lines)  # the only one, because there is one standard error
 
 
 def configure_logging(*, log_format: LogFormat, level: LogLevel) -> None:
-    """Send every log line of the process to standard error: one JSON object a line, or coloured text for people.
+    """Send every log line of the process to standard error: one JSON object a line, or text for people.
 
     A second call replaces what the first one set up. Other handlers stay, except those of uvicorn's own command.
     """
     lowest = logging.getLevelNamesMapping()[level.upper()]
-    encode: Callable[[Event], str] = json.JSONEncoder(default=repr).encode
-    if log_format == "console":
-        encode = partial(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()), None, "")
-    render = partial(_render, encode)
-    # Our own lines do not become records of `logging` first, which would take a tenth of the time of a pass.
-    structlog.configure(
-        processors=[render],
-        wrapper_class=structlog.make_filtering_bound_logger(lowest),
-        logger_factory=_StandardError,
-        cache_logger_on_first_use=False,
-    )
     root = logging.getLogger()
     others = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
-    root.handlers[:] = [*others, _Handler(render)]
+    root.handlers[:] = [*others, _Handler(_write_json if log_format == "json" else _write_text)]
     root.setLevel(lowest)
     _remove_uvicorn_handlers()
     for name, least in _THIRD_PARTY_LEVELS.items():
         logging.getLogger(name).setLevel(max(least, lowest))
-
-
-@contextmanager
-def log_to_app() -> Iterator[None]:
-    """Send the lines of what runs in the block to the standard loggers of another app, and change none of them.
-
-    Tasks that start in the block do the same until they end. structlog may belong to that app too.
-    """
-    token = make_logger.set(_make_app_logger)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # some test runners end a block in another context than they began it in
-            make_logger.reset(token)
-
-
-def _make_app_logger(name: str) -> Any:  # noqa: ANN401 - as structlog's own
-    processors: list[structlog.typing.Processor] = [structlog.stdlib.filter_by_level, _render_text]
-    return structlog.wrap_logger(logging.getLogger(name), processors, structlog.stdlib.BoundLogger)
-
-
-def _render_text(_logger: Any, _level: str, event: Event) -> str:  # noqa: ANN401 - a standard logger
-    """Return the name of an event and its fields. A field's repr keeps it on one line."""
-    name = event.pop("event")
-    return redact(" ".join([name, *(f"{key}={value!r}" for key, value in event.items() if value is not None)]))
 
 
 def _remove_uvicorn_handlers() -> None:
@@ -149,56 +61,42 @@ def _remove_uvicorn_handlers() -> None:
             logger.handlers[:], logger.propagate = others, name == "uvicorn"
 
 
-def write_line(line: str) -> None:
-    """Write one line to standard error. This never raises, and does not wait while the service runs.
-
-    A program that replaced standard error, such as a test or a notebook, gets the line at once.
-    """
-    if sys.stderr is sys.__stderr__ is not None:
-        log_writer.write(line)
-        return
-    try:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # there is none, it fails, or it is closed
-        log_writer.drop()
-
-
-class _StandardError:
-    """Where structlog's lines go, and the name of the logger that wrote them."""
-
-    def __init__(self, name: str = "voicepass") -> None:
-        self.name = name
-
-    def msg(self, line: str) -> None:
-        write_line(line)
-
-    debug = info = warning = error = critical = msg
-
-
 class _Handler(logging.Handler):
-    """Writes the lines of uvicorn and other libraries."""
+    """Writes our events and the lines of libraries. It never raises, and does not wait while the service runs."""
 
-    def __init__(self, render: Callable[[Any, str, Event], str]) -> None:
+    def __init__(self, write_line: Callable[[logging.LogRecord], str]) -> None:
         super().__init__()
-        self._render = render
+        self._write_line = write_line
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            event: Event = {"event": record.getMessage(), "exc_info": record.exc_info}
-            write_line(self._render(record, record.levelname.lower(), event))
+            line = self._write_line(record)
+            if sys.stderr is sys.__stderr__:
+                log_writer.write(line)
+            else:  # a program replaced standard error, such as a test or a notebook
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
         except Exception:  # noqa: BLE001 - the error handling of `logging` would wait for standard error
             log_writer.drop()
 
 
-def _render(encode: Callable[[Event], str], logger: Any, level: str, event: Event) -> str:  # noqa: ANN401 - structlog's or a record
-    """Return the line of an event, without what looks like a secret."""
-    event["level"] = level
-    event["logger"] = logger.name
-    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    event = structlog.processors.format_exc_info(logger, level, event)
-    for name, value in event.items():
+def _write_text(record: logging.LogRecord) -> str:
+    return redact(_TEXT.format(record))
+
+
+def _write_json(record: logging.LogRecord) -> str:
+    event = record.msg if isinstance(record.msg, Event) else Event(record.getMessage(), {})
+    line = {
+        "event": event.name,
+        **event.fields,
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+    }
+    if record.exc_info:
+        line["exception"] = _TEXT.formatException(record.exc_info)
+    for name, value in line.items():
         if type(value) is str and len(value) > MAX_TEXT_CHARACTERS:
-            event[name] = redact(value)  # before the encoding, because a JSON line that is cut is no JSON
+            line[name] = redact(value)  # before the encoding, because a JSON line that is cut is no JSON
     # The last defence, for text of others: our own events never hold a secret.
-    return _hide_secrets(encode(event))
+    return hide_secrets(_encode(line))

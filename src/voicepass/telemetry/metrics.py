@@ -5,12 +5,16 @@ that gets the scrape answers for all of them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+import os
+import tomllib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
+from importlib.resources import files
 from itertools import product
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -21,143 +25,16 @@ from voicepass import errors
 from voicepass.errors import LedgerUnavailable
 from voicepass.model import VERSION, IssuedPass, MonotonicClock, Standing, Transport
 from voicepass.telemetry.attempt import Attempt, StepName
-from voicepass.telemetry.workers import remove_dead_workers, shared_directory
+from voicepass.telemetry.logs import log_writer
 
-UPDATE_SECONDS: Final = 5.0
-"""How old another worker's state, or the ledger's, may be in an answer."""
-LEDGER_SECONDS: Final = 0.5
-"""The longest that a scrape waits for the ledger to count what is open."""
+UPDATE_SECONDS: Final = 5.0  # how old another worker's state, or the ledger's, may be in an answer
+LEDGER_SECONDS: Final = 0.5  # the longest that a scrape waits for the ledger to count what is open
 
 _FAILURES: Final = [each.code for each in vars(errors).values() if getattr(each, "status", 0) >= 500]  # noqa: PLR2004
-"""Their series exist from the start: an alert sees an increase only if the series was there before."""
+_TYPES: Final[Mapping[str, Callable[..., Any]]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+_METRICS: Final = tomllib.loads(files("voicepass.telemetry").joinpath("metrics.toml").read_text(encoding="utf-8"))
 
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)
-_LAG_SECONDS: Final = (1, 5, 15, 60, 300, 900, 1800, 3600, 4 * 3600, 24 * 3600)
-
-
-class AttemptMetrics:
-    """Counts attempts and times their steps.
-
-    Labels are bounded: outcomes are our codes, and there are two transports. An agent is named only if the policy knows
-    the alias and lets this user have it.
-    """
-
-    def __init__(self, *, registry: CollectorRegistry, aliases: Iterable[str] = ()) -> None:
-        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
-        by_transport = ["transport"]
-        self._attempts = counter(
-            "voicepass_attempts", "Requests for a pass, by outcome", ["transport", "agent", "outcome"]
-        )
-        self._reissued = counter(
-            "voicepass_passes_reissued", "Unopened passes returned again to a user at a limit", by_transport
-        )
-        self._unbound = counter("voicepass_conversation_id_missing", "Passes without a conversation id", by_transport)
-        seconds = histogram(
-            "voicepass_attempt_duration_seconds", "From the request to its answer", by_transport, buckets=_SECONDS
-        )
-        steps = histogram(
-            "voicepass_step_duration_seconds", "The time of each step", ["step"], buckets=(0.0001, 0.0005, *_SECONDS)
-        )
-        for transport, alias, outcome in product(Transport, aliases, ("granted", *_FAILURES)):
-            self._attempts.labels(transport.value, alias, outcome)
-        for transport in Transport:
-            self._reissued.labels(transport.value)
-            self._unbound.labels(transport.value)
-        # Looking up a label takes longer than counting.
-        self._seconds = {transport: seconds.labels(transport.value) for transport in Transport}
-        self._steps = {step: steps.labels(step.value) for step in StepName}
-
-    def __call__(self, attempt: Attempt) -> None:
-        transport = attempt.transport.value
-        self._attempts.labels(transport, attempt.alias if attempt.agent else "", attempt.outcome).inc()
-        self._seconds[attempt.transport].observe(attempt.duration_seconds)
-        for step in attempt.steps:
-            self._steps[step.name].observe(step.seconds)
-        if attempt.outcome == "granted":
-            if attempt.is_reissued:
-                self._reissued.labels(transport).inc()
-            if attempt.conversation_id is None:
-                self._unbound.labels(transport).inc()
-
-
-class SettlementMetrics:
-    """Counts settlements. The label is bounded: `webhook`, `reconciler` or `lookup`."""
-
-    def __init__(self, *, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
-        self._settled = counter("voicepass_settlements", "Conversations settled", ["source"])
-        self._seconds = counter("voicepass_settled_seconds", "Seconds of conversation used", ["source"])
-        self._mismatches = counter(
-            "voicepass_identity_mismatches", "Conversations in which the browser named another user"
-        )
-        text = "From the pass to its settlement, without the conversation itself"
-        self._lag = Histogram(
-            "voicepass_settlement_lag_seconds", text, ["source"], buckets=_LAG_SECONDS, registry=registry
-        )
-        for metric, source in product((self._settled, self._seconds, self._lag), ("webhook", "reconciler", "lookup")):
-            metric.labels(source)
-
-    def __call__(self, settled: IssuedPass) -> None:
-        source = settled.settled_by or ""
-        self._settled.labels(source).inc()
-        self._seconds.labels(source).inc(settled.seconds)
-        self._lag.labels(source).observe(settled.lag_seconds)
-        if settled.identity_mismatch:
-            self._mismatches.inc()
-
-
-class BypassMetrics:
-    """Counts conversations that began without a pass. The label has these three values only."""
-
-    def __init__(self, *, registry: CollectorRegistry) -> None:
-        text = "Conversations of our agents that began without a pass"
-        self._bypasses = Counter("voicepass_bypasses", text, ["reason"], registry=registry)
-        for reason in ("public", "shareable_link", "not_issued"):
-            self._bypasses.labels(reason)
-
-    def __call__(self, reason: str) -> None:
-        self._bypasses.labels(reason).inc()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessState:
-    """What a scrape shows of this process. `breakers`: whether each is open, by host and kind of call."""
-
-    breakers: Mapping[tuple[str, str], bool]
-    calls_in_flight: int
-    calls_waiting: int
-    warm_held: Mapping[str, int]
-    lines_dropped: int
-
-
-class StateMetrics:
-    """The state of this process. It is read for each scrape, because a gauge set by each pass would slow them all."""
-
-    def __init__(self, *, registry: CollectorRegistry, read: Callable[[], ProcessState]) -> None:
-        self._read = read
-        self._lines_counted = 0
-        gauge = partial(Gauge, multiprocess_mode="livesum", registry=registry)
-        self._breakers = gauge("voicepass_breaker_open", "Workers that do not call this host now", ["host", "calls"])
-        self._in_flight = gauge("voicepass_calls_in_flight", "Calls for a credential that are in flight")
-        self._under_way = gauge("voicepass_calls_under_way", "Deprecated: use voicepass_calls_in_flight")
-        self._waiting = gauge("voicepass_calls_waiting", "Calls for a credential that wait for a free slot")
-        self._held = gauge("voicepass_warm_held", "Signed URLs fetched ahead and not handed out yet", ["agent"])
-        build = gauge("voicepass_build_info", "Always 1, for the label", ["version"], multiprocess_mode="max")
-        build.labels(VERSION).set(1)
-        self._dropped = Counter("voicepass_log_lines_dropped", "Log lines that could not be written", registry=registry)
-
-    async def update(self) -> None:
-        """Set the gauges to the present state."""
-        state = self._read()
-        for (host, calls), is_open in state.breakers.items():
-            self._breakers.labels(host, calls).set(is_open)
-        self._in_flight.set(state.calls_in_flight)
-        self._under_way.set(state.calls_in_flight)
-        self._waiting.set(state.calls_waiting)
-        for agent, held in state.warm_held.items():
-            self._held.labels(agent).set(held)
-        self._dropped.inc(state.lines_dropped - self._lines_counted)
-        self._lines_counted = state.lines_dropped
+State = Iterable[tuple[str, Sequence[str], float]]  # gauges of metrics.toml: the name, the labels' values, the value
 
 
 @dataclass(kw_only=True, eq=False)
@@ -195,27 +72,97 @@ class LedgerMetrics(Collector):
         gauge, standing = GaugeMetricFamily, self._standing
         yield gauge("voicepass_ledger_up", "Whether a pass can be written", float(self._is_up))
         if standing is not None:
-            opened, unsettled = standing.open_conversations, standing.unsettled
-            oldest = standing.oldest_unsettled_seconds
-            yield gauge("voicepass_open_conversations", "Open, or may still be opened; counted to 10,000", opened)
+            unsettled, oldest = standing.unsettled, standing.oldest_unsettled_seconds
+            yield gauge("voicepass_open_conversations", "Open or may be opened, to 10,000", standing.open_conversations)
             yield gauge("voicepass_passes_unsettled", "Not settled after 15 minutes; counted to 10,000", unsettled)
             yield gauge("voicepass_oldest_unsettled_seconds", "The age of the oldest of them", oldest)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exposition:
-    """Answers a scrape."""
+class Metrics:
+    """Counts attempts, settlements and bypasses of this process, and answers scrapes.
 
-    registry: CollectorRegistry
-    state: StateMetrics
-    ledger: LedgerMetrics
+    Labels are bounded: outcomes are our codes, and there are two transports. An agent is named only if the policy knows
+    the alias and lets this user have it. The state of the process is read for each scrape, because a gauge set by each
+    pass would slow them all.
+    """
+
+    def __init__(self, *, aliases: Iterable[str], read_state: Callable[[], State], ledger: LedgerMetrics) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._read_state = read_state
+        self._ledger = ledger
+        self._lines_counted = 0
+        families = {
+            name: _TYPES[metric["type"]](
+                f"voicepass_{name}", metric["help"], metric["labels"], registry=registry, **metric.get("options", {})
+            )
+            for name, metric in _METRICS.items()
+        }
+        # Looking up labels takes longer than counting.
+        self._series = cache(lambda name, *labels: families[name].labels(*labels) if labels else families[name])
+        known: Mapping[str, Iterable[str]] = {
+            "transport": Transport,
+            "agent": aliases,
+            "outcome": ["granted", *_FAILURES],
+            "step": StepName,
+            "source": ["webhook", "reconciler", "lookup"],
+            "reason": ["public", "shareable_link", "not_issued"],
+        }
+        # An alert sees an increase only if the series was there before.
+        for name, metric in _METRICS.items():
+            if metric["type"] != "gauge":
+                for values in product(*(known[label] for label in metric["labels"])):
+                    self._series(name, *values)
+        self._series("build_info", VERSION).set(1)
+
+    def count_attempt(self, attempt: Attempt) -> None:
+        """Count an attempt and the time of its steps."""
+        transport = attempt.request.transport
+        self._series("attempts", transport, attempt.alias or "", attempt.outcome).inc()
+        self._series("attempt_duration_seconds", transport).observe(attempt.seconds)
+        for step in attempt.steps:
+            self._series("step_duration_seconds", step.name).observe(step.seconds)
+        if attempt.outcome == "granted" and attempt.is_reissued:
+            self._series("passes_reissued", transport).inc()
+        if attempt.outcome == "granted" and attempt.conversation_id is None:
+            self._series("conversation_id_missing", transport).inc()
+
+    def count_settlement(self, settled: IssuedPass) -> None:
+        """Count a settlement by its source: `webhook`, `reconciler` or `lookup`."""
+        source = settled.settled_by or ""
+        self._series("settlements", source).inc()
+        self._series("settled_seconds", source).inc(settled.seconds)
+        self._series("settlement_lag_seconds", source).observe(settled.lag_seconds)
+        if settled.identity_mismatch:
+            self._series("identity_mismatches").inc()
+
+    def count_bypass(self, reason: str) -> None:
+        """Count a conversation that began without a pass: `public`, `shareable_link` or `not_issued`."""
+        self._series("bypasses", reason).inc()
+
+    async def update(self) -> None:
+        """Set the gauges to the present state."""
+        for name, labels, value in self._read_state():
+            self._series(name, *labels).set(value)
+        lines_dropped = log_writer.dropped
+        self._series("log_lines_dropped").inc(lines_dropped - self._lines_counted)
+        self._lines_counted = lines_dropped
 
     async def text(self) -> bytes:
         """Return the metrics of all workers, as Prometheus reads them."""
-        await self.state.update()
-        await self.ledger.update()
-        process: Collector = self.registry
-        if (directory := shared_directory()) is not None:
-            remove_dead_workers(directory)
-            process = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
-        return generate_latest(process) + generate_latest(self.ledger)
+        await self.update()
+        await self._ledger.update()
+        process: Collector = self._registry
+        if (directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is not None:
+            remove_dead_workers(Path(directory))
+            process = MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
+        return generate_latest(process) + generate_latest(self._ledger)
+
+
+def remove_dead_workers(directory: Path) -> None:
+    """Remove the state of workers that have ended, and keep their counts. A scrape at the same time does no harm."""
+    for path in directory.glob("gauge_live*_*.db"):
+        with suppress(PermissionError):  # the process exists, under another user
+            try:
+                os.kill(int(path.stem.rpartition("_")[2]), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)  # another worker may have removed it

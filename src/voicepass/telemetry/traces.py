@@ -10,19 +10,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from voicepass.telemetry.attempt import Attempt, Step, StepName
 from voicepass.telemetry.logger import Logger
 
-FLUSH_SECONDS: Final = 2.0
-"""The longest that a process waits at its end for the collector to receive the last spans."""
-
-_OUTBOUND: Final = set(StepName) - {StepName.VERIFY}
+FLUSH_SECONDS: Final = 2.0  # the longest that a process waits at its end for the collector to receive the last spans
 
 _log = Logger("voicepass.telemetry.traces")
 
@@ -32,46 +29,31 @@ class AttemptTraces:
 
     def __init__(self, *, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._propagator = TraceContextTextMapPropagator()
 
     def __call__(self, attempt: Attempt) -> None:
-        # Steps have monotonic times, and spans need dates: this converts one to the other.
-        epoch = time.time() - time.monotonic()
-        parent = Context()
-        if attempt.traceparent is not None:
-            parent = self._propagator.extract({"traceparent": attempt.traceparent}, context=parent)
-        span = self._tracer.start_span(
-            "issue a pass",
-            context=parent,
-            kind=SpanKind.SERVER,
-            attributes={
-                "voicepass.request_id": attempt.request_id,
-                "voicepass.transport": attempt.transport.value,
-                "voicepass.agent": attempt.alias if attempt.agent else "",
-                "voicepass.outcome": attempt.outcome,
-                "voicepass.conversation_id": attempt.conversation_id or "",
-            },
-            start_time=_nanoseconds(epoch + attempt.began),
-        )
-        if attempt.is_operators_fault:
-            span.set_status(Status(StatusCode.ERROR, attempt.outcome))
-        within = set_span_in_context(span, parent)
+        carrier = {"traceparent": attempt.request.traceparent or ""}
+        parent = TraceContextTextMapPropagator().extract(carrier, context=Context())
+        attributes = {
+            "voicepass.request_id": attempt.request.request_id,
+            "voicepass.transport": attempt.request.transport.value,
+            "voicepass.agent": attempt.alias or "",
+            "voicepass.outcome": attempt.outcome,
+            "voicepass.conversation_id": attempt.conversation_id or "",
+        }
+        error = attempt.outcome if attempt.is_operators_fault else None
+        options = {"context": parent, "kind": SpanKind.SERVER, "attributes": attributes}
+        within = set_span_in_context(self._add_span("issue a pass", attempt, error=error, **options), parent)
         for step in attempt.steps:
-            self._add_step(step, within, epoch)
-        span.end(_nanoseconds(epoch + attempt.began + attempt.duration_seconds))
+            kind = SpanKind.INTERNAL if step.name is StepName.VERIFY else SpanKind.CLIENT
+            self._add_span(step.name, step, error="" if step.has_failed else None, context=within, kind=kind)
 
-    def _add_step(self, step: Step, within: Context, epoch: float) -> None:
-        kind = SpanKind.CLIENT if step.name in _OUTBOUND else SpanKind.INTERNAL
-        span = self._tracer.start_span(
-            step.name, context=within, kind=kind, start_time=_nanoseconds(epoch + step.began)
-        )
-        if step.has_failed:
-            span.set_status(Status(StatusCode.ERROR))
-        span.end(_nanoseconds(epoch + step.began + step.seconds))
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)
+    def _add_span(self, name: str, part: Attempt | Step, *, error: str | None, **options: Any) -> Span:  # noqa: ANN401
+        began = time.time() - time.monotonic() + part.began  # spans need dates
+        span = self._tracer.start_span(name, start_time=int(began * 1e9), **options)
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end(int((began + part.seconds) * 1e9))
+        return span
 
 
 @asynccontextmanager
