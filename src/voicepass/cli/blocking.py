@@ -57,7 +57,7 @@ def extend(
     """Give one user more minutes for some time. It replaces an earlier extension of this user."""
     whom = _describe(Block(kind=BlockKind.USER, key=user_id, token_issuer=issuer))
     if revoke:
-        had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id, issuer)))
+        had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id=user_id, token_issuer=issuer)))
         typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")
         return
     if minutes is None or until is None:
@@ -65,7 +65,7 @@ def extend(
     ends_at = until.replace(hour=23, minute=59, second=59, tzinfo=UTC).timestamp()
     extension = Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=ends_at)
     try:
-        is_known = with_ledger(lambda ledger: ledger.run(partial(rules.extend, extension)))
+        is_known = with_ledger(lambda ledger: ledger.run(partial(rules.extend, extension=extension)))
     except RequestInvalid as refusal:
         raise typer.BadParameter(refusal.detail, param_hint="--until") from None
     typer.echo(f"extended: {whom} by {minutes} minutes until {write_instant(ends_at)}")

@@ -63,7 +63,7 @@ def forget(
 
 async def _list_issuers(ledger: Ledger, settings: Settings, user_id: str) -> set[str]:
     """Return all issuers. If there are several, the operator must name one: the id may be of two people."""
-    issuers = {*await ledger.run(partial(find_issuers, user_id))}
+    issuers = {*await ledger.run(partial(find_issuers, user_id=user_id))}
     with suppress(SettingsRefusedError):  # the command works without the service's secrets
         issuers |= {trusted.token_issuer for trusted in configure(settings).trusted}
     return issuers
