@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -104,9 +104,8 @@ class PostgresLedger(Ledger):
                     await self._connect_again()
                     raise
             if call.must_flush:  # a durable commit makes all earlier ones durable
-                name = f"flush {uuid.uuid4().hex}"
-                flush = _Call(rule=lambda now: check(now, name, is_whole=False), locks=(), is_durable=True)
-                await self._play(flush)
+                flush = partial(check, name=f"flush {uuid.uuid4().hex}", is_whole=False)
+                await self._play(_Call(rule=flush, locks=(), is_durable=True))
             return result
 
     async def _play(self, call: _Call[Result]) -> Result:

@@ -74,9 +74,7 @@ def fix_hour(now: float, hour: int) -> Dialogue[list[Row]]:
     for length in lengths:
         first, end = hour * 3600 // length, (hour + 1) * 3600 // length
         for row in (yield SQL["slots"], {"length": length, "first": first, "end": end}):
-            differences[row["scope"], length, row["slot"]].subtract(
-                {"passes": row["passes"], "seconds": row["seconds"]}
-            )
+            differences[row["scope"], length, row["slot"]].update(passes=-row["passes"], seconds=-row["seconds"])
     return (yield from _correct(differences))
 
 
@@ -87,7 +85,7 @@ def fix_day(_now: float, day: int) -> Dialogue[list[Row]]:
     for row in (yield SQL["slots"], {"length": 3600, "first": day * 24, "end": (day + 1) * 24}):
         differences[row["scope"], DAY_SECONDS, day].update(passes=row["passes"], seconds=row["seconds"])
     for row in (yield SQL["slots"], {"length": DAY_SECONDS, "first": day, "end": day + 1}):
-        differences[row["scope"], DAY_SECONDS, day].subtract({"passes": row["passes"], "seconds": row["seconds"]})
+        differences[row["scope"], DAY_SECONDS, day].update(passes=-row["passes"], seconds=-row["seconds"])
     return (yield from _correct(differences))
 
 
@@ -99,7 +97,7 @@ def fix_open(now: float) -> Dialogue[list[Row]]:
         for scope in (f"agent {row['agent_alias']}", "all"):
             differences[scope, 60, int(row["lapses_at"] // 60)].update(open=1)
     for row in (yield SQL["slots"], {"length": 60, "first": math.floor(now / 60) + 1, "end": 2**53}):
-        differences[row["scope"], 60, row["slot"]].subtract({"open": row["open"]})
+        differences[row["scope"], 60, row["slot"]].update(open=-row["open"])
     return (yield from _correct(differences))
 
 
