@@ -88,18 +88,23 @@ class SqliteLedger(Ledger):
     ) -> Result:
         """Run a rule in the next transaction."""
         del locks  # there is one writer
-        outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Result] = loop.create_future()
+        deadline = loop.call_later(self.answer_seconds, self._give_up, outcome)  # cheaper than asyncio.timeout
         self._waiting.append(Call(rule, is_durable, outcome))
         if self._batch is None:
             self._write_next()
         try:
-            async with asyncio.timeout(self.answer_seconds):
-                return await outcome
-        except TimeoutError as error:
-            note = f"SQLite gave no answer within {self.answer_seconds:g} s"
-            raise LedgerUnavailable(operator_note=note) from error
+            return await outcome
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"SQLite cannot be written: {error}") from error
+        finally:
+            deadline.cancel()
+
+    def _give_up(self, outcome: asyncio.Future[Any]) -> None:
+        if not outcome.done():
+            note = f"SQLite gave no answer within {self.answer_seconds:g} s"
+            outcome.set_exception(LedgerUnavailable(operator_note=note))
 
     def _ahead_seconds(self) -> float:
         return self.clock() - self.wall()
