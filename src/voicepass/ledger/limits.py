@@ -28,10 +28,8 @@ SCOPES: Final = {  # the condition on `transport` selects an index (see the sche
     Scope.AGENT: "transport <> '' AND agent_alias = :agent_alias",
     Scope.ALL: "transport <> ''",
 }
-_REFUSALS: Final[dict[Counted, type[LimitReached]]] = {
-    Counted.CONVERSATIONS: TooManyConversations,
-    Counted.SECONDS: QuotaExceeded,
-}
+_Refusals = dict[Counted, type[LimitReached]]
+_REFUSALS: Final[_Refusals] = {Counted.CONVERSATIONS: TooManyConversations, Counted.SECONDS: QuotaExceeded}
 _AMOUNTS: Final = {Counted.PASSES: "passes", Counted.REQUESTS: "passes + failed", Counted.SECONDS: "seconds"}
 _NO_END: Final = float(2**53)
 _BY_ROW: Final = 0  # in place of the length of a slot

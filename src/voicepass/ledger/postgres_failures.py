@@ -13,8 +13,8 @@ from voicepass.errors import LedgerUnavailable
 Connection = psycopg.AsyncConnection[DictRow]
 
 MAX_MESSAGE_CHARACTERS: Final = 400
-_TABLE: Final = files(__package__).joinpath("postgres_causes.toml")
-CAUSES: Final[list[dict[str, Any]]] = tomllib.loads(_TABLE.read_text(encoding="utf-8"))["causes"]
+_TEXT: Final = files(__package__).joinpath("postgres_causes.toml").read_text(encoding="utf-8")
+CAUSES: Final[list[dict[str, Any]]] = tomllib.loads(_TEXT)["causes"]
 """Why PostgreSQL or a pooler refuses: sqlstate, the words of its message, and an advice."""
 
 

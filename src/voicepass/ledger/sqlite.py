@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
@@ -227,7 +226,7 @@ def _open(path: str, busy_seconds: float) -> OpenFile:
     if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
         paths.append(log)
     copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
-    return OpenFile(connection, copier, {each: Path(each).stat() for each in paths})
+    return OpenFile(connection, copier, {each: os.stat(each) for each in paths})  # noqa: PTH116
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
