@@ -302,7 +302,7 @@ def test_every_refusal_has_its_row_in_the_table_and_no_row_is_without_a_class() 
     rows = tomllib.loads(Path(errors.__file__).with_name("errors.toml").read_text())
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
 
-    assert [kind.__name__ for kind in kinds if not kind.__subclasses__()] == list(rows)
+    assert [kind.__name__ for kind in kinds if not {*kind.__subclasses__()} & {*kinds}] == list(rows)
     assert {name for row in rows.values() for name in row} <= {*dir(errors.Refusal), "code", "status", "title"}
 
 

@@ -115,7 +115,7 @@ async def test_a_webhook_that_comes_before_its_pass_waits_for_it(
 @with_secret
 async def test_a_webhook_that_comes_after_its_pass_expired_counts(api: ServiceClient, bearer: dict[str, str]) -> None:
     await api.post("/v1/signed-url", headers=bearer)
-    await api.app.state.ledger.expire("conv_1")
+    await api.app.state.ledger.note_unopened("conv_1", expires_seconds=0)
     expired = await conversation(api)
 
     await deliver(api, event())

@@ -93,7 +93,7 @@ async def fill(file: Path) -> None:
         for conversation_id in [*conversations[:9], "conv_of_nobody"]:
             await ledger.settle(settlement(conversation_id))
         await ledger.block(Block(kind=BlockKind.USER, key="u-1", token_issuer=""))
-        await ledger.begin_listing("agent_1", every_seconds=60)
+        await ledger.begin_listing("agent_1", every_seconds=60, recent_seconds=1200)
         await ledger.take_lease("reconciler", 60)
 
 

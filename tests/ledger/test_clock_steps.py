@@ -81,12 +81,12 @@ async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: 
         real = machine.wall.now
         conversation_id = await granted(ledger)
         machine.wait(30)
-        first = await ledger.begin_listing("agent_1", every_seconds=240)
+        first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
         await ledger.note_opened(conversation_id, real + 10)
         await ledger.note_listed("agent_1", real + 15)
         (noted,) = await rows(ledger, "SELECT listed_until FROM listings")
         machine.wait(250)
-        second = await ledger.begin_listing("agent_1", every_seconds=240)
+        second = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
 
     assert noted["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
     assert first is not None
@@ -162,11 +162,11 @@ async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: 
 async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
     await granted(ledger)
     clock.now += HOUR
-    await ledger.begin_listing("agent_1", every_seconds=240)
+    await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
     await ledger.note_listed("agent_1", clock.now - 15)
     clock.now = START + 60
 
-    listing = await ledger.begin_listing("agent_1", every_seconds=240)
+    listing = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
     never_opened = await ledger.list_never_opened("agent_1", 5, min_age_seconds=930)
     await ledger.note_listed("agent_1", clock.now - 15)
 

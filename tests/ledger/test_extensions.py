@@ -33,7 +33,7 @@ async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
 
 
 async def extend(ledger: Ledger, asked: Extension) -> bool:
-    return await ledger.run(partial(extensions.extend, asked))
+    return await ledger.run(partial(extensions.extend, extension=asked))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,10 @@ async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger,
     await extend(ledger, extension())
     await extend(ledger, extension("u-2", ends_in=2 * HOUR))
     before = await ledger.run(extensions.list_extensions)
-    was_revoked = [await ledger.run(partial(extensions.revoke, "u-2", issuer)) for issuer in (TOKEN_ISSUER, "", "")]
+    was_revoked = [
+        await ledger.run(partial(extensions.revoke, user_id="u-2", token_issuer=issuer))
+        for issuer in (TOKEN_ISSUER, "", "")
+    ]
     of_revoked = await count_passes(ledger, "u-2")
     clock.now += HOUR
     of_ended = await count_passes(ledger)
@@ -69,7 +72,7 @@ async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger,
     assert was_revoked == [False, True, False]
     assert (of_revoked, of_ended) == (1, 1)
     assert await ledger.run(extensions.list_extensions) == []
-    assert await ledger.run(partial(extensions.revoke, "u-1", "")) is False
+    assert await ledger.run(partial(extensions.revoke, user_id="u-1", token_issuer="")) is False
 
 
 async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Ledger) -> None:

@@ -78,7 +78,7 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     await granted(ledger, user_id="another-user")
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=ISSUER))
     extension = Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400)
-    await ledger.run(partial(extend, extension))
+    await ledger.run(partial(extend, extension=extension))
     clock.now = START + 7200
     return given.conversation_id or ""
 
@@ -215,7 +215,7 @@ async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     await ledger.release(failed, has_reached=True)
     for token_issuer in ("", "https://blocked.example"):
         await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=token_issuer))
-    issuers = await ledger.run(lambda now: find_issuers(USER, now))
+    issuers = await ledger.run(lambda now: find_issuers(now, USER))
 
     await forget(ledger)
 
@@ -223,7 +223,7 @@ async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     hosts = ["a", "blocked", "failed", "login", "z"]
     assert sorted(issuers) == [f"https://{host}.example" for host in hosts]
     assert sorted(left) == ["https://a.example", "https://z.example"]
-    of_passes = await ledger.run(lambda now: find_issuers("nobody", now))
+    of_passes = await ledger.run(lambda now: find_issuers(now, "nobody"))
     assert sorted(of_passes) == ["https://a.example", "https://z.example"]
 
 

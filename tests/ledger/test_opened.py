@@ -150,7 +150,7 @@ async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_ev
     passing = reservation(seconds=1)
     await ledger.reserve(passing, limits)
     await ledger.release(passing)
-    await ledger.expire(unopened)
+    await ledger.note_unopened(unopened, expires_seconds=0)
 
     third = await granted(ledger, limits, seconds=1800)
 
@@ -165,22 +165,11 @@ async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
     await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
 
-    has_expired = await ledger.expire(conversation_id, min_age_seconds=930)
+    has_expired = await ledger.note_unopened(conversation_id, expires_seconds=930)
 
     found = await ledger.find_pass(conversation_id)
     assert not has_expired
     assert (found.opened_at, found.settled_at) == (START + 5, None)
-
-
-async def test_a_pass_is_released_as_unopened_only_when_it_is_old_enough(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger)
-    clock.now += 929
-    too_early = await ledger.expire(conversation_id, min_age_seconds=930)
-    clock.now += 1
-
-    assert not too_early
-    assert await ledger.expire(conversation_id, min_age_seconds=930)
-    assert not await ledger.expire(conversation_id, min_age_seconds=930)
 
 
 async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
@@ -190,9 +179,9 @@ async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
     clock.now += 929
     released = [await ledger.note_unopened(conversation_id, expires_seconds=930)]
     clock.now += 1
-    released.append(await ledger.note_unopened(conversation_id, expires_seconds=930))
+    released += [await ledger.note_unopened(conversation_id, expires_seconds=930) for _ in range(2)]
 
-    assert released == [False, True]
+    assert released == [False, True, False]
     assert (await ledger.find_pass(conversation_id)).settled_by == "expiry"
 
 
@@ -202,7 +191,7 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
     conversation_id = await granted(ledger, limits, seconds=600)
     clock.now += 930
-    await ledger.expire(conversation_id)
+    await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     counts_again = await ledger.note_opened(conversation_id, START + 899)
 
@@ -219,7 +208,7 @@ async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it
     opened, ended = await granted(ledger, minutes, seconds=600), await granted(ledger, seconds=60)
     clock.now += 930
     for conversation_id in (opened, ended):
-        await ledger.expire(conversation_id)
+        await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     await ledger.note_opened(opened, START + 899)
     await ledger.note_ended(ended)
@@ -232,7 +221,7 @@ async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged
 ) -> None:
     conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
     clock.now += 930
-    await ledger.expire(conversation_id)
+    await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     await ledger.note_ended(conversation_id)
 
@@ -354,7 +343,7 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
         case "settled":
             await ledger.settle(settled_with("conv_1"))
         case "expired":
-            await ledger.expire("conv_1")
+            await ledger.note_unopened("conv_1", expires_seconds=0)
         case _:
             await ledger.erase_sealed()
 

@@ -33,47 +33,46 @@ SELECT 'o' || n, 'r', 'https://login.example', 'o-' || n, 'a' || (n & 15), 'agen
 WHOSE = {"token_issuer": "https://login.example", "user_id": "u-1", "agent_alias": "a1"}
 
 RULES: dict[str, Callable[[], Dialogue[Any]]] = {
-    "usage": lambda: rules.read_usage(WHOSE, LIMITS, START),
-    "used up": lambda: count(limit(1, counted=Counted.SECONDS, window_seconds=600), WHOSE, START),
-    "reserve": lambda: rules.reserve(reservation(), prepare_question(LIMITS), START),
+    "usage": lambda: rules.read_usage(START, WHOSE, LIMITS),
+    "used up": lambda: count(START, limit(1, counted=Counted.SECONDS, window_seconds=600), WHOSE),
+    "reserve": lambda: rules.reserve(START, reservation(), prepare_question(LIMITS)),
     "lapse": lambda: rules.lapse(START),
-    "grant": lambda: rules.grant(reservation(pass_id="p8"), credential("conv_new"), START),
+    "grant": lambda: rules.grant(START, reservation(pass_id="p8"), credential("conv_new")),
     "release": lambda: rules.release("p7"),
-    "settle": lambda: rules.settle(settlement("conv_7"), START),
-    "expire": lambda: rules.expire("conv_7", START),
-    "issued": lambda: rules.find_issued("conv_7"),
-    "seconds left": lambda: rules.read_seconds_left(LIMITS, START, conversation_id="conv_7", pass_id="p8"),
-    "issuers of a user": lambda: forgetting.find_issuers("u-1", START),
-    "due": lambda: records.list_overdue(100, 0.0, START, min_age_seconds=1200),
+    "settle": lambda: rules.settle(START, settlement("conv_7")),
+    "issued": lambda: rules.find_pass(START, "conv_7"),
+    "seconds left": lambda: rules.read_seconds_left(START, LIMITS, conversation_id="conv_7", pass_id="p8"),
+    "issuers of a user": lambda: forgetting.find_issuers(START, "u-1"),
+    "due": lambda: records.list_unsettled(START, 100, min_age_seconds=1200),
     "look up conversations": lambda: opened.begin_lookup(
-        "k1", WHOSE, limit(3, counted=Counted.CONVERSATIONS), seconds=1, now=START
+        START, reservation(), limit(3, counted=Counted.CONVERSATIONS), seconds=1
     ),
     "look up minutes": lambda: opened.begin_lookup(
-        "k2", WHOSE, limit(3, counted=Counted.SECONDS, window_seconds=600), seconds=1, now=START
+        START, reservation(), limit(3, counted=Counted.SECONDS, window_seconds=600), seconds=1
     ),
     "look up everyone's conversations": lambda: opened.begin_lookup(
-        "k3", WHOSE, limit(3, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1, now=START
+        START, reservation(), limit(3, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1
     ),
-    "refuse": lambda: find_room(prepare_question([limit(0, counted=Counted.CONVERSATIONS)]), WHOSE, 600, START),
+    "refuse": lambda: find_room(START, prepare_question([limit(0, counted=Counted.CONVERSATIONS)]), WHOSE, 600),
     "refuse everyone": lambda: find_room(
-        prepare_question([limit(0, counted=Counted.CONVERSATIONS, scope=Scope.ALL)]), WHOSE, 600, START
+        START, prepare_question([limit(0, counted=Counted.CONVERSATIONS, scope=Scope.ALL)]), WHOSE, 600
     ),
-    "fix sums": lambda: sums.fix_hour(int(START // 3600), START),
+    "fix sums": lambda: sums.fix_hour(START, int(START // 3600)),
     "fix open sums": lambda: sums.fix_open(START),
-    "is in flight": lambda: opened.is_in_flight(WHOSE, START),
-    "note unopened": lambda: opened.note_unopened("conv_64", START, expires_seconds=930),
-    "note opened": lambda: opened.note_opened("conv_7", START),
-    "note ended": lambda: opened.note_ended("conv_64", START),
-    "unopened": lambda: opened.list_unopened(WHOSE | {"agent_id": "agent", "transport": "websocket"}, START),
+    "is in flight": lambda: opened.is_in_flight(START, reservation()),
+    "note unopened": lambda: opened.note_unopened(START, "conv_64", expires_seconds=930),
+    "note opened": lambda: opened.note_opened(START, "conv_7", START),
+    "note ended": lambda: opened.note_ended(START, "conv_64"),
+    "unopened": lambda: opened.list_unopened(START, reservation()),
     "erase sealed": lambda: opened.erase_sealed(START),
-    "begin listing": lambda: opened.begin_listing("agent", START, every_seconds=240, recent_seconds=1200),
-    "never opened": lambda: opened.list_never_opened("agent", 5, min_age_seconds=930),
-    "find": lambda: opened.find(["conv_7", "conv_8"]),
+    "begin listing": lambda: opened.begin_listing(START, "agent", every_seconds=240, recent_seconds=1200),
+    "never opened": lambda: opened.list_never_opened(START, "agent", 5, min_age_seconds=930),
+    "find": lambda: opened.find(START, ["conv_7", "conv_8"]),
     "standing": lambda: records.read_standing(START),
-    "page": lambda: records.list_page((START - 6000, ""), 100),
-    "listed": lambda: records.list_latest(None, 50),
-    "totals": lambda: records.sum_by_user(3600, 50, START),
-    "delete old": lambda: records.delete_old(86_400 * 13, START),
+    "page": lambda: records.list_page(START, (START - 6000, ""), 100),
+    "listed": lambda: records.list_latest(START, most=50),
+    "totals": lambda: records.sum_usage(START, window_seconds=3600, most=50),
+    "delete old": lambda: records.delete_old(START, age_seconds=86_400 * 13),
 }
 
 
@@ -119,9 +118,9 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
     limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
 
     questions = {
-        "room": lambda: find_room(prepare_question(limits), WHOSE, 600, START),
-        "exact": lambda: rules.read_usage(WHOSE, limits, START),
-        "lookup": lambda: opened.begin_lookup("k", WHOSE, limits[2], seconds=1, now=START),
+        "room": lambda: find_room(START, prepare_question(limits), WHOSE, 600),
+        "exact": lambda: rules.read_usage(START, WHOSE, limits),
+        "lookup": lambda: opened.begin_lookup(START, reservation(), limits[2], seconds=1),
     }
     plans = {name: json.dumps(await plan(filled, engine, rule)) for name, rule in questions.items()}
 
@@ -135,12 +134,12 @@ async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_on
 ) -> None:
     """What a lookup needs to know is written and asked elsewhere."""
     reserve = await plan(
-        filled, engine, lambda: rules.reserve(reservation(pass_id="p-new"), prepare_question(LIMITS), START)
+        filled, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
     )
     grant = await plan(
         filled,
         engine,
-        lambda: rules.grant(reservation(pass_id="p-new"), credential("conv_new"), START, sealed=b"sealed"),
+        lambda: rules.grant(START, reservation(pass_id="p-new"), credential("conv_new"), sealed=b"sealed"),
     )
 
     assert (len(reserve), len(grant)) == (3, 1)

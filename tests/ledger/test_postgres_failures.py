@@ -129,4 +129,4 @@ async def test_a_running_ledger_says_why_it_gets_no_connection(postgres: Postgre
 
 
 def test_every_cause_gives_an_advice_of_its_own() -> None:
-    assert len({cause.advice for cause in CAUSES}) == len(CAUSES)
+    assert len({cause["advice"] for cause in CAUSES}) == len(CAUSES)

@@ -202,7 +202,7 @@ async def test_a_pass_that_was_never_used_gives_its_minutes_back(ledger: Ledger)
     conversation_id = await granted(ledger, minutes)
     assert await refusal(ledger, minutes) is not None
 
-    await ledger.expire(conversation_id)
+    await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     assert await refusal(ledger, minutes) is None
 
@@ -215,11 +215,11 @@ async def test_what_should_be_over_and_is_not_settled_is_due_oldest_first(ledger
     await ledger.settle(settlement(conversations[1]))
     await ledger.reserve(reservation(), [])
     clock.now = START + 900
-    at_the_edge = await ledger.list_unsettled(10)
+    at_the_edge = await ledger.list_unsettled(10, min_age_seconds=1200)
     clock.now = START + 1800
 
-    due = await ledger.list_unsettled(2)
-    following = await ledger.list_unsettled(2, after=due[-1].reserved_at)
+    due = await ledger.list_unsettled(2, min_age_seconds=1200)
+    following = await ledger.list_unsettled(2, after=due[-1].reserved_at, min_age_seconds=1200)
 
     assert at_the_edge == []
     assert [each.conversation_id for each in due] == [conversations[0], conversations[2]]
@@ -239,7 +239,7 @@ def story(ledger: Ledger, asked: Reservation, conversation_id: str) -> Story:
         "webhook": lambda: ledger.settle(webhook),
         "webhook again": lambda: ledger.settle(webhook),
         "reconciler": lambda: ledger.settle(settlement(conversation_id, seconds=41, cost=None, source="reconciler")),
-        "expiry": lambda: ledger.expire(conversation_id),
+        "expiry": lambda: ledger.note_unopened(conversation_id, expires_seconds=0),
     }
 
 

@@ -140,7 +140,7 @@ class History:
                 source = "webhook" if what == "settle again" else "reconciler"
                 await self._ledger.settle(settlement(chosen, seconds=number % 1200, source=source))
             case "expire":
-                await self._ledger.expire(chosen)
+                await self._ledger.note_unopened(chosen, expires_seconds=0)
             case "open":
                 await self._ledger.note_opened(chosen, self._clock.now)
             case "end":
@@ -206,7 +206,7 @@ async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, i
     used = sum(amount for _, amount in counted)
     whole = limit(min(most, used), scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
 
-    answer = await ledger.run(lambda now: count(whole, WHOSE, now))
+    answer = await ledger.run(lambda now: count(now, whole, WHOSE))
 
     assert answer.used == used
     if used and asked.counted is not Counted.CONVERSATIONS:
@@ -215,7 +215,7 @@ async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, i
         edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
         question = prepare_question([edge])
         try:
-            room = await ledger.run(partial(find_room, question, WHOSE, 600))
+            room = await ledger.run(partial(find_room, question=question, whose=WHOSE, seconds=600))
         except LimitReached:
             room = 0
         assert room == (0 if not spare else 1 if asked.counted is Counted.SECONDS else 600)
@@ -231,7 +231,7 @@ async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_right(
         changes: list[Coroutine[Any, Any, object]] = [
             instance.settle(settlement(each)) for each in conversations for instance in instances
         ]
-        changes += [instances[0].expire(each) for each in conversations]
+        changes += [instances[0].note_unopened(each, expires_seconds=0) for each in conversations]
         changes += [instances[-1].note_ended(each) for each in conversations]
         changes += [instances[-1].reserve(reservation(f"u-{n}", agent_alias=f"a-{n % 3}"), []) for n in range(40)]
 

@@ -442,7 +442,7 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
                     case "grant":
                         await grant(ledger)
                     case "expire":
-                        await ledger.expire("conv_1")
+                        await ledger.note_unopened("conv_1", expires_seconds=0)
                     case "reconcile":
                         await ledger.settle(asked)
                     case _:

@@ -89,7 +89,7 @@ async def delete_block(request: Request, body: BlockBody) -> None:
 async def post_extension(request: Request, body: UserExtension) -> Extended:
     """Add minutes to each of the user's limits of minutes, in place of an earlier extension of this user."""
     extension = Extension(**body.model_dump() | {"ends_at": body.ends_at.timestamp()})
-    is_known_user = await request.app.state.ledger.run(partial(extend, extension))
+    is_known_user = await request.app.state.ledger.run(partial(extend, extension=extension))
     _log.warning("extension.set", **body.model_dump(mode="json"), **_describe_sender(request))
     return Extended(is_known_user=is_known_user)
 
@@ -104,7 +104,7 @@ async def get_extensions(request: Request) -> Extensions:
 @block_routes.delete("/extensions", summary="End the extension of one user", status_code=HTTPStatus.NO_CONTENT)
 async def delete_extension(request: Request, body: ExtendedUser) -> None:
     """End it at once, on every instance. A user without an extension is no error."""
-    await request.app.state.ledger.run(partial(revoke, body.user_id, body.token_issuer))
+    await request.app.state.ledger.run(partial(revoke, user_id=body.user_id, token_issuer=body.token_issuer))
     _log.warning("extension.removed", **body.model_dump(), **_describe_sender(request))
 
 

@@ -85,7 +85,7 @@ def extend(
     """Give one user more minutes for some time. It replaces an earlier extension of this user."""
     whom = _describe(Block(kind=BlockKind.USER, key=user_id, token_issuer=issuer))
     if revoke:
-        had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id, issuer)))
+        had_one = with_ledger(lambda ledger: ledger.run(partial(rules.revoke, user_id=user_id, token_issuer=issuer)))
         typer.echo(f"{'revoked the extension' if had_one else 'there was no extension'} of {whom}")
         return
     if minutes is None or until is None:
@@ -93,7 +93,7 @@ def extend(
     ends_at = until.replace(hour=23, minute=59, second=59, tzinfo=UTC).timestamp()
     extension = rules.Extension(user_id=user_id, token_issuer=issuer, minutes=minutes, ends_at=ends_at)
     try:
-        is_known = with_ledger(lambda ledger: ledger.run(partial(rules.extend, extension)))
+        is_known = with_ledger(lambda ledger: ledger.run(partial(rules.extend, extension=extension)))
     except RequestInvalid as refusal:
         raise typer.BadParameter(refusal.detail, param_hint="--until") from None
     typer.echo(f"extended: {whom} by {minutes} minutes until {write_instant(ends_at)}")
@@ -144,7 +144,7 @@ def forget(
 
 async def _find_issuer(ledger: Ledger, settings: Settings, user_id: str) -> str:
     """Return the only issuer. If there are several, the operator must name one: the id may be of two people."""
-    issuers = {*await ledger.run(partial(find_issuers, user_id))}
+    issuers = {*await ledger.run(partial(find_issuers, user_id=user_id))}
     with suppress(SettingsRefusedError):  # the command works without the service's secrets
         issuers |= {trusted.token_issuer for trusted in configure(settings).trusted}
     if len(issuers) > 1:

@@ -1,6 +1,7 @@
 """How a rule talks to an engine: the rule yields a statement with its parameters, and is sent the rows."""
 
 from collections.abc import Generator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
@@ -16,3 +17,14 @@ SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0))) FROM unnest(CAST(:
 
 LOCKS: Final = frozenset({LOCK_SUMS, LOCK_SCOPES})
 """PostgreSQL sends each of these together with the next statement. SQLite, with one writer, skips them."""
+
+
+def read_statements(module: str) -> dict[str, str]:
+    """Return the statements of `<module>.sql`, by name. Each begins with a line `-- name: <name>`.
+
+    A `{word}` in a statement is filled in with a text of ours, and a `:word` is a parameter.
+    """
+    text = files(__package__).joinpath(f"{module}.sql").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("-- name: ") or not line.startswith("--")]
+    pieces = "\n".join(lines).split("-- name: ")[1:]
+    return {name: statement.strip() for name, _, statement in (piece.partition("\n") for piece in pieces)}

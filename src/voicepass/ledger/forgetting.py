@@ -10,14 +10,15 @@ from typing import Final, NamedTuple
 
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import Ledger
-from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.extensions import EACH_ISSUER
-from voicepass.ledger.limits import IS_OPEN, SCOPES, name_scope
+from voicepass.ledger.dialogue import Dialogue, Row, read_statements
+from voicepass.ledger.limits import name_scope
 from voicepass.ledger.rules import release
 from voicepass.model import Scope, hash_user_id
 
 BATCH: Final = 100
 """A transaction changes so many rows at most, so that nobody waits for it too long."""
+
+SQL: Final = read_statements("forgetting")
 
 
 class Forgotten(NamedTuple):
@@ -27,10 +28,9 @@ class Forgotten(NamedTuple):
     open_until: float | None = None
 
 
-def find_issuers(user_id: str, _now: float) -> Dialogue[list[str]]:
+def find_issuers(_now: float, user_id: str) -> Dialogue[list[str]]:
     """Return every issuer that the ledger names."""
-    rows = yield _ISSUERS, {"user_id": user_id}
-    return [row["token_issuer"] for row in rows]
+    return [row["token_issuer"] for row in (yield SQL["issuers"], {"user_id": user_id})]
 
 
 async def forget_user(
@@ -44,17 +44,17 @@ async def forget_user(
     whose = {"token_issuer": token_issuer, "user_id": user_id, "user_hash": hash_user_id(user_id), "most": BATCH}
 
     def forget_some(now: float) -> Dialogue[Forgotten]:
-        (row,) = yield _OPEN_UNTIL, whose | {"now": now}
+        (row,) = yield SQL["open_until"], whose | {"now": now}
         if row["open_until"] is not None and not even_if_open:
             return Forgotten(0, row["open_until"])
-        for statement in (_HIDE_BLOCKS, _DELETE_BLOCKS, _DELETE_EXTENSIONS, _HIDE_FAILED, _DELETE_LOOKUPS):
-            yield statement, whose
-        reserved = yield _RESERVED, whose
-        passes = yield _GRANTED, whose | {"now": now}
+        for name in ("hide_blocks", "delete_blocks", "delete_extensions", "hide_failed", "delete_lookups"):
+            yield SQL[name], whose
+        reserved = yield SQL["reserved"], whose
+        passes = yield SQL["granted"], whose | {"now": now}
         for row in passes:
             if at_elevenlabs and row["conversation_id"] is not None:
-                yield _ADD_ERASURE, row
-            yield _HIDE_ROW, row
+                yield SQL["add_erasure"], row
+            yield SQL["hide_pass"], row
         # One at a time, as in `lapse`. Its grant finds no row, and no URL leaves.
         for row in reserved:
             yield from release(row["pass_id"])
@@ -68,12 +68,12 @@ async def forget_user(
 
 def list_erasures(now: float) -> Dialogue[list[Row]]:
     """Return what is left to delete at ElevenLabs: conversation_id, agent_id, may_be_open."""
-    return list((yield _ERASURES, {"now": now}))
+    return list((yield SQL["erasures"], {"now": now}))
 
 
-def end_erasure(conversation_id: str, _now: float) -> Dialogue[None]:
+def end_erasure(_now: float, conversation_id: str) -> Dialogue[None]:
     """Remove a conversation from the list, because ElevenLabs has deleted it."""
-    yield "DELETE FROM erasures WHERE conversation_id = :id", {"id": conversation_id}
+    yield SQL["end_erasure"], {"conversation_id": conversation_id}
 
 
 def rewrite_file(path: str, *, wait_seconds: float = 30.0) -> None:
@@ -86,55 +86,10 @@ def rewrite_file(path: str, *, wait_seconds: float = 30.0) -> None:
             connection.execute("VACUUM")
             ends_at = time.monotonic() + wait_seconds
             # SQLite does not wait if the service copies the log at the same time.
-            while (is_busy := connection.execute(_EMPTY_LOG).fetchone()[0]) and time.monotonic() < ends_at:
+            while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() >= ends_at:
+                    note = f"{path}-wal is in use and may still name the user: run this again"
+                    raise LedgerUnavailable(operator_note=note)
                 time.sleep(0.1)
     except sqlite3.Error as error:
         raise LedgerUnavailable(operator_note=f"{path} cannot be rewritten: {error}") from error
-    if is_busy:
-        raise LedgerUnavailable(operator_note=f"{path}-wal is in use and may still name the user: run this again")
-
-
-_EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
-
-_OF_USER: Final = SCOPES[Scope.USER]
-_BLOCKS_OF_USER: Final = "kind = 'user' AND key = :user_id AND token_issuer IN ('', :token_issuer)"
-
-_ISSUERS: Final = f"""{EACH_ISSUER}
-SELECT name AS token_issuer FROM issuers WHERE name <> ''
-UNION SELECT token_issuer FROM blocks WHERE kind = 'user' AND key = :user_id AND token_issuer <> ''
-UNION SELECT token_issuer FROM extensions WHERE user_id = :user_id AND token_issuer <> ''
-UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id AND token_issuer <> ''"""  # noqa: S608
-
-_OPEN_UNTIL: Final = f"SELECT max(lapses_at) AS open_until FROM passes WHERE {_OF_USER} AND {IS_OPEN}"  # noqa: S608
-
-_HIDE_BLOCKS: Final = f"""
-INSERT INTO blocks (kind, key, token_issuer, blocked_at)
-SELECT kind, :user_hash, token_issuer, blocked_at FROM blocks WHERE {_BLOCKS_OF_USER}
-ON CONFLICT DO NOTHING"""  # noqa: S608
-
-_DELETE_BLOCKS: Final = f"DELETE FROM blocks WHERE {_BLOCKS_OF_USER}"  # noqa: S608
-
-_DELETE_EXTENSIONS: Final = """
-DELETE FROM extensions WHERE user_id = :user_id AND token_issuer IN ('', :token_issuer)"""
-
-_HIDE_FAILED: Final = f"UPDATE failed_requests SET token_issuer = '', user_id = '' WHERE {_OF_USER}"  # noqa: S608
-
-_GRANTED: Final = f"""
-SELECT pass_id, conversation_id, agent_id, CASE WHEN {IS_OPEN} THEN lapses_at ELSE 0 END AS ends_at
-FROM passes WHERE {_OF_USER} AND granted_at IS NOT NULL LIMIT :most"""  # noqa: S608
-
-# The conversation's id stays: a late report needs it.
-_HIDE_ROW: Final = """
-UPDATE passes SET token_issuer = '', user_id = '', request_id = '', credential_sha256 = NULL, sealed = NULL,
-                  reported_user_id = NULL WHERE pass_id = :pass_id"""
-
-_DELETE_LOOKUPS: Final = "DELETE FROM lookups"  # their keys name users; a lookup that is deleted is only repeated
-
-_RESERVED: Final = f"SELECT pass_id FROM passes WHERE {_OF_USER} AND granted_at IS NULL LIMIT 1"  # noqa: S608
-
-_ADD_ERASURE: Final = """
-INSERT INTO erasures (conversation_id, agent_id, ends_at) VALUES (:conversation_id, :agent_id, :ends_at)
-ON CONFLICT DO NOTHING"""
-
-_ERASURES: Final = """
-SELECT conversation_id, agent_id, ends_at > :now AS may_be_open FROM erasures ORDER BY conversation_id"""

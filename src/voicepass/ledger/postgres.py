@@ -19,9 +19,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from voicepass.errors import LedgerUnavailable
-from voicepass.ledger import ANSWER_SECONDS, Ledger
-from voicepass.ledger.dialogue import LOCKS, Dialogue, Row
-from voicepass.ledger.postgres_failures import Connection, LastFailure, explain_failure, record_failures
+from voicepass.ledger import ANSWER_SECONDS, REPLY_SECONDS, Ledger
+from voicepass.ledger.dialogue import LOCKS, Dialogue, Row, read_statements
+from voicepass.ledger.postgres_failures import Connection, LastFailure, RecordingConnection, explain_failure
 from voicepass.ledger.postgres_url import parse_url
 from voicepass.ledger.records import check
 from voicepass.ledger.schema import steps
@@ -35,21 +35,8 @@ MAX_CONNECTIONS: Final = 10  # of each instance; PostgreSQL allows 100 in all by
 MIGRATION_SECONDS: Final = 60
 RECONNECT_SECONDS: Final = 1.0
 CLOSING_SECONDS: Final = 1.0
-REPLY_SECONDS: Final = 0.5
-"""PostgreSQL gives up so long before the caller does: then its message still arrives in time."""
 
-# One round trip. Nothing outlives the transaction, because behind a pooler the next one may be on another session.
-# READ COMMITTED: a stricter level takes its snapshot before it waits for a lock.
-# The time is read when the locks are held: transactions that share a lock see it grow.
-_BEGIN: Final = """
-BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL statement_timeout = %(limit)s;
-SET LOCAL lock_timeout = %(limit)s;
-SET LOCAL idle_in_transaction_session_timeout = %(limit)s;
-SET LOCAL synchronous_commit = %(synchronous_commit)s;
-WITH held AS MATERIALIZED (SELECT count(pg_advisory_xact_lock(hashtextextended(key, 0)))
-                           FROM unnest(%(locks)s::text[]) AS key)
-SELECT extract(epoch FROM clock_timestamp())::float8 AS now FROM held"""
+_BEGIN: Final = read_statements("postgres")["begin"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +104,7 @@ class PostgresLedger(Ledger):
                     await self._connect_again()
                     raise
             if call.must_flush:  # a durable commit makes all earlier ones durable
-                flush = partial(check, f"flush {uuid.uuid4().hex}", is_whole=False)
+                flush = partial(check, name=f"flush {uuid.uuid4().hex}", is_whole=False)
                 await self._play(_Call(rule=flush, locks=(), is_durable=True))
             return result
 
@@ -155,9 +142,9 @@ async def open_postgres(
     options, last_failure = parse_url(url) | OPTIONS, LastFailure()
     with _fails_closed(last_failure):
         await _migrate(options)
-    pool = AsyncConnectionPool(
-        connection_class=record_failures(last_failure),
-        kwargs=options,
+    pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        connection_class=RecordingConnection,
+        kwargs=options | {"last_failure": last_failure},
         check=lambda connection: _check(connection, pool),
         min_size=1,
         max_size=MAX_CONNECTIONS,
@@ -242,21 +229,20 @@ async def _migrate(options: dict[str, Any]) -> None:
         await _begin(cursor, locks=["schema"], limit_seconds=MIGRATION_SECONDS)
         # While a step waits for a table, all statements of the other instances wait behind it.
         limit = f"'{ANSWER_SECONDS - REPLY_SECONDS:g}s'"
-        await connection.execute(
+        await cursor.execute(
             f"SET LOCAL lock_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}".encode()
         )
         # Not "IF NOT EXISTS": an instance may run as a role that must not create tables.
-        found = await (await connection.execute("SELECT to_regclass('schema_steps') IS NOT NULL AS found")).fetchall()
-        if not found[0]["found"]:
-            await connection.execute("CREATE TABLE schema_steps (number INTEGER PRIMARY KEY)")
-        taken = {
-            row["number"] for row in await (await connection.execute("SELECT number FROM schema_steps")).fetchall()
-        }
+        await cursor.execute("SELECT to_regclass('schema_steps') AS name")
+        (found,) = await cursor.fetchall()
+        if found["name"] is None:
+            await cursor.execute("CREATE TABLE schema_steps (number INTEGER PRIMARY KEY)")
+        await cursor.execute("SELECT number FROM schema_steps")
+        done = {row["number"] for row in await cursor.fetchall()}
         for number, statements in enumerate(steps(), start=1):
-            if number not in taken:
-                for statement in statements:
-                    await connection.execute(statement.encode())
-                await connection.execute("INSERT INTO schema_steps (number) VALUES (%s)", (number,))
+            if number not in done:
+                note = f"INSERT INTO schema_steps (number) VALUES ({number})"  # noqa: S608 - a number of ours
+                await cursor.execute(";\n".join([*statements, note]).encode())
 
 
 @contextmanager

@@ -12,33 +12,24 @@ from voicepass.errors import LedgerUnavailable
 
 def parse_url(url: str) -> dict[str, Any]:
     """Return libpq's parameters. Raises LedgerUnavailable if the URL cannot be read, and names unknown parameters."""
-    _, _, address = url.partition("://")
-    server, _, path = address.partition("/")
+    server, _, path = url.partition("://")[2].partition("/")
     path, _, query = path.partition("?")
     with suppress(psycopg.Error):
         parameters = conninfo_to_dict(url)
+        are_ports = all(port == "" or port.isdecimal() for port in str(parameters.get("port", "")).split(","))
         # Otherwise a piece of the password would become a host, a port or a database, which messages repeat.
-        if server.count("@") <= 1 and "@" not in path and _are_ports(str(parameters.get("port", ""))):
+        if server.count("@") <= 1 and "@" not in path and are_ports:
             return parameters
-    unknown = _list_unknown(query)
-    if unknown:
-        raise LedgerUnavailable(
-            operator_note=f"the database's URL has parameters that PostgreSQL's driver does not know: "
-            f"{', '.join(unknown)}. Remove them: a pooler needs none. "
-            "For a schema, run ALTER ROLE … SET search_path"
-        )
-    raise LedgerUnavailable(
-        operator_note="the database's URL cannot be read: postgresql://user:password@host:5432/name. "
-        "In the password, write @ as %40, / as %2F and % as %25"
-    )
-
-
-def _are_ports(text: str) -> bool:
-    return all(port == "" or port.isdecimal() for port in text.split(","))
-
-
-def _list_unknown(query: str) -> list[str]:
-    if "@" in query:  # the password may have a question mark: then this is no query
-        return []
     known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
-    return [name for name, _ in parse_qsl(query, keep_blank_values=True) if name not in known]
+    unknown = [name for name, _ in parse_qsl(query, keep_blank_values=True) if name not in known]
+    if unknown and "@" not in query:  # with an @, it may be the end of a password that has a question mark
+        note = (
+            f"the database's URL has parameters that PostgreSQL's driver does not know: {', '.join(unknown)}. "
+            "Remove them: a pooler needs none. For a schema, run ALTER ROLE … SET search_path"
+        )
+    else:
+        note = (
+            "the database's URL cannot be read: postgresql://user:password@host:5432/name. "
+            "In the password, write @ as %40, / as %2F and % as %25"
+        )
+    raise LedgerUnavailable(operator_note=note)

@@ -10,16 +10,21 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
-from voicepass.ledger.dialogue import Dialogue, Row
-from voicepass.ledger.limits import HAS_LAPSED, RELEASED_SECONDS, UNUSED_SECONDS, Question, count_each, find_room
+from voicepass.ledger.dialogue import Dialogue, Row, read_statements
+from voicepass.ledger.limits import RELEASED_SECONDS, UNUSED_SECONDS, Question, count_each, find_room
 from voicepass.ledger.sums import change_sums, is_open
 from voicepass.model import Counted, Credential, IssuedPass, Limit, Reservation, Scope, Settlement, Usage
 
+SQL: Final = read_statements("rules")
+RESERVED: Final = [field.name for field in fields(Reservation)]
+GRANTED: Final = ["granted_at", "conversation_id", "credential_sha256", "sealed"]
+_RESERVE_AND_GRANT: Final = f"{SQL['reserve']} ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"
+
 
 def reserve(
+    now: float,
     reservation: Reservation,
     question: Question,
-    now: float,
     *,
     ready: Credential | None = None,
     sealed: bytes | None = None,
@@ -34,15 +39,15 @@ def reserve(
     end it. Then the next pass is refused.
     """
     row = reserved_row(reservation)
-    seconds = yield from find_room(question, row, reservation.seconds, now)
+    seconds = yield from find_room(now, question, row, reservation.seconds)
     if seconds is None:
         return False
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
-    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(ready, sealed, now)
+    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(now, ready, sealed)
     if ready is None:
-        yield RESERVE, row
+        yield SQL["reserve"], row
     elif not (yield _RESERVE_AND_GRANT, row):
         yield from _explain_no_grant(reservation, row)
         return True
@@ -50,7 +55,7 @@ def reserve(
     return True
 
 
-def _granted_row(credential: Credential, sealed: bytes | None, now: float) -> dict[str, Any]:
+def _granted_row(now: float, credential: Credential, sealed: bytes | None) -> dict[str, Any]:
     return dict(zip(GRANTED, (now, credential.conversation_id, credential.sha256, sealed), strict=True))
 
 
@@ -66,66 +71,61 @@ def lapse(now: float) -> Dialogue[None]:
 
     One at a time: transactions that change several passes would wait for each other's sums in two orders, and deadlock.
     """
-    for row in (yield _LAPSE, {"lapsed": now - UNUSED_SECONDS}):
+    for row in (yield SQL["lapse"], {"lapsed": now - UNUSED_SECONDS}):
         yield from change_sums(row, passes=-1, seconds=-row["seconds"], opened=-1)
 
 
 def grant(
-    reservation: Reservation, credential: Credential, now: float, *, sealed: bytes | None = None
+    now: float, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None
 ) -> Dialogue[None]:
     """Bind the conversation to the user it was reserved for, and keep the credential as `sealed`.
 
     Raises BadAnswer if ElevenLabs named a conversation that voicepass issued to someone else, and LedgerUnavailable if
     the reservation is gone: a pass without a row never leaves.
     """
-    row = {"pass_id": reservation.pass_id} | _granted_row(credential, sealed, now)
-    granted = yield _GRANT, row
+    row = {"pass_id": reservation.pass_id} | _granted_row(now, credential, sealed)
+    granted = yield SQL["grant"], row
     if not granted:
         yield from _explain_no_grant(reservation, row)
     elif granted[0]["is_early"]:
-        for early in (yield _EARLY, row):
-            yield "DELETE FROM orphans WHERE conversation_id = :conversation_id", row
-            yield from settle(Settlement(**early), now)
+        for early in (yield SQL["take_orphan"], row):
+            yield from settle(now, Settlement(**early))
 
 
 def _explain_no_grant(reservation: Reservation, row: Row) -> Dialogue[None]:
-    others = yield "SELECT token_issuer, user_id FROM passes WHERE conversation_id = :conversation_id", row
-    if not others:
-        raise LedgerUnavailable(
-            operator_note="the reservation is gone: it lapsed, or the database lost what it confirmed"
-        )
-    if (others[0]["token_issuer"], others[0]["user_id"]) != (reservation.token_issuer, reservation.user_id):
+    owners = yield SQL["find_owner"], row
+    if not owners:
+        note = "the reservation is gone: it lapsed, or the database lost what it confirmed"
+        raise LedgerUnavailable(operator_note=note)
+    if (owners[0]["token_issuer"], owners[0]["user_id"]) != (reservation.token_issuer, reservation.user_id):
         raise BadAnswer(operator_note="ElevenLabs named a conversation that was issued to another user before")
     yield from release(reservation.pass_id)  # the first row of this conversation stays charged
 
 
 def release(pass_id: str, *, has_reached: bool = False) -> Dialogue[None]:
     """Delete a reservation without a pass. If its request reached ElevenLabs, it counts as a request for a minute."""
-    for row in (
-        yield "DELETE FROM passes WHERE pass_id = :pass_id AND granted_at IS NULL RETURNING *", {"pass_id": pass_id}
-    ):
+    for row in (yield SQL["release"], {"pass_id": pass_id}):
         if has_reached:
-            yield _FAIL, row
+            yield SQL["note_failed"], row
         yield from change_sums(row, passes=-1, failed=int(has_reached), seconds=-row["seconds"], opened=-1)
 
 
-def settle(settlement: Settlement, now: float) -> Dialogue[IssuedPass | None]:
+def settle(now: float, settlement: Settlement, /) -> Dialogue[IssuedPass | None]:
     """Close a conversation with what it really used. Order and repetition of settlements make no difference.
 
     Returns the pass if this settled it, and None if it was settled before or belongs to another agent. An unknown
     conversation returns None, too: then the settlement waits for its pass, without the name of its user.
     """
     row = asdict(settlement) | {"now": now}
-    found = yield FIND_ISSUED, row
+    found = yield SQL["find_issued"], row
     if not found:
-        yield _ORPHAN, row
+        yield SQL["keep_orphan"], row
         return None
     before = found[0]
     if is_of_another_agent(before["agent_id"], settlement.agent_id):
         return None
     row["user_id"] = _reported_user_id(settlement, before["user_id"])
-    # An expiry is a guess, which any report replaces. A webhook replaces what voicepass asked for itself.
-    settled = yield _SETTLE, row
+    settled = yield SQL["settle"], row
     if not settled:
         return None
     yield from change_sums(before, seconds=settlement.seconds - before["seconds"], opened=-is_open(before))
@@ -147,51 +147,36 @@ def _reported_user_id(settlement: Settlement, user_id: str) -> str | None:
     return next((each for each in claimed if each != user_id), claimed[0] if claimed else None)
 
 
-def expire(conversation_id: str, now: float, *, min_age_seconds: float = 0.0) -> Dialogue[bool]:
-    """Release a pass that nobody opened: its seconds are free again, and it no longer counts as open.
-
-    Returns whether this released it: not if it is younger than `min_age_seconds`, known to be open, or settled.
-    """
-    parameters = {"conversation_id": conversation_id, "now": now, "before": now - min_age_seconds}
-    for before in (yield FIND_ISSUED, parameters):
-        if (yield _EXPIRE, parameters):
-            yield from change_sums(before, seconds=-before["seconds"], opened=-is_open(before))
-            return True
-    return False
-
-
-def read_usage(whose: Row, limits: Sequence[Limit], now: float) -> Dialogue[list[Usage] | None]:
-    """Return what a user has used of limits of the scope USER; None if lapsed reservations must be deleted first."""
-    (row,) = yield f"SELECT {HAS_LAPSED}", {"lapsed": now - UNUSED_SECONDS}
-    if row["has_lapsed"]:
+def read_usage(now: float, whose: Row, limits: Sequence[Limit]) -> Dialogue[list[Usage] | None]:
+    """Return what is used of these limits; None if lapsed reservations must be deleted first."""
+    if (yield SQL["find_lapsed"], {"lapsed": now - UNUSED_SECONDS}):
         return None
-    return (yield from count_each(limits, whose, now))
+    return (yield from count_each(now, limits, whose))
 
 
 def read_seconds_left(
-    limits: Sequence[Limit], now: float, *, conversation_id: str | None, pass_id: str = ""
+    now: float, limits: Sequence[Limit], *, conversation_id: str | None, pass_id: str = ""
 ) -> Dialogue[int | None]:
     """Return the seconds that the user of a pass may still talk; None if no limit counts the user's minutes.
 
     What is reserved for this conversation, and not used yet, is also left. Raises ConversationUnknown.
     """
-    found = yield _FIND_EITHER, {"conversation_id": conversation_id, "pass_id": pass_id}
+    found = yield SQL["find_either"], {"conversation_id": conversation_id, "pass_id": pass_id}
     if not found or not found[0]["user_id"]:
         raise ConversationUnknown
     row = found[0]
-    whose = {name: row[name] for name in ("token_issuer", "user_id", "agent_alias")}
     own = 0
     if is_open(row):
         since = row["opened_at"] or row["granted_at"] or now
         own = max(0, row["seconds"] - max(0, int(now - since)))
     of_minutes = [limit for limit in limits if limit.scope is Scope.USER and limit.counted is Counted.SECONDS]
-    answers = yield from count_each(of_minutes, whose, now)
+    answers = yield from count_each(now, of_minutes, row)
     return min((answer.left + own for answer in answers), default=None)
 
 
-def find_issued(conversation_id: str) -> Dialogue[IssuedPass]:
-    """Return the pass of a conversation. Raises ConversationUnknown, also if its user was forgotten."""
-    found = yield FIND_ISSUED, {"conversation_id": conversation_id}
+def find_pass(_now: float, conversation_id: str) -> Dialogue[IssuedPass]:
+    """Return the pass of a conversation: to whom it was issued. Raises ConversationUnknown, also if it is forgotten."""
+    found = yield SQL["find_issued"], {"conversation_id": conversation_id}
     if not found or not found[0]["user_id"]:
         raise ConversationUnknown
     return as_issued_pass(found[0])
@@ -203,57 +188,6 @@ def as_issued_pass(row: Row) -> IssuedPass:
     return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
 
 
-RESERVED: Final = [field.name for field in fields(Reservation)]
-GRANTED: Final = ["granted_at", "conversation_id", "credential_sha256", "sealed"]
-
-FIND_ISSUED: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id"
-
-_FIND_EITHER: Final = "SELECT * FROM passes WHERE conversation_id = :conversation_id OR pass_id = :pass_id"
-
-RESERVE: Final = """
-INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
-                    plan, reserved_at, lapses_at, reserved_seconds, seconds,
-                    granted_at, conversation_id, credential_sha256, sealed)
-VALUES (:pass_id, :request_id, :token_issuer, :user_id, :agent_alias, :agent_id, :transport,
-        :plan, :reserved_at, :lapses_at, :seconds, :seconds,
-        :granted_at, :conversation_id, :credential_sha256, :sealed)"""
-
-_RESERVE_AND_GRANT: Final = f"{RESERVE} ON CONFLICT (conversation_id) DO NOTHING RETURNING pass_id"
-
-_LAPSE: Final = """
-DELETE FROM passes WHERE granted_at IS NULL AND pass_id =
-(SELECT pass_id FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed
- ORDER BY reserved_at LIMIT 1) RETURNING *"""
-
-_FAIL: Final = """
-INSERT INTO failed_requests (pass_id, token_issuer, user_id, agent_alias, transport, reserved_at)
-VALUES (:pass_id, :token_issuer, :user_id, :agent_alias, :transport, :reserved_at)"""
-
-_GRANT: Final = """
-UPDATE passes SET granted_at = :granted_at, conversation_id = :conversation_id, credential_sha256 = :credential_sha256,
-                  sealed = :sealed
-WHERE pass_id = :pass_id AND NOT EXISTS (SELECT 1 FROM passes WHERE conversation_id = :conversation_id)
-RETURNING EXISTS (SELECT 1 FROM orphans WHERE conversation_id = :conversation_id) AS is_early"""
-
-_SETTLE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = :source, seconds = :seconds, cost = :cost,
-                  cost_fiat = :cost_fiat, sealed = NULL, reported_user_id = CASE WHEN user_id <> '' THEN :user_id END
-WHERE conversation_id = :conversation_id AND (settled_at IS NULL OR settled_by = 'expiry'
-      OR (settled_by <> 'webhook' AND :source = 'webhook')) RETURNING *"""
-
-_EXPIRE: Final = """
-UPDATE passes SET settled_at = :now, settled_by = 'expiry', seconds = 0, sealed = NULL
-WHERE conversation_id = :conversation_id AND settled_at IS NULL AND opened_at IS NULL AND granted_at <= :before
-RETURNING pass_id"""
-
-_EARLY: Final = (
-    "SELECT conversation_id, seconds, cost, cost_fiat, agent_id, source FROM orphans"
-    " WHERE conversation_id = :conversation_id"
-)
-
-_ORPHAN: Final = """
-INSERT INTO orphans (conversation_id, arrived_at, seconds, cost, cost_fiat, agent_id, source)
-VALUES (:conversation_id, :now, :seconds, :cost, :cost_fiat, :agent_id, :source)
-ON CONFLICT (conversation_id) DO UPDATE SET arrived_at = excluded.arrived_at, seconds = excluded.seconds,
-    cost = excluded.cost, cost_fiat = excluded.cost_fiat, agent_id = excluded.agent_id, source = excluded.source
-WHERE orphans.source <> 'webhook' AND excluded.source = 'webhook'"""
+def list_passes(statement: str, parameters: Row) -> Dialogue[list[IssuedPass]]:
+    """Return the passes that a statement finds."""
+    return [as_issued_pass(row) for row in (yield statement, parameters)]

@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from voicepass.errors import LedgerUnavailable, Refusal
-from voicepass.ledger import ANSWER_SECONDS, Ledger
+from voicepass.ledger import ANSWER_SECONDS, REPLY_SECONDS, Ledger
 from voicepass.ledger.dialogue import LOCKS, Dialogue
 from voicepass.ledger.schema import steps
 from voicepass.model import Clock
 
 Result = TypeVar("Result")
 
-REPLY_SECONDS: Final = 0.5
-"""SQLite stops waiting for another process so long before the caller does: then its message still arrives in time."""
 MAX_BATCH: Final = 64
 COMMITS_PER_COPY: Final = 32
-"""After so many commits, a thread of its own copies the log into the file. Nobody waits for it."""
+"""After so many commits, another thread copies the log into the file. Nobody waits for it."""
 MAX_LOG_PAGES: Final = 4000
 """If the log is longer, the writer copies the rest itself: then SQLite writes it from its start again."""
 
@@ -42,7 +40,7 @@ class OpenFile:
 
     connection: sqlite3.Connection
     copier: sqlite3.Connection | None
-    files: Mapping[str, tuple[int, int] | None]
+    files: Mapping[str, os.stat_result]
 
     def check_in_place(self) -> None:
         """Raise OperationalError if somebody deleted or replaced a file: then nobody would read what we write.
@@ -50,7 +48,11 @@ class OpenFile:
         voicepass does not open the new file by itself. In a new one, every limit would begin at zero.
         """
         for path, opened in self.files.items():
-            if opened is None or _identity(path) != opened:
+            try:
+                is_in_place = os.path.samestat(os.stat(path), opened)  # noqa: PTH116 - a Path costs as much again
+            except OSError:
+                is_in_place = False
+            if not is_in_place:
                 raise sqlite3.OperationalError(
                     f"{path} was deleted or replaced while voicepass had it open: put it back, or restart voicepass"
                 )
@@ -62,14 +64,6 @@ class OpenFile:
         self.connection.close()
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a Path costs as much again, for each commit
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 @dataclass(kw_only=True, eq=False)
 class SqliteLedger(Ledger):
     """Made by `open_sqlite`. One transaction runs all rules that arrived while the last one was synced to disk.
@@ -79,7 +73,6 @@ class SqliteLedger(Ledger):
 
     file: OpenFile
     writer: ThreadPoolExecutor
-    copier: ThreadPoolExecutor
     clock: Clock
     wall: Clock
     answer_seconds: float
@@ -96,14 +89,21 @@ class SqliteLedger(Ledger):
         del locks  # there is one writer
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Result] = loop.create_future()
-        deadline = loop.call_later(self.answer_seconds, self._give_up, outcome)
+        deadline = loop.call_later(self.answer_seconds, self._give_up, outcome)  # cheaper than asyncio.timeout
         self._waiting.append(Call(rule, is_durable, outcome))
         if self._batch is None:
             self._write_next()
         try:
             return await outcome
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(operator_note=f"SQLite cannot be written: {error}") from error
         finally:
             deadline.cancel()
+
+    def _give_up(self, outcome: asyncio.Future[Any]) -> None:
+        if not outcome.done():
+            note = f"SQLite gave no answer within {self.answer_seconds:g} s"
+            outcome.set_exception(LedgerUnavailable(operator_note=note))
 
     def _ahead_seconds(self) -> float:
         return self.clock() - self.wall()
@@ -115,11 +115,6 @@ class SqliteLedger(Ledger):
             await asyncio.sleep(0)  # its callback may begin the next
         if self._copy is not None:
             await asyncio.wait({self._copy})
-
-    def _give_up(self, outcome: asyncio.Future[Any]) -> None:
-        if not outcome.done():
-            note = f"SQLite gave no answer within {self.answer_seconds:g} s"
-            outcome.set_exception(LedgerUnavailable(operator_note=note))
 
     def _write_next(self) -> None:
         if not self._waiting:
@@ -133,11 +128,7 @@ class SqliteLedger(Ledger):
         for call, outcome in zip(calls, outcomes, strict=True):
             if call.outcome.done():  # its caller is gone
                 continue
-            if isinstance(outcome, sqlite3.Error):
-                refusal = LedgerUnavailable(operator_note=f"SQLite cannot be written: {outcome}")
-                refusal.__cause__ = outcome
-                call.outcome.set_exception(refusal)
-            elif isinstance(outcome, Exception):
+            if isinstance(outcome, Exception):
                 call.outcome.set_exception(outcome)
             else:
                 call.outcome.set_result(outcome)
@@ -188,7 +179,7 @@ class SqliteLedger(Ledger):
         self._commits += 1
         if self._commits >= COMMITS_PER_COPY and (self._copy is None or self._copy.done()):
             self._commits = 0
-            self._copy = asyncio.get_running_loop().run_in_executor(self.copier, self._checkpoint)
+            self._copy = asyncio.get_running_loop().run_in_executor(None, self._checkpoint)
 
     def _checkpoint(self) -> None:
         if self.file.copier is not None:
@@ -207,19 +198,13 @@ async def open_sqlite(
     Raises LedgerUnavailable if the file cannot be opened: the service does not start without its ledger.
     """
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, "ledger") as writer, ThreadPoolExecutor(1, "ledger-copier") as copier:
+    with ThreadPoolExecutor(1, "ledger") as writer:
         try:
             file = await loop.run_in_executor(writer, _open, path, answer_seconds - REPLY_SECONDS)
         except sqlite3.Error as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(
-            file=file,
-            writer=writer,
-            copier=copier,
-            clock=clock,
-            wall=wall or clock,
-            answer_seconds=answer_seconds,
-        )
+        wall = wall or clock
+        ledger = SqliteLedger(file=file, writer=writer, clock=clock, wall=wall, answer_seconds=answer_seconds)
         try:
             yield ledger
         finally:
@@ -241,7 +226,7 @@ def _open(path: str, busy_seconds: float) -> OpenFile:
     if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
         paths.append(log)
     copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
-    return OpenFile(connection, copier, {each: _identity(each) for each in paths})
+    return OpenFile(connection, copier, {each: os.stat(each) for each in paths})  # noqa: PTH116
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

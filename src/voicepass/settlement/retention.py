@@ -48,7 +48,7 @@ async def erase_conversations(ledger: Ledger, provider: ElevenLabs, base_urls: M
         else:
             try:
                 await provider.delete_conversation(base_url, conversation_id)
-                await ledger.run(partial(end_erasure, conversation_id))
+                await ledger.run(partial(end_erasure, conversation_id=conversation_id))
             except Refusal as refusal:
                 left[conversation_id] = refusal.operator_note or refusal.detail
     return left

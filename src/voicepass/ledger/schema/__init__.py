@@ -5,8 +5,6 @@ from importlib.resources import files
 
 def steps() -> list[list[str]]:
     """Return the steps in their order, each as its statements."""
-    texts = [step for step in files(__name__).iterdir() if step.name.endswith(".sql")]
-    return [
-        [statement for statement in step.read_text(encoding="utf-8").split(";\n") if statement.strip()]
-        for step in sorted(texts, key=lambda step: step.name)
-    ]
+    found = {step.name: step for step in files(__name__).iterdir() if step.name.endswith(".sql")}
+    texts = [step.read_text(encoding="utf-8") for _, step in sorted(found.items())]
+    return [[statement for statement in text.split(";\n") if statement.strip()] for text in texts]

@@ -1,0 +1,26 @@
+"""The statements in the SQL files are those that the modules beside them name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from voicepass import ledger
+from voicepass.ledger.dialogue import read_statements
+from voicepass.model import Counted
+
+FOLDER = Path(ledger.__file__).parent
+BUILT = {f"{counted}_of_user" for counted in Counted} | {"to_look_up_conversations", "to_look_up_seconds"}
+"""Names that the code puts together."""
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in FOLDER.glob("*.sql")))
+def test_a_module_names_each_statement_of_its_file_and_no_other(module: str) -> None:
+    code = (FOLDER / f"{module}.py").read_text()
+    statements = read_statements(module)
+
+    quoted = set(re.findall(r"""["'](\w+)["']""", code)) | BUILT
+    named = set(re.findall(r"""(?:SQL|read_statements\("postgres"\))\[["'](\w+)["']""", code))
+
+    assert named <= statements.keys() <= quoted
+    assert all(statements.values())
