@@ -26,6 +26,7 @@ from elevenlabs_emulator import script
 from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import settings_with
 from tests.servers import free_port, started
+from tests.tables import table
 from voicepass.app import create_app
 from voicepass.elevenlabs.codes import CAUSES
 from voicepass.telemetry.logs import redact
@@ -96,6 +97,10 @@ EXAMPLES = [
 ]
 
 
+def each_pattern() -> Iterator[tuple[str, int]]:
+    yield from sorted(set(patterns()))
+
+
 def patterns() -> Iterator[tuple[str, int]]:
     """Every regular expression of the source, with its flags."""
     for path in sorted(SOURCE.rglob("*.py")):
@@ -113,9 +118,6 @@ def patterns() -> Iterator[tuple[str, int]]:
                     else:
                         for text in COMPOSED[f"{where}: {ast.unparse(pattern)}"]:
                             yield text, flags
-
-
-PATTERNS = sorted(set(patterns()))
 
 
 def attacks(found: str) -> set[tuple[str, str]]:
@@ -146,7 +148,7 @@ def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, lengt
     return False
 
 
-@pytest.mark.parametrize(("pattern", "flags"), PATTERNS, ids=[pattern for pattern, _ in PATTERNS])
+@table(("pattern", "flags"), each_pattern())
 def test_every_pattern_reads_a_text_in_linear_time(pattern: str, flags: int) -> None:
     compiled = re.compile(pattern, flags)
     matches = [match[0] for match in map(compiled.search, EXAMPLES) if match]
@@ -161,7 +163,7 @@ def test_every_pattern_reads_a_text_in_linear_time(pattern: str, flags: int) -> 
 UNITS = ["eyJ-", "eyJa.", "sk_", "xsk_", "cvtkn_", "token=", "conversation_signature=", "%2e", "x"]
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@table("unit", UNITS)
 def test_redaction_is_linear_in_a_text_of_any_length(unit: str) -> None:
     assert is_linear(lambda text: redact(text, most_characters=len(text)), "GET /", unit, length=1000)
     assert is_linear(redact, "GET /", unit, length=4000)

@@ -8,6 +8,7 @@ import structlog
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
+from tests.tables import table
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
 from voicepass.telemetry.logs import MAX_TEXT_CHARACTERS, configure_logging, redact
 
@@ -49,7 +50,7 @@ def test_a_secret_shows_in_no_repr() -> None:
     assert secrets_in(shown) == []
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         f"GET {signed_url()} failed",

@@ -7,6 +7,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 
+from tests.tables import table
 from voicepass.api.cors import Cors
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -107,7 +108,7 @@ MANY = [f"x-{number}" for number in range(25)]
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
-@pytest.mark.parametrize(
+@table(
     ("asked", "allowed"),
     [
         ("authorization,baggage,sentry-trace", "authorization, baggage, sentry-trace"),
@@ -216,7 +217,7 @@ async def test_a_browser_may_send_cookies_only_where_one_is_configured(
     assert answer.headers.get("access-control-allow-credentials") == said
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@table("answer", ANSWERS)
 async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_for_another(
     api: httpx.AsyncClient, bearer: dict[str, str], answer: str
 ) -> None:
@@ -228,7 +229,7 @@ async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_f
     assert "origin" in response.headers["vary"].lower()
 
 
-@pytest.mark.parametrize(
+@table(
     "origins",
     [
         *("*", "null", f"{OURS},*", f"null,{OURS}", "app.example", f"{OURS}/", f"{OURS}/path", f"{OURS}?x"),

@@ -15,6 +15,7 @@ import respx
 from tests.canaries import JWT_SECRET
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
 from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
+from tests.tables import table
 
 pytestmark = pytest.mark.anyio
 
@@ -164,7 +165,7 @@ async def test_a_header_of_another_shape_holds_no_token(
     assert len(upstream.calls) == (status == 200)
 
 
-@pytest.mark.parametrize(
+@table(
     "name",
     [
         *("Proxy-Authorization", "X-Authorization", "X-Forwarded-Authorization", "Authentication", "Authorization_"),
