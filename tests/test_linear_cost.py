@@ -139,8 +139,11 @@ def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, lengt
     short, middle, long = (beginning + unit * (times * length // len(unit)) + "!\n" for times in (1, 4, 16))
     least = [float("inf")] * 3
     for _ in range(30):  # noise only adds: the least of many measurements has the least of it
-        least[1:] = min(least[1], seconds(work, middle)), min(least[2], seconds(work, long))
-        if least[2] < MEASURABLE_SECONDS or least[2] < 8 * least[1]:
+        least[2] = min(least[2], seconds(work, long))
+        if least[2] < MEASURABLE_SECONDS:
+            return True
+        least[1] = min(least[1], seconds(work, middle))
+        if least[2] < 8 * least[1]:
             return True
         least[0] = min(least[0], seconds(work, short))
         if least[1] < 8 * least[0]:

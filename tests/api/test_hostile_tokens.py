@@ -152,10 +152,11 @@ SHAPES: dict[str, tuple[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("case", SHAPES)
+@table("case", SHAPES)
 async def test_a_header_of_another_shape_holds_no_token(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken, case: str
 ) -> None:
+    upstream.reset()
     shape, status = SHAPES[case]
     headers = httpx.Headers({"Authorization": shape.replace("{}", make_token())}, encoding="latin-1")
 
