@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 _FOLDERS = {
     "tests/browser/": "Chromium",
@@ -19,7 +19,7 @@ def _find_need(nodeid: str) -> str | None:
     return next((need for folder, need in _FOLDERS.items() if nodeid.startswith(folder)), None)
 
 
-class ByNeed(LoadFileScheduling):
+class ByNeed(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives a worker all tests with the same need, so that only that worker pays for it. Other files go anywhere."""
 
     def _split_scope(self, nodeid: str) -> str:
