@@ -65,13 +65,14 @@ async def outcome_and_seconds(asked: Awaitable[object]) -> tuple[object, float]:
         return error, time.monotonic() - begun
 
 
-async def recovers(ledger: Ledger, *, within_seconds: float = 2.0) -> None:
+async def recovers(ledger: Ledger) -> None:
+    """Take a pass. On a busy machine the first call may be refused, after ANSWER_SECONDS: then the next one counts."""
     begun = time.monotonic()
     while True:
         try:
             await granted(ledger)
         except LedgerUnavailable:
-            assert time.monotonic() - begun < within_seconds
+            assert time.monotonic() - begun < IN_TIME_SECONDS
         else:
             return
 
