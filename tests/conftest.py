@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, ClassVar
@@ -45,8 +45,8 @@ MakeToken = Callable[..., str]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByNeed | None:
-    if config.getoption("dist") != "loadfile":
-        return None
+    if config.getoption("dist") != "loadfile" or config.option.markexpr != "not long":
+        return None  # the long trials of one need would keep one worker busy when the others have ended
     config.option.loadscopereorder = False  # `put_long_work_first` has done it
     return ByNeed(config, log)
 
@@ -58,8 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Let the garbage collector skip the tests and all that they import: else it visits two million objects."""
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector skip the tests and all that they import: else it visits them again and again."""
     gc.disable()
     try:
         return (yield)
