@@ -15,7 +15,8 @@ FORBIDDEN = (API_KEY, JWT_SECRET, SIGNATURE, "cvtkn_", "conversation_signature=c
 
 def secrets_in(text: str) -> list[str]:
     """Name what is in `text` and must not be."""
-    return [secret for secret in FORBIDDEN if secret.lower() in text.lower()]
+    lowered = text.lower()
+    return [secret for secret in FORBIDDEN if secret.lower() in lowered]
 
 
 class _Formatter(logging.Formatter):
@@ -41,7 +42,8 @@ class CanaryLog:
 
     def leaking(self) -> list[str]:
         """Every line so far that holds what it must not, cut short."""
-        return [line[:400] for line in self.text().splitlines() if secrets_in(line)]
+        text = self.text()
+        return [line[:400] for line in text.splitlines() if secrets_in(line)] if secrets_in(text) else []
 
     def forget(self, since: int) -> None:
         """Drop what was logged from this character on."""

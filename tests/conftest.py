@@ -1,11 +1,12 @@
 """What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
 
+import gc
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from respx.mocks import AbstractRequestMocker
 from starlette.types import ASGIApp
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog
+from tests.workers import ByNeed, put_long_work_first
 from voicepass.app import create_app
 from voicepass.config.settings import Settings
 from voicepass.demo import DemoSettings
@@ -36,6 +38,53 @@ UPSTREAM = "https://api.elevenlabs.io"
 SIGNED_URL_PATH = "/v1/convai/conversation/get-signed-url"
 
 MakeToken = Callable[..., str]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByNeed | None:
+    if config.getoption("dist") != "loadfile" or config.option.markexpr != "not long":
+        return None  # the long trials of one need would keep one worker busy when the others have ended
+    config.option.loadscopereorder = False  # `put_long_work_first` has done it
+    return ByNeed(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        put_long_work_first(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector skip the tests and all that they import: else it visits them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+_freeze, _unfreeze = gc.freeze, gc.unfreeze
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keep_frozen() -> Iterator[None]:
+    """Let no service in this process unfreeze what the suite consists of: each one does when it ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "freeze", lambda: None)
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield
+
+
+@pytest.fixture
+def nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests of what a service freezes."""
+    monkeypatch.setattr(gc, "freeze", _freeze)
+    monkeypatch.setattr(gc, "unfreeze", _unfreeze)
+    _unfreeze()
+    yield
+    _freeze()
 
 
 @pytest.fixture(scope="session")

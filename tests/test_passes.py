@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from tests.tables import table
 from voicepass.errors import (
     AgentNotAllowed,
     AgentUnknown,
@@ -176,7 +177,7 @@ async def test_a_pass_is_counted_before_it_is_asked_for_and_written_before_it_le
     assert (reservation.user_id, reservation.agent_alias, reservation.seconds) == ("u-1", "default", 600)
 
 
-@pytest.mark.parametrize(
+@table(
     ("failing", "error", "reached"),
     [
         ("authenticate", TokenInvalid(operator_note="why"), ["authenticate"]),
@@ -331,7 +332,7 @@ def not_asked() -> Unavailable:
     return Unavailable(operator_note="not asked", has_reached_elevenlabs=False)
 
 
-@pytest.mark.parametrize(
+@table(
     ("failing", "error", "has_reached"),
     [
         ("reserve", LedgerUnavailable(), False),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tables import table
 from voicepass.errors import AgentNotAllowed
 from voicepass.model import Agent, Scalar, User
 from voicepass.policy import (
@@ -37,9 +38,7 @@ def variables_of(claims: dict[str, object], *, name: str | None = "Ada", **varia
     return dict(policy.variables_for(user_with(claims, name=name), AGENT))
 
 
-@settings(max_examples=2000)
-@given(ANY_TEXT)
-def test_no_text_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: str) -> None:
+def check_cleaned(text: str) -> None:
     cleaned = clean_text(text)
 
     assert len(cleaned) <= MAX_VARIABLE_CHARACTERS
@@ -53,7 +52,20 @@ def test_no_text_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: 
     cleaned.encode("utf-8")
 
 
-@pytest.mark.parametrize(
+@settings(max_examples=300)
+@given(ANY_TEXT)
+def test_no_text_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: str) -> None:
+    check_cleaned(text)
+
+
+@pytest.mark.long
+@settings(max_examples=2000)
+@given(ANY_TEXT)
+def test_of_many_texts_none_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: str) -> None:
+    check_cleaned(text)
+
+
+@table(
     ("text", "cleaned"),
     [
         ("Ada", "Ada"),
@@ -76,13 +88,13 @@ def test_text_is_cleaned_and_names_of_all_scripts_survive(text: str, cleaned: st
     assert clean_text(text) == cleaned
 
 
-@pytest.mark.parametrize("claim", [None, [], {}, ["a"], {"a": 1}, float("nan"), float("inf"), 2**53, -(2**60)])
+@table("claim", [None, [], {}, ["a"], {"a": 1}, float("nan"), float("inf"), 2**53, -(2**60)])
 def test_a_claim_that_no_variable_can_hold_is_left_out(claim: object) -> None:
     assert clean(claim) is None
     assert "extra" not in variables_of({"extra": claim}, extra=Variable(claim="extra"))
 
 
-@pytest.mark.parametrize("claim", [True, False, 0, -7, 2**53 - 1, 1.5, "text"])
+@table("claim", [True, False, 0, -7, 2**53 - 1, 1.5, "text"])
 def test_numbers_booleans_and_text_pass_as_they_are(claim: object) -> None:
     variables = variables_of({"extra": claim}, extra=Variable(claim="extra"))
 
@@ -103,7 +115,7 @@ def test_no_mapped_claim_replaces_the_users_id_or_name() -> None:
     assert variables == {"user_id": "u-1", "user_name": "Ada"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("claims", "value"),
     [
         ({"plan": "pro"}, "pro"),
@@ -120,7 +132,7 @@ def test_a_variable_has_its_type_or_its_default(claims: dict[str, object], value
     assert variables["plan"] == value
 
 
-@pytest.mark.parametrize(
+@table(
     ("wanted", "claim", "value"),
     [
         ("boolean", True, True),
@@ -141,7 +153,7 @@ def test_a_boolean_is_no_number_and_a_number_is_no_boolean(wanted: VariableType,
 RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
 
 
-@pytest.mark.parametrize(
+@table(
     ("rule", "claims", "admitted"),
     [
         (Rule({}), {}, True),
@@ -196,7 +208,7 @@ def test_one_rule_of_several_is_enough() -> None:
     assert Rule({}).whom == "every signed-in user"
 
 
-@pytest.mark.parametrize(
+@table(
     ("path", "found"),
     [
         ("plan", "pro"),

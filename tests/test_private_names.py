@@ -4,7 +4,7 @@ import importlib
 import inspect
 from typing import Any, Generic
 
-import pytest
+from tests.tables import table
 
 USED: dict[tuple[str, str], list[str]] = {
     ("uvicorn.config", ""): ["STARTUP_FAILURE"],
@@ -27,7 +27,7 @@ USED: dict[tuple[str, str], list[str]] = {
 }
 
 
-@pytest.mark.parametrize(("module", "owner"), USED)
+@table(("module", "owner"), USED)
 def test_what_voicepass_overrides_elsewhere_is_still_there(module: str, owner: str) -> None:
     place: Any = importlib.import_module(module)
     sources = []

@@ -7,6 +7,7 @@ import pytest
 
 from tests.canaries import API_KEY, JWT_SECRET, SIGNATURE, CanaryLog, secrets_in
 from tests.conftest import settings_with, signed_url
+from tests.tables import table
 from voicepass.model import Agent, Credential, Credentials, PassRequest, Transport, User
 from voicepass.telemetry.logger import MAX_TEXT_CHARACTERS, Logger, redact
 from voicepass.telemetry.logs import configure_logging
@@ -49,7 +50,7 @@ def test_a_secret_shows_in_no_repr() -> None:
     assert secrets_in(shown) == []
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         f"GET {signed_url()} failed",

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.test_cli import ENVIRONMENT
 from tests.identity.hostile_tokens import signer_for
+from tests.tables import table
 
 STATEMENTS = json.loads((Path(__file__).parents[1] / "deploy" / "voicepass.openvex.json").read_text())["statements"]
 STATED = {
@@ -72,7 +73,7 @@ def test_the_statement_covers_all_that_python_jose_installs_for_its_other_backen
     assert required == STATED
 
 
-@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement["vulnerability"]["name"])
+@table("statement", STATEMENTS)
 def test_each_statement_says_what_openvex_requires_of_one(statement: dict[str, object]) -> None:
     assert statement.keys() >= {"vulnerability", "products", "status", "justification", "impact_statement"}
     assert (statement["status"], statement["justification"]) == ("not_affected", "vulnerable_code_not_in_execute_path")

@@ -7,6 +7,7 @@ import pytest
 import respx
 
 from tests.conftest import AGENT_ID, MakeToken, serving_app, settings_with
+from tests.tables import table
 from voicepass.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +80,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> None:
 
 @pytest.mark.parametrize("route", PASS_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("case", BAD_REQUESTS)
+@table("case", BAD_REQUESTS)
 async def test_a_bad_header_is_a_problem_and_costs_nothing(
     api: httpx.AsyncClient, upstream: respx.MockRouter, route: str, method: str, case: str
 ) -> None:
@@ -91,7 +92,7 @@ async def test_a_bad_header_is_a_problem_and_costs_nothing(
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("case", BAD_BODIES)
+@table("case", BAD_BODIES)
 async def test_a_bad_body_is_a_problem_and_costs_nothing(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, case: str
 ) -> None:
@@ -103,7 +104,7 @@ async def test_a_bad_body_is_a_problem_and_costs_nothing(
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("case", BAD_QUERIES)
+@table("case", BAD_QUERIES)
 async def test_a_bad_query_is_a_problem_and_costs_nothing(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, case: str
 ) -> None:
@@ -135,7 +136,7 @@ async def test_an_expired_token_has_its_own_code_because_the_frontend_can_renew_
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
+@table("method", ["PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
 async def test_another_method_gets_405_with_the_allowed_methods(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, method: str
 ) -> None:
@@ -146,7 +147,7 @@ async def test_another_method_gets_405_with_the_allowed_methods(
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("path", ["/v1/signed-url/", "//v1/signed-url", "/v1", "/", "/docs", "/openapi.json"])
+@table("path", ["/v1/signed-url/", "//v1/signed-url", "/v1", "/", "/docs", "/openapi.json"])
 async def test_another_path_is_not_found_and_redirects_nowhere(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, path: str
 ) -> None:

@@ -8,6 +8,7 @@ import respx
 
 from tests.conftest import MakeToken
 from tests.logs import capture_logs
+from tests.tables import table
 
 OURS = "https://app.example"
 HOST = "https://voicepass.test"
@@ -105,7 +106,7 @@ def outcome(response: httpx.Response) -> tuple[int, str]:
 
 
 @with_the_cookie
-@pytest.mark.parametrize("case", FOREIGN)
+@table("case", FOREIGN)
 async def test_a_cookie_from_a_foreign_page_is_refused(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], case: str
 ) -> None:
@@ -116,7 +117,7 @@ async def test_a_cookie_from_a_foreign_page_is_refused(
 
 
 @with_the_cookie
-@pytest.mark.parametrize("case", NOT_JSON)
+@table("case", NOT_JSON)
 async def test_a_cookie_without_json_is_refused_because_any_sites_form_can_be_sent_without_asking(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], case: str
 ) -> None:
@@ -129,7 +130,7 @@ async def test_a_cookie_without_json_is_refused_because_any_sites_form_can_be_se
 
 
 @with_the_cookie
-@pytest.mark.parametrize("case", OWN)
+@table("case", OWN)
 async def test_a_cookie_from_our_own_page_gets_a_pass(
     api: httpx.AsyncClient, cookie: dict[str, str], case: str
 ) -> None:
@@ -229,7 +230,7 @@ async def test_a_cookie_may_come_in_parts_and_more_than_once_as_long_as_it_names
 
 
 @with_the_cookie
-@pytest.mark.parametrize("cookie", ["", "theme=dark", "session=", "Session=x.y.z", "session.=x.y.z"])
+@table("cookie", ["", "theme=dark", "session=", "Session=x.y.z", "session.=x.y.z"])
 async def test_where_the_cookie_is_missing_the_refusal_names_it(api: httpx.AsyncClient, cookie: str) -> None:
     response = await api.post("/v1/signed-url", json={}, headers={"origin": OURS, "cookie": cookie})
 
@@ -238,7 +239,7 @@ async def test_where_the_cookie_is_missing_the_refusal_names_it(api: httpx.Async
 
 
 @with_the_cookie
-@pytest.mark.parametrize(
+@table(
     ("value", "expected"),
     [
         ("session=", (401, "token_missing")),

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 
 from tests.logs import capture_logs
+from tests.tables import table
 from voicepass.api.cors import Cors
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -104,7 +105,7 @@ async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
-@pytest.mark.parametrize(
+@table(
     "asked",
     [
         *("authorization,baggage,sentry-trace", "x-datadog-trace-id, x-csrf-token , ngrok-skip-browser-warning"),
@@ -206,7 +207,7 @@ async def test_a_browser_may_send_cookies_only_where_one_is_configured(
     assert answer.headers.get("access-control-allow-credentials") == said
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@table("answer", ANSWERS)
 async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_for_another(
     api: httpx.AsyncClient, bearer: dict[str, str], answer: str
 ) -> None:
@@ -218,7 +219,7 @@ async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_f
     assert "origin" in response.headers["vary"].lower()
 
 
-@pytest.mark.parametrize(
+@table(
     "origins",
     [
         *("*", "null", f"{OURS},*", f"null,{OURS}", "app.example", f"{OURS}/", f"{OURS}/path", f"{OURS}?x"),

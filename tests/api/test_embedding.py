@@ -283,6 +283,7 @@ def describe_process() -> dict[str, object]:
     }
 
 
+@pytest.mark.usefixtures("nothing_is_frozen")
 async def test_a_mount_changes_nothing_of_the_process_or_the_app(upstream: respx.MockRouter) -> None:
     del upstream
     app = FastAPI()

@@ -15,6 +15,7 @@ import respx
 from tests.canaries import JWT_SECRET
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
 from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
+from tests.tables import table
 
 pytestmark = pytest.mark.anyio
 
@@ -151,10 +152,11 @@ SHAPES: dict[str, tuple[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("case", SHAPES)
+@table("case", SHAPES)
 async def test_a_header_of_another_shape_holds_no_token(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken, case: str
 ) -> None:
+    upstream.reset()
     shape, status = SHAPES[case]
     headers = httpx.Headers({"Authorization": shape.replace("{}", make_token())}, encoding="latin-1")
 
@@ -164,7 +166,7 @@ async def test_a_header_of_another_shape_holds_no_token(
     assert len(upstream.calls) == (status == 200)
 
 
-@pytest.mark.parametrize(
+@table(
     "name",
     [
         *("Proxy-Authorization", "X-Authorization", "X-Forwarded-Authorization", "Authentication", "Authorization_"),

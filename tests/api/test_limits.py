@@ -12,6 +12,7 @@ import pytest
 import respx
 
 from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, signed_url
+from tests.tables import table
 
 pytestmark = pytest.mark.anyio
 
@@ -323,7 +324,7 @@ async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
 
 
 @limited()
-@pytest.mark.parametrize(
+@table(
     "block",
     [
         {},

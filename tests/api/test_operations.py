@@ -60,6 +60,7 @@ async def test_a_page_keeps_its_own_content_security_policy(policy: bytes | None
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.usefixtures("nothing_is_frozen")
 async def test_while_the_service_runs_garbage_is_looked_for_seldom_and_afterwards_as_before() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
     async with serving():

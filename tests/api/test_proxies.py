@@ -6,6 +6,7 @@ import pytest
 import respx
 
 from tests.conftest import serving_app, settings_with
+from tests.tables import table
 from voicepass.api.middleware import client_address
 from voicepass.app import create_app
 from voicepass.outbound import is_safe_url
@@ -35,12 +36,12 @@ UNSAFE = [
 ]
 
 
-@pytest.mark.parametrize("url", SAFE)
+@table("url", SAFE)
 def test_a_secret_may_travel_by_tls_or_stay_on_this_machine(url: str) -> None:
     assert is_safe_url(url)
 
 
-@pytest.mark.parametrize("url", UNSAFE)
+@table("url", UNSAFE)
 def test_a_secret_travels_nowhere_else(url: str) -> None:
     assert not is_safe_url(url)
 
@@ -116,18 +117,18 @@ HOPS: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("header", SPOOFED)
-@pytest.mark.parametrize("peer", [STRANGER, "2001:db8::50", "11.0.0.1", "192.0.2.8", "::ffff:203.0.113.50"])
+@table("header", SPOOFED)
+@table("peer", [STRANGER, "2001:db8::50", "11.0.0.1", "192.0.2.8", "::ffff:203.0.113.50"])
 def test_a_strangers_header_never_changes_their_address(peer: str, header: str) -> None:
     assert client_address(peer, [header], PROXIES) == peer
 
 
-@pytest.mark.parametrize("header", SPOOFED)
+@table("header", SPOOFED)
 def test_without_trusted_proxies_forwarded_addresses_are_ignored(header: str) -> None:
     assert client_address("127.0.0.1", [header, "198.51.100.1"], []) == "127.0.0.1"
 
 
-@pytest.mark.parametrize("case", HOPS)
+@table("case", HOPS)
 def test_behind_a_trusted_proxy_the_rightmost_stranger_counts(case: str) -> None:
     headers, expected = HOPS[case]
 
@@ -160,7 +161,7 @@ ARRIVALS: dict[str, tuple[str, str, dict[str, str], str]] = {
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("case", ARRIVALS)
+@table("case", ARRIVALS)
 async def test_the_log_names_the_address_that_the_request_came_from(
     upstream: respx.MockRouter, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 
 from tests.cli.test_cli import CLEAN
 from tests.servers import free_port, running, started
+from tests.tables import table
 from voicepass.api.middleware import Surface
 from voicepass.api.server import MAX_PIPELINED, RECEIVE_SECONDS, UVICORN_OPTIONS, GuardedProtocol, write_prefix
 
@@ -226,7 +227,7 @@ def answers(server: Address) -> dict[str, list[Answer]]:
         return dict(zip(SHAPES, pool.map(lambda shape: ask(server, shape[0]), SHAPES.values()), strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@table("shape", SHAPES)
 def test_a_strange_request_is_refused_or_means_what_it_says(answers: dict[str, list[Answer]], shape: str) -> None:
     assert [str(answer) for answer in answers[shape]] == SHAPES[shape][1]
 

@@ -11,6 +11,7 @@ import respx
 
 from tests.canaries import secrets_in
 from tests.conftest import AGENT_ID, TOKEN_ISSUER, MakeToken
+from tests.tables import table
 from voicepass.identity.credentials import ServiceToken
 
 TOOL = "canary-service-token-of-the-tools-1b9f3a5c"
@@ -125,7 +126,7 @@ async def test_scheme_and_spaces_are_read_as_http_says(
 
 
 @with_two_tokens
-@pytest.mark.parametrize("case", WRONG)
+@table("case", WRONG)
 async def test_a_wrong_service_token_learns_nothing_of_a_conversation_that_exists(
     api: httpx.AsyncClient, bearer: dict[str, str], case: str
 ) -> None:
@@ -178,7 +179,7 @@ async def test_a_service_token_opens_no_pass(
 
 
 @with_two_tokens
-@pytest.mark.parametrize("case", IDS)
+@table("case", IDS)
 async def test_a_conversation_that_was_not_issued_here_is_unknown(
     api: httpx.AsyncClient, bearer: dict[str, str], case: str
 ) -> None:

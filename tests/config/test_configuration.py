@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 import respx
-from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.canaries import API_KEY, secrets_in
@@ -23,18 +22,15 @@ from tests.conftest import (
     settings_with,
     signed_url,
 )
-from tests.identity.hostile_tokens import Mint, Signer, signer_for
+from tests.identity.hostile_tokens import Mint, Signer, rsa_key_of, signer_for
+from tests.tables import table
 from voicepass.config.build import Configuration, configure, describe_ledger
 from voicepass.config.environment import SettingsRefusedError
 
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
 SECRET = "canary-value-of-another-issuer-0123456789"
-PRIVATE_PEM = (
-    rsa.generate_private_key(65537, 2048)
-    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    .decode("ascii")
-)
+PRIVATE_PEM = rsa_key_of("provider").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
 
 def agent(alias: str, *lines: str) -> str:
@@ -262,7 +258,7 @@ async def serving_policy(text: str, **overrides: object) -> AsyncIterator[httpx.
         yield api
 
 
-@pytest.mark.parametrize("case", CONTRADICTIONS)
+@table("case", CONTRADICTIONS)
 def test_a_contradiction_does_not_start_and_is_named_without_a_value(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:

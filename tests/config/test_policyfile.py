@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.identity.hostile_tokens import signer_for
+from tests.tables import table
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.policyfile import PolicyFile, read_policy_file
 from voicepass.policy import Rule, Variable
@@ -400,7 +401,7 @@ def test_an_empty_file_rules_nothing(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == PolicyFile()
 
 
-@pytest.mark.parametrize("alias", ["a", "0", "default", "sales-eu_2", "a" * 64, "variables", "issuers"])
+@table("alias", ["a", "0", "default", "sales-eu_2", "a" * 64, "variables", "issuers"])
 def test_an_alias_may_be_any_short_plain_name(tmp_path: Path, alias: str) -> None:
     assert list(read(tmp_path, f'[agents.{alias}]\nid = "agent_1"').agents) == [alias]
 
@@ -425,7 +426,7 @@ def test_one_table_of_a_plans_conditions_needs_no_list(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@table("case", MISTAKES)
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, case: str) -> None:
     text, expected = MISTAKES[case]
 
@@ -477,7 +478,7 @@ def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path)
     assert policy_file.issuers[0].public_key == pem
 
 
-@pytest.mark.parametrize("case", NOT_TOML)
+@table("case", NOT_TOML)
 def test_a_file_that_is_not_toml_is_one_line_without_its_content(tmp_path: Path, case: str) -> None:
     data, beginning = NOT_TOML[case]
     path = tmp_path / "policy.toml"

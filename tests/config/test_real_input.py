@@ -22,6 +22,7 @@ from tests.cli.test_cli import CLEAN, run
 from tests.config.test_settings import EC_PEM, GOOD, RSA_KEY, RSA_PEM, SECRET, given
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, serving, settings_with
 from tests.identity.hostile_tokens import Mint, base64url, signer_for
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
@@ -67,7 +68,7 @@ def authenticator_for(**settings: object) -> JwtAuthenticator:
 # What surrounds a value ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("around", ['"{}"', "'{}'", " {} ", "{}\r\n", '\n "{}"\t', "\ufeff{}", "\u201c{}\u201d"])
+@table("around", ['"{}"', "'{}'", " {} ", "{}\r\n", '\n "{}"\t', "\ufeff{}", "\u201c{}\u201d"])
 def test_quotes_spaces_and_line_breaks_around_any_value_are_removed(
     monkeypatch: pytest.MonkeyPatch, around: str
 ) -> None:
@@ -176,7 +177,7 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("form", BARE)
+@table("form", BARE)
 def test_a_public_key_may_come_without_its_first_and_last_line(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     given(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": BARE[form]})
     Path("policy.toml").write_text(
@@ -280,7 +281,7 @@ REFUSED_SECRETS: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED_SECRETS)
+@table("kind", REFUSED_SECRETS)
 def test_a_secret_that_cannot_be_meant_is_refused_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
@@ -350,7 +351,7 @@ def test_an_app_shell_is_an_origin_that_may_be_listed_also_beside_a_cookie(monke
     assert settings.voicepass_allowed_origins == LISTED
 
 
-@pytest.mark.parametrize("origin", NOT_LISTED)
+@table("origin", NOT_LISTED)
 def test_an_origin_that_no_browser_sends_is_refused_with_the_form_to_write(
     monkeypatch: pytest.MonkeyPatch, origin: str
 ) -> None:
@@ -410,7 +411,7 @@ def test_a_named_host_may_be_called_without_tls_and_no_other(
     assert run("policy", "check", "policy.toml", cwd=tmp_path, environment=dict(os.environ)).returncode == 0
 
 
-@pytest.mark.parametrize(
+@table(
     "hosts",
     ["*", "keycloak,*", "*.internal", "http://keycloak", "keycloak:8080", "10.0.0.0/8", "a b", "key\u00e9"],
 )
@@ -577,7 +578,7 @@ ENTRA_MISTAKES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ENTRA_MISTAKES)
+@table("case", ENTRA_MISTAKES)
 def test_a_template_without_exact_tenants_does_not_start(case: str) -> None:
     text, said = ENTRA_MISTAKES[case]
 
@@ -611,7 +612,7 @@ NEARLY: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("found", "note"), NEARLY)
+@table(("found", "note"), NEARLY)
 def test_a_note_says_by_what_a_name_differs_if_it_is_only_a_matter_of_writing(found: object, note: str) -> None:
     assert explain_difference(found, ["https://login.example"]) == note
 

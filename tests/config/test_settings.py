@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.config import settings_reference
 from tests.config.settings_reference import SECTIONS, WRITTEN
+from tests.identity.hostile_tokens import rsa_key_of
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import Settings, load_settings
@@ -33,7 +35,7 @@ def _public_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-RSA_KEY = rsa.generate_private_key(65537, 2048)
+RSA_KEY = rsa_key_of("provider")
 RSA_PEM = _public_pem(RSA_KEY)
 RSA_PRIVATE_PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 SMALL_RSA_PEM = _public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - the small key is the point
@@ -142,7 +144,7 @@ def given(monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str | None]) ->
             monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("case", BAD)
+@table("case", BAD)
 def test_a_bad_configuration_does_not_start_and_is_named_without_its_value(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
@@ -288,7 +290,7 @@ MISSPELT = {
 
 
 @pytest.mark.parametrize("source", ["environment", "dotenv"])
-@pytest.mark.parametrize("name", MISSPELT)
+@table("name", MISSPELT)
 def test_a_misspelt_variable_does_not_start_and_the_nearest_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
 ) -> None:

@@ -16,6 +16,7 @@ from tests.cli.test_cli import ENVIRONMENT, run
 from tests.conftest import settings_with
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.doctor.test_checks import opened
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.doctor import examine
 from voicepass.doctor.findings import Case
@@ -57,7 +58,7 @@ def case_at(url: str) -> Case:
     return Case(settings=settings, configuration=configure(settings), alias="default", with_conversation=False)
 
 
-@pytest.mark.parametrize(
+@table(
     ("path", "body", "check", "cause"),
     [
         (SIGN, '{"signed_url": 5}', "api_key", "answer_unusable"),

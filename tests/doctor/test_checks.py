@@ -23,6 +23,7 @@ from tests.conftest import settings_with
 from tests.doctor.conftest import AGENT_ID, ConfiguredAgent, Examined, State, pretend, troubles
 from tests.ledger.given import rows
 from tests.servers import free_port
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.doctor import examine
 from voicepass.doctor.conversation import try_conversation
@@ -181,7 +182,7 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("state", SOUND)
+@table("state", SOUND)
 def test_the_doctor_finds_nothing_if_everything_is_right(examined: Examined, state: State) -> None:
     findings = examined(state)
 
@@ -204,7 +205,7 @@ async def make_ledger(path: Path) -> None:
         await rows(ledger, "INSERT INTO sums VALUES ('all', 86400, :day, 1, 0, 60, 0)", day=int(time.time() // 86_400))
 
 
-@pytest.mark.parametrize(("cause", "state"), BROKEN)
+@table(("cause", "state"), BROKEN)
 def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: str, state: State) -> None:
     findings = examined(state)
 
@@ -217,7 +218,7 @@ def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: 
     assert secrets_in(repr(findings)) == []
 
 
-@pytest.mark.parametrize(("state", "expected"), PRECISE)
+@table(("state", "expected"), PRECISE)
 def test_the_doctor_finds_only_what_is_broken(
     examined: Examined, state: State, expected: list[tuple[str, str]]
 ) -> None:
@@ -323,7 +324,7 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize(("closing", "cause"), CLOSED.items())
+@table(("closing", "cause"), CLOSED.items())
 def test_a_closed_conversation_is_reported_with_its_cause(examined: Examined, closing: str, cause: str) -> None:
     findings = examined(State(fault={"target": "conversation", "closing": closing}))
 

@@ -9,6 +9,7 @@ from tests.canaries import API_KEY, secrets_in
 from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.elevenlabs_emulator.wire import Serve
+from tests.tables import table
 from voicepass.doctor.findings import CHECKS
 
 
@@ -195,7 +196,7 @@ def error(status: str, code: str = "unauthorized") -> str:
 KEY_IS_WRONG = "ElevenLabs does not accept the API key"
 
 
-@pytest.mark.parametrize(
+@table(
     ("body", "says", "remedy"),
     [
         (lacking("convai_write"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
@@ -226,7 +227,7 @@ def test_explain_names_the_cause_of_each_error_that_the_live_service_sends(
     assert remedy in " ".join(advice.split())
 
 
-@pytest.mark.parametrize("odd", ["null", "5", "{}", "[]", '""'])
+@table("odd", ["null", "5", "{}", "[]", '""'])
 def test_explain_accepts_an_error_whose_status_or_code_is_no_text(tmp_path: Path, odd: str) -> None:
     for body in (f'{{"detail": {{"status": {odd}, "code": "quota_exceeded"}}}}', f'{{"detail": {{"status": {odd}}}}}'):
         known = "quota_exceeded" in body

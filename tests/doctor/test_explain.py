@@ -5,9 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
+from tests.tables import table
 from voicepass.doctor.explain import explain
 from voicepass.doctor.findings import CAUSES, CHECKS
 from voicepass.elevenlabs.codes import BY_EVENT
@@ -46,7 +45,7 @@ PASTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("pasted", "cause", "said"), PASTED)
+@table(("pasted", "cause", "said"), PASTED)
 def test_explain_explains_each_known_text(pasted: str, cause: str, said: str) -> None:
     finding = explain(pasted)
 
@@ -55,7 +54,7 @@ def test_explain_explains_each_known_text(pasted: str, cause: str, said: str) ->
     assert said in finding.says
 
 
-@pytest.mark.parametrize(
+@table(
     "pasted",
     ["", "banana", "{", "{}", '{"detail": "?"}', '{"closeCode": "x"}', "200 OK", "1.1000", "\x1b[31m", "unauthorized"],
 )
@@ -109,7 +108,7 @@ WIRE = [
 ]
 
 
-@pytest.mark.parametrize("kind", WIRE)
+@table("kind", WIRE)
 def test_every_error_type_of_the_wire_is_known_alone_and_in_a_pasted_event(kind: str) -> None:
     event = {"type": "error", "error_event": {"code": 1008, "error_type": kind, "message": "vendor words"}}
 
@@ -124,7 +123,7 @@ def test_every_error_type_of_the_wire_is_known_alone_and_in_a_pasted_event(kind:
 LINES = tomllib.loads((Path(__file__).parent / "lines.toml").read_text())["line"]
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.get("from", line["text"][:40]))
+@table("line", LINES)
 def test_a_line_that_people_posted_is_explained_or_not_guessed(line: dict[str, str]) -> None:
     finding = explain(line["text"])
 

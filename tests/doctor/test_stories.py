@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import settings_with
 from tests.doctor.conftest import Examined, State, troubles
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.doctor.explain import explain
@@ -53,7 +54,7 @@ REPORTS = [
 ]
 
 
-@pytest.mark.parametrize(("report", "state", "cause"), REPORTS)
+@table(("report", "state", "cause"), REPORTS)
 def test_the_doctor_names_the_cause_of_each_public_report(
     examined: Examined, report: str, state: State, cause: str
 ) -> None:
@@ -105,7 +106,7 @@ PASTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("report", "pasted", "cause"), PASTED)
+@table(("report", "pasted", "cause"), PASTED)
 def test_explain_names_the_cause_of_what_a_page_showed(report: str, pasted: str, cause: str) -> None:
     finding = explain(pasted)
 

@@ -8,6 +8,7 @@ import respx
 
 from tests.conftest import AGENT_ID, NOW, UPSTREAM, Clock
 from tests.settlement.given import provider_at, row
+from tests.tables import table
 from voicepass.errors import BadAnswer, Busy, ConversationUnknown, Unavailable
 from voicepass.model import Agent, Transport
 
@@ -17,7 +18,7 @@ ACCOUNT = "/v1/convai/conversations/conv_1"
 LIVE_UNKNOWN = {"code": "conversation_not_found", "status": "conversation_history_not_found", "message": "…"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("answer", "error"),
     [
         ({"status_code": 404, "json": {"detail": {"status": "document_not_found"}}}, ConversationUnknown),
@@ -121,7 +122,7 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
     assert page == ([], "")
 
 
-@pytest.mark.parametrize(
+@table(
     "answer",
     [
         {"html": "<h1>Please wait</h1>"},

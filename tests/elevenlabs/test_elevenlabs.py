@@ -16,6 +16,7 @@ from tests.conftest import AGENT_ID, SIGNED_URL_PATH, UPSTREAM, signed_url
 from tests.faults import asked, good, http
 from tests.logs import capture_logs
 from tests.servers import listening
+from tests.tables import table
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.refusals import refusal_for, vendor_error
 from voicepass.errors import AgentUnknown, BadAnswer, Busy, ElevenLabsRefusal, KeyRejected, Timeout, Unavailable
@@ -60,7 +61,7 @@ async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end() -> 
     assert credential.expires_at == NOW + 900
 
 
-@pytest.mark.parametrize(
+@table(
     ("answer", "conversation_id"),
     [
         ({"signed_url": signed_url(), "conversation_id": "conv_json"}, "conv_1"),
@@ -81,7 +82,7 @@ async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
     assert credential.conversation_id == conversation_id
 
 
-@pytest.mark.parametrize(
+@table(
     "url",
     [
         signed_url(scheme="ws"),
@@ -143,7 +144,7 @@ async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None
                 await provider.fetch_credential(agent_at("https://proxy.example"), Transport.WEBSOCKET)
 
 
-@pytest.mark.parametrize("token", [None, "", 7, "a b", "a\r\nX: y"])
+@table("token", [None, "", 7, "a b", "a\r\nX: y"])
 async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, token: object) -> None:
     upstream.get("/v1/convai/conversation/token").respond(json={"token": token})
 
@@ -152,7 +153,7 @@ async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, 
             await provider.fetch_credential(AGENT, Transport.WEBRTC)
 
 
-@pytest.mark.parametrize(
+@table(
     "answer",
     [
         {"html": "<h1>Please wait</h1>"},
@@ -169,6 +170,7 @@ async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, 
     ],
 )
 async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, answer: dict[str, Any]) -> None:
+    upstream.reset()
     upstream["signed_url"].respond(**answer)
 
     async with adapter() as provider:
@@ -178,7 +180,7 @@ async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, an
     assert len(upstream.calls) == 1, "a redirect was followed, and with it went the key"
 
 
-@pytest.mark.parametrize(
+@table(
     ("error", "refusal"),
     [
         (httpx.ConnectTimeout, Timeout),
@@ -241,7 +243,7 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
     return {"detail": {"type": kind, "code": code, "message": "vendor words", "status": code, "request_id": "r"}}
 
 
-@pytest.mark.parametrize(
+@table(
     ("status", "body", "code", "remedy"),
     [
         (401, legacy("invalid_api_key"), "elevenlabs_key_rejected", "mistyped, revoked, or of another region"),
@@ -296,7 +298,7 @@ def differing(status: object, code: object) -> dict[str, object]:
     return {"detail": {"type": "x", "code": code, "message": "vendor words", "status": status, "request_id": "r"}}
 
 
-@pytest.mark.parametrize(
+@table(
     ("status", "body", "vendor_code", "code", "remedy"),
     [
         (401, lacking("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
@@ -326,14 +328,14 @@ def test_of_status_and_code_the_one_that_is_known_decides_and_status_comes_first
     assert remedy in refusal.operator_note
 
 
-@pytest.mark.parametrize("odd", [None, 5, True, 1.5, "", [], {}, ["quota_exceeded"], {"quota_exceeded": 1}])
+@table("odd", [None, 5, True, 1.5, "", [], {}, ["quota_exceeded"], {"quota_exceeded": 1}])
 def test_a_status_or_code_that_is_no_text_is_passed_over(odd: object) -> None:
     for body in (differing(odd, "quota_exceeded"), differing("quota_exceeded", odd)):
         assert vendor_error(json.dumps(body).encode()) == ("quota_exceeded", "vendor words")
     assert vendor_error(json.dumps(differing(odd, odd)).encode())[0] == ""
 
 
-@pytest.mark.parametrize(
+@table(
     "body",
     [
         b'{"detail": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
@@ -357,7 +359,7 @@ def test_an_error_of_any_shape_is_refused_in_one_short_printable_line(body: byte
     assert len(refusal.operator_note) < 1_000
 
 
-@pytest.mark.parametrize(
+@table(
     ("retry_after", "seconds"),
     [
         (None, 5),

@@ -16,6 +16,7 @@ from tests.elevenlabs_emulator.wire import (
     Service,
     talking,
 )
+from tests.tables import table
 
 UNAUTHORIZED = (3000, "Could not authorize the conversation.")
 
@@ -95,7 +96,7 @@ def test_an_allowlist_admits_its_hosts_and_clients_without_an_origin(serve: Serv
             assert foreign.closed() == (3000, f"Host {host} is not allowed to connect to this agent")
 
 
-@pytest.mark.parametrize(
+@table(
     "first",
     [
         "hello",

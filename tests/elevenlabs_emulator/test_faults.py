@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator
 from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
+from tests.tables import table
 
 
 def _put(service: Service, **fault: object) -> None:
@@ -92,7 +93,7 @@ def test_a_slow_answer_takes_longer_than_the_callers_timeout(service: Service, f
         service.ask()
 
 
-@pytest.mark.parametrize(
+@table(
     "fault",
     [
         {"body": "nonsense"},

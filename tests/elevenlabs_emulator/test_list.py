@@ -11,6 +11,7 @@ from elevenlabs_emulator.records import RecordedConversation
 from tests.conftest import Clock
 from tests.elevenlabs_emulator.contract import check_strictly
 from tests.elevenlabs_emulator.wire import AGENT, KEY, Serve, Service, parameters, talking
+from tests.tables import table
 
 LIST = "/v1/convai/conversations"
 START = 1_800_000_000
@@ -171,7 +172,7 @@ def test_the_list_needs_a_key_that_may_read(serve: Serve) -> None:
     assert "convai_read" in refusals[0].json()["detail"]["message"]
 
 
-@pytest.mark.parametrize(
+@table(
     "query",
     [
         {"page_size": "0"},

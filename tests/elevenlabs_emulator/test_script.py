@@ -1,6 +1,7 @@
 import pytest
 
 from elevenlabs_emulator.script import ORDERS, SPOKEN_LINES, Order, answer, confirm
+from tests.tables import table
 
 EGGS = Order(item="eggs", price=2, unit="each")
 
@@ -13,7 +14,7 @@ def _heard(*lines: str) -> tuple[list[str], Order]:
     return said, order
 
 
-@pytest.mark.parametrize(
+@table(
     ("line", "expected", "repeated"),
     [
         ("I want to sell eggs for 2 dollars each", EGGS, "eggs for $2 each"),
@@ -52,7 +53,7 @@ def test_the_agent_asks_for_each_missing_part_of_an_order(lines: tuple[str, ...]
     assert order == EGGS
 
 
-@pytest.mark.parametrize(
+@table(
     ("line", "reply"),
     [
         ("help", "Tell me what you want to sell"),

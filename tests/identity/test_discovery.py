@@ -6,6 +6,7 @@ import respx
 from tests.conftest import TOKEN_ISSUER
 from tests.identity.hostile_jwks import KID, set_of
 from tests.identity.issuer import EC_JWK, JWKS_PATH, NEW, Issuer, keys_of, outcome, saying, trap
+from tests.tables import table
 from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.identity.jwks import DISCOVERY_PATH
 
@@ -78,8 +79,9 @@ ACCEPTED_AS_A_URL = {
 }
 
 
-@pytest.mark.parametrize("document", MISLEADING)
+@table("document", MISLEADING)
 async def test_a_misleading_discovery_document_is_not_followed(issuer: Issuer, document: str) -> None:
+    issuer.asked.clear()
     issuer.describe(**MISLEADING[document])
     async with keys_of(issuer, url=issuer.url + DISCOVERY_PATH) as keys:
         outcomes = [await outcome(keys) for _ in range(3)]

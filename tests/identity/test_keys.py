@@ -25,6 +25,7 @@ from cryptography.x509 import Certificate, CertificateBuilder, Name, NameAttribu
 from cryptography.x509.oid import NameOID
 
 from tests.identity.hostile_tokens import SECRET, base64url, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
+from tests.tables import table
 from voicepass.identity.keys import (
     ALGORITHMS,
     HMAC_ALGORITHMS,
@@ -61,8 +62,8 @@ ODD_SECRETS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", sorted(HMAC_ALGORITHMS))
-@pytest.mark.parametrize("name", ODD_SECRETS)
+@table("algorithm", sorted(HMAC_ALGORITHMS))
+@table("name", ODD_SECRETS)
 def test_a_secret_may_look_like_anything_and_is_used_byte_for_byte(name: str, algorithm: str) -> None:
     signer = signer_for(algorithm, secret=ODD_SECRETS[name])
 
@@ -109,7 +110,7 @@ ODD_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("oddity", "algorithm"), ODD_CASES)
+@table(("oddity", "algorithm"), ODD_CASES)
 def test_a_jwk_that_an_issuer_writes_in_another_way_is_the_same_key(oddity: str, algorithm: str) -> None:
     change, jwk = ODD_JWKS[oddity], jwk_of(algorithm)
     odd = jwk | (change if isinstance(change, dict) else {name: change(jwk[name]) for name in "nexy" if name in jwk})
@@ -196,7 +197,7 @@ def test_a_short_blank_or_mistaken_secret_is_refused() -> None:
     assert [name for name, (secret, _) in secrets.items() if gives_away(secret, answers[name])] == []
 
 
-@pytest.mark.parametrize("algorithm", [*sorted(ALGORITHMS - HMAC_ALGORITHMS), "none", "hs256", "HS1", "PS256", ""])
+@table("algorithm", [*sorted(ALGORITHMS - HMAC_ALGORITHMS), "none", "hs256", "HS1", "PS256", ""])
 def test_a_secret_serves_no_algorithm_but_hs(algorithm: str) -> None:
     answer = refusal(lambda: key_from_secret(SECRET, algorithm))
 
@@ -395,7 +396,7 @@ def test_the_pure_python_ecdsa_is_never_imported() -> None:
     assert result.stdout.split() == ["True", "False"]
 
 
-@pytest.mark.parametrize("data", [b"", b"f", b"fo", b"foo", bytes(range(256)), b"\xfb\xff\xbf"])
+@table("data", [b"", b"f", b"fo", b"foo", bytes(range(256)), b"\xfb\xff\xbf"])
 def test_base64url_goes_there_and_back(data: bytes) -> None:
     text = base64url_encode(data)
 
@@ -403,7 +404,7 @@ def test_base64url_goes_there_and_back(data: bytes) -> None:
     assert not set(text) & set("+/=")
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     ["A", "AAAAA", "AA==", "AAA=", "=", "Zh", "Zm9", "+A", "/A", "A A", "AA\n", "AA\0", "ÄÄ", "\uff21A", "\ud800"],
 )

@@ -21,6 +21,7 @@ from tests.conftest import settings_with
 from tests.identity.hostile_jwks import jwk_of
 from tests.identity.hostile_tokens import Mint, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
 from tests.servers import running
+from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.limits import UserLimitsEntry
 from voicepass.config.policyfile import read_policy_file
@@ -341,7 +342,7 @@ def token(mint: Mint, claims: Claims) -> str:
     return mint.token(header=mint.header(kid=KID), claims=stated)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@table("name", SHAPES)
 async def test_a_token_of_the_providers_shape_is_accepted_and_its_other_tokens_are_not(
     name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +360,7 @@ async def test_a_token_of_the_providers_shape_is_accepted_and_its_other_tokens_a
     assert accepted == {}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@table("name", SHAPES)
 async def test_no_provider_takes_the_token_of_another(
     name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

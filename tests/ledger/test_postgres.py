@@ -65,13 +65,14 @@ async def outcome_and_seconds(asked: Awaitable[object]) -> tuple[object, float]:
         return error, time.monotonic() - begun
 
 
-async def recovers(ledger: Ledger, *, within_seconds: float = 2.0) -> None:
+async def recovers(ledger: Ledger) -> None:
+    """Take a pass. On a busy machine the first call may be refused, after ANSWER_SECONDS: then the next one counts."""
     begun = time.monotonic()
     while True:
         try:
             await granted(ledger)
         except LedgerUnavailable:
-            assert time.monotonic() - begun < within_seconds
+            assert time.monotonic() - begun < IN_TIME_SECONDS
         else:
             return
 
@@ -163,16 +164,22 @@ def send(processes: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def end_sessions(postgres: Postgres, role: str) -> None:
+    """End every session of a role. The server waits until their processes are gone."""
+    postgres.run(f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
+
+
 async def test_a_server_out_of_connections_refuses_and_recovers(engine: Engine, postgres: Postgres) -> None:
     role = f"few_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
-    url = postgres.fresh(user=role)
-    async with open_postgres(url, clock=engine.clock) as ledger:
+    async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
         await granted(ledger)
         assert {outcome for outcome, _ in await burst(ledger, 5)} == {None}, "one connection serves all, if slowly"
-        postgres.run(f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
-        with psycopg.connect(url):
-            refused = await burst(ledger, 5)
+        # A connection of the test's own would not do: the pool may still be connecting, and take the last place first.
+        postgres.run(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+        end_sessions(postgres, role)
+        refused = await burst(ledger, 5)
+        postgres.run(f"ALTER ROLE {role} CONNECTION LIMIT 1")
         await recovers(ledger)
 
     assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
@@ -430,7 +437,7 @@ async def test_connections_to_a_server_that_became_a_replica_are_not_kept(engine
     postgres.run(f"CREATE ROLE {role} LOGIN")
     async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
         postgres.run(f"ALTER ROLE {role} SET default_transaction_read_only = on")
-        postgres.run(f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
+        end_sessions(postgres, role)
         refused = await burst(ledger, 20)
         # A session that has begun keeps what its role's settings were then, as one to a replica leads to a replica.
         postgres.run(f"ALTER ROLE {role} RESET default_transaction_read_only")

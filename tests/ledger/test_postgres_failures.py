@@ -10,6 +10,7 @@ import pytest
 
 from tests.ledger.given import START, Postgres
 from tests.servers import free_port, listening
+from tests.tables import table
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger.postgres import open_postgres
 from voicepass.ledger.postgres_failures import CAUSES, explain_failure
@@ -63,7 +64,7 @@ async def test_each_refusal_of_the_server_reads_differently(postgres: Postgres, 
     assert SECRET not in str(notes)
 
 
-@pytest.mark.parametrize(
+@table(
     ("message", "sqlstate"),
     [
         # From the sources of PostgreSQL 18 and pgbouncer 1.18, and from reports of Supavisor's users. No server of
@@ -93,7 +94,7 @@ async def test_a_note_holds_no_value_of_a_row(postgres: Postgres) -> None:
     assert "(SQLSTATE 23505)" in explain_failure(failed.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "expected"),
     [
         (f"postgresql://u:{SECRET}@127.0.0.1/d?pgbouncer=true", "does not know: pgbouncer. Remove"),

@@ -178,12 +178,26 @@ STEPS = st.lists(
 )
 
 
-@ALONE_ON_POSTGRES
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, most=st.integers(1, 4000))
 async def test_whatever_happens_the_sums_equal_the_passes_and_the_limits_are_exact(
     ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int
 ) -> None:
+    await check_history(ledger, clock, steps, most)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, most=st.integers(1, 4000))
+async def test_after_sixty_histories_the_sums_equal_the_passes_and_the_limits_are_exact(
+    ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int
+) -> None:
+    await check_history(ledger, clock, steps, most)
+
+
+async def check_history(ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int) -> None:
     for table in ("passes", "sums", "orphans", "failed_requests"):
         await rows(ledger, f"DELETE FROM {table}")  # noqa: S608
     clock.now = START + 0.25

@@ -12,6 +12,7 @@ from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
 from tests.logs import capture_logs
 from tests.settlement.given import HERE, FakeProvider, account
+from tests.tables import table
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
 from voicepass.errors import (
@@ -146,7 +147,7 @@ async def set_up(provider: ElevenLabs | None = None, *, conversations: Sequence[
 THREE = ("conv_1", "conv_2", "conv_3")
 
 
-@pytest.mark.parametrize(
+@table(
     ("answer", "is_freed", "settled_by", "seconds"),
     [
         (account("done", call_duration_secs=42), True, "lookup", 42),
@@ -442,7 +443,7 @@ async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts
     assert raised.value is refusal
 
 
-@pytest.mark.parametrize(
+@table(
     "answer",
     [account("in-progress"), account("processing"), account("done"), {}, Unavailable(), Timeout(), KeyRejected()],
 )
@@ -530,7 +531,7 @@ def test_a_sealed_value_of_another_type_does_not_open(sealed: Any) -> None:
         SEALS.unseal(AGENT, "p-1", sealed)
 
 
-@pytest.mark.parametrize(
+@table(
     ("api_key", "pass_id", "change"),
     [
         ("sk_b", "p-1", lambda sealed: sealed),

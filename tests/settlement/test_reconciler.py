@@ -24,6 +24,7 @@ from tests.settlement.given import (
     row,
 )
 from tests.simulation.virtual_time import VirtualTime, run
+from tests.tables import table
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.answers import ConversationsPage
 from voicepass.errors import (
@@ -101,7 +102,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", ROWS)
+@table("case", ROWS)
 async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> None:
     listed, expected = ROWS[case]
     clock = Clock()
@@ -327,7 +328,7 @@ ANSWERS: dict[str, tuple[object, float, tuple[str | None, int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", ANSWERS)
+@table("case", ANSWERS)
 async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
     answer, age_seconds, expected = ANSWERS[case]
     clock = Clock()
@@ -417,7 +418,7 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
     assert per_round == [ids[:CALLS_PER_ROUND], ids[CALLS_PER_ROUND:], ids[:CALLS_PER_ROUND]]
 
 
-@pytest.mark.parametrize("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
+@table("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
 async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_still_asked(refusal: Exception) -> None:
     clock, provider = Clock(), FakeProvider({"https://there": refusal}, default=account("done", call_duration_secs=42))
     async with open_sqlite(":memory:", clock=clock) as ledger:

@@ -13,6 +13,7 @@ from tests.conftest import AGENT_ID, NOW, Clock
 from tests.ledger.given import rows
 from tests.logs import capture_logs
 from tests.settlement.given import grant, make_settlements
+from tests.tables import table
 from voicepass.errors import RequestInvalid, SignatureInvalid
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
@@ -145,7 +146,7 @@ def as_read(headers: Sequence[str | bytes]) -> str:
     return ", ".join(value if isinstance(value, str) else value.decode("latin-1") for value in headers)
 
 
-@pytest.mark.parametrize("case", hostile(NOW))
+@table("case", hostile(NOW))
 def test_a_hostile_signature_is_refused(case: str) -> None:
     headers, body = hostile(NOW)[case]
 
@@ -182,7 +183,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
 # What a report means.
 
 
-@pytest.mark.parametrize(
+@table(
     ("metadata", "counted"),
     [
         ({"call_duration_secs": 42, "cost": 420}, (42, 420)),
@@ -211,9 +212,7 @@ def test_no_length_is_made_up(metadata: object, counted: tuple[int, int | None] 
     assert (settlement and (settlement.seconds, settlement.cost)) == counted
 
 
-@pytest.mark.parametrize(
-    ("sent", "kept"), [(0.0123, 0.0123), (0, 0), (None, None), ("1", None), (-0.1, None), (float("nan"), None)]
-)
+@table(("sent", "kept"), [(0.0123, 0.0123), (0, 0), (None, None), ("1", None), (-0.1, None), (float("nan"), None)])
 def test_only_a_number_is_a_cost_in_dollars(sent: object, kept: float | None) -> None:
     record = {"metadata": {"call_duration_secs": 42, "cost_fiat": sent}}
 
@@ -223,7 +222,7 @@ def test_only_a_number_is_a_cost_in_dollars(sent: object, kept: float | None) ->
     assert settlement.cost_fiat == kept
 
 
-@pytest.mark.parametrize(
+@table(
     ("claimed", "kept"),
     [
         ("u-1", "u-1"),
@@ -249,7 +248,7 @@ async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object,
         await ledger.settle(settlement)
 
 
-@pytest.mark.parametrize(
+@table(
     "body",
     [
         b"",
@@ -340,7 +339,7 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
     assert [(line["event"], line["conversation_id"]) for line in logged] == [("conversation.wrong_agent", "conv_1")]
 
 
-@pytest.mark.parametrize(
+@table(
     ("user_id", "variables", "reported", "is_mismatch"),
     [
         ("u-1", {"user_id": "u-1", "user_name": "Ada"}, "u-1", False),
@@ -370,7 +369,7 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
     assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
 
 
-@pytest.mark.parametrize(
+@table(
     ("method", "agent_id", "reasons"),
     [
         ("public", AGENT_ID, ["public"]),

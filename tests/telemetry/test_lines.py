@@ -8,6 +8,7 @@ import pytest
 
 from tests.canaries import secrets_in
 from tests.conftest import signed_url
+from tests.tables import table
 from voicepass import errors
 from voicepass.model import Agent, Credentials, PassRequest, Transport, User
 from voicepass.telemetry.attempt import Attempt
@@ -64,7 +65,7 @@ def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_forma
     assert "\x1b[31m" not in written
 
 
-@pytest.mark.parametrize(
+@table(
     ("refusal", "level"),
     [
         (errors.TokenExpired, "info"),

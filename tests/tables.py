@@ -1,0 +1,83 @@
+"""A test of many rows."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import pytest
+
+Test = Callable[..., Any]
+Arguments = dict[str, Any]
+
+
+def table(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:
+    """Run a test for every row, as `pytest.mark.parametrize` does, but as one test.
+
+    Each of pytest's workers needs longer to collect and to set up a test than most rows take. The fixtures are made
+    once, except that each row gets a `monkeypatch` of its own. Every row runs; the failure names those that failed.
+    An iterator of rows is read when the test runs.
+    """
+
+    def decorate(test: Test) -> Test:
+        own = (names,) if isinstance(names, str) else names
+        signature = inspect.signature(test)
+        fixtures = [parameter for name, parameter in signature.parameters.items() if name not in own]
+
+        def each_row() -> Iterator[Arguments]:
+            for row in rows:
+                yield dict(zip(own, (row,) if isinstance(names, str) else row, strict=True))
+
+        if inspect.iscoroutinefunction(test):
+
+            @functools.wraps(test)
+            async def run_all(**given: Any) -> None:
+                with _Outcomes() as outcomes:
+                    for row in each_row():
+                        with outcomes.of(row, given) as arguments:
+                            await test(**arguments)
+        else:
+
+            @functools.wraps(test)
+            def run_all(**given: Any) -> None:
+                with _Outcomes() as outcomes:
+                    for row in each_row():
+                        with outcomes.of(row, given) as arguments:
+                            test(**arguments)
+
+        run_all.__signature__ = signature.replace(parameters=fixtures)  # type: ignore[attr-defined]
+        return run_all
+
+    return decorate
+
+
+class _Outcomes:
+    """How many rows ran, and how some of them failed."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.failures: list[BaseException] = []
+
+    @contextmanager
+    def of(self, row: Arguments, given: Arguments) -> Iterator[Arguments]:
+        """Yield the arguments of a row, and keep its failure."""
+        self.rows += 1
+        try:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                yield given | row | ({"monkeypatch": monkeypatch} if "monkeypatch" in given else {})
+        except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001 - raised again when all rows have run
+            failure.add_note(f"in the row {row!r}")
+            self.failures.append(failure)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return  # such as a skip
+        assert self.rows, "the table has no rows"
+        if len(self.failures) == 1:
+            raise self.failures[0]
+        if self.failures:
+            raise BaseExceptionGroup(f"{len(self.failures)} of {self.rows} rows failed", self.failures)
