@@ -189,7 +189,7 @@ def chromium(
     playwright_thread.submit(browser.close).result()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # longer, and the demo would write lines while tests of other folders read theirs
 def base_url() -> Iterator[str]:
     with running(lambda url: create_demo(url, voicepass_log_level="debug")) as url:
         yield url
