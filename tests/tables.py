@@ -74,8 +74,8 @@ class _Outcomes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return  # such as a skip
+        if kind is not None and not (self.failures and issubclass(kind, pytest.skip.Exception)):
+            return
         assert self.rows, "the table has no rows"
         if len(self.failures) == 1:
             raise self.failures[0]

@@ -203,10 +203,10 @@ def main() -> int:
     except CannotRunError as error:  # without the upstream or the load generator there is nothing to tell
         sys.exit(f"nothing was measured: {error}")
     sys.stderr.write("\033[K")
-    sys.stdout.write(report(figures, candidates))
     if options.json:
         machine = {"python": interpreter(), "cores": os.cpu_count(), "load_average_before": others}
         options.json.write_text(json.dumps({"at": time.time(), **machine, **figures.as_json()}, indent=2) + "\n")
+    sys.stdout.write(report(figures, candidates))
     return 1 if figures.missing else 0
 
 

@@ -27,7 +27,7 @@ from voicepass.elevenlabs.sealing import Seals
 from voicepass.elevenlabs.warm import WarmStore
 from voicepass.errors import LedgerUnavailable
 from voicepass.identity import AppUsers, JwtAuthenticator
-from voicepass.identity.credentials import ServiceTokens, SessionCookie
+from voicepass.identity.credentials import ServiceToken, ServiceTokens, SessionCookie
 from voicepass.identity.jwks import PublishedKeys
 from voicepass.model import VERSION
 from voicepass.outbound import http_transport
@@ -131,16 +131,21 @@ async def _open(settings: Settings, configuration: Configuration, app: FastAPI) 
         _log.warning("plain_http.allowed", host=host)
     async with AsyncExitStack() as stack:
         await _open_services(stack, app.state, settings, configuration)
-        agents, ledger = list(configuration.policy.agents), describe_ledger(settings)
-        issuers = list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted))
-        _log.info("service.started", version=VERSION, agents=agents, ledger=ledger, issuers=issuers)
+        _log.info(
+            "service.started",
+            version=VERSION,
+            agents=list(configuration.policy.agents),
+            ledger=describe_ledger(settings),
+            issuers=list(dict.fromkeys(issuer.token_issuer for issuer in configuration.trusted)),
+        )
         yield
 
 
 async def _open_services(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
     """Open what the routes need and put it into `state`; `stack` closes it."""
     state.policy = configuration.policy
-    state.service_tokens = ServiceTokens(settings.voicepass_service_tokens)
+    tokens = [token.get_secret_value() for token in settings.voicepass_service_tokens]
+    state.service_tokens = ServiceTokens([ServiceToken.parse(token) for token in tokens])
     state.seals = Seals(configuration.workspaces)
     try:
         state.ledger = await stack.enter_async_context(open_ledger(settings, clock=time.time))
@@ -159,8 +164,9 @@ async def _open_services(stack: AsyncExitStack, state: State, settings: Settings
         ledger=metrics.LedgerMetrics(check=check_ledger, read=state.ledger.read_standing, ticks=time.monotonic),
     )
     await state.metrics.update()
-    update, on_failure = state.metrics.update, partial(_log.error, "metrics.failed")
-    await stack.enter_async_context(run_periodically(metrics.UPDATE_SECONDS, update, on_failure=on_failure))
+    on_failure = partial(_log.error, "metrics.failed")
+    updates = run_periodically(metrics.UPDATE_SECONDS, state.metrics.update, on_failure=on_failure)
+    await stack.enter_async_context(updates)
     _open_authenticator(stack, state, settings, configuration)
     await _open_passes(stack, state, settings, provider=provider, warm=warm)
     keep_seconds = settings.voicepass_retention_days * 24 * 60 * 60
@@ -182,7 +188,8 @@ async def open_provider(stack: AsyncExitStack, settings: Settings, configuration
 
 
 def _open_authenticator(stack: AsyncExitStack, state: State, settings: Settings, configuration: Configuration) -> None:
-    trusted, origins = configuration.trusted, settings.voicepass_allowed_origins
+    trusted = configuration.trusted
+    origins = settings.voicepass_allowed_origins
     if not trusted:
         state.authenticator = AppUsers(origins)
         return
@@ -251,7 +258,7 @@ async def _open_settlement(
     return open_passes
 
 
-def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.State:
+def _read_state(provider: ElevenLabs, warm: WarmStore | None) -> metrics.Samples:
     for labels, is_open in provider.breakers.items():
         yield "breaker_open", labels, is_open
     yield "calls_in_flight", (), provider.bulkhead.in_flight

@@ -18,7 +18,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from importlib.resources import files
 from typing import ClassVar, Final
 
@@ -29,7 +29,8 @@ _VALUES: Final = tomllib.loads(files(__package__).joinpath("errors.toml").read_t
 class Refusal(Exception):
     """What voicepass will not do, in words for the caller. It is complete when it is raised: nothing changes it later.
 
-    A value that is not given is that of the class. `checks`: the outcome of each readiness check, if one failed.
+    If an argument is not given, the class's value from `errors.toml` applies. `checks`: the outcome of each readiness
+    check, if one failed.
     """
 
     detail: str = ""
@@ -44,7 +45,7 @@ class Refusal(Exception):
     title: ClassVar[str]
     routes: ClassVar[Sequence[str]] = ()
     is_operators_fault: ClassVar[bool] = False
-    has_reached_elevenlabs = True
+    has_reached_elevenlabs = True  # no annotation: as a field, its default would hide the value of Overloaded
 
     def __init_subclass__(cls) -> None:
         for name, value in _VALUES.get(cls.__name__, {}).items():
@@ -54,7 +55,7 @@ class Refusal(Exception):
         kind = type(self)
         self.detail = self.detail or kind.detail
         self.operator_note = self.operator_note or kind.operator_note
-        self.headers = self.headers or kind.headers
+        self.headers = {**(kind.headers or {}), **(self.headers or {})}
         if self.retry_after_seconds is None:
             self.retry_after_seconds = kind.retry_after_seconds
         super().__init__(self.detail)
@@ -67,6 +68,7 @@ class LimitReached(Refusal):
     `resets_at`: seconds since the epoch, from when a new try can succeed. `plan`: the plan that sets the limit.
     """
 
+    detail: str = field(default="", init=False)
     resets_at: float = 0.0
     limit_name: str = ""
     most: int = 0
@@ -81,6 +83,7 @@ class ElevenLabsRefusal(Refusal):
     `vendor_code`: ElevenLabs' own, or empty. `pause_seconds`: how long it asked to wait. `may_retry`: a retry may help.
     """
 
+    detail: str = field(default="", init=False)
     vendor_code: str = ""
     pause_seconds: float = 0.0
     may_retry: bool = False

@@ -88,7 +88,7 @@ TakeReady = Callable[[Agent, Transport], AbstractContextManager[Credential | Non
 """Takes a credential that was fetched ahead, if there is one. After LimitReached or UserBlocked, nobody has used it."""
 
 Observer = Callable[[Attempt], None]
-"""Gets every attempt once, when it is over. It must be quick and must not raise: see `lines.notify`."""
+"""Gets every attempt once, when it is over. It must be quick. Its exceptions change nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -129,7 +129,8 @@ class Passes:
             return voice_pass
         finally:
             attempt.seconds = time.monotonic() - attempt.began
-            self.observe(attempt)
+            with suppress(Exception):  # the outcome stands
+                self.observe(attempt)
 
     async def _issue(self, request: PassRequest, attempt: Attempt) -> VoicePass:
         with attempt.step(StepName.VERIFY):

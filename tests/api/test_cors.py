@@ -104,22 +104,32 @@ async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
     assert "GET and POST" in response.json()["detail"], "it reads differently from the refusal of an origin"
 
 
+MANY = [f"x-{number}" for number in range(120)]
+
+
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
 @table(
-    "asked",
+    ("asked", "allowed"),
     [
-        *("authorization,baggage,sentry-trace", "x-datadog-trace-id, x-csrf-token , ngrok-skip-browser-warning"),
-        *("X-Requested-With", ",".join(f"x-{number}" for number in range(100)), ""),
+        ("authorization,baggage,sentry-trace", "authorization, baggage, sentry-trace"),
+        (
+            "x-datadog-trace-id, x-csrf-token , ngrok-skip-browser-warning",
+            "x-datadog-trace-id, x-csrf-token, ngrok-skip-browser-warning",
+        ),
+        ("X-Requested-With", "X-Requested-With"),
+        ("a b,<script>,x-a:1,,x-\u00e9,x-good", "x-good"),
+        (",".join(MANY), ", ".join(MANY[:100])),
+        ("", ""),
+        (" , ", ""),
     ],
 )
-async def test_a_page_of_a_listed_origin_may_send_any_header(api: httpx.AsyncClient, asked: str) -> None:
-    headers = PREFLIGHT | {"origin": OURS, "access-control-request-headers": asked}
+async def test_a_page_of_a_listed_origin_may_send_any_header(api: httpx.AsyncClient, asked: str, allowed: str) -> None:
+    headers = httpx.Headers(PREFLIGHT | {"origin": OURS, "access-control-request-headers": asked}, encoding="utf-8")
 
     response = await api.options("/v1/signed-url", headers=headers)
 
     assert response.status_code == 200
-    allowed = response.headers.get("access-control-allow-headers", "")
-    assert [name.strip() for name in allowed.split(",")] == [name.strip() for name in asked.split(",")]
+    assert response.headers.get("access-control-allow-headers", "") == allowed
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)

@@ -263,6 +263,48 @@ async def test_the_dependency_is_one_of_the_apps_own(upstream: respx.MockRouter)
     assert overridden.json()["user_id"] == "u-3"
 
 
+async def test_what_the_dependency_holds_for_a_function_is_free_before_elevenlabs_is_asked(
+    upstream: respx.MockRouter,
+) -> None:
+    order: list[str] = []
+
+    async def get_session() -> AsyncIterator[None]:
+        yield
+        order.append("closed")
+
+    async def current_user(_session: Annotated[None, Depends(get_session, scope="function")]) -> voicepass.User:
+        return voicepass.User(id="u-1", name="Ada", claims={})
+
+    def sign(_request: httpx.Request) -> httpx.Response:
+        order.append("asked")
+        return httpx.Response(200, json={"signed_url": signed_url()})
+
+    upstream["signed_url"].side_effect = sign
+    async with serving_app(app_with(current_user)) as client:
+        answer = await client.post(PASS)
+
+    assert answer.status_code == 200
+    assert order == ["closed", "asked"]
+
+
+async def test_a_log_handler_of_the_app_that_raises_costs_no_pass(upstream: respx.MockRouter) -> None:
+    del upstream
+
+    class Broken(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            raise RuntimeError("the exporter is down")
+
+    broken = Broken()
+    logging.getLogger("voicepass").addHandler(broken)
+    try:
+        async with serving_app(app_with()) as client:
+            answer = await client.post(PASS)
+    finally:
+        logging.getLogger("voicepass").removeHandler(broken)
+
+    assert answer.status_code == 200
+
+
 async def test_a_body_beyond_the_bound_is_refused_as_in_the_service(shop: ServiceClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):

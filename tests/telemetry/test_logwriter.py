@@ -158,7 +158,7 @@ def test_a_pipe_that_another_program_made_non_blocking_loses_no_line(pipe: tuple
 
 FORKED = """
 import logging, os, threading
-from voicepass.telemetry.logs import configure_logging
+from voicepass.telemetry.logs import configure_logging, log_writer
 
 assert threading.active_count() == 1 and not logging.getLogger().handlers, "an import changes nothing"
 configure_logging(log_format="json", level="info")
@@ -169,10 +169,19 @@ if not child:
     os._exit(0)
 os.waitpid(child, 0)
 logging.getLogger("x").warning("parent again")
+with log_writer.buffered():
+    child = os.fork()
+    if not child:
+        logging.getLogger("x").warning("child of a service")
+        os._exit(0)
+    os.waitpid(child, 0)
+    logging.getLogger("x").warning("service")
 """
 
 
 def test_an_import_starts_nothing_and_a_forked_process_logs_too() -> None:
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
 
-    assert [line.split('"')[3] for line in ended.stderr.splitlines()] == ["parent", "child", "parent again"]
+    assert [line.split('"')[3] for line in ended.stderr.splitlines()] == [
+        *("parent", "child", "parent again", "child of a service", "service"),
+    ]

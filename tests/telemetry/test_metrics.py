@@ -27,7 +27,7 @@ from voicepass.telemetry.metrics import (
     UPDATE_SECONDS,
     LedgerMetrics,
     Metrics,
-    State,
+    Samples,
     remove_dead_workers,
 )
 
@@ -42,7 +42,7 @@ class Process:
     calls_in_flight: int = 0
     warm: dict[str, int] = field(default_factory=lambda: {"default": 0})
 
-    def read(self) -> State:
+    def read(self) -> Samples:
         for labels, is_open in self.breakers.items():
             yield "breaker_open", labels, is_open
         for name in ("calls_in_flight", "calls_under_way"):

@@ -1,5 +1,6 @@
 """Which web pages of other origins may read the answers: those of listed origins, compared letter for letter."""
 
+import string
 from collections.abc import Sequence
 from http import HTTPStatus
 from time import monotonic
@@ -17,10 +18,13 @@ from voicepass.model import MonotonicClock, new_id
 from voicepass.telemetry.logger import Logger, redact
 
 PREFLIGHT_SECONDS: Final = 600
+MAX_REQUEST_HEADERS: Final = 100
 WARNING_SECONDS: Final = 3600.0
 """A refused preflight is logged once in this time for each origin."""
 MAX_WARNINGS: Final = 1000
 """In this time, the log warns of so many origins at most, because anyone can invent origins."""
+
+_TOKEN_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 9110, 5.6.2
 
 _log = Logger("voicepass.api")
 
@@ -52,6 +56,8 @@ class Cors(CORSMiddleware):
             self._warn(refusal, request_id=request_id)
             response = answer(refusal, request_id=request_id)
             response.headers["Vary"] = "Origin"
+        elif (asked := request_headers.get("access-control-request-headers")) is not None:
+            response.headers["Access-Control-Allow-Headers"] = ", ".join(_list_tokens(asked))
         add_headers(response.raw_headers, request_id=request_id)
         return response
 
@@ -72,3 +78,8 @@ class Cors(CORSMiddleware):
             return OriginNotAllowed("Pages of other origins may send GET and POST only.", operator_note=note)
         note = f"the preflight of {shown!r} is refused: if the page is yours, list it in VOICEPASS_ALLOWED_ORIGINS"
         return OriginNotAllowed(operator_note=note)
+
+
+def _list_tokens(asked: str) -> list[str]:
+    names = [name for part in asked.split(",") if (name := part.strip()) and _TOKEN_CHARACTERS.issuperset(name)]
+    return names[:MAX_REQUEST_HEADERS]

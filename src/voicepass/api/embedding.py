@@ -30,25 +30,35 @@ async def _serve(service: ASGIApp, scope: Scope, receive: Receive, send: Send) -
 
 def _add_user_routes(app: FastAPI, path: str, serve: ASGIApp, user: Callable[..., Any]) -> None:
     async def serve_user(request: Request, response: Response, app_user: Annotated[object, Depends(user)]) -> Response:
-        answer = Response()
+        async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
+            async def send_with_headers(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].extend(response.raw_headers)  # such as a session cookie that the app renewed
+                await send(message)
 
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer.status_code = message["status"]
-                # The app's dependency may have set headers, such as a session cookie that it renewed.
-                answer.raw_headers = [*message["headers"], *response.raw_headers]
-            else:
-                answer.body = bytes(answer.body) + message.get("body", b"")
+            root_path = scope.get("root_path", "")
+            inner = {"app_root_path": root_path, **scope, "root_path": root_path + path, APP_USER: app_user}
+            await serve(inner, _receive_again(request), send_with_headers)
 
-        root_path = request.scope.get("root_path", "")
-        inner = {"app_root_path": root_path, **request.scope, "root_path": root_path + path, APP_USER: app_user}
-        await serve(inner, _receive_again(request), send)
-        return answer
+        return _Handover(answer)
 
     for route in cast("list[APIRoute]", [*pass_routes.routes, *user_routes.routes]):
         # An app may make the ids of its operations from the first tag.
         options: dict[str, Any] = {"methods": route.methods, "tags": ["voicepass"], "include_in_schema": False}
         app.add_api_route(f"{path}{route.path}", serve_user, **options)
+
+
+class _Handover(Response):
+    """Runs the service as a response: after the app's function-scoped dependencies have ended."""
+
+    def __init__(self, answer: ASGIApp) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send)
+        if self.background is not None:  # of the app's dependency
+            await self.background()
 
 
 def _receive_again(request: Request) -> Receive:

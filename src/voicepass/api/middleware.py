@@ -1,4 +1,7 @@
-"""What holds for every request before any route sees it: a request id, limits on headers and body, safe headers."""
+"""What holds for every request before any route sees it: ids, the caller's address, limits on headers and body.
+
+It also answers every refusal.
+"""
 
 import asyncio
 import ipaddress
@@ -51,7 +54,8 @@ class Surface:
     """Plain ASGI, around everything but CORS.
 
     `request.state` has ids, client (its address), fields and body. Log lines name a request by its ids: a trusted
-    proxy's X-Request-ID becomes request_id; any other caller's is client_request_id, because two may send the same one.
+    proxy's X-Request-ID becomes request_id; any other caller's is client_request_id, because two callers may send the
+    same id.
 
     It reads the whole body before the app runs, so no route can receive half of one. A webhook may be larger. Anyone
     can send one, so its signature's form and age are checked first. A few large ones are read at a time, and the others
@@ -140,6 +144,7 @@ class Surface:
                 body += message.get("body", b"")
                 size = max(size, len(body))
                 has_more = message.get("more_body", False)
+                # Only once: with the chunk that crosses 16 kB.
                 if has_more and not was_large and MAX_BODY_BYTES < len(body) <= most_bytes:
                     await slot.enter_async_context(self._webhook_slots)
         if size > most_bytes:
@@ -156,9 +161,9 @@ def add_headers(headers: list[tuple[bytes, bytes]], *, request_id: str) -> None:
     """Add the headers that every answer has, but none that this one already has."""
     present = dict(headers)  # ASGI: names are in lower case
     is_page = present.get(b"content-type", b"").startswith(b"text/html")  # /docs, which needs its scripts
-    kept = {*present, _POLICY} if is_page else {*present}
+    skipped = {*present, _POLICY} if is_page else {*present}
     headers.append((b"x-request-id", request_id.encode("ascii")))
-    headers.extend((name, value) for name, value in _SAFE_HEADERS.items() if name not in kept)
+    headers.extend((name, value) for name, value in _SAFE_HEADERS.items() if name not in skipped)
 
 
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str | None:
@@ -220,7 +225,7 @@ def _read_fields(scope: Scope) -> Fields:
 
 
 def _check_head(scope: Scope, fields: Fields) -> None:
-    """Refuse too large headers, and what two servers could understand differently: parsers accept some of these."""
+    """Refuse headers that are too large, and requests that two servers could understand differently."""
     version, hosts = scope.get("http_version", "1.0"), len(fields.get("host", ()))
     is_chunked, lengths = "transfer-encoding" in fields, fields.get("content-length", ["0"])
     has_body = is_chunked or lengths[0] != "0"

@@ -50,8 +50,10 @@ _OF_BACKENDS: Final[dict[str, Any]] = {
     "dependencies": [Depends(_BEARER), Depends(_check_service_token)],  # the first only for the OpenAPI document
 }
 _OPERATIONS: Final[dict[str, Any]] = {"tags": ["operations"], "responses": describe_refusals("any")}
-conversation_routes, block_routes = APIRouter(**_OF_BACKENDS), APIRouter(**_OF_BACKENDS)
-probe_routes, metrics_routes = APIRouter(**_OPERATIONS), APIRouter(**_OPERATIONS)
+conversation_routes = APIRouter(**_OF_BACKENDS)
+block_routes = APIRouter(**_OF_BACKENDS)
+probe_routes = APIRouter(**_OPERATIONS)
+metrics_routes = APIRouter(**_OPERATIONS)
 
 ConversationId = Annotated[
     str, Path(pattern="^[^\\x00]{1,128}$", description="As in the pass, or `system__conversation_id`.")

@@ -17,7 +17,9 @@ from voicepass.telemetry.logger import Logger
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-_WRONG_FORM: Final = "The path or the body does not have the form that this route takes. A body is 'application/json'."
+_WRONG_FORM: Final = (
+    "The path or the body has a wrong form. Send a body as JSON, with the header 'Content-Type: application/json'."
+)
 
 _log = Logger("voicepass.api")
 

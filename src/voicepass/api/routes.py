@@ -24,18 +24,18 @@ from voicepass.passes import Passes
 APP_USER: Final = "voicepass.app_user"
 """The key of the ASGI scope for the user whom the app around voicepass found."""
 
-Issue = Callable[[Request, PassBody | None], Awaitable[BaseModel]]
+PassEndpoint = Callable[[Request, PassBody | None], Awaitable[BaseModel]]
 
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json", re.ASCII)
 
 
 class PassRoute(APIRoute):
-    """A route of a pass. FastAPI finds it and documents it; its request is read, and its answer made, here.
+    """A route of a pass. FastAPI finds and documents it. This class reads the request and makes the answer.
 
     FastAPI's dependencies and encoding took half of the time of a pass in this process.
     """
 
-    def __init__(self, path: str, endpoint: Issue, **options: Any) -> None:  # noqa: ANN401 - as the framework takes them
+    def __init__(self, path: str, endpoint: PassEndpoint, **options: Any) -> None:  # noqa: ANN401 - as the framework takes them
         super().__init__(path, endpoint, **options)
 
         async def respond(scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -166,7 +166,7 @@ async def post_webhook(request: Request) -> dict[str, str]:
 
 
 def _serve_file(name: str, media_type: str, request: Request) -> Response:
-    """Serve client.js, which a page of a listed origin can import, or its types, for people to read or save."""
+    """Serve client.js or its types. A page of a listed origin can import client.js; people read or save the types."""
     content = files(__package__).joinpath(name).read_bytes()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     # Unlike all other answers it may be stored, because it is the same for everyone. The browser asks about it each

@@ -40,13 +40,20 @@ class _PassFields(BaseModel):
     @classmethod
     def of(cls, voice_pass: VoicePass) -> Self:
         """Make the answer for a pass."""
-        credential, agent = voice_pass.credential, voice_pass.agent
-        # pydantic takes the one of these two that this answer has.
-        values: dict[str, object] = {"signed_url": credential.secret, "conversation_token": credential.secret}
-        values |= {"conversation_id": credential.conversation_id, "expires_at": credential.expires_at}
-        values |= {"agent": agent.alias, "agent_id": agent.agent_id, "livekit_url": find_livekit_url(agent.base_url)}
-        values |= {"user_id": voice_pass.user_id, "dynamic_variables": voice_pass.dynamic_variables}
-        return cls.model_validate(values)
+        credential = voice_pass.credential
+        return cls.model_validate(
+            {
+                "signed_url": credential.secret,  # Each answer has one of these two fields;
+                "conversation_token": credential.secret,  # pydantic ignores the other.
+                "livekit_url": find_livekit_url(voice_pass.agent.base_url),
+                "conversation_id": credential.conversation_id,
+                "agent": voice_pass.agent.alias,
+                "agent_id": voice_pass.agent.agent_id,
+                "expires_at": credential.expires_at,
+                "user_id": voice_pass.user_id,
+                "dynamic_variables": voice_pass.dynamic_variables,
+            }
+        )
 
 
 class _SignedUrl(BaseModel):
@@ -104,23 +111,26 @@ class IssuedConversation(BaseModel):
         return cls.model_validate(asdict(issued) | names | times)
 
 
-class LimitUsage(BaseModel):
+class _Used(BaseModel):
+    unit: Literal["passes", "conversations", "seconds"]
+    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
+    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
+
+
+class LimitUsage(_Used):
     """How much of one limit a user has used. `limit`, `used` and `remaining` count `unit`."""
 
     name: str = Field(description="As in `RateLimit-Policy`.", examples=["user_minutes_per_day"])
-    unit: Literal["passes", "conversations", "seconds"]
     limit: int = Field(examples=[3600])
-    used: int = Field(description="Seconds reserved for open conversations count as used.", examples=[684])
     remaining: int = Field(examples=[2916])
-    resets_at: Instant | None = Field(description="When `used` will be lower; null while it is 0.")
 
-    @classmethod
-    def of(cls, usage: Usage) -> Self:
-        """Make the answer for one limit."""
-        limit = usage.limit
-        unit = "passes" if limit.counted is Counted.REQUESTS else limit.counted.value
-        numbers = {"limit": limit.most, "used": usage.used, "remaining": usage.left, "resets_at": usage.resets_at}
-        return cls.model_validate({"name": limit.name, "unit": unit} | numbers)
+
+class OldLimitUsage(_Used):
+    """The same with older names: `limit` is the name, `most` the limit, and `left` what remains."""
+
+    limit: str = Field(examples=["user_minutes_per_day"])
+    most: int = Field(examples=[3600])
+    left: int = Field(examples=[2916])
 
 
 class UserUsage(BaseModel):
@@ -129,14 +139,19 @@ class UserUsage(BaseModel):
     user_id: str = Field(examples=["u-1"])
     plan: str | None = Field(description="The plan whose limits apply; null if none does.", examples=["pro"])
     usage: list[LimitUsage]
-    limits: list[dict[str, Any]] = Field(deprecated="Use `usage`: the next release has no `limits`.")
+    limits: list[OldLimitUsage] = Field(deprecated="Use `usage`: the next release has no `limits`.")
 
     @classmethod
     def of(cls, user: User, plan: str | None, answers: Sequence[Usage]) -> Self:
         """Make the answer from the ledger's answers, limit by limit."""
-        usage = [LimitUsage.of(answer) for answer in answers]
-        limits = [one.model_dump() | {"limit": one.name, "most": one.limit, "left": one.remaining} for one in usage]
-        return cls(user_id=user.id, plan=plan, usage=usage, limits=limits)
+        usage, limits = [], []
+        for answer in answers:
+            limit = answer.limit
+            unit = "passes" if limit.counted is Counted.REQUESTS else limit.counted.value
+            used = {"unit": unit, "used": answer.used, "resets_at": answer.resets_at}
+            usage.append(used | {"name": limit.name, "limit": limit.most, "remaining": answer.left})
+            limits.append(used | {"limit": limit.name, "most": limit.most, "left": answer.left})
+        return cls.model_validate({"user_id": user.id, "plan": plan, "usage": usage, "limits": limits})
 
 
 class _Body(BaseModel):

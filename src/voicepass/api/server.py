@@ -43,7 +43,7 @@ def run(
     With `admin_port`, the same application also answers on that port of the host.
     """
     _raise_open_file_limit()
-    options = {"workers": 1, **UVICORN_OPTIONS, **options}  # otherwise uvicorn takes the workers of WEB_CONCURRENCY
+    options = {"workers": 1, **options, **UVICORN_OPTIONS}  # otherwise uvicorn takes the workers of WEB_CONCURRENCY
     options |= {"timeout_graceful_shutdown": grace_seconds, "root_path": write_prefix(root_path)}
     if admin_port is None:
         uvicorn.run(application, port=port, **options)

@@ -37,6 +37,7 @@ def _check_user_id(user_id: str) -> str:
 Key = Annotated[str, typer.Argument(help="The user's id or the agent's alias; nothing for everyone.")]
 WordUser = Annotated[Literal["user"], typer.Argument(metavar="user", help="The word user.")]
 UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.", callback=_check_user_id)]
+UsersIssuer = Annotated[str, typer.Option("--issuer", help="The user's issuer, if voicepass has several.")]
 OfIssuer = Annotated[str, typer.Option("--issuer", help="Only the user of this issuer.")]
 Minutes = Annotated[int | None, typer.Option(min=1, max=rules.MAX_MINUTES, help="More minutes a day and a month.")]
 Until = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day, in UTC.")]
@@ -108,7 +109,7 @@ def extensions(as_json: AsJson = False) -> None:  # noqa: FBT002
 
 
 def forget(
-    _kind: WordUser, user_id: UserId, *, issuer: OfIssuer = "", at_elevenlabs: AtElevenLabs = False, now: Now = False
+    _kind: WordUser, user_id: UserId, *, issuer: UsersIssuer = "", at_elevenlabs: AtElevenLabs = False, now: Now = False
 ) -> None:
     """Remove a user from all rows of the ledger; the sums stay. Exits with 1 if something is left to do."""
     settings = load_settings()

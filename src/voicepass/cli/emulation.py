@@ -53,7 +53,7 @@ def emulator(
     try:
         faults = [emulation.Fault.model_validate_json(text) for text in fault or ()]
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}" for each in error.errors())
+        mistakes = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in error.errors())
         raise typer.BadParameter(mistakes, param_hint="--fault") from None
     emulated = emulation.Emulator(
         agents=[emulation.EmulatedAgent(agent_id=agent_id, requires_auth=not open_agents) for agent_id in agents],

@@ -21,7 +21,10 @@ from voicepass.identity.jwks import FETCH_SECONDS
 from voicepass.ledger import ANSWER_SECONDS, Ledger
 from voicepass.telemetry.logs import configure_logging, log_writer
 
-AdminPort = Annotated[int | None, typer.Option(min=1, max=65535, help="A second port, for the routes of operators.")]
+AdminPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="A port for the routes of operators; --port then answers them with 404."),
+]
 
 
 def serve(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from voicepass.config.checks import EVERYONE, is_header_value, split_list
 from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.issuers import SECRET_REMEDY, TENANT, IssuerEntry, key_from_text
@@ -93,8 +95,12 @@ def merge(settings: Settings, document: Mapping[str, Any]) -> tuple[dict[str, An
 
     def write_entry(place: Location, variables: Mapping[str, str]) -> dict[str, Any]:
         places.update({(*place, key): variable for key, variable in variables.items()})
-        values = {key: getattr(settings, variable.lower()) for key, variable in variables.items()}
-        return {key: value for key, value in values.items() if value is not None}
+        entry: dict[str, Any] = {}
+        for key, variable in variables.items():
+            value = getattr(settings, variable.lower())
+            if value is not None:
+                entry[key] = value.get_secret_value() if isinstance(value, SecretStr) else value
+        return entry
 
     if not issuers or settings.voicepass_jwt_issuer is not None:
         place = ("issuers", len(issuers))

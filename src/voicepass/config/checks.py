@@ -154,14 +154,14 @@ def check_webhook_secrets(secrets: SecretStr) -> SecretStr:
     return secrets
 
 
-def parse_service_token(text: str) -> ServiceToken:
-    """Parse the token of a backend, alone or as `name:token`."""
-    entry = ServiceToken.parse(text)
+def check_service_token(text: SecretStr) -> SecretStr:
+    """Accept the token of a backend, alone or as `name:token`."""
+    entry = ServiceToken.parse(text.get_secret_value())
     if len(entry.token) < MIN_SECRET_BYTES or not is_header_value(entry.token):
         raise ValueError(f"must be {MIN_SECRET_BYTES} plain characters or more; make one: openssl rand -base64 48")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", entry.name):
         raise ValueError("must read name:token; the name has letters, digits, - _ . and at most 64 of them")
-    return entry
+    return text
 
 
 def check_database_url(url: str) -> str:

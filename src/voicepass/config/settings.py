@@ -9,7 +9,6 @@ from voicepass.config import checks
 from voicepass.config.checks import split_list
 from voicepass.config.environment import SettingsRefusedError, find_unknown_names, read_secret, read_values
 from voicepass.config.policyfile import list_problems
-from voicepass.identity.credentials import ServiceToken
 from voicepass.telemetry.logs import LogFormat, LogLevel
 
 
@@ -55,7 +54,7 @@ class Settings(BaseSettings):
     """Exactly one of HS256/384/512, RS256/384/512, ES256/384/512, EdDSA."""
     voicepass_jwt_secret: SecretStr | None = None
     """For HS*: at least 32 bytes; base64:… or base64url:… for a key that is bytes."""
-    voicepass_jwt_public_key: str | None = Field(None, repr=False)  # people paste a private key by mistake
+    voicepass_jwt_public_key: SecretStr | None = None
     """For RS*, ES* and EdDSA: a PEM key or certificate, or its bare base64 as Keycloak shows it."""
     voicepass_jwks_url: str | None = None
     """For RS*, ES* and EdDSA: your provider's JWKS, or its …/.well-known/openid-configuration."""
@@ -81,7 +80,7 @@ class Settings(BaseSettings):
     """The name of the cookie with the JWT, best __Host-…; for POST from its own or allowed https pages."""
     voicepass_policy_file: str | None = None
     """TOML: agents by alias, who may use them, their variables, limits, further issuers."""
-    voicepass_service_tokens: Listed[Annotated[ServiceToken, BeforeValidator(checks.parse_service_token)]] = Field([])
+    voicepass_service_tokens: Listed[Annotated[SecretStr, AfterValidator(checks.check_service_token)]] = Field([])
     """Bearer tokens of your backends, separated by commas: token or name:token, each of 32 characters or more."""
     voicepass_trusted_proxies: Listed[IPvAnyNetwork] = Field([])
     """Proxies whose X-Forwarded-For and X-Request-ID voicepass trusts: addresses or networks, separated by commas."""

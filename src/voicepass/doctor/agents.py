@@ -21,6 +21,7 @@ BROKEN_SHAPE: Final = (AttributeError, KeyError, TypeError, ValueError)
 """What reading raises if ElevenLabs' answer has another shape than its API describes."""
 
 _SECTIONS: Final = ("conversation_config", "platform_settings")  # ElevenLabs always sends both
+_WRONG: Final = object()  # of no type that a setting has
 _TEXT_ONLY: Final = "conversation.text_only"
 _PLACEHOLDER: Final = re.compile(r"\{\{\s*+([^{}\s]++)\s*+\}\}")
 _PERMISSIONS: Final = "platform_settings.overrides.conversation_config_override"
@@ -29,15 +30,15 @@ Document = Mapping[str, Any]
 
 
 def read_setting(document: Document, path: str, *, default: Any) -> Any:  # noqa: ANN401 - JSON of the vendor's
-    """Return the setting at this path, or its default. Raises one of BROKEN_SHAPE if it is of another type."""
+    """Return the setting at this path, or its default. Raises ValueError, which names it, if it has another shape."""
     value: Any = document
     for name in path.split("."):
-        value = value.get(name)
+        value = value.get(name) if isinstance(value, Mapping) else _WRONG
         if value is None and name not in _SECTIONS:
             return default
     is_number = isinstance(default, int) and not isinstance(default, bool)
     if not isinstance(value, (int, float) if is_number else type(default)):
-        raise TypeError(path)
+        raise ValueError(f"{path} is missing, or of another type")  # noqa: TRY004 - the fault is ElevenLabs' answer
     return value
 
 
@@ -52,6 +53,8 @@ def check_agent(case: Case, agent: Document, tools: Sequence[Document]) -> Itera
     for check in AGENT_CHECKS:
         try:
             findings = [*list_by_settings(check, agent, case.configuration.policy), *compared.get(check, ())]
+        except ValueError as error:
+            findings = [report("answer_unreadable", check=check, note=error)]
         except BROKEN_SHAPE:
             findings = [report("answer_unreadable", check=check)]
         yield from findings or [report_ok(check)]
@@ -78,10 +81,12 @@ def _applies(value: Any, condition: Mapping[str, Any], policy: Policy) -> bool: 
             return member in value
         case {"lacks": member}:
             return member not in value
-    name = condition["tighter_than"]
-    limits = [limit.most for limit in policy.limits if limit.name in {f"agent_{name}", f"all_{name}"}]
-    # Without a limit, voicepass opens any number of conversations at once. The agent's limit per day is usually high.
-    return bool(0 < value < min(limits, default=math.inf if name == "open_conversations" else 0))
+        case {"tighter_than": name}:
+            limits = [limit.most for limit in policy.limits if limit.name in {f"agent_{name}", f"all_{name}"}]
+            # Without a limit of ours, any number may be open at once. The agent's limit per day is usually high.
+            most = min(limits, default=math.inf if name == "open_conversations" else 0)
+            return bool(0 < value < most)
+    raise AssertionError(f"findings.toml has an unknown condition: {condition}")
 
 
 def _check_allowlist(case: Case, agent: Document) -> Iterator[Finding]:

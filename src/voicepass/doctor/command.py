@@ -28,7 +28,7 @@ _COLOURS: Final = {Outcome.FAILED: "red", Outcome.WARNING: "yellow", Outcome.OK:
 _INDENT: Final = " " * 6
 _NARROWEST, _WIDEST = 20, 100
 
-Overrides = Annotated[list[str] | None, typer.Option(help="What your frontend overrides: language=de…; repeatable.")]
+Overrides = Annotated[list[str] | None, typer.Option(help="What your frontend overrides: textOnly, language=de…")]
 PageOrigin = Annotated[str | None, typer.Option(help="The page's origin; else the first of VOICEPASS_ALLOWED_ORIGINS.")]
 NoConversation = Annotated[bool, typer.Option("--no-conversation", help="Skip the conversation, which lasts 5 to 8 s.")]
 

@@ -65,7 +65,7 @@ async def _watch(socket: ClientConnection, initiation: str, watch_seconds: float
                 with suppress(ValueError, RecursionError):  # it is not JSON
                     frame = json.loads(await socket.recv())
             match frame:
-                case {"type": "conversation_initiation_metadata"}:
+                case {"type": "conversation_initiation_metadata"} if begun_at is None:
                     begun_at = now()
                     until = begun_at + max(watch_seconds, SILENT_SECONDS)
                 case {"type": "agent_response" | "agent_chat_response_part" | "audio"} if begun_at is not None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from voicepass.api.middleware import WEBHOOK_PATH
@@ -16,7 +16,13 @@ from voicepass.errors import AgentUnknown, BadAnswer, ElevenLabsRefusal
 from voicepass.model import Agent, Credential, Transport
 from voicepass.policy import claim_at
 
-Signed = tuple[list[Finding], ElevenLabs | None, Credential | None]
+
+class Signed(NamedTuple):
+    """What asking for a signed URL shows, an adapter that can ask more, and the signed URL."""
+
+    findings: list[Finding]
+    reader: ElevenLabs | None
+    credential: Credential | None
 
 
 @asynccontextmanager
@@ -35,10 +41,7 @@ async def open_adapters(case: Case) -> AsyncIterator[list[ElevenLabs]]:
 
 
 async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
-    """Ask for a signed URL with each key. That costs nothing, and tests key, permission, region and agent.
-
-    Return what that shows, an adapter that can ask more (if there is one), and the signed URL (if there is one).
-    """
+    """Ask for a signed URL with each key. That costs nothing, and tests key, permission, region and agent."""
     answers = [await _ask(adapter, case.agent) for adapter in adapters]
     refused = {number: answer for number, answer in enumerate(answers, 1) if isinstance(answer, Finding)}
     host, is_official = urlsplit(case.agent.base_url).hostname, case.agent.base_url in case.regions.values()
@@ -49,7 +52,8 @@ async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
                 report("api_key_spare", number=number, total=len(answers), says=finding.says)
                 for number, finding in refused.items()
             ]
-            return [*map(report_ok, ("api_key", "permission", "agent")), region, *spares], adapter, credential
+            findings = [*map(report_ok, ("api_key", "permission", "agent")), region, *spares]
+            return Signed(findings, reader=adapter, credential=credential)
     finding = refused[1]
     if finding.cause == "agent_unknown" and case.agent.selection:
         bare = replace(case.agent, branch_id=None, version_id=None, environment=None)
@@ -63,7 +67,7 @@ async def sign_url(case: Case, adapters: Sequence[ElevenLabs]) -> Signed:
     elif finding.cause == "api_key_refused" and is_official:
         findings += await _find_region(case, adapters[0])
     is_readable = finding.cause in {"permission_missing", "quota_exhausted"}
-    return findings, adapters[0] if is_readable else None, None
+    return Signed(findings, reader=adapters[0] if is_readable else None, credential=None)
 
 
 async def _ask(adapter: ElevenLabs, agent: Agent) -> Credential | Finding:
@@ -103,6 +107,8 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
     findings += check_agent(case, agent, tools)
     try:
         return findings + await _check_webhook(case, reader, agent)
+    except ValueError as error:
+        return [*findings, report("answer_unreadable", check="webhook", note=error)]
     except BROKEN_SHAPE:
         return [*findings, report("answer_unreadable", check="webhook")]
 

@@ -10,7 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from voicepass.errors import CredentialsConflict, InternalError, TokenExpired, TokenInvalid, TokenMissing
+from voicepass.errors import (
+    CredentialsConflict,
+    InternalError,
+    KeysUnavailable,
+    TokenExpired,
+    TokenInvalid,
+    TokenMissing,
+)
 from voicepass.identity.credentials import SessionCookie, bearer_token, check_own_site, check_page_of_app, cookie_tokens
 from voicepass.identity.keys import KEY_NAMES, VerificationKey, select_keys
 from voicepass.identity.tokens import UnverifiedToken, explain_difference, parse, parse_object, refuse
@@ -115,6 +122,9 @@ class JwtAuthenticator:
         issuers = self._trusted.values()
         results = await asyncio.gather(*(issuer.keys.check() for issuer in issuers), return_exceptions=True)
         failures = [result for result in results if result is not None]
+        for failure in failures:
+            if not isinstance(failure, KeysUnavailable):
+                raise failure
         if failures and len(failures) == len(issuers):
             raise failures[0]
         return f"of {len(issuers) - len(failures)} of {len(issuers)} issuers" if failures else None

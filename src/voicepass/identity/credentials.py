@@ -128,15 +128,16 @@ class ServiceTokens:
 
     def check(self, credentials: Credentials) -> str:
         """Return the name of the token that the request carries, or raise TokenMissing or TokenInvalid."""
+        if not self._names:
+            raise TokenInvalid(_FOR_BACKENDS, operator_note="VOICEPASS_SERVICE_TOKENS is not set")
         token = bearer_token(credentials)
         if token is None:
             raise TokenMissing(_FOR_BACKENDS)
         offered = _sha256(token)
-        for known, name in self._names.items():
-            if hmac.compare_digest(known, offered):
-                return name
-        note = "it is none of VOICEPASS_SERVICE_TOKENS" if self._names else "VOICEPASS_SERVICE_TOKENS is not set"
-        raise TokenInvalid(_FOR_BACKENDS, operator_note=note)
+        matching = [name for known, name in self._names.items() if hmac.compare_digest(known, offered)]
+        if not matching:
+            raise TokenInvalid(_FOR_BACKENDS, operator_note="it is none of VOICEPASS_SERVICE_TOKENS")
+        return matching[0]
 
 
 def _sha256(token: str) -> bytes:

@@ -5,7 +5,7 @@ For operators, who often write one slash, capital or quote too many, it also exp
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -85,26 +85,44 @@ def refuse(failed_check: str, cause: BaseException | None = None) -> NoReturn:
     raise TokenInvalid(operator_note=f"token refused: {failed_check}") from cause
 
 
+_FORMS: Final[Mapping[str, Callable[[str], str]]] = {
+    "a final slash": lambda text: text.rstrip("/"),
+    "upper and lower case": str.casefold,
+    "quotes or spaces": lambda text: text.strip(" \t\r\n\"'\u201c\u201d\u2018\u2019"),
+}
+
+
 def explain_difference(found: object, expected: Collection[str]) -> str:
-    """Return the end of a note if `found` is an expected value in another spelling, else "". It repeats no value."""
+    """Return the end of a note that says how `found` differs from an expected value, or "". It repeats no value."""
     entries = found if isinstance(found, list) else [found]
-    simplified = {_simplify(entry) for entry in entries if isinstance(entry, str)}
-    is_near = not simplified.isdisjoint(map(_simplify, expected))
-    return "; the only difference is a final slash, upper and lower case, quotes or spaces" if is_near else ""
+    pairs = [(entry, name) for entry in entries if isinstance(entry, str) for name in expected]
+    for text, name in pairs:
+        for difference, simplify in _FORMS.items():
+            if simplify(text) == simplify(name):
+                return f"; the only difference is {difference}"
+    if any(_simplify(text) == _simplify(name) for text, name in pairs):
+        return f"; the only differences are {', '.join(_FORMS)}"
+    return ""
 
 
-def _simplify(name: str) -> str:
-    return name.casefold().strip(" \t\r\n\"'\u201c\u201d\u2018\u2019").rstrip("/")
+def _simplify(text: str) -> str:
+    for simplify in _FORMS.values():
+        text = simplify(text)
+    return text.rstrip("/")
 
 
 def list_differences(unverified_token: str, blocks: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Write the `iss` and `aud` of a token beside the configured ones, `blocks`: for its operator."""
+    """Write the `iss` and `aud` of a token beside the configured ones, `blocks`, if they differ: for its operator."""
     try:
         claims = parse_object(parse(unverified_token).payload, "payload")
     except TokenInvalid:
         return []
-    issuers, audiences = {issuer for issuer, _ in blocks}, {audience for _, audience in blocks if audience}
-    return [
-        f"{claim} in the token: {claims.get(claim)!r}; configured: {', '.join(map(repr, sorted(configured)))}"
-        for claim, configured in (("iss", issuers), ("aud", audiences))
-    ]
+    configured = {"iss": {issuer for issuer, _ in blocks}, "aud": {audience for _, audience in blocks if audience}}
+    differences = []
+    for claim, names in configured.items():
+        found = claims.get(claim)
+        entries = found if isinstance(found, list) else [found]
+        if names and not any(entry in names for entry in entries if isinstance(entry, str)):
+            listed = ", ".join(map(repr, sorted(names)))
+            differences.append(f"{claim} in the token: {found!r}; configured: {listed}")
+    return differences

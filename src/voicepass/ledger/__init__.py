@@ -46,6 +46,7 @@ def _make_method(
         locks = [] if name_lock is None else [name_lock(args[0])]
         return await self.run(lambda now: rule(now, *args, **kwargs), locks=locks, is_durable=is_durable)
 
+    method.__name__, method.__doc__ = rule.__name__, rule.__doc__
     return method
 
 
@@ -57,7 +58,7 @@ def _name_lock(conversation_id: str) -> str:
 class Ledger(ABC):
     """The rules on an engine. Every method raises LedgerUnavailable if the engine does not answer in time.
 
-    Most methods run the rule of their name in one transaction: its docstring says what it does.
+    Most methods run one rule in one transaction, and have the docstring of that rule.
     """
 
     _has_a_pass_failed = False
@@ -173,7 +174,7 @@ class Ledger(ABC):
 
     # Many passes, leases and blocks.
     list_unsettled = _make_method(records.list_unsettled)
-    list_passes = _make_method(records.list_latest)
+    list_passes = _make_method(records.list_passes)
     sum_usage = _make_method(records.sum_usage)
     read_standing = _make_method(records.read_standing)
     delete_old = _make_method(records.delete_old)

@@ -19,12 +19,16 @@ LOCKS: Final = frozenset({LOCK_SUMS, LOCK_SCOPES})
 """PostgreSQL sends each of these together with the next statement. SQLite, with one writer, skips them."""
 
 
+IS_OPEN: Final = "settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now"
+"""The condition for a pass that is open. In the SQL files, it is `{is_open}`."""
+
+
 def read_statements(module: str) -> dict[str, str]:
     """Return the statements of `<module>.sql`, by name. Each begins with a line `-- name: <name>`.
 
     A `{word}` in a statement is filled in with a text of ours, and a `:word` is a parameter.
     """
-    text = files(__package__).joinpath(f"{module}.sql").read_text(encoding="utf-8")
+    text = files(__package__).joinpath(f"{module}.sql").read_text(encoding="utf-8").replace("{is_open}", IS_OPEN)
     lines = [line for line in text.splitlines() if line.startswith("-- name: ") or not line.startswith("--")]
     pieces = "\n".join(lines).split("-- name: ")[1:]
     return {name: statement.strip() for name, _, statement in (piece.partition("\n") for piece in pieces)}

@@ -1,6 +1,7 @@
 -- The statements of forgetting.py. A line `-- name:` names the one that follows it.
 
 -- name: issuers
+-- The index of a user's passes begins with the issuer: naming each issuer lets the engine jump to the user.
 WITH RECURSIVE issuers (name) AS (SELECT min(token_issuer) FROM passes UNION ALL
     SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > name) FROM issuers WHERE name IS NOT NULL)
 SELECT name AS token_issuer FROM issuers WHERE name <> ''
@@ -10,7 +11,7 @@ UNION SELECT token_issuer FROM failed_requests WHERE user_id = :user_id AND toke
 
 -- name: open_until
 SELECT max(lapses_at) AS open_until FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id
-AND settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now
+AND {is_open}
 
 -- name: hide_blocks
 INSERT INTO blocks (kind, key, token_issuer, blocked_at)
@@ -37,7 +38,7 @@ WHERE token_issuer = :token_issuer AND user_id = :user_id AND granted_at IS NULL
 
 -- name: granted
 SELECT pass_id, conversation_id, agent_id,
-       CASE WHEN settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now THEN lapses_at ELSE 0 END AS ends_at
+       CASE WHEN {is_open} THEN lapses_at ELSE 0 END AS ends_at
 FROM passes WHERE token_issuer = :token_issuer AND user_id = :user_id AND granted_at IS NOT NULL LIMIT :most
 
 -- name: hide_pass

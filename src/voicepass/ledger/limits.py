@@ -28,8 +28,12 @@ SCOPES: Final = {  # the condition on `transport` selects an index (see the sche
     Scope.AGENT: "transport <> '' AND agent_alias = :agent_alias",
     Scope.ALL: "transport <> ''",
 }
-_Refusals = dict[Counted, type[LimitReached]]
-_REFUSALS: Final[_Refusals] = {Counted.CONVERSATIONS: TooManyConversations, Counted.SECONDS: QuotaExceeded}
+_REFUSALS: Final[dict[Counted, type[LimitReached]]] = {
+    Counted.PASSES: RateLimited,
+    Counted.REQUESTS: RateLimited,
+    Counted.CONVERSATIONS: TooManyConversations,
+    Counted.SECONDS: QuotaExceeded,
+}
 _AMOUNTS: Final = {Counted.PASSES: "passes", Counted.REQUESTS: "passes + failed", Counted.SECONDS: "seconds"}
 _NO_END: Final = float(2**53)
 _BY_ROW: Final = 0  # in place of the length of a slot
@@ -69,10 +73,14 @@ def prepare_question(limits: Sequence[Limit]) -> Question:
 
 def name_scope(scope: Scope, whose: Mapping[str, Any]) -> str:
     """Name what a limit of this scope counts together for the user and the agent in `whose`. No two share a name."""
-    if scope is Scope.USER:
-        token_issuer = whose["token_issuer"]
-        return f"user {len(token_issuer)} {token_issuer} {whose['user_id']}"
-    return f"agent {whose['agent_alias']}" if scope is Scope.AGENT else "all"
+    match scope:
+        case Scope.USER:
+            token_issuer = whose["token_issuer"]
+            return f"user {len(token_issuer)} {token_issuer} {whose['user_id']}"
+        case Scope.AGENT:
+            return f"agent {whose['agent_alias']}"
+        case Scope.ALL:
+            return "all"
 
 
 def find_room(now: float, question: Question, whose: Row, seconds: int) -> Dialogue[int | None]:
@@ -119,7 +127,7 @@ def count_each(now: float, limits: Sequence[Limit], whose: Row) -> Dialogue[list
 
 
 def _count_extended(now: float, limit: Limit, whose: Row, extensions: Sequence[Row]) -> Dialogue[Usage]:
-    """Count what is used of a limit that the extensions raise, the next to end first.
+    """Count what is used of a limit that extensions raise. `extensions` begins with the one that ends first.
 
     `resets_at` takes into account that an extension may end before a new try can succeed.
     """
@@ -201,7 +209,7 @@ def _refuse(now: float, answer: Usage, whose: Row) -> Dialogue[LimitReached]:
         (row,) = yield SQL["free_at"].format(passes=passes, scope=SCOPES[limit.scope]), parameters
         if row["free_at"] is not None:
             resets_at = max(now, row["free_at"])
-    return _REFUSALS.get(limit.counted, RateLimited)(
+    return _REFUSALS[limit.counted](
         operator_note=f"the limit {limit.name} is reached",
         retry_after_seconds=max(1, math.ceil(resets_at - now)),
         resets_at=resets_at,

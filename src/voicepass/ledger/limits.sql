@@ -1,4 +1,4 @@
--- The statements of limits.py. A line `-- name:` names the one that follows it.
+-- The statements of limits.py, and pieces of them. A line `-- name:` names the one that follows it.
 
 -- name: has_lapsed
 EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed) AS has_lapsed
@@ -16,7 +16,7 @@ count(*) FILTER (WHERE reserved_at > :since_{window})
    WHERE token_issuer = :token_issuer AND user_id = :user_id AND reserved_at > :since_{window})
 
 -- name: conversations_of_user
-count(*) FILTER (WHERE settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now)
+count(*) FILTER (WHERE {is_open})
 
 -- name: seconds_of_user
 coalesce(sum(seconds) FILTER (WHERE reserved_at > :since_{window}), 0)
@@ -46,7 +46,7 @@ FROM (SELECT place, amount, sum(amount) OVER (ORDER BY place DESC) AS so_far
 -- name: exactly_open_of_user
 SELECT count(*) AS used, min(lapses_at) AS oldest FROM passes
 WHERE token_issuer = :token_issuer AND user_id = :user_id AND reserved_at > :open_since
-AND settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now
+AND {is_open}
 
 -- name: exactly_open
 SELECT coalesce(sum(open), 0) AS used, min(CASE WHEN open > 0 THEN slot END) * 60.0 AS oldest FROM sums
@@ -58,7 +58,7 @@ SELECT min(CASE WHEN opened_at IS NOT NULL OR (granted_at IS NULL AND reserved_a
            WHEN granted_at IS NULL THEN reserved_at + :unused_seconds
            WHEN unopened_at IS NOT NULL THEN granted_at + :released_seconds ELSE lapses_at END) AS free_at
 FROM {passes} WHERE {scope} AND reserved_at > :open_since
-AND settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now
+AND {is_open}
 
 -- name: newest_unsettled
 (SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL ORDER BY reserved_at DESC LIMIT 1000) AS newest

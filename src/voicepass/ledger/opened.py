@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from voicepass.ledger import rules
 from voicepass.ledger.dialogue import Dialogue, Row, read_statements
 from voicepass.ledger.limits import IN_FLIGHT_SECONDS, SCOPES, UNUSED_SECONDS, name_scope
-from voicepass.ledger.rules import SQL as OF_PASSES
-from voicepass.ledger.rules import list_passes, reserved_row
+from voicepass.ledger.rules import read_passes, reserved_row
 from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
 from voicepass.model import IssuedPass, Limit, LookupTurn, Reservation, Turn
 
@@ -64,7 +64,7 @@ def begin_lookup(now: float, reservation: Reservation, limit: Limit, *, seconds:
         return LookupTurn(turn=Turn.RUNNING if is_running else Turn.PAUSED)
     statement = SQL[f"to_look_up_{limit.counted}"].format(scope=SCOPES[limit.scope])
     instants = {"now": now, "since": now - limit.window_seconds, "open_since": now - OPEN_SECONDS}
-    passes = yield from list_passes(statement, reserved_row(reservation) | instants)
+    passes = yield from read_passes(statement, reserved_row(reservation) | instants)
     return LookupTurn(turn=Turn.OURS, passes=passes)
 
 
@@ -97,7 +97,7 @@ def note_unopened(now: float, conversation_id: str, /, *, expires_seconds: float
     Then its seconds are free again, and it no longer counts as open. A pass that is known to be open stays as it is.
     """
     parameters = {"conversation_id": conversation_id, "now": now, "before": now - expires_seconds}
-    for before in (yield OF_PASSES["find_issued"], parameters):
+    for before in (yield rules.SQL["find_issued"], parameters):
         if (yield SQL["expire"], parameters):
             yield from change_sums(before, seconds=-before["seconds"], opened=-is_open(before))
             return True
@@ -107,7 +107,7 @@ def note_unopened(now: float, conversation_id: str, /, *, expires_seconds: float
 
 def note_opened(_now: float, conversation_id: str, opened_at: float, /) -> Dialogue[bool]:
     """Note that a conversation is open. If its pass was released as unopened, it counts again: then True."""
-    for row in (yield OF_PASSES["find_issued"], {"conversation_id": conversation_id}):
+    for row in (yield rules.SQL["find_issued"], {"conversation_id": conversation_id}):
         if row["settled_by"] == "expiry":
             yield from _reopen(row, opened_at)
             return True
@@ -127,7 +127,7 @@ def note_ended(now: float, conversation_id: str, /) -> Dialogue[bool]:
 
     Until its settlement, the time since the grant counts, or the reserved time if that is less.
     """
-    for found in (yield OF_PASSES["find_issued"], {"conversation_id": conversation_id}):
+    for found in (yield rules.SQL["find_issued"], {"conversation_id": conversation_id}):
         is_released = found["settled_by"] == "expiry"
         row = (yield from _reopen(found, found["granted_at"])) if is_released else found
         if is_open(row) and row["lapses_at"] > now:
@@ -187,11 +187,11 @@ def note_listed(_now: float, agent_id: str, until: float) -> Dialogue[None]:
 
 def list_never_opened(_now: float, agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
     """Return passes that were old enough when the list was last read, and are not in it; the oldest first."""
-    return list_passes(SQL["never_opened"], {"agent_id": agent_id, "seconds": min_age_seconds, "most": most})
+    return read_passes(SQL["never_opened"], {"agent_id": agent_id, "seconds": min_age_seconds, "most": most})
 
 
 def find(_now: float, conversation_ids: Sequence[str]) -> Dialogue[list[IssuedPass]]:
     """Return the passes of these conversations. A conversation that voicepass did not issue has none."""
     names = {f"id_{n}": conversation_id for n, conversation_id in enumerate(conversation_ids)}
     listed = ", ".join(f":{name}" for name in names) or "NULL"
-    return list_passes(f"SELECT * FROM passes WHERE conversation_id IN ({listed})", names)  # noqa: S608 - names of ours
+    return read_passes(f"SELECT * FROM passes WHERE conversation_id IN ({listed})", names)  # noqa: S608 - names of ours

@@ -17,10 +17,10 @@ DELETE FROM lookups WHERE key = :key
 -- name: pause
 UPDATE lookups SET running_until = 0, paused_until = :until WHERE key = :key
 
+-- name: to_look_up_conversations
 -- A lookup asks ElevenLabs about ten passes. Those of the user come first, because voicepass may return one of them
 -- again. Then come those of unknown state. The rest of the order is random, so that voicepass asks about each in time.
--- name: to_look_up_conversations
-SELECT * FROM passes WHERE {scope} AND settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now
+SELECT * FROM passes WHERE {scope} AND {is_open}
 AND conversation_id IS NOT NULL AND reserved_at > :open_since
 ORDER BY CASE WHEN token_issuer = :token_issuer AND user_id = :user_id THEN 0 ELSE 1 END,
          CASE WHEN opened_at IS NULL AND unopened_at IS NULL THEN 0 ELSE 1 END, random() LIMIT 10

@@ -15,7 +15,7 @@ Connection = psycopg.AsyncConnection[DictRow]
 MAX_MESSAGE_CHARACTERS: Final = 400
 _TEXT: Final = files(__package__).joinpath("postgres_causes.toml").read_text(encoding="utf-8")
 CAUSES: Final[list[dict[str, Any]]] = tomllib.loads(_TEXT)["causes"]
-"""Why PostgreSQL or a pooler refuses: sqlstate, the words of its message, and an advice."""
+"""Why PostgreSQL or a pooler refuses: sqlstate, the words of its message, and what the operator can do."""
 
 
 def explain_failure(error: Exception) -> str:
@@ -44,7 +44,7 @@ class LastFailure:
 
 
 class RecordingConnection(Connection):
-    """A connection with the option `last_failure`, which records whether the last attempt to connect failed."""
+    """A connection that records in `last_failure`, a required option, why the last attempt to connect failed."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **options: Any) -> Self:  # noqa: ANN401

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
+from voicepass.ledger import rules
 from voicepass.ledger.dialogue import Dialogue, Row, read_statements
 from voicepass.ledger.limits import UNUSED_SECONDS
-from voicepass.ledger.rules import list_passes, release
+from voicepass.ledger.rules import read_passes, release
 from voicepass.ledger.sums import change_sums, delete_old_sums
-from voicepass.model import Block, IssuedPass, Standing, hash_user_id
+from voicepass.model import Block, IssuedPass, Standing, Transport, hash_user_id
 
 ORPHAN_SECONDS: Final = 24 * 3600
 """A settlement without its pass is kept for so long. It arrived at the same instant as its pass, or has none here."""
@@ -18,17 +19,17 @@ SQL: Final = read_statements("records")
 
 def list_unsettled(now: float, most: int, *, after: float = 0.0, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:
     """Return passes reserved after `after` that are old enough and not settled, the oldest first."""
-    return list_passes(SQL["overdue"], {"after": after, "before": now - min_age_seconds, "most": most})
+    return read_passes(SQL["overdue"], {"after": after, "before": now - min_age_seconds, "most": most})
 
 
-def list_latest(_now: float, *, user_id: str | None = None, most: int) -> Dialogue[list[IssuedPass]]:
+def list_passes(_now: float, *, user_id: str | None = None, most: int) -> Dialogue[list[IssuedPass]]:
     """Return the latest passes, of one user or of all, newest first."""
-    return list_passes(SQL["latest"], {"user_id": user_id, "most": most})
+    return read_passes(SQL["latest"], {"user_id": user_id, "most": most})
 
 
 def list_page(_now: float, after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:
     """Return the passes after `after` (reserved_at, pass_id), the oldest first. An export reads page by page."""
-    return list_passes(SQL["page"], {"reserved_at": after[0], "pass_id": after[1], "most": most})
+    return read_passes(SQL["page"], {"reserved_at": after[0], "pass_id": after[1], "most": most})
 
 
 def sum_usage(now: float, *, window_seconds: int, most: int) -> Dialogue[list[Row]]:
@@ -95,7 +96,8 @@ def check(now: float, name: str, *, is_whole: bool) -> Dialogue[None]:
     yield SQL["write_row"], {"name": name, "now": now}
     yield SQL["delete_row"], {"name": name}
     if is_whole:
-        row = {"name": name, "agent_alias": name, "reserved_at": now, "lapses_at": now + 60}
-        yield SQL["write_pass"], row
+        row: dict[str, Any] = dict.fromkeys(rules.RESERVED, name) | dict.fromkeys(rules.GRANTED)
+        row |= {"transport": Transport.WEBSOCKET.value, "seconds": 0, "reserved_at": now, "lapses_at": now + 60}
+        yield rules.SQL["reserve"], row
         yield from change_sums(row, passes=1, opened=1)
         yield from release(name)

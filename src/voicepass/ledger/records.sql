@@ -61,10 +61,5 @@ UPDATE leases SET held_until = :until WHERE name = :name
 -- name: write_row
 INSERT INTO leases (name, held_until) VALUES (:name, :now)
 
--- name: write_pass
-INSERT INTO passes (pass_id, request_id, token_issuer, user_id, agent_alias, agent_id, transport,
-                    plan, reserved_at, lapses_at, reserved_seconds, seconds)
-VALUES (:name, :name, :name, :name, :name, :name, 'websocket', :name, :reserved_at, :lapses_at, 0, 0)
-
 -- name: delete_row
 DELETE FROM leases WHERE name = :name

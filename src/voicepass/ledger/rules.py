@@ -188,6 +188,6 @@ def as_issued_pass(row: Row) -> IssuedPass:
     return IssuedPass(**{field.name: row[field.name] for field in fields(IssuedPass)})
 
 
-def list_passes(statement: str, parameters: Row) -> Dialogue[list[IssuedPass]]:
+def read_passes(statement: str, parameters: Row) -> Dialogue[list[IssuedPass]]:
     """Return the passes that a statement finds."""
     return [as_issued_pass(row) for row in (yield statement, parameters)]

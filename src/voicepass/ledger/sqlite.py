@@ -73,6 +73,7 @@ class SqliteLedger(Ledger):
 
     file: OpenFile
     writer: ThreadPoolExecutor
+    copier: ThreadPoolExecutor
     clock: Clock
     wall: Clock
     answer_seconds: float
@@ -179,7 +180,7 @@ class SqliteLedger(Ledger):
         self._commits += 1
         if self._commits >= COMMITS_PER_COPY and (self._copy is None or self._copy.done()):
             self._commits = 0
-            self._copy = asyncio.get_running_loop().run_in_executor(None, self._checkpoint)
+            self._copy = asyncio.get_running_loop().run_in_executor(self.copier, self._checkpoint)
 
     def _checkpoint(self) -> None:
         if self.file.copier is not None:
@@ -198,13 +199,15 @@ async def open_sqlite(
     Raises LedgerUnavailable if the file cannot be opened: the service does not start without its ledger.
     """
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, "ledger") as writer:
+    # The copier has a thread of its own: the loop's threads may all be busy, and the log would grow without end.
+    with ThreadPoolExecutor(1, "ledger") as writer, ThreadPoolExecutor(1, "ledger-copier") as copier:
         try:
             file = await loop.run_in_executor(writer, _open, path, answer_seconds - REPLY_SECONDS)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        wall = wall or clock
-        ledger = SqliteLedger(file=file, writer=writer, clock=clock, wall=wall, answer_seconds=answer_seconds)
+        ledger = SqliteLedger(
+            file=file, writer=writer, copier=copier, clock=clock, wall=wall or clock, answer_seconds=answer_seconds
+        )
         try:
             yield ledger
         finally:
@@ -225,8 +228,9 @@ def _open(path: str, busy_seconds: float) -> OpenFile:
     paths = [os.path.abspath(path)] if resolved else []  # noqa: PTH100 - the working directory may change
     if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
         paths.append(log)
+    found = {each: os.stat(each) for each in paths}  # noqa: PTH116
     copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
-    return OpenFile(connection, copier, {each: os.stat(each) for each in paths})  # noqa: PTH116
+    return OpenFile(connection, copier, found)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

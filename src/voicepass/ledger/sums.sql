@@ -22,8 +22,8 @@ VALUES (:scope, :length, :slot, :passes, 0, :seconds, :open)
 ON CONFLICT (scope, length, slot) DO UPDATE SET passes = sums.passes + excluded.passes,
     seconds = sums.seconds + excluded.seconds, open = sums.open + excluded.open
 
--- The key begins with the scope: naming each scope lets the engine jump to its slots.
 -- name: delete_old
+-- The key begins with the scope: naming each scope lets the engine jump to its slots. The same holds for `slots`.
 WITH RECURSIVE scopes (scope) AS (SELECT min(scope) FROM sums UNION ALL
     SELECT (SELECT min(scope) FROM sums WHERE scope > scopes.scope) FROM scopes WHERE scope IS NOT NULL)
 DELETE FROM sums WHERE scope IN (SELECT scope FROM scopes) AND length = :length AND slot < :before
@@ -46,4 +46,4 @@ WHERE transport <> '' AND reserved_at >= :begin AND reserved_at < :end
 
 -- name: open_passes
 SELECT agent_alias, lapses_at FROM passes
-WHERE transport <> '' AND settled_at IS NULL AND ended_at IS NULL AND lapses_at > :now AND reserved_at > :open_since
+WHERE transport <> '' AND {is_open} AND reserved_at > :open_since

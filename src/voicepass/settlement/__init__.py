@@ -11,7 +11,7 @@ repeated and reordered reports lead to the same ledger. Until ElevenLabs reports
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -44,7 +44,7 @@ class Outcome(StrEnum):
 
 
 Observer = Callable[[IssuedPass], None]
-"""Gets every pass that is settled. It must be quick and must not raise: see `lines.notify`."""
+"""Gets every pass that is settled. It must be quick. Its exceptions change nothing."""
 
 
 class Bypasses:
@@ -95,7 +95,8 @@ class Settlements:
         """Settle a conversation. Nothing happens if it was settled before, or is unknown."""
         settled = await self.ledger.settle(settlement)
         if settled is not None:
-            self.observe(settled)
+            with suppress(Exception):  # the settlement stands
+                self.observe(settled)
             return
         for issued in await self.ledger.find([settlement.conversation_id]):
             self._check_agent(issued, settlement.agent_id)

@@ -7,7 +7,9 @@ import logging
 import re
 import string
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 MAX_TEXT_CHARACTERS: Final = 8192  # of one value in a line; a longer value is cut before it is searched for secrets
@@ -53,7 +55,12 @@ class Logger:
     """Writes events, such as `info("keys.refreshed", count=2)`."""
 
     def __init__(self, name: str) -> None:
-        self._logger = logging.getLogger(name)
+        self._name = name
+
+    @cached_property
+    def _logger(self) -> logging.Logger:
+        # Not at import: an app's dictConfig disables the loggers that exist before it.
+        return logging.getLogger(self._name)
 
     def info(self, event: str, /, **fields: object) -> None:
         """Write an event that is part of normal work."""
@@ -70,8 +77,10 @@ class Logger:
     def _write(self, level: int, event: str, fields: Mapping[str, object]) -> None:
         logger = self._logger
         if logger.isEnabledFor(level):
-            # `logger.log` would also find the line of the code, which takes a third of the time.
-            logger.handle(logger.makeRecord(logger.name, level, "", 0, Event(event, fields), (), None))
+            # A handler of an app around voicepass may raise, and a line must never stop a pass.
+            with suppress(Exception):
+                # `logger.log` would also find the line of the code, which takes a third of the time.
+                logger.handle(logger.makeRecord(logger.name, level, "", 0, Event(event, fields), (), None))
 
 
 def redact(text: str, *, most_characters: int = MAX_TEXT_CHARACTERS) -> str:

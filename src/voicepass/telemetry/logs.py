@@ -25,7 +25,7 @@ _THIRD_PARTY_LEVELS: Final = {
     "psycopg": logging.WARNING,
 }
 
-_TEXT: Final = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+_TEXT: Final = logging.Formatter()
 _encode: Final = json.JSONEncoder(default=repr).encode
 
 
@@ -71,9 +71,9 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._write_line(record)
-            if sys.stderr is sys.__stderr__:
+            if sys.stderr is sys.__stderr__ is not None:
                 log_writer.write(line)
-            else:  # a program replaced standard error, such as a test or a notebook
+            else:  # there is none, which raises, or a program replaced standard error, such as a test or a notebook
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         except Exception:  # noqa: BLE001 - the error handling of `logging` would wait for standard error
@@ -81,7 +81,9 @@ class _Handler(logging.Handler):
 
 
 def _write_text(record: logging.LogRecord) -> str:
-    return redact(_TEXT.format(record))
+    at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = f"{at} {record.levelname:<7} {record.name}: {redact(record.getMessage())}"
+    return f"{text}\n{redact(_TEXT.formatException(record.exc_info))}" if record.exc_info else text
 
 
 def _write_json(record: logging.LogRecord) -> str:

@@ -34,7 +34,7 @@ class LogWriter:
         self._on_resumed = on_resumed
         self._reported = 0
         self._is_line_torn = False
-        self._is_buffered = False
+        self._thread = threading.Thread()  # of the innermost `buffered`; it is not alive in a fork
         self._is_stalled = False
         self._lock = threading.RLock()  # a signal handler may log while its thread holds it
         self._queue: SimpleQueue[str | None] = SimpleQueue()  # lines; None ends the thread
@@ -43,7 +43,7 @@ class LogWriter:
         """Write `line` and a line break. This never raises."""
         if self._is_stalled or self._queue.qsize() >= MAX_WAITING_LINES:
             self.drop()
-        elif self._is_buffered:
+        elif self._thread.is_alive():
             self._queue.put(line)
         else:
             self._write([line], wait_seconds=END_SECONDS)
@@ -56,22 +56,25 @@ class LogWriter:
     @contextmanager
     def buffered(self) -> Iterator[None]:
         """Let no caller wait for the log until the block ends. Then wait for the last lines, but not for long."""
-        self._is_buffered, self._is_stalled = True, False
-        thread = threading.Thread(target=self._run, name="log", daemon=True)
-        thread.start()
+        queue: SimpleQueue[str | None] = SimpleQueue()
+        thread = threading.Thread(target=self._run, args=(queue,), name="log", daemon=True)
+        with suppress(RuntimeError):  # the system refuses another thread: each caller then writes its own line
+            thread.start()
+        self._queue, self._thread, self._is_stalled = queue, thread, False
         try:
             yield
         finally:
-            self._queue.put(None)
-            thread.join(END_SECONDS)
-            self._is_buffered, self._is_stalled = False, thread.is_alive()
+            if thread.is_alive():
+                queue.put(None)
+                thread.join(END_SECONDS)
+            self._is_stalled = thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, queue: SimpleQueue[str | None]) -> None:
         while True:
-            batch = [self._queue.get()]
+            batch = [queue.get()]
             with suppress(Empty):
                 while len(batch) < _BATCH_LINES:
-                    batch.append(self._queue.get_nowait())
+                    batch.append(queue.get_nowait())
             self._write([line for line in batch if line is not None], wait_seconds=None)
             if None in batch:
                 return

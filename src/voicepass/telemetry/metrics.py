@@ -34,7 +34,7 @@ _FAILURES: Final = [each.code for each in vars(errors).values() if getattr(each,
 _TYPES: Final[Mapping[str, Callable[..., Any]]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 _METRICS: Final = tomllib.loads(files("voicepass.telemetry").joinpath("metrics.toml").read_text(encoding="utf-8"))
 
-State = Iterable[tuple[str, Sequence[str], float]]  # gauges of metrics.toml: the name, the labels' values, the value
+Samples = Iterable[tuple[str, Sequence[str], float]]  # gauges of metrics.toml: the name, the labels' values, the value
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class Metrics:
     pass would slow them all.
     """
 
-    def __init__(self, *, aliases: Iterable[str], read_state: Callable[[], State], ledger: LedgerMetrics) -> None:
+    def __init__(self, *, aliases: Iterable[str], read_state: Callable[[], Samples], ledger: LedgerMetrics) -> None:
         self._registry = registry = CollectorRegistry()
         self._read_state = read_state
         self._ledger = ledger

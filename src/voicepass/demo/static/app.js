@@ -10,7 +10,7 @@ const WORKLETS = "static/vendor/elevenlabs-client/worklets";
 const READ_MS = { settling: 500, live: 2000, idle: 30_000 };
 const SETTLING_MS = 10_000;
 const FRESH_PASS_HELPS = new Set(["connection_lost", "pass_expired", "unauthorized", "agent_failed"]);
-// The agent's address without a signature, as a page without voicepass would use it.
+// The agent's address without a signature, as a page without voicepass would use it: the agent of demo.toml.
 const OPEN_ADDRESS = `${location.origin.replace("http", "ws")}/_elevenlabs/v1/convai/conversation?agent_id=agent_demo`;
 const CONSOLE_LINE = "WebSocket is already in CLOSING or CLOSED state.";
 const FAULTS = {
