@@ -205,7 +205,9 @@ class Emulator:
 
     def expire(self, conversation_id: str) -> None:
         """Refuse from now on the signature that is bound to this conversation, and no other."""
-        self._issued = {each: of for each, of in self._issued.items() if of.conversation_id != conversation_id}
+        self._issued = {
+            signature: issued for signature, issued in self._issued.items() if issued.conversation_id != conversation_id
+        }
 
     def show_minted(self, agent_id: str, conversation_id: str, method: AuthorizationMethod) -> None:
         """Add the account of a conversation that can be opened, if `unopened` says that the API shows it."""
@@ -264,7 +266,7 @@ class Emulator:
                     self.webhook_statuses.append(0)
 
     def _sign_webhook(self, body: bytes) -> dict[str, str]:
-        # With the machine's time even after the emulator was advanced: receivers refuse any other.
+        # It uses the machine's time, even after the emulator was advanced, because receivers refuse any other.
         signed_at = str(int(self._clock()))
         mac = hmac.new(self.webhooks.secret.encode(), f"{signed_at}.".encode() + body, hashlib.sha256).hexdigest()
         return {"ElevenLabs-Signature": f"t={signed_at},v0={mac}", "Content-Type": "application/json"}

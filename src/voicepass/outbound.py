@@ -172,7 +172,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
-    """httpx's transport API over an aiohttp session."""
+    """Sends requests without a body, by httpx's transport API. Use `get`, which turns aiohttp's errors into httpx's."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session

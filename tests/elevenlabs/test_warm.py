@@ -10,7 +10,16 @@ import pytest
 
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.warm import DEMAND_SECONDS, SPARED_SECONDS, WarmStore
-from voicepass.errors import AgentUnknown, Busy, KeyRejected, Refusal, Unavailable, UserBlocked
+from voicepass.errors import (
+    AgentUnknown,
+    Busy,
+    KeyRejected,
+    LedgerUnavailable,
+    RateLimited,
+    Refusal,
+    Unavailable,
+    UserBlocked,
+)
 from voicepass.model import Agent, Credential, Transport
 
 pytestmark = pytest.mark.anyio
@@ -168,6 +177,41 @@ async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(s
         await taken(store)
 
     assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
+
+
+async def test_a_key_that_is_in_use_again_brings_no_old_url_back(source: Source) -> None:
+    store = opened(source)
+    for _ in range(3):
+        await taken(store)
+    source.key = 1
+    await taken(store)
+    source.key = 0
+
+    assert not (await taken(store)).is_warm
+
+
+@pytest.mark.parametrize("error", [LedgerUnavailable(), asyncio.CancelledError(), RuntimeError()], ids=repr)
+async def test_nobody_gets_a_url_that_the_ledger_may_have_granted(source: Source, error: BaseException) -> None:
+    store = opened(source)
+    await taken(store)
+
+    with pytest.raises(type(error)), store.take(AGENT, Transport.WEBSOCKET) as ready:
+        raise error
+    later = [await taken(store) for _ in range(10)]
+
+    assert ready is not None
+    assert ready not in later
+
+
+@pytest.mark.parametrize("refusal", [UserBlocked(), RateLimited()], ids=repr)
+async def test_a_url_is_given_back_if_the_ledger_granted_nothing(source: Source, refusal: Refusal) -> None:
+    store = opened(source)
+    await taken(store)
+
+    with pytest.raises(type(refusal)), store.take(AGENT, Transport.WEBSOCKET) as ready:
+        raise refusal
+
+    assert (await taken(store)) == ready
 
 
 async def test_users_who_are_refused_cause_no_call_and_no_url_more(source: Source) -> None:

@@ -86,8 +86,9 @@ class ElevenLabs:
             for each in workspaces
             for calls in ("passes", "accounts")
         }
-        # By the base URL: after a 429 with Retry-After. By agent and transport: after a rejected key.
-        self._pauses: defaultdict[object, Pause] = defaultdict(lambda: Pause(clock=ticks))
+        # After a 429 with Retry-After, by the base URL; and after a rejected key.
+        self._busy: defaultdict[str, Pause] = defaultdict(lambda: Pause(clock=ticks))
+        self._rejected: defaultdict[tuple[Agent, Transport], Pause] = defaultdict(lambda: Pause(clock=ticks))
         self.bulkhead = Bulkhead(most=max_calls)
         # Separate slots, so that questions about conversations never take a slot from a user who asks for a pass.
         self._records_bulkhead = Bulkhead(most=1)
@@ -102,14 +103,17 @@ class ElevenLabs:
         After a 429 with Retry-After, nobody asks this workspace for a while. After a rejected key, nobody asks for this
         agent for a while. Each caller gets the same refusal at once.
         """
-        busy, rejected = self._pauses[agent.base_url], self._pauses[agent, transport]
+        busy, rejected = self._busy[agent.base_url], self._rejected[agent, transport]
         busy.check()
         rejected.check()
         ask, guard = partial(self._ask_for_credential, agent, transport), self._guards[agent.base_url, "passes"]
         try:
             credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
-        except (Busy, KeyRejected) as refusal:
-            (busy if isinstance(refusal, Busy) else rejected).begin(refusal)
+        except Busy as refusal:
+            busy.begin(refusal)
+            raise
+        except KeyRejected as refusal:
+            rejected.begin(refusal)
             raise
         busy.end()
         rejected.end()
@@ -183,9 +187,9 @@ class ElevenLabs:
 
     async def explain_pause(self) -> str | None:
         """Return why voicepass does not ask a host for passes at the moment, or None if it asks all. Asks nobody."""
-        if any(is_open for (_, calls), is_open in self.breakers.items() if calls == "passes"):
+        if any(guard.breaker.is_open for (_, calls), guard in self._guards.items() if calls == "passes"):
             return "out of order, and left alone for now"
-        is_paused = any(pause.is_on for pause in self._pauses.values())
+        is_paused = any(pause.is_on for pause in (*self._busy.values(), *self._rejected.values()))
         return "refuses, and is left alone for now" if is_paused else None
 
     async def aclose(self) -> None:

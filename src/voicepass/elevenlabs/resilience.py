@@ -95,7 +95,7 @@ class Breaker:
         if self.is_open and wait_seconds > 0:
             raise Unavailable(
                 operator_note="not asked: ElevenLabs has been failing; see breaker.opened",
-                retry_after_seconds=math.ceil(wait_seconds),
+                retry_after_seconds=math.ceil(min(wait_seconds, OPEN_SECONDS)),
                 has_reached_elevenlabs=False,
             )
 
@@ -103,15 +103,16 @@ class Breaker:
         """Admit a call, or raise Unavailable. Returns whether the call is a probe."""
         self.check()
         if self.is_open:
-            self._refuses_until = self.clock() + OPEN_SECONDS  # for all calls but this one
+            self._refuses_until = math.inf  # for all calls but this one, until it ends
         return self.is_open
 
     def record(self, *, is_outage: bool, is_probe: bool) -> None:
         """Record how an admitted call ended: with an outage of the host, or with an answer."""
         if is_outage:
             self._outages += 1
-            if self._outages == OUTAGES:
+            if is_probe or self._outages == OUTAGES:
                 self._refuses_until = self.clock() + OPEN_SECONDS
+            if self._outages == OUTAGES:
                 note = "ElevenLabs is out of order: not called for now"
                 _log.error("breaker.opened", host=self.host, calls=self.calls, note=note)
         elif is_probe or not self.is_open:  # A late answer to an old call does not close it.
@@ -211,7 +212,7 @@ class Pause:
         is_busy = isinstance(self._refusal, Busy)
         raise type(self._refusal)(
             operator_note=f"not asked again so soon: {self._refusal.operator_note}",
-            retry_after_seconds=math.ceil(self._until - self._clock()) if is_busy else None,
+            retry_after_seconds=max(1, math.ceil(self._until - self._clock())) if is_busy else None,
             vendor_code=self._refusal.vendor_code,
             has_reached_elevenlabs=False,
         )
@@ -219,8 +220,11 @@ class Pause:
     def begin(self, refusal: Busy | KeyRejected) -> None:
         """Refuse calls for a while. Nothing happens if ElevenLabs is busy, and asks for no pause."""
         seconds = refusal.pause_seconds
-        # If the pause is on, this call was made before it began, and reports nothing new.
-        if isinstance(refusal, KeyRejected) and not self.is_on:
+        if isinstance(refusal, Busy) and not seconds:
+            return
+        if isinstance(refusal, KeyRejected):
+            if self.is_on:
+                return  # This call was made before the pause began, and reports nothing new.
             seconds = self._seconds = min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         self._until, self._refusal = max(self._until, self._clock() + seconds), refusal
 

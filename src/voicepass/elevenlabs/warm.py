@@ -5,7 +5,7 @@ ten seconds. It fetches none while nobody asks. During a short outage it hands o
 """
 
 import asyncio
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +29,7 @@ _log = Logger("voicepass.elevenlabs.warm")
 class _Shelf:
     """The URLs of one agent, made with one key: oldest first, each with the monotonic time of its last use."""
 
+    key_position: int
     held: deque[tuple[float, Credential]] = field(default_factory=deque)
     taken_at: deque[float] = field(default_factory=deque)
     expected: int = 0
@@ -44,13 +45,13 @@ class WarmStore:
     most: int
     clock: Clock
     ticks: Callable[[], float]
-    _shelves: defaultdict[tuple[Agent, int], _Shelf] = field(default_factory=lambda: defaultdict(_Shelf), init=False)
+    _shelves: dict[Agent, _Shelf] = field(default_factory=dict, init=False)
     _fetches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     @property
     def held(self) -> dict[str, int]:
         """The number of URLs in the store, by the agent's alias."""
-        return {agent.alias: len(self._find_shelf(agent).held) for agent, _ in list(self._shelves)}
+        return {agent.alias: len(shelf.held) for agent, shelf in self._shelves.items()}
 
     @contextmanager
     def take(self, agent: Agent, transport: Transport) -> Iterator[Credential | None]:
@@ -88,8 +89,12 @@ class WarmStore:
         await asyncio.gather(*self._fetches, return_exceptions=True)
 
     def _find_shelf(self, agent: Agent) -> _Shelf:
-        """Return the agent's shelf for the key that is in use. It is a new, empty one after the first use of a key."""
-        return self._shelves[agent, self.source.get_key_position(agent)]
+        """Return the agent's shelf. It is a new, empty one if the workspace's key has changed."""
+        key_position = self.source.get_key_position(agent)
+        shelf = self._shelves.get(agent)
+        if shelf is None or shelf.key_position != key_position:
+            shelf = self._shelves[agent] = _Shelf(key_position)
+        return shelf
 
     def _pop_usable(self, shelf: _Shelf) -> tuple[float, Credential] | None:
         while shelf.held:

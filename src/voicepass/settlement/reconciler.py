@@ -28,6 +28,9 @@ UNACCOUNTED_SECONDS: Final = 24 * 3600
 MIN_LEASE_SECONDS: Final = 120.0
 """A round may take so long, even if rounds follow one another faster."""
 
+MAX_ROWS: Final = 200
+"""voicepass reads so many rows of a page at most. ElevenLabs sends 100."""
+
 _WINDOW_SECONDS: Final = 1800.0  # The ledger saves the progress after each window, so a long backlog is read once.
 _RELEASED_AT_ONCE: Final = 100
 _LEASE: Final = "reconciler"
@@ -116,12 +119,13 @@ class Reconciler:
         """Read the agent's list if it is time. Then release each pass that is too old to be opened and not listed."""
         recent_seconds = self._recent_seconds
         listing = await self.ledger.begin_listing(agent_id, every_seconds=LIST_SECONDS, recent_seconds=recent_seconds)
-        since, end = (listing.since, listing.until) if listing else (0.0, 0.0)
-        while since < end:
-            until = min(since + _WINDOW_SECONDS, end)
-            await self._read_window(agent_id, base_url, since, until)
-            await self.ledger.note_listed(agent_id, until)
-            since = until
+        if listing is not None:
+            since = listing.since
+            while since < listing.until:
+                until = min(since + _WINDOW_SECONDS, listing.until)
+                await self._read_window(agent_id, base_url, since, until)
+                await self.ledger.note_listed(agent_id, until)
+                since = until
         has_released = True
         while has_released:
             unopened = await self.ledger.list_never_opened(
@@ -130,7 +134,8 @@ class Reconciler:
             has_released = False
             for issued in unopened:
                 report = Report(conversation_id=issued.conversation_id or "", status=Status.UNOPENED)
-                has_released |= await self._apply(issued, report) is not Outcome.LEFT
+                outcome = await self._apply(issued, report)
+                has_released = has_released or outcome is not Outcome.LEFT
 
     async def _read_window(self, agent_id: str, base_url: str, since: float, until: float) -> None:
         """Apply the report of every conversation that began in the window. Raises BadAnswer if the list is endless."""
@@ -146,7 +151,7 @@ class Reconciler:
         raise BadAnswer(operator_note="ElevenLabs' list of conversations does not end: its pages repeat")
 
     async def _apply_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        parsed = [parse_row(row, source="reconciler") for row in rows]
+        parsed = [parse_row(row, source="reconciler") for row in rows[:MAX_ROWS]]
         reports = {report.conversation_id: report for report in parsed if report is not None}
         for issued in await self.ledger.find(list(reports)):
             report = reports.pop(issued.conversation_id or "")
