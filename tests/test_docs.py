@@ -299,7 +299,7 @@ def test_the_errors_page_has_every_code_with_a_remedy() -> None:
 
 
 def test_every_refusal_has_its_row_in_the_table_and_no_row_is_without_a_class() -> None:
-    rows = tomllib.loads(Path(errors.__file__).with_name("errors.toml").read_text())
+    rows = tomllib.loads(Path(errors.__file__).with_name("refusals.toml").read_text())
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
 
     assert [kind.__name__ for kind in kinds if not {*kind.__subclasses__()} & {*kinds}] == list(rows)

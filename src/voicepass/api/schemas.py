@@ -210,7 +210,7 @@ class Extensions(BaseModel):
 
 
 def list_refusals(route: str) -> list[type[Refusal]]:
-    """Return the refusals with which routes of this kind may answer; `errors.toml` has the kinds."""
+    """Return the refusals with which routes of this kind may answer; `refusals.toml` has the kinds."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Refusal)]
     return [kind for kind in kinds if {route, "any"}.intersection(kind.routes)]
 

@@ -17,6 +17,7 @@ Faults = Annotated[
     list[str] | None,
     typer.Option(help="Fail from the start, as with PUT /_emulator/faults: '{\"status\": 503}'; repeatable."),
 ]
+AgentIds = Annotated[list[str] | None, typer.Option(help="Add an agent with this id to agent_demo; repeatable.")]
 
 
 def demo(port: Port = 8000) -> None:
@@ -34,9 +35,7 @@ def emulator(
     *,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 inside a container.")] = LOOPBACK,
     port: Port = 9000,
-    agent: Annotated[
-        list[str] | None, typer.Option(help="Add an agent with this id to agent_demo; repeatable.")
-    ] = None,
+    agent: AgentIds = None,
     key: Annotated[str, typer.Option(help="The API key to accept.")] = DEFAULT_EMULATOR_KEY,
     open_agents: Annotated[bool, typer.Option("--open", help="Accept conversations without a signature.")] = False,
     fault: Faults = None,

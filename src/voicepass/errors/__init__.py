@@ -13,7 +13,7 @@
     └── ElevenLabsRefusal ────  KeyRejected 502 · AgentUnknown 502 · BadAnswer 502
                                 Busy 503 · QuotaExhausted 503 · Unavailable 503 · Timeout 504
 
-`errors.toml` has their values, and says what each is for. The technical cause is chained with `raise ... from`.
+`refusals.toml` has their values, and says what each is for. The technical cause is chained with `raise ... from`.
 """
 
 import tomllib
@@ -22,14 +22,14 @@ from dataclasses import KW_ONLY, dataclass, field
 from importlib.resources import files
 from typing import ClassVar, Final
 
-_VALUES: Final = tomllib.loads(files(__package__).joinpath("errors.toml").read_text("utf-8"))
+_VALUES: Final = tomllib.loads(files(__package__).joinpath("refusals.toml").read_text("utf-8"))
 
 
 @dataclass(eq=False, repr=False)
 class Refusal(Exception):
     """What voicepass will not do, in words for the caller. It is complete when it is raised: nothing changes it later.
 
-    If an argument is not given, the class's value from `errors.toml` applies. `checks`: the outcome of each readiness
+    If an argument is not given, the class's value from `refusals.toml` applies. `checks`: the outcome of each readiness
     check, if one failed.
     """
 
