@@ -19,7 +19,7 @@ from voicepass.doctor.explain import describe_refusal
 from voicepass.elevenlabs.codes import BY_CLOSE, BY_CODE, BY_EVENT, BY_STATUS, CAUSES, find_in_text
 from voicepass.elevenlabs.refusals import refusal_for
 
-CLIENT = Path(errors.__file__).parent / "api" / "client.js"
+CLIENT = Path(errors.__file__).parents[1] / "api" / "client.js"
 BEGIN = "// codes: written by `python -m tests.elevenlabs.test_codes` from elevenlabs/codes.toml\n"
 END = "// end of codes\n"
 
