@@ -21,7 +21,8 @@ def press(page: Page, name: str) -> None:
 
 
 def expect_status(page: Page, text: str) -> None:
-    expect(page.get_by_role("status")).to_have_text(text)
+    # As long as the context waits for its elements: a busy machine needs seconds to open the microphone.
+    expect(page.get_by_role("status")).to_have_text(text, timeout=15_000)
 
 
 def expect_focus(page: Page, role: str, name: str) -> None:
@@ -91,7 +92,7 @@ def read_the_minutes(page: Page) -> None:
 def talk_to_the_assistant(page: Page) -> None:
     press(page, "Talk")
     expect_status(page, "You are connected.")
-    expect(page.get_by_text("Assistant speaks")).to_be_visible()
+    expect(page.get_by_text("Assistant speaks")).to_be_visible(timeout=15_000)
     expect(page.get_by_text("We listen to you")).to_be_visible()
     press(page, "Mute")
     press(page, "Unmute")
