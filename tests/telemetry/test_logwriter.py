@@ -6,13 +6,12 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from voicepass.telemetry.logwriter import END_SECONDS, MAX_WAITING_LINES, LogWriter
+from voicepass.telemetry.logwriter import MAX_WAITING_LINES, LogWriter
 
 
 class Lost:
@@ -84,6 +83,7 @@ def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_
     assert lost.told == [dropped]
 
 
+@pytest.mark.timeout(60)  # to wait for each line would take five minutes
 def test_who_writes_a_line_of_its_own_waits_once_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
     _, writing = pipe
     os.set_blocking(writing, False)
@@ -91,13 +91,12 @@ def test_who_writes_a_line_of_its_own_waits_once_for_a_reader_that_does_not_read
         while True:
             os.write(writing, b"x" * 4096)
     os.set_blocking(writing, True)
-    writer, began = LogWriter(writing, on_resumed=Lost()), time.monotonic()
+    writer = LogWriter(writing, on_resumed=Lost())
 
-    for number in range(100):
+    for number in range(1000):
         writer.write(f"line {number}")
 
-    assert writer.dropped == 100
-    assert END_SECONDS < time.monotonic() - began < 20 * END_SECONDS
+    assert writer.dropped == 1000
 
 
 def test_lines_without_a_reader_are_counted_and_reported_when_one_is_there_again(tmp_path: Path) -> None:
