@@ -104,7 +104,7 @@ async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
     assert "GET and POST" in response.json()["detail"], "it reads differently from the refusal of an origin"
 
 
-MANY = [f"x-{number}" for number in range(120)]
+MANY = [f"x-{number}" for number in range(25)]
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
@@ -118,7 +118,7 @@ MANY = [f"x-{number}" for number in range(120)]
         ),
         ("X-Requested-With", "X-Requested-With"),
         ("a b,<script>,x-a:1,,x-\u00e9,x-good", "x-good"),
-        (",".join(MANY), ", ".join(MANY[:100])),
+        (",".join(MANY), ", ".join(MANY[:20])),
         ("", ""),
         (" , ", ""),
     ],

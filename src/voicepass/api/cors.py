@@ -18,7 +18,7 @@ from voicepass.model import MonotonicClock, new_id
 from voicepass.telemetry.logger import Logger, redact
 
 PREFLIGHT_SECONDS: Final = 600
-MAX_REQUEST_HEADERS: Final = 100
+MAX_REQUEST_HEADERS: Final = 20
 WARNING_SECONDS: Final = 3600.0
 """A refused preflight is logged once in this time for each origin."""
 MAX_WARNINGS: Final = 1000
