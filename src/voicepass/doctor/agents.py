@@ -17,6 +17,11 @@ from voicepass.config.checks import OWN_VARIABLES
 from voicepass.doctor.findings import AGENT_CHECKS, CAUSES, Case, Finding, report, report_ok
 from voicepass.policy import Policy
 
+
+class WrongShapeError(Exception):
+    """A setting in ElevenLabs' answer is missing, or of another type. The text names its path alone."""
+
+
 BROKEN_SHAPE: Final = (AttributeError, KeyError, TypeError, ValueError)
 """What reading raises if ElevenLabs' answer has another shape than its API describes."""
 
@@ -30,7 +35,7 @@ Document = Mapping[str, Any]
 
 
 def read_setting(document: Document, path: str, *, default: Any) -> Any:  # noqa: ANN401 - JSON of the vendor's
-    """Return the setting at this path, or its default. Raises ValueError, which names it, if it has another shape."""
+    """Return the setting at this path, or its default. Raises WrongShapeError if it has another shape."""
     value: Any = document
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else _WRONG
@@ -38,7 +43,7 @@ def read_setting(document: Document, path: str, *, default: Any) -> Any:  # noqa
             return default
     is_number = isinstance(default, int) and not isinstance(default, bool)
     if not isinstance(value, (int, float) if is_number else type(default)):
-        raise ValueError(f"{path} is missing, or of another type")  # noqa: TRY004 - the fault is ElevenLabs' answer
+        raise WrongShapeError(f"{path} is missing, or of another type")
     return value
 
 
@@ -53,7 +58,7 @@ def check_agent(case: Case, agent: Document, tools: Sequence[Document]) -> Itera
     for check in AGENT_CHECKS:
         try:
             findings = [*list_by_settings(check, agent, case.configuration.policy), *compared.get(check, ())]
-        except ValueError as error:
+        except WrongShapeError as error:
             findings = [report("answer_unreadable", check=check, note=error)]
         except BROKEN_SHAPE:
             findings = [report("answer_unreadable", check=check)]

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from voicepass.api.middleware import WEBHOOK_PATH
 from voicepass.app import open_provider
-from voicepass.doctor.agents import BROKEN_SHAPE, Document, check_agent, list_by_settings, read_setting
+from voicepass.doctor.agents import BROKEN_SHAPE, Document, WrongShapeError, check_agent, list_by_settings, read_setting
 from voicepass.doctor.explain import describe_refusal
 from voicepass.doctor.findings import AGENT_CHECKS, CHECKS, Case, Finding, report, report_ok
 from voicepass.elevenlabs import ElevenLabs, Workspace
@@ -107,14 +107,14 @@ async def check_workspace(case: Case, reader: ElevenLabs) -> list[Finding]:
     findings += check_agent(case, agent, tools)
     try:
         return findings + await _check_webhook(case, reader, agent)
-    except ValueError as error:
+    except WrongShapeError as error:
         return [*findings, report("answer_unreadable", check="webhook", note=error)]
     except BROKEN_SHAPE:
         return [*findings, report("answer_unreadable", check="webhook")]
 
 
 async def _check_webhook(case: Case, reader: ElevenLabs, agent: Document) -> list[Finding]:
-    """Check the agent's own post-call webhook or else the workspace's. Raises one of BROKEN_SHAPE."""
+    """Check the agent's own webhook, or else the workspace's. Raises WrongShapeError or one of BROKEN_SHAPE."""
     here, findings = case.agent.base_url, list[Finding]()
     try:
         webhook = read_setting(agent, "platform_settings.workspace_overrides.webhooks", default={})
