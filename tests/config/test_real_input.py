@@ -28,7 +28,7 @@ from voicepass.config.environment import SettingsRefusedError
 from voicepass.config.settings import load_settings
 from voicepass.errors import KeysUnavailable, TokenInvalid
 from voicepass.identity import JwtAuthenticator
-from voicepass.identity.tokens import explain_difference
+from voicepass.identity.tokens import explain_difference, list_differences
 
 NOW = time.time()
 KEY = bytes(range(180, 180 + 48))
@@ -603,9 +603,13 @@ NEARLY: list[tuple[object, str]] = [
     ("https://Login.Example", "; the only difference is upper and lower case"),
     ('"https://login.example"', "; the only difference is quotes or spaces"),
     (["x", "https://login.example/"], "; the only difference is a final slash"),
-    ('"HTTPS://login.example/"', "; the only differences are a final slash, upper and lower case, quotes or spaces"),
+    (
+        '"HTTPS://login.example/"',
+        "; it differs only in such things as a final slash, upper and lower case, quotes or spaces",
+    ),
     ("https://login.example.attacker", ""),
     ("https://login.exampl", ""),
+    (["https://login.example", 7], ""),
     (7, ""),
     (None, ""),
 ]
@@ -614,6 +618,21 @@ NEARLY: list[tuple[object, str]] = [
 @table(("found", "note"), NEARLY)
 def test_a_note_says_by_what_a_name_differs_if_it_is_only_a_matter_of_writing(found: object, note: str) -> None:
     assert explain_difference(found, ["https://login.example"]) == note
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"iss": "https://a", "aud": "b"}, ["aud in the token: 'b'; configured: 'a'"]),
+        ({"iss": "https://c", "aud": "x"}, []),
+        ({"iss": "https://d", "aud": "a"}, ["iss in the token: 'https://d'; configured: 'https://a', 'https://c'"]),
+        ({"iss": "https://a", "aud": ["x", "a"]}, []),
+    ],
+)
+def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[str, Any], expected: list[str]) -> None:
+    token = mint_with(SECRET.encode()).token(claims=claims)
+
+    assert list_differences(token, [("https://a", "a"), ("https://c", None)]) == expected
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,13 @@ _FORMS: Final[Mapping[str, Callable[[str], str]]] = {
 def explain_difference(found: object, expected: Collection[str]) -> str:
     """Return the end of a note that says how `found` differs from an expected value, or "". It repeats no value."""
     entries = found if isinstance(found, list) else [found]
-    pairs = [(entry, name) for entry in entries if isinstance(entry, str) for name in expected]
+    pairs = [(entry, name) for entry in entries if isinstance(entry, str) for name in expected if entry != name]
     for text, name in pairs:
         for difference, simplify in _FORMS.items():
             if simplify(text) == simplify(name):
                 return f"; the only difference is {difference}"
     if any(_simplify(text) == _simplify(name) for text, name in pairs):
-        return f"; the only differences are {', '.join(_FORMS)}"
+        return f"; it differs only in such things as {', '.join(_FORMS)}"
     return ""
 
 
@@ -117,12 +117,15 @@ def list_differences(unverified_token: str, blocks: Sequence[tuple[str, str | No
         claims = parse_object(parse(unverified_token).payload, "payload")
     except TokenInvalid:
         return []
-    configured = {"iss": {issuer for issuer, _ in blocks}, "aud": {audience for _, audience in blocks if audience}}
-    differences = []
-    for claim, names in configured.items():
-        found = claims.get(claim)
-        entries = found if isinstance(found, list) else [found]
-        if names and not any(entry in names for entry in entries if isinstance(entry, str)):
-            listed = ", ".join(map(repr, sorted(names)))
-            differences.append(f"{claim} in the token: {found!r}; configured: {listed}")
-    return differences
+    issuers = {issuer for issuer, _ in blocks}
+    token_issuer = claims.get("iss")
+    if not isinstance(token_issuer, str) or token_issuer not in issuers:
+        return [_compare("iss", token_issuer, issuers)]
+    audiences = {audience for issuer, audience in blocks if issuer == token_issuer and audience}
+    found = claims.get("aud")
+    named = {each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str)}
+    return [_compare("aud", found, audiences)] if audiences and audiences.isdisjoint(named) else []
+
+
+def _compare(claim: str, found: object, configured: Collection[str]) -> str:
+    return f"{claim} in the token: {found!r}; configured: {', '.join(map(repr, sorted(configured)))}"
