@@ -1,9 +1,7 @@
 -- The statements of forgetting.py. A line `-- name:` names the one that follows it.
 
 -- name: issuers
--- The index of a user's passes begins with the issuer: naming each issuer lets the engine jump to the user.
-WITH RECURSIVE issuers (name) AS (SELECT min(token_issuer) FROM passes UNION ALL
-    SELECT (SELECT min(token_issuer) FROM passes WHERE token_issuer > name) FROM issuers WHERE name IS NOT NULL)
+{each_issuer}
 SELECT name AS token_issuer FROM issuers WHERE name <> ''
 UNION SELECT token_issuer FROM blocks WHERE kind = 'user' AND key = :user_id AND token_issuer <> ''
 UNION SELECT token_issuer FROM extensions WHERE user_id = :user_id AND token_issuer <> ''

@@ -24,7 +24,9 @@ def list_unsettled(now: float, most: int, *, after: float = 0.0, min_age_seconds
 
 def list_passes(_now: float, *, user_id: str | None = None, most: int) -> Dialogue[list[IssuedPass]]:
     """Return the latest passes, of one user or of all, newest first."""
-    return read_passes(SQL["latest"], {"user_id": user_id, "most": most})
+    if user_id is None:
+        return read_passes(SQL["latest"], {"most": most})
+    return read_passes(SQL["latest_of_user"], {"user_id": user_id, "most": most})
 
 
 def list_page(_now: float, after: tuple[float, str], most: int) -> Dialogue[list[IssuedPass]]:

@@ -5,8 +5,12 @@ SELECT * FROM passes WHERE transport <> '' AND settled_at IS NULL AND conversati
 AND reserved_at > :after AND reserved_at < :before ORDER BY reserved_at LIMIT :most
 
 -- name: latest
-SELECT * FROM passes WHERE transport <> '' AND user_id = coalesce(:user_id, user_id)
-ORDER BY reserved_at DESC LIMIT :most
+SELECT * FROM passes WHERE transport <> '' ORDER BY reserved_at DESC LIMIT :most
+
+-- name: latest_of_user
+{each_issuer}
+SELECT passes.* FROM issuers JOIN passes ON token_issuer = name
+WHERE user_id = :user_id ORDER BY reserved_at DESC LIMIT :most
 
 -- name: page
 SELECT * FROM passes WHERE transport <> '' AND (reserved_at, pass_id) > (:reserved_at, :pass_id)

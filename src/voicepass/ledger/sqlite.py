@@ -219,18 +219,19 @@ def _open(path: str, busy_seconds: float) -> OpenFile:
     connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
     try:
         _prepare(connection)
+        (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
+        if not resolved:
+            return OpenFile(connection, None, {})
+        # The given path may be a symlink, which could lead elsewhere later. The log is beside the file itself.
+        log = f"{resolved}-wal"
+        paths = [os.path.abspath(path)]  # noqa: PTH100 - the working directory may change
+        if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
+            paths.append(log)
+        found = {each: os.stat(each) for each in paths}  # noqa: PTH116
+        return OpenFile(connection, sqlite3.connect(path, isolation_level=None, check_same_thread=False), found)
     except BaseException:
         connection.close()
         raise
-    (_, _, resolved) = connection.execute("PRAGMA database_list").fetchone()  # "" for a ledger in memory
-    # The path as it was given may be a symlink, which could lead elsewhere later. The log is beside the file itself.
-    log = f"{resolved}-wal"
-    paths = [os.path.abspath(path)] if resolved else []  # noqa: PTH100 - the working directory may change
-    if os.path.exists(log):  # noqa: PTH110 - some file systems do not let SQLite have one
-        paths.append(log)
-    found = {each: os.stat(each) for each in paths}  # noqa: PTH116
-    copier = sqlite3.connect(path, isolation_level=None, check_same_thread=False) if resolved else None
-    return OpenFile(connection, copier, found)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
