@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -285,6 +286,24 @@ async def test_what_the_dependency_holds_for_a_function_is_free_before_elevenlab
 
     assert answer.status_code == 200
     assert order == ["closed", "asked"]
+
+
+CONFIGURED_LATE = """
+import logging.config
+import voicepass.app
+from voicepass.telemetry.logger import Logger
+
+logger = Logger("voicepass.late")
+own = {"class": "logging.StreamHandler"}
+logging.config.dictConfig({"version": 1, "handlers": {"own": own}, "root": {"handlers": ["own"], "level": "INFO"}})
+logger.info("service.started")
+"""
+
+
+def test_an_app_that_configures_its_logging_after_the_import_gets_the_lines() -> None:
+    ended = subprocess.run([sys.executable, "-c", CONFIGURED_LATE], capture_output=True, text=True, check=True)
+
+    assert ended.stderr == "service.started\n"
 
 
 async def test_a_log_handler_of_the_app_that_raises_costs_no_pass(upstream: respx.MockRouter) -> None:

@@ -83,6 +83,22 @@ def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_
     assert lost.told == [dropped]
 
 
+def test_a_service_that_ends_inside_another_leaves_the_other_its_thread(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = LogWriter(file.fileno(), on_resumed=Lost())
+        with writer.buffered():
+            threads = threading.active_count()
+            with writer.buffered():
+                writer.write("inner")
+            writer.write("outer")
+            after = threading.active_count()
+        writer.write("own")
+
+    assert after == threads
+    assert (tmp_path / "log").read_text().splitlines() == ["inner", "outer", "own"]
+    assert writer.dropped == 0
+
+
 @pytest.mark.timeout(60)  # to wait for each line would take five minutes
 def test_who_writes_a_line_of_its_own_waits_once_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
     _, writing = pipe

@@ -41,9 +41,10 @@ class LogWriter:
 
     def write(self, line: str) -> None:
         """Write `line` and a line break. This never raises."""
-        if self._is_stalled or self._queue.qsize() >= MAX_WAITING_LINES:
+        is_buffered = self._thread.is_alive()
+        if self._is_stalled or (is_buffered and self._queue.qsize() >= MAX_WAITING_LINES):
             self.drop()
-        elif self._thread.is_alive():
+        elif is_buffered:
             self._queue.put(line)
         else:
             self._write([line], wait_seconds=END_SECONDS)
@@ -60,6 +61,7 @@ class LogWriter:
         thread = threading.Thread(target=self._run, args=(queue,), name="log", daemon=True)
         with suppress(RuntimeError):  # the system refuses another thread: each caller then writes its own line
             thread.start()
+        outer = self._queue, self._thread
         self._queue, self._thread, self._is_stalled = queue, thread, False
         try:
             yield
@@ -67,7 +69,12 @@ class LogWriter:
             if thread.is_alive():
                 queue.put(None)
                 thread.join(END_SECONDS)
-            self._is_stalled = thread.is_alive()
+            if self._thread is thread:  # A block that began later and has not ended keeps its own.
+                self._is_stalled = thread.is_alive() and not outer[1].is_alive()
+                self._queue, self._thread = outer
+            with suppress(Empty):  # Other threads may have written during the end.
+                while not thread.is_alive() and (line := queue.get_nowait()) is not None:
+                    self.write(line)
 
     def _run(self, queue: SimpleQueue[str | None]) -> None:
         while True:
@@ -94,7 +101,7 @@ class LogWriter:
         if written:
             self._is_line_torn = data[written - 1] != ord("\n")
         lost = self.dropped - self._reported
-        if lost and written == len(data) and self._queue.empty():
+        if lost and written == len(data) and (self._queue.empty() or not self._thread.is_alive()):
             self._reported += lost
             self._on_resumed(lost)
 
