@@ -214,6 +214,28 @@ async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> No
     ]
 
 
+async def test_while_a_probe_hangs_nobody_else_is_let_through() -> None:
+    upstream = await opened()
+    answer = asyncio.Event()
+
+    async def hang() -> str:
+        await answer.wait()
+        return "late"
+
+    upstream.now += OPEN_SECONDS
+    probe = asyncio.create_task(upstream.guard.call(hang, bulkhead=upstream.bulkhead))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    upstream.now += 10 * OPEN_SECONDS
+    refused = await upstream.ask()
+    answer.set()
+
+    assert isinstance(refused, Unavailable)
+    assert refused.retry_after_seconds == OPEN_SECONDS
+    assert await probe == "late"
+    assert not upstream.guard.breaker.is_open
+
+
 async def test_a_failed_probe_keeps_the_breaker_open_for_as_long_again() -> None:
     upstream = await opened()
     for _ in range(3):

@@ -44,6 +44,7 @@ from voicepass.settlement import NEVER_OPENED_SECONDS, run_periodically
 from voicepass.settlement.reconciler import (
     CALLS_PER_ROUND,
     LIST_SECONDS,
+    MAX_ROWS,
     MIN_LEASE_SECONDS,
     UNACCOUNTED_SECONDS,
     Reconciler,
@@ -131,6 +132,21 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
     assert settled == ["reconciler"] * 250
     assert len(provider.listed) == 3
     assert provider.asked == []
+
+
+async def test_every_row_of_a_page_counts_however_many_it_has() -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        for number in range(3):
+            await grant(ledger, f"conv_{number}")
+        clock.now += 300
+        others = [row(f"conv_other_{number}", "in-progress", agent_id="agent_other") for number in range(MAX_ROWS)]
+        page = [row("conv_0", "done", 42), *others, row("conv_1", "done", 42), *others, row("conv_2", "done", 42)]
+
+        await make_reconciler(ledger, FakeProvider(pages=[page]), clock).run_round()
+
+        settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(3)]
+    assert settled == ["reconciler"] * 3
 
 
 async def test_the_list_is_read_every_four_minutes() -> None:

@@ -74,7 +74,7 @@ class WarmStore:
             raise
         finally:
             shelf.expected -= 1
-        self._refill(agent, shelf)
+        self._refill(agent, self._find_shelf(agent))
 
     async def fetch_credential(self, agent: Agent, transport: Transport) -> Credential:
         """Ask ElevenLabs for a credential, because the store holds none. Raises what the source raises."""

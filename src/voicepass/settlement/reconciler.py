@@ -29,7 +29,7 @@ MIN_LEASE_SECONDS: Final = 120.0
 """A round may take so long, even if rounds follow one another faster."""
 
 MAX_ROWS: Final = 200
-"""voicepass reads so many rows of a page at most. ElevenLabs sends 100."""
+"""voicepass asks the ledger about this many rows at once. ElevenLabs sends 100 on a page."""
 
 _WINDOW_SECONDS: Final = 1800.0  # The ledger saves the progress after each window, so a long backlog is read once.
 _RELEASED_AT_ONCE: Final = 100
@@ -145,13 +145,14 @@ class Reconciler:
         while cursor not in cursors:
             cursors.add(cursor)
             rows, cursor = await read_page(cursor=cursor)
-            await self._apply_rows(rows)
+            for start in range(0, len(rows), MAX_ROWS):
+                await self._apply_rows(rows[start : start + MAX_ROWS])
             if not cursor:
                 return
         raise BadAnswer(operator_note="ElevenLabs' list of conversations does not end: its pages repeat")
 
     async def _apply_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        parsed = [parse_row(row, source="reconciler") for row in rows[:MAX_ROWS]]
+        parsed = [parse_row(row, source="reconciler") for row in rows]
         reports = {report.conversation_id: report for report in parsed if report is not None}
         for issued in await self.ledger.find(list(reports)):
             report = reports.pop(issued.conversation_id or "")
