@@ -56,6 +56,7 @@ def bash(command: str) -> list[str]:
     return ["bash", "-c", command]
 
 
+@pytest.mark.long
 def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
     copy, curl = commands("run")
     (serve,) = commands("serve")

@@ -151,6 +151,7 @@ def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, lengt
     return False
 
 
+@pytest.mark.long
 @table(("pattern", "flags"), each_pattern())
 def test_every_pattern_reads_a_text_in_linear_time(pattern: str, flags: int) -> None:
     compiled = re.compile(pattern, flags)

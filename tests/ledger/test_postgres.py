@@ -82,6 +82,7 @@ async def burst(ledger: Ledger, count: int = 40) -> list[tuple[object, float]]:
     return await asyncio.gather(*map(outcome_and_seconds, asked))
 
 
+@pytest.mark.long
 async def test_a_dead_server_refuses_in_time_and_a_restarted_one_is_found_again(
     busy: Ledger, postgres: Postgres
 ) -> None:
@@ -104,6 +105,7 @@ async def test_a_restart_between_two_requests_is_not_noticed(busy: Ledger, postg
     assert {outcome for outcome, _ in await burst(busy, 10)} == {None}
 
 
+@pytest.mark.long
 async def test_a_frozen_server_refuses_in_time_and_goes_on_where_it_stopped(busy: Ledger, postgres: Postgres) -> None:
     with frozen(postgres):
         refused = await burst(busy)
@@ -169,6 +171,7 @@ def end_sessions(postgres: Postgres, role: str) -> None:
     postgres.run(f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
 
 
+@pytest.mark.long
 async def test_a_server_out_of_connections_refuses_and_recovers(engine: Engine, postgres: Postgres) -> None:
     role = f"few_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
@@ -559,6 +562,7 @@ async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_password_i
     assert "hunter2canary" not in text
 
 
+@pytest.mark.long
 async def test_the_role_that_compose_makes_owns_its_database_and_is_no_superuser(
     engine: Engine, postgres: Postgres, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ async def test_a_rule_with_a_mistake_fails_alone(engine: Engine) -> None:
         assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 12
 
 
+@pytest.mark.long
 async def test_the_log_stays_short_however_many_passes_are_written(engine: Engine) -> None:
     async with engine.opened() as ledger:
         for _ in range(60):
