@@ -1,4 +1,4 @@
-"""Limits over HTTP: what is refused, what the refusal tells, what it costs (nothing), and where a user stands."""
+"""Limits over HTTP: which passes are refused, what the refusal says, and which usage a user sees."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ AS_SERVICE = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
 
 
 def limited(**limits: object) -> pytest.MarkDecorator:
-    """The `api` fixture with these limits of a user on, and all others off."""
+    """Give the `api` fixture these limits of a user, and no others."""
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
     text = "\n".join([*lines, *(f"{name} = {value}" for name, value in limits.items())])
     settings = {"voicepass_policy_file": policy_file(text), "voicepass_service_tokens": SERVICE_TOKEN}
@@ -63,7 +63,7 @@ async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
-async def test_a_step_of_the_machines_clock_moves_no_limit(
+async def test_a_step_of_the_machines_clock_changes_no_limit(
     upstream: respx.MockRouter, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     stepped, real = [0.0], time.time
@@ -84,7 +84,7 @@ async def test_a_step_of_the_machines_clock_moves_no_limit(
 
 
 @limited(open_conversations=2)
-async def test_no_more_conversations_are_open_at_once_than_allowed(
+async def test_a_pass_beyond_the_limit_of_open_conversations_is_refused(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     mine = [await api.post("/v1/signed-url", headers=bearer) for _ in range(3)]
@@ -92,12 +92,12 @@ async def test_no_more_conversations_are_open_at_once_than_allowed(
 
     assert [answer.status_code for answer in mine] == [200, 200, 429]
     assert_limited(mine[2], "too_many_conversations")
-    assert mine[2].headers["retry-after"] == "3"  # its user can end one at any moment
+    assert mine[2].headers["retry-after"] == "3"  # short, because the user can end a conversation at any time
     assert others.status_code == 200
 
 
 @limited(open_conversations=2)
-async def test_an_unopened_pass_is_returned_again_and_is_no_further_conversation(
+async def test_an_unopened_pass_is_returned_again_and_counts_once(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter
 ) -> None:
     upstream["account"].respond(404, json={"detail": {"status": "conversation_history_not_found", "message": "m"}})
@@ -116,7 +116,9 @@ async def test_an_unopened_pass_is_returned_again_and_is_no_further_conversation
 
 
 @limited(minutes_per_day=25)
-async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_passes_reserve_minutes_and_never_more_than_the_limit(
+    api: httpx.AsyncClient, bearer: dict[str, str]
+) -> None:
     answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(4)]
     usage = (await api.get("/v1/usage", headers=bearer)).json()
 
@@ -130,7 +132,7 @@ async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, 
 @limited(passes_per_minute=20)
 @pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.alone
-async def test_of_all_who_come_at_once_exactly_twenty_get_a_pass(
+async def test_of_many_requests_at_once_exactly_twenty_get_a_pass(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, callers: int
 ) -> None:
     answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(callers)))
@@ -141,7 +143,7 @@ async def test_of_all_who_come_at_once_exactly_twenty_get_a_pass(
 
 
 @limited(passes_per_day=2, open_conversations=2, minutes_per_day=20)
-async def test_a_mint_that_fails_is_given_back(
+async def test_a_failed_mint_returns_its_reservation(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     good = upstream["signed_url"].side_effect
@@ -160,8 +162,8 @@ REFUSED: dict[str, Any] = {
     "the agent": httpx.Response(404, json={"detail": {"status": "document_not_found", "message": "m"}}),
     "the request": httpx.Response(422, json={"detail": []}),
     "busy": httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded", "message": "m"}}),
-    "no sense": httpx.Response(200, text="<html>"),
-    "the line": httpx.ReadTimeout("m"),
+    "no JSON": httpx.Response(200, text="<html>"),
+    "a timeout": httpx.ReadTimeout("m"),
 }
 
 
@@ -170,20 +172,20 @@ REFUSED: dict[str, Any] = {
 async def test_every_request_that_reached_elevenlabs_counts_for_a_minute(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter, refused: str
 ) -> None:
-    upstream["signed_url"].side_effect = lambda _request: _answer(REFUSED[refused])
+    upstream["signed_url"].side_effect = lambda _request: _raise_or_return(REFUSED[refused])
 
     answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(50)))
     other = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})
     usage = (await api.get("/v1/usage", headers=bearer)).json()["limits"]
 
     codes = [answer.json()["code"] for answer in answers]
-    assert upstream["signed_url"].call_count <= 5  # four of the one, one of the other
-    assert codes.count("rate_limited") >= 46 or refused == "the key"  # whom nobody asks for, until the pause is over
+    assert upstream["signed_url"].call_count <= 5  # four of the first user, one of the second
+    assert codes.count("rate_limited") >= 46 or refused == "the key"  # voicepass pauses all requests after a bad key
     assert other.json()["code"] != "rate_limited"
     assert usage[0]["used"] <= 4
 
 
-def _answer(refused: httpx.Response | Exception) -> httpx.Response:
+def _raise_or_return(refused: httpx.Response | Exception) -> httpx.Response:
     if isinstance(refused, Exception):
         raise refused
     return refused
@@ -203,7 +205,7 @@ FAULTS: list[Any] = [
 
 @pytest.mark.long
 @limited(passes_per_day=100_000, minutes_per_day=1_000_000)
-async def test_after_1000_mints_during_random_faults_the_ledger_adds_up_to_the_last_unit(
+async def test_after_1000_mints_during_random_faults_the_ledger_counts_exactly_the_granted_passes(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     dice = random.Random(3)  # noqa: S311 - the same faults every time
@@ -228,7 +230,7 @@ async def test_after_1000_mints_during_random_faults_the_ledger_adds_up_to_the_l
 
 
 @limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
-async def test_users_see_their_own_usage_and_nobody_elses(
+async def test_users_see_their_own_usage_only(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     for _ in range(2):
@@ -253,7 +255,7 @@ async def test_users_see_their_own_usage_and_nobody_elses(
 
 
 @pytest.mark.parametrize("api", [{"voicepass_policy_file": None}], indirect=True)
-async def test_without_a_policy_file_limits_are_on(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_without_a_policy_file_the_default_limits_apply(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     usage = (await api.get("/v1/usage", headers=bearer)).json()
 
     assert {limit["limit"]: limit["most"] for limit in usage["limits"]} == {
@@ -313,7 +315,7 @@ async def test_a_block_refuses_passes_until_it_is_removed(
         {"kind": "agent", "key": "x"},
     ],
 )
-async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
+async def test_a_block_of_another_user_or_agent_does_not_refuse_this_user(
     api: httpx.AsyncClient, bearer: dict[str, str], block: dict[str, str]
 ) -> None:
     await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
@@ -336,15 +338,15 @@ async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
         {"kind": "user", "key": "u-1", "for": "ever"},
     ],
 )
-async def test_a_block_that_makes_no_sense_is_refused(api: httpx.AsyncClient, block: dict[str, str]) -> None:
+async def test_an_invalid_block_is_refused(api: httpx.AsyncClient, block: dict[str, str]) -> None:
     response = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
 
     assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
-    assert "'agent'" not in response.json()["detail"], "that would be how to ask for a pass"
+    assert "'agent'" not in response.json()["detail"], "this detail is for requests of a pass"
 
 
 @limited()
-async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_a_users_token_cannot_block_anyone(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     response = await api.post("/v1/blocks", json={"kind": "everyone"}, headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (401, "token_invalid")
@@ -355,10 +357,10 @@ async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str,
     [
         ({"minutes_per_day": 15, "minutes_per_month": 600}, [900, 300]),
         ({"minutes_per_day": 60, "minutes_per_month": 20}, [1200, 600]),
-        ({"passes_per_day": 9}, [600, 600]),  # no limit counts minutes: the longest conversation
+        ({"passes_per_day": 9}, [600, 600]),  # no limit counts minutes: the maximum of one conversation
     ],
 )
-async def test_a_pass_and_the_agents_tool_get_the_seconds_that_the_user_may_still_talk(
+async def test_a_pass_and_the_agents_tool_get_the_remaining_seconds_of_the_user(
     bearer: dict[str, str], limits: dict[str, int], left: list[int]
 ) -> None:
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
