@@ -1,4 +1,4 @@
-"""What is refused as a key, in words that never repeat it."""
+"""Which keys are refused, and that no refusal repeats the key."""
 
 import base64
 import datetime as dt
@@ -77,7 +77,7 @@ def test_a_secret_may_look_like_anything_and_is_used_byte_for_byte(name: str, al
 def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -> None:
     provider, attacker = signer_for(algorithm), signer_for(algorithm, owner="attacker")
 
-    key = key_of(provider.published, algorithm)
+    key = build_key(provider.published, algorithm)
 
     assert key.algorithm == algorithm
     assert key.verifies(b"signing input", provider.sign(b"signing input"))
@@ -87,7 +87,7 @@ def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS - HMAC_ALGORITHMS))
-def test_a_jwk_is_the_same_key_as_the_text(algorithm: str) -> None:
+def test_a_jwk_is_the_same_key_as_its_pem(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
     key = key_from_jwk(jwk_of(algorithm, kid="key-1", use="sig", alg=algorithm, key_ops=["verify"]), algorithm)
@@ -128,7 +128,7 @@ def test_a_key_has_the_names_that_its_jwk_gives_it() -> None:
     assert key_from_jwk(jwk_of("ES256", kid=None, x5t=7, **{"x5t#S256": ["BBBB"]}), "ES256").names == {}
 
 
-def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None:
+def test_a_pem_built_by_hand_is_accepted_if_its_exponent_is_valid() -> None:
     signer = signer_for("RS256")
 
     key = key_from_pem(rsa_pem(exponent=65537), "RS256")
@@ -140,18 +140,18 @@ def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None
 def test_a_certificate_serves_as_its_public_key(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
-    key = key_from_pem(certificate_of(algorithm).public_bytes(Encoding.PEM).decode(), algorithm)
+    key = key_from_pem(make_certificate(algorithm).public_bytes(Encoding.PEM).decode(), algorithm)
 
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
 
 
 def unusable_secrets() -> dict[str, tuple[str, str]]:
     pem = signer_for("RS256").published
-    der = der_of(pem)
+    der = decode_pem(pem)
     pkcs1 = rsa_key_of("provider").public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
     ssh = rsa_key_of("provider").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     ec_ssh = ec_key_of("provider", "ES256").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    certificate = certificate_of("RS256").public_bytes(Encoding.DER)
+    certificate = make_certificate("RS256").public_bytes(Encoding.DER)
     jwk = jwk_of("RS256", kid="key-1")
     short, blank, public = "at least 32 bytes", "blank", "public key"
     return {
@@ -168,7 +168,7 @@ def unusable_secrets() -> dict[str, tuple[str, str]]:
         "a PEM with \\n": (pem.replace("\n", "\\n"), public),
         "a PEM in spaces": (f"  {pem}  ", public),
         "a PEM of an EC key": (signer_for("ES256").published, public),
-        "a PEM certificate": (certificate_of("RS256").public_bytes(Encoding.PEM).decode(), public),
+        "a PEM certificate": (make_certificate("RS256").public_bytes(Encoding.PEM).decode(), public),
         "a PEM private key": (private_pem(rsa_key_of("provider")), public),
         "an SSH key": (ssh, public),
         "an SSH key after a space": (" " + ssh, public),
@@ -176,7 +176,7 @@ def unusable_secrets() -> dict[str, tuple[str, str]]:
         "DER in base64": (base64.b64encode(der).decode(), public),
         "DER in base64, in lines": (base64.encodebytes(der).decode(), public),
         "DER in base64url": (base64url(der), public),
-        "DER of an EC key": (base64.b64encode(der_of(signer_for("ES256").published)).decode(), public),
+        "DER of an EC key": (base64.b64encode(decode_pem(signer_for("ES256").published)).decode(), public),
         "DER in PKCS #1": (base64.b64encode(pkcs1).decode(), public),
         "DER of a certificate, as in x5c": (base64.b64encode(certificate).decode(), public),
         "a JWK": (json.dumps(jwk), public),
@@ -191,15 +191,15 @@ def unusable_secrets() -> dict[str, tuple[str, str]]:
 def test_a_short_blank_or_mistaken_secret_is_refused() -> None:
     secrets = unusable_secrets()
 
-    answers = {name: refusal(lambda s=secret: key_from_secret(s, "HS256")) for name, (secret, _) in secrets.items()}
+    answers = {name: get_refusal(lambda s=secret: key_from_secret(s, "HS256")) for name, (secret, _) in secrets.items()}
 
     assert {name: answers[name] for name, (_, reason) in secrets.items() if reason not in answers[name]} == {}
-    assert [name for name, (secret, _) in secrets.items() if gives_away(secret, answers[name])] == []
+    assert [name for name, (secret, _) in secrets.items() if has_part_of(secret, answers[name])] == []
 
 
 @table("algorithm", [*sorted(ALGORITHMS - HMAC_ALGORITHMS), "none", "hs256", "HS1", "PS256", ""])
-def test_a_secret_serves_no_algorithm_but_hs(algorithm: str) -> None:
-    answer = refusal(lambda: key_from_secret(SECRET, algorithm))
+def test_a_secret_is_refused_for_every_algorithm_but_hs(algorithm: str) -> None:
+    answer = get_refusal(lambda: key_from_secret(SECRET, algorithm))
 
     assert "a secret is for HS256, HS384 or HS512" in answer
     assert SECRET not in answer
@@ -210,13 +210,13 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
     private = rsa_key_of("provider")
     ssh = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
-    ed25519_pem = spki(ed25519.Ed25519PrivateKey.generate().public_key())
+    ed25519_pem = write_pem(ed25519.Ed25519PrivateKey.generate().public_key())
     no_pem, private_half = "is not a PEM public key or certificate", "is a private key"
     return {
         "empty": ("", "RS256", no_pem),
         "words": ("the public key", "RS256", no_pem),
         "a lone surrogate": ("\ud800", "RS256", no_pem),
-        "a PEM without its marks": (base64.b64encode(der_of(pem)).decode(), "RS256", no_pem),
+        "a PEM without its marks": (base64.b64encode(decode_pem(pem)).decode(), "RS256", no_pem),
         "a PEM cut short": (pem[: len(pem) // 2], "RS256", no_pem),
         "a PEM of rubbish": ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "RS256", no_pem),
         "a certificate of rubbish": ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "RS256", no_pem),
@@ -224,7 +224,7 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
         "a JWK": (json.dumps(jwk_of("RS256")), "RS256", no_pem),
         "a secret": (SECRET, "RS256", no_pem),
         "a private key": (private_pem(private), "RS256", private_half),
-        "a private key of old": (private_pem(private, PrivateFormat.TraditionalOpenSSL), "RS256", private_half),
+        "a PKCS #1 private key": (private_pem(private, PrivateFormat.TraditionalOpenSSL), "RS256", private_half),
         "a private key of OpenSSH": (private_pem(private, PrivateFormat.OpenSSH), "RS256", private_half),
         "an encrypted private key": (encrypted.decode(), "RS256", private_half),
         "a private EC key": (private_pem(ec_key_of("provider", "ES256")), "ES256", private_half),
@@ -240,20 +240,28 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
         "P-256 for ES512": (ec_pem, "ES512", "is not a key for ES512"),
         "P-384 for ES256": (signer_for("ES384").published, "ES256", "is not a key for ES256"),
         "secp256k1 for ES256": (
-            spki(ec.generate_private_key(ec.SECP256K1()).public_key()),
+            write_pem(ec.generate_private_key(ec.SECP256K1()).public_key()),
             "ES256",
             "is not a key for ES256",
         ),
         "Ed25519 for ES256": (ed25519_pem, "ES256", "is not a key for ES256"),
         "Ed25519 for RS256": (ed25519_pem, "RS256", "is not a key for RS256"),
-        "Ed448 for EdDSA": (spki(ed448.Ed448PrivateKey.generate().public_key()), "EdDSA", "is not a key for EdDSA"),
-        "X25519 for EdDSA": (spki(x25519.X25519PrivateKey.generate().public_key()), "EdDSA", "is not a key for EdDSA"),
+        "Ed448 for EdDSA": (
+            write_pem(ed448.Ed448PrivateKey.generate().public_key()),
+            "EdDSA",
+            "is not a key for EdDSA",
+        ),
+        "X25519 for EdDSA": (
+            write_pem(x25519.X25519PrivateKey.generate().public_key()),
+            "EdDSA",
+            "is not a key for EdDSA",
+        ),
         "RSA for EdDSA": (pem, "EdDSA", "is not a key for EdDSA"),
         "P-256 for EdDSA": (ec_pem, "EdDSA", "is not a key for EdDSA"),
         "Ed25519 of order 1": (ed25519_pem_of(1), "EdDSA", "anyone can sign"),
         "a private Ed25519 key": (private_pem(ed25519_key_of("provider")), "EdDSA", private_half),
         "a certificate of another kind": (
-            certificate_of("RS256").public_bytes(Encoding.PEM).decode(),
+            make_certificate("RS256").public_bytes(Encoding.PEM).decode(),
             "ES256",
             "is not a key for ES256",
         ),
@@ -266,10 +274,10 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
 def test_a_pem_that_is_no_public_key_for_the_algorithm_is_refused() -> None:
     pems = unusable_pems()
 
-    answers = {name: refusal(lambda p=pem, a=alg: key_from_pem(p, a)) for name, (pem, alg, _) in pems.items()}
+    answers = {name: get_refusal(lambda p=pem, a=alg: key_from_pem(p, a)) for name, (pem, alg, _) in pems.items()}
 
     assert {name: answers[name] for name, (_, _, reason) in pems.items() if reason not in answers[name]} == {}
-    assert [name for name, (pem, _, _) in pems.items() if gives_away(pem, answers[name])] == []
+    assert [name for name, (pem, _, _) in pems.items() if has_part_of(pem, answers[name])] == []
 
 
 def unusable_jwks() -> dict[str, tuple[object, str, str]]:
@@ -366,10 +374,10 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
 def test_a_jwk_that_is_no_key_for_the_algorithm_is_refused() -> None:
     jwks = unusable_jwks()
 
-    answers = {name: refusal(lambda j=jwk, a=alg: key_from_jwk(j, a)) for name, (jwk, alg, _) in jwks.items()}
+    answers = {name: get_refusal(lambda j=jwk, a=alg: key_from_jwk(j, a)) for name, (jwk, alg, _) in jwks.items()}
 
     assert {name: answers[name] for name, (_, _, reason) in jwks.items() if reason not in answers[name]} == {}
-    assert [name for name, (jwk, _, _) in jwks.items() if gives_away(json.dumps(jwk), answers[name])] == []
+    assert [name for name, (jwk, _, _) in jwks.items() if has_part_of(json.dumps(jwk), answers[name])] == []
 
 
 def test_an_ed25519_key_that_is_no_point_of_the_curve_verifies_nothing() -> None:
@@ -379,13 +387,13 @@ def test_an_ed25519_key_that_is_no_point_of_the_curve_verifies_nothing() -> None
     assert [key.verifies(b"text", signature) for signature in signatures] == [False] * 3
 
 
-def test_a_key_shows_nothing_of_itself_in_a_log_line() -> None:
+def test_the_text_of_a_key_object_never_holds_the_key() -> None:
     key = replace(key_from_secret(SECRET, "HS256"), names={"kid": "key-1"})
 
     shown = f"{key} {key!r}"
 
     assert "key-1" in shown
-    assert not gives_away(SECRET, shown)
+    assert not has_part_of(SECRET, shown)
 
 
 def test_the_pure_python_ecdsa_is_never_imported() -> None:
@@ -397,7 +405,7 @@ def test_the_pure_python_ecdsa_is_never_imported() -> None:
 
 
 @table("data", [b"", b"f", b"fo", b"foo", bytes(range(256)), b"\xfb\xff\xbf"])
-def test_base64url_goes_there_and_back(data: bytes) -> None:
+def test_base64url_decodes_what_it_encoded(data: bytes) -> None:
     text = base64url_encode(data)
 
     assert base64url_decode(text) == data
@@ -408,7 +416,7 @@ def test_base64url_goes_there_and_back(data: bytes) -> None:
     "text",
     ["A", "AAAAA", "AA==", "AAA=", "=", "Zh", "Zm9", "+A", "/A", "A A", "AA\n", "AA\0", "ÄÄ", "\uff21A", "\ud800"],
 )
-def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
+def test_base64url_refuses_every_other_encoding_of_a_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"base64|padding|ASCII"):
         base64url_decode(text)
 
@@ -416,8 +424,8 @@ def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
 # Keys and answers ---------------------------------------------------------------------------------------------------
 
 
-def refusal(build: Any) -> str:
-    """Return the words with which a key is refused; any other exception escapes, and fails the test."""
+def get_refusal(build: Any) -> str:
+    """Return the text of the refusal, or "accepted". Any other exception fails the test."""
     try:
         build()
     except KeyUnusableError as error:
@@ -425,12 +433,12 @@ def refusal(build: Any) -> str:
     return "accepted"
 
 
-def gives_away(key: str, message: str) -> bool:
-    """Whether any 12 characters of `key` stand in `message`."""
+def has_part_of(key: str, message: str) -> bool:
+    """Whether `message` holds any 12 characters of `key`."""
     return any(key[start : start + 12] in message for start in range(len(key) - 11))
 
 
-def key_of(published: str, algorithm: str) -> VerificationKey:
+def build_key(published: str, algorithm: str) -> VerificationKey:
     return (key_from_secret if algorithm in HMAC_ALGORITHMS else key_from_pem)(published, algorithm)
 
 
@@ -452,7 +460,7 @@ def jwk_of(algorithm: str, **members: object) -> dict[str, Any]:
 
 
 @cache
-def certificate_of(algorithm: str) -> Certificate:
+def make_certificate(algorithm: str) -> Certificate:
     key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey = rsa_key_of("provider")
     if algorithm == "EdDSA":
         key = ed25519_key_of("provider")
@@ -474,11 +482,11 @@ def certificate_of(algorithm: str) -> Certificate:
 
 @cache
 def weak_rsa_pem() -> str:
-    return spki(rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key())  # noqa: S505
+    return write_pem(rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key())  # noqa: S505
 
 
 def rsa_pem(*, exponent: int) -> str:
-    """Return the provider's key with another exponent, put together by hand: no library writes such a key."""
+    """Return the provider's key with another exponent, built by hand because no library writes such a key."""
     modulus = rsa_key_of("provider").public_key().public_numbers().n
     numbers = der_item(0x30, *(der_item(0x02, n.to_bytes(n.bit_length() // 8 + 1)) for n in (modulus, exponent)))
     rsa_encryption = der_item(0x30, bytes.fromhex("06092a864886f70d0101010500"))
@@ -511,10 +519,10 @@ def weak_points() -> dict[str, str]:
 
 
 def ed25519_pem_of(number: int) -> str:
-    return spki(ed25519.Ed25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
+    return write_pem(ed25519.Ed25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
 
 
-def spki(key: PublicKeyTypes) -> str:
+def write_pem(key: PublicKeyTypes) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
@@ -522,5 +530,5 @@ def private_pem(key: PrivateKeyTypes, style: PrivateFormat = PrivateFormat.PKCS8
     return key.private_bytes(Encoding.PEM, style, NoEncryption()).decode()
 
 
-def der_of(pem: str) -> bytes:
+def decode_pem(pem: str) -> bytes:
     return base64.b64decode("".join(pem.splitlines()[1:-1]))
