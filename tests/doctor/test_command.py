@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import API_KEY, secrets_in
-from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
+from tests.cli.test_cli import CLEAN, ENVIRONMENT, CommandResult, run
 from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
 from tests.elevenlabs_emulator.wire import Serve
 from tests.tables import table
 from voicepass.doctor.findings import CHECKS
 
 
-def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> Ended:
+def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> CommandResult:
     url = serve(pretend(state)).url
     surroundings = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID} | environment
     return run("doctor", *arguments, cwd=folder, environment=surroundings)

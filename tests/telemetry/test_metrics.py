@@ -16,7 +16,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cli.test_cli import ENVIRONMENT, serving
+from tests.cli.test_cli import ENVIRONMENT, run_server
 from tests.conftest import MakeToken
 from tests.servers import free_port
 from tests.telemetry.test_lines import attempt
@@ -243,7 +243,7 @@ def test_two_workers_answer_as_one_and_what_a_dead_one_counted_stays(
     def scraped() -> str:
         return httpx.get(f"{url}/metrics", trust_env=False).text
 
-    with serving("serve", "--workers", "2", cwd=tmp_path, environment=environment), ThreadPoolExecutor(16) as pool:
+    with run_server("serve", "--workers", "2", cwd=tmp_path, environment=environment), ThreadPoolExecutor(16) as pool:
         while len(busy()) < 2 and asked < 800:
             list(pool.map(ask, range(asked, asked + 40)))
             asked += 40
