@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.ports import AtOnce
 from tests.conftest import MakeToken, make_token, settings_with
-from tests.telemetry.test_metrics import Process, TurnedLedger, metrics_of
+from tests.telemetry.test_metrics import FakeLedger, Process, make_metrics
 from voicepass.api.schemas import SignedUrlPass
 from voicepass.config.build import Configuration, configure
 from voicepass.config.limits import MAX_AMOUNT, LimitTables, UserLimitsEntry
@@ -140,7 +140,7 @@ def attempt(configuration: Configuration, user: User) -> Attempt:
 
 def test_log_and_count(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
     configure_logging(log_format="json", level="info")
-    observers = (log_attempt, metrics_of(Process(), TurnedLedger(), aliases=["", "default"]).count_attempt)
+    observers = (log_attempt, make_metrics(Process(), FakeLedger(), aliases=["", "default"]).count_attempt)
 
     benchmark(lambda: [observe(attempt) for observe in observers])
 
