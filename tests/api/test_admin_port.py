@@ -213,7 +213,7 @@ def serve_two_ports(tmp_path: Path, *, workers: int, drain_seconds: int) -> Iter
         "VOICEPASS_DRAIN_SECONDS": str(drain_seconds),
         "VOICEPASS_SERVICE_TOKENS": SERVICE_TOKEN,
     }
-    with started(command, cwd=tmp_path, environment=environment) as log, new_client() as client:
+    with started(command, cwd=tmp_path, environment=environment) as log, open_client() as client:
         for port in (ports.public, ports.admin):
             while is_closed(client, url_of(port)):  # it does not listen yet
                 pass
@@ -222,7 +222,7 @@ def serve_two_ports(tmp_path: Path, *, workers: int, drain_seconds: int) -> Iter
         yield ports, int(found[1])
 
 
-def new_client() -> httpx.Client:
+def open_client() -> httpx.Client:
     """A client that opens a connection for each request."""
     return httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -254,7 +254,7 @@ def open_request(port: int, path: str, body: dict[str, str]) -> Iterator[Callabl
 def test_on_sigterm_both_ports_close_and_open_requests_on_both_are_answered(tmp_path: Path) -> None:
     with (
         serve_two_ports(tmp_path, workers=1, drain_seconds=0) as (ports, pid),
-        new_client() as client,
+        open_client() as client,
         open_request(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,
         open_request(ports.admin, "/v1/blocks", {"kind": "user", "key": "u-2"}) as finish_on_admin,
     ):
@@ -274,7 +274,7 @@ def test_on_sigterm_both_ports_close_and_open_requests_on_both_are_answered(tmp_
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.alone
 def test_while_the_service_drains_both_ports_are_not_ready_and_still_serve(tmp_path: Path, workers: int) -> None:
-    with new_client() as client:
+    with open_client() as client:
         with (
             serve_two_ports(tmp_path, workers=workers, drain_seconds=2) as (ports, pid),
             open_request(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,

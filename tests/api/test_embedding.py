@@ -41,7 +41,7 @@ async def signed_in_user() -> voicepass.User | None:
     return voicepass.User(id="u-1", name="Ada", claims={"plan": "pro"})
 
 
-def app_with(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **settings: object) -> FastAPI:
+def build_app(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **settings: object) -> FastAPI:
     app = FastAPI()
     voicepass.mount(app, path, user=user, settings=settings_with(**WITHOUT_TOKENS, **settings))
     return app
@@ -50,7 +50,7 @@ def app_with(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **
 @pytest.fixture
 async def shop(upstream: respx.MockRouter) -> AsyncIterator[ServiceClient]:
     del upstream
-    async with serving_app(app_with()) as client:
+    async with serving_app(build_app()) as client:
         yield client
 
 
@@ -84,7 +84,7 @@ async def test_without_a_dependency_voicepass_verifies_tokens_as_the_service_doe
 @pytest.mark.parametrize("path", ["voice", "/voice/", "/api/voice"])
 async def test_a_path_works_with_and_without_slashes(path: str, upstream: respx.MockRouter) -> None:
     del upstream
-    async with serving_app(app_with(path=path)) as client:
+    async with serving_app(build_app(path=path)) as client:
         answer = await client.post(f"/{path.strip('/')}/v1/signed-url")
 
     assert answer.status_code == 200
@@ -93,13 +93,13 @@ async def test_a_path_works_with_and_without_slashes(path: str, upstream: respx.
 @pytest.mark.parametrize("path", ["/", "", "//", "/{tenant}/voice"])
 def test_a_mount_at_the_root_or_at_a_parameter_is_refused_with_an_example(path: str) -> None:
     with pytest.raises(ValueError, match="such as '/voice'"):
-        app_with(path=path)
+        build_app(path=path)
 
 
 @pytest.mark.parametrize("sent", ["/voice", "/shop/voice"], ids=["prefix-removed", "prefix-kept"])
 async def test_a_mount_works_below_the_root_path_of_the_server(sent: str, upstream: respx.MockRouter) -> None:
     del upstream
-    app = app_with(voicepass_docs=True)
+    app = build_app(voicepass_docs=True)
     below = httpx.ASGITransport(app, root_path="/shop")
 
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=below, base_url="http://x.test") as client:
@@ -136,7 +136,7 @@ async def test_the_apps_cookie_counts_only_in_requests_of_its_own_or_a_listed_pa
     headers: dict[str, str], status: int, upstream: respx.MockRouter
 ) -> None:
     del upstream
-    async with serving_app(app_with(voicepass_allowed_origins="https://app.example")) as client:
+    async with serving_app(build_app(voicepass_allowed_origins="https://app.example")) as client:
         answers = [await client.request(method, PASS, headers=headers) for method in ("POST", "GET")]
         usage = await client.get(USAGE, headers=headers)
 
@@ -150,7 +150,7 @@ async def test_a_user_who_is_not_signed_in_is_refused_before_elevenlabs_is_asked
     def find_no_user() -> None:
         return None
 
-    async with serving_app(app_with(find_no_user)) as client:
+    async with serving_app(build_app(find_no_user)) as client:
         answers = [await client.post(PASS), await client.post("/voice/v1/conversation-token"), await client.get(USAGE)]
 
     assert [(answer.status_code, read_code(answer)) for answer in answers] == [(401, "token_missing")] * 3
@@ -173,7 +173,7 @@ async def test_a_user_who_is_not_signed_in_is_refused_before_elevenlabs_is_asked
 async def test_a_dependency_that_returns_no_valid_user_gives_500_and_the_log_says_why(
     returned: object, note: str, upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving_app(app_with(lambda: returned)) as client:
+    async with serving_app(build_app(lambda: returned)) as client:
         answer = await client.post(PASS)
 
     assert (answer.status_code, read_code(answer)) == (500, "internal_error")
@@ -184,7 +184,7 @@ async def test_a_dependency_that_returns_no_valid_user_gives_500_and_the_log_say
 
 async def test_a_user_id_may_be_a_number(upstream: respx.MockRouter) -> None:
     del upstream
-    async with serving_app(app_with(lambda: voicepass.User(id=7))) as client:  # type: ignore[arg-type]
+    async with serving_app(build_app(lambda: voicepass.User(id=7))) as client:  # type: ignore[arg-type]
         answer = await client.post(PASS)
 
     assert answer.json()["user_id"] == "7"
@@ -202,7 +202,7 @@ async def test_the_app_handles_what_its_dependency_raises() -> None:
             raise AppError
         raise RuntimeError
 
-    app = app_with(refuse)
+    app = build_app(refuse)
 
     @app.exception_handler(AppError)
     async def answer_own(_request: Request, _error: AppError) -> Response:
@@ -241,7 +241,7 @@ async def test_the_dependency_works_like_any_other_of_the_app(upstream: respx.Mo
         tasks.add_task(seen.append, "task")
         return voicepass.User(id=user_id)
 
-    app = app_with(current_user)
+    app = build_app(current_user)
 
     @app.middleware("http")
     async def set_state(request: Request, call_next: Callable[[Request], Any]) -> Response:
@@ -279,7 +279,7 @@ async def test_a_dependency_of_function_scope_is_closed_before_elevenlabs_is_ask
         return httpx.Response(200, json={"signed_url": signed_url()})
 
     upstream["signed_url"].side_effect = sign
-    async with serving_app(app_with(current_user)) as client:
+    async with serving_app(build_app(current_user)) as client:
         answer = await client.post(PASS)
 
     assert answer.status_code == 200
@@ -314,7 +314,7 @@ async def test_a_pass_is_granted_even_if_a_log_handler_of_the_app_raises(upstrea
     broken = Broken()
     logging.getLogger("voicepass").addHandler(broken)
     try:
-        async with serving_app(app_with()) as client:
+        async with serving_app(build_app()) as client:
             answer = await client.post(PASS)
     finally:
         logging.getLogger("voicepass").removeHandler(broken)
@@ -377,7 +377,7 @@ async def test_log_lines_of_a_mount_reach_the_apps_handlers_at_the_apps_level(
 ) -> None:
     del upstream
     of_server = contextvars.copy_context()  # a server handles requests outside the context of the lifespan
-    app = app_with(voicepass_reconcile_seconds=0)
+    app = build_app(voicepass_reconcile_seconds=0)
     caplog.set_level(logging.INFO, logger="voicepass")
 
     async with serving_app(app) as client:
@@ -453,7 +453,7 @@ async def test_both_lifespans_run_in_either_order(is_first: bool, upstream: resp
 
 
 async def test_a_test_runner_may_start_and_end_the_app_in_two_contexts() -> None:
-    app = app_with()
+    app = build_app()
     lifespan = app.router.lifespan_context(app)
 
     for step in (lifespan.__aenter__(), lifespan.__aexit__(None, None, None)):
@@ -487,7 +487,7 @@ def test_a_mount_refuses_the_settings_that_serve_refuses_with_the_same_lines() -
 
 
 async def test_a_ledger_that_cannot_open_fails_the_start_of_the_app() -> None:
-    app = app_with(voicepass_database_url="sqlite:////nowhere/at/all.db")
+    app = build_app(voicepass_database_url="sqlite:////nowhere/at/all.db")
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_DATABASE_URL cannot be used"):
         async with app.router.lifespan_context(app):
@@ -496,7 +496,7 @@ async def test_a_ledger_that_cannot_open_fails_the_start_of_the_app() -> None:
 
 async def test_a_mount_that_uses_the_apps_cookie_refuses_an_http_origin() -> None:
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_ALLOWED_ORIGINS"):
-        app_with(voicepass_allowed_origins="http://app.example")
+        build_app(voicepass_allowed_origins="http://app.example")
 
 
 async def test_an_app_that_closes_answers_the_pass_in_flight_first(upstream: respx.MockRouter) -> None:
@@ -508,7 +508,7 @@ async def test_an_app_that_closes_answers_the_pass_in_flight_first(upstream: res
         return httpx.Response(200, json={"signed_url": signed_url()})
 
     upstream.get(SIGNED_URL_PATH).mock(side_effect=answer_late)
-    app = app_with()
+    app = build_app()
     async with ServiceClient(app) as client:
         async with app.router.lifespan_context(app):
             asked = asyncio.create_task(client.post(PASS))

@@ -14,7 +14,7 @@ import respx
 
 from tests.canaries import JWT_SECRET
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
-from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
+from tests.identity.hostile_tokens import Mint, make_hostile_tokens, make_valid_tokens, signer_for
 from tests.tables import table
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ async def service(algorithm: str, upstream: respx.MockRouter, tmp_path: Path) ->
         yield client
 
 
-def mint_for(algorithm: str) -> Mint:
+def make_mint(algorithm: str) -> Mint:
     signer = signer_for(algorithm, secret=JWT_SECRET)
     return Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=time.time())
 
@@ -72,7 +72,7 @@ async def get_refusal(service: httpx.AsyncClient, token: str) -> tuple[int, str]
 async def test_every_hostile_token_gets_its_own_refusal_and_no_pass(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
-    hostile = [token for token in hostile_tokens(mint_for(algorithm)) if token.fits_a_header]
+    hostile = [token for token in make_hostile_tokens(make_mint(algorithm)) if token.fits_a_header]
     # These come first: on a slow machine they become valid during the test.
     hostile.sort(key=lambda token: "too early" not in token.name)
 
@@ -92,7 +92,7 @@ async def test_every_hostile_token_gets_its_own_refusal_and_no_pass(
 async def test_every_valid_token_of_the_same_mint_gets_a_pass(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
-    good = valid_tokens(mint_for(algorithm))
+    good = make_valid_tokens(make_mint(algorithm))
 
     responses = {
         name: await service.post("/v1/signed-url", headers={"Authorization": f"Bearer {token}"})

@@ -20,7 +20,7 @@ SERVICE_TOKEN = "canary-service-token-of-the-limits-33aa77"
 AS_SERVICE = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
 
 
-def limited(**limits: object) -> pytest.MarkDecorator:
+def with_limits(**limits: object) -> pytest.MarkDecorator:
     """Give the `api` fixture these limits of a user, and no others."""
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
     text = "\n".join([*lines, *(f"{name} = {value}" for name, value in limits.items())])
@@ -50,7 +50,7 @@ def assert_limited(response: httpx.Response, code: str) -> None:
     assert abs(resets_in.total_seconds() - problem["retry_after_seconds"]) < 3
 
 
-@limited(passes_per_minute=3)
+@with_limits(passes_per_minute=3)
 async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
@@ -83,7 +83,7 @@ async def test_a_step_of_the_machines_clock_changes_no_limit(
     assert len(upstream.calls) == 1
 
 
-@limited(open_conversations=2)
+@with_limits(open_conversations=2)
 async def test_a_pass_beyond_the_limit_of_open_conversations_is_refused(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
@@ -96,7 +96,7 @@ async def test_a_pass_beyond_the_limit_of_open_conversations_is_refused(
     assert others.status_code == 200
 
 
-@limited(open_conversations=2)
+@with_limits(open_conversations=2)
 async def test_an_unopened_pass_is_returned_again_and_counts_once(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter
 ) -> None:
@@ -115,7 +115,7 @@ async def test_an_unopened_pass_is_returned_again_and_counts_once(
     assert others.json()["signed_url"] not in urls
 
 
-@limited(minutes_per_day=25)
+@with_limits(minutes_per_day=25)
 async def test_passes_reserve_minutes_and_never_more_than_the_limit(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
@@ -129,7 +129,7 @@ async def test_passes_reserve_minutes_and_never_more_than_the_limit(
     assert (minutes["most"], minutes["used"], minutes["left"]) == (1500, 1500, 0)
 
 
-@limited(passes_per_minute=20)
+@with_limits(passes_per_minute=20)
 @pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.alone
 async def test_of_many_requests_at_once_exactly_twenty_get_a_pass(
@@ -142,7 +142,7 @@ async def test_of_many_requests_at_once_exactly_twenty_get_a_pass(
     assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"rate_limited"}
 
 
-@limited(passes_per_day=2, open_conversations=2, minutes_per_day=20)
+@with_limits(passes_per_day=2, open_conversations=2, minutes_per_day=20)
 async def test_a_failed_mint_returns_its_reservation(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
@@ -168,7 +168,7 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("refused", REFUSED)
-@limited(passes_per_minute=4)
+@with_limits(passes_per_minute=4)
 async def test_every_request_that_reached_elevenlabs_counts_for_a_minute(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter, refused: str
 ) -> None:
@@ -204,7 +204,7 @@ FAULTS: list[Any] = [
 
 
 @pytest.mark.long
-@limited(passes_per_day=100_000, minutes_per_day=1_000_000)
+@with_limits(passes_per_day=100_000, minutes_per_day=1_000_000)
 async def test_after_1000_mints_during_random_faults_the_ledger_counts_exactly_the_granted_passes(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
@@ -229,7 +229,7 @@ async def test_after_1000_mints_during_random_faults_the_ledger_counts_exactly_t
     assert usage == {"user_passes_per_day": granted, "user_minutes_per_day": granted * 600}
 
 
-@limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
+@with_limits(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
 async def test_users_see_their_own_usage_only(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
@@ -290,7 +290,7 @@ BLOCKS = [
 ]
 
 
-@limited()
+@with_limits()
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_a_block_refuses_passes_until_it_is_removed(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, block: dict[str, str]
@@ -306,7 +306,7 @@ async def test_a_block_refuses_passes_until_it_is_removed(
     assert len(upstream.calls) == 1
 
 
-@limited()
+@with_limits()
 @pytest.mark.parametrize(
     "block",
     [
@@ -325,7 +325,7 @@ async def test_a_block_of_another_user_or_agent_does_not_refuse_this_user(
     assert response.status_code == 200
 
 
-@limited()
+@with_limits()
 @table(
     "block",
     [
@@ -345,7 +345,7 @@ async def test_an_invalid_block_is_refused(api: httpx.AsyncClient, block: dict[s
     assert "'agent'" not in response.json()["detail"], "this detail is for requests of a pass"
 
 
-@limited()
+@with_limits()
 async def test_a_users_token_cannot_block_anyone(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     response = await api.post("/v1/blocks", json={"kind": "everyone"}, headers=bearer)
 

@@ -71,7 +71,7 @@ def default_logging() -> Iterator[None]:
     configure_logging(log_format="json", level="debug")
 
 
-def lines_in(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def read_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """Return what was logged since it was last called; every line must be one JSON object."""
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert all(isinstance(line, dict) for line in lines)
@@ -95,7 +95,7 @@ async def test_no_text_in_a_request_forges_a_line(
 
     statuses = [await send_request(api, make_token, PLACES[place](text)) for text in INJECTIONS]
 
-    lines = lines_in(capsys)
+    lines = read_lines(capsys)
     assert len(INJECTIONS) * len(PLACES) >= 200
     assert max(statuses) < 500
     assert {line["event"] for line in lines} <= EVENTS
@@ -126,7 +126,7 @@ async def test_a_log_line_names_the_user_and_the_outcome(
 
     response = await api.post("/v1/signed-url", headers=bearer)
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     assert response.status_code == 200
     assert (line["event"], line["request_id"]) == ("pass.granted", response.headers["x-request-id"])
     assert (line["user_id"], line["client"], line["agent"]) == ("u-1", "127.0.0.1", "default")
@@ -167,7 +167,7 @@ async def test_a_request_id_is_kept_from_a_trusted_proxy_only(
 
     response = await api.post(path, headers=[*bearer.items(), *(("X-Request-ID", value) for value in sent)])
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     answered = response.headers["x-request-id"]
     assert line["request_id"] == answered
     assert line["client_request_id"] == (None if is_trusted else well_formed)
@@ -188,7 +188,7 @@ async def test_a_token_in_the_path_of_a_refused_request_is_not_logged(
 
     response = await api.get(path.format(token=token), headers=too_large)
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     assert response.status_code in {401, 404, 431}
     assert line["asked"].startswith(f"GET {path.partition('{')[0]}")
     assert all(part[:20] not in json.dumps(line) for part in token.split("."))
@@ -211,7 +211,7 @@ async def test_neither_a_query_nor_a_token_is_ever_logged(
         await api.request(method, f"{path}?{query}")
         await api.request(method, f"{path}?agent=default&{query}", headers={"Authorization": f"Bearer {token}"})
 
-    lines = lines_in(capsys)
+    lines = read_lines(capsys)
     text = json.dumps(lines) + caplog.text
     assert lines
     assert "query-9d41" not in text

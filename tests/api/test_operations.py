@@ -118,14 +118,14 @@ async def test_during_an_outage_of_elevenlabs_an_instance_stays_ready_and_report
 
 
 async def test_the_ledger_is_reported_before_the_keys() -> None:
-    async def no_ledger() -> None:
+    async def fail_ledger() -> None:
         raise LedgerUnavailable
 
-    async def no_keys() -> None:
+    async def fail_keys() -> None:
         raise KeysUnavailable
 
     with pytest.raises(LedgerUnavailable) as refused:
-        await run_checks({"ledger": no_ledger, "keys": no_keys})
+        await run_checks({"ledger": fail_ledger, "keys": fail_keys})
 
     assert refused.value.checks == {"settings": "ok", "ledger": "failed", "keys": "failed"}
 

@@ -98,7 +98,7 @@ async def test_a_backend_extends_a_user_lists_the_extension_and_revokes_it(
 ) -> None:
     body = {"user_id": "u-1", "minutes": 10, "ends_at": "2030-12-31T23:59:59Z"}
 
-    async def remaining() -> int:
+    async def read_remaining() -> int:
         (limit,) = (await api.get("/v1/usage", headers=bearer)).json()["usage"]
         return int(limit["remaining"])
 
@@ -106,14 +106,14 @@ async def test_a_backend_extends_a_user_lists_the_extension_and_revokes_it(
     answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(2)]
     known = await api.post("/v1/extensions", headers=AS_SERVICE, json=body | {"minutes": 30})
     listed = await api.get("/v1/extensions", headers=AS_SERVICE)
-    extended = await remaining()
+    extended = await read_remaining()
     ended = await api.request("DELETE", "/v1/extensions", headers=AS_SERVICE, json={"user_id": "u-1"})
 
     assert (unknown.status_code, unknown.json()) == (200, {"is_known_user": False})
     assert (known.status_code, known.json()) == (200, {"is_known_user": True})
     assert [answer.status_code for answer in answers] == [200, 200]
     assert listed.json() == {"extensions": [body | {"token_issuer": "", "minutes": 30}]}
-    assert (extended, ended.status_code, await remaining()) == (1200, 204, 0)
+    assert (extended, ended.status_code, await read_remaining()) == (1200, 204, 0)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     audit = [line for line in lines if line["event"].startswith("extension.")]
     assert [(line["event"], line["user_id"], line.get("minutes")) for line in audit] == [

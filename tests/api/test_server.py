@@ -329,12 +329,12 @@ def test_a_connection_queues_only_a_few_pipelined_requests(server: Address, requ
 def test_a_peer_that_stops_in_any_part_of_a_request_is_disconnected(server: Address) -> None:
     kinds = [*STUCK.values()] * 10 + [*STUCK_IN_ODD_PLACES.values()]
 
-    async def all_at_once() -> list[float]:
+    async def measure_all() -> list[float]:
         return await asyncio.gather(
             *(measure_seconds_until_closed(server, *kind, every_seconds=0.05) for kind in kinds)
         )
 
-    seconds = asyncio.run(all_at_once())
+    seconds = asyncio.run(measure_all())
 
     assert max(seconds) < DEADLINE + 1
 
@@ -428,7 +428,7 @@ def test_the_server_may_open_as_many_files_as_the_hard_limit_allows() -> None:
     assert re.search(r"Max open files +2048 +2048", limits)
 
 
-def resident_bytes(pid: int, *, peak: bool = False) -> int:
+def read_resident_bytes(pid: int, *, peak: bool = False) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)[0]) * KIBI
 
@@ -439,12 +439,12 @@ def test_endless_headers_and_long_pipelines_need_little_memory() -> None:
     filler = [b"a" * MEBI] * 8
     with serve_in_process() as (address, pid), ThreadPoolExecutor(50) as pool:
         ask(address, GET + b"Connection: close\r\n\r\n")
-        before = resident_bytes(pid)
+        before = read_resident_bytes(pid)
 
         answers = list(pool.map(lambda n: ask(address, [*ENDLESS.values()][n % 4], *filler), range(200)))
         list(pool.map(lambda _n: flood(address, (GET + b"\r\n") * 10_000), range(4)))
 
-        grown = resident_bytes(pid, peak=True) - before
+        grown = read_resident_bytes(pid, peak=True) - before
         (after,) = ask(address, GET + b"Connection: close\r\n\r\n")
 
     print(f"200 endless requests of 8 MB and 4 pipelines: {grown / MEBI:.1f} MiB more at the peak")

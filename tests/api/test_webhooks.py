@@ -224,7 +224,7 @@ class Sender:
         self.status = message.get("status", self.status)
 
 
-def webhook_scope(header: bytes | None = None) -> Scope:
+def build_webhook_scope(header: bytes | None = None) -> Scope:
     good = signature(int(time.time()), b"{}").encode()
     headers = [(b"elevenlabs-signature", good if header is None else header)]
     return {"type": "http", "method": "POST", "path": WEBHOOK_PATH, "headers": headers, "query_string": b""}
@@ -248,7 +248,7 @@ async def wait_until_idle(senders: list[Sender]) -> list[int]:
 async def test_only_a_few_large_webhooks_are_read_at_once_and_the_others_wait_in_their_sockets() -> None:
     surface = Surface(answer_200)
     senders = [Sender(b"x" * 17_000, b"x") for _ in range(100)]
-    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in senders]
+    requests = [asyncio.create_task(surface(build_webhook_scope(), each.receive, each.send)) for each in senders]
 
     sent = await wait_until_idle(senders)
     for sender in senders:
@@ -263,13 +263,13 @@ async def test_only_a_few_large_webhooks_are_read_at_once_and_the_others_wait_in
 async def test_silent_connections_delay_no_signed_webhook() -> None:
     surface = Surface(answer_200)
     silent = [Sender(b"{") for _ in range(100)]
-    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in silent]
+    requests = [asyncio.create_task(surface(build_webhook_scope(), each.receive, each.send)) for each in silent]
     await wait_until_idle(silent)
 
     honest = Sender(b"x" * 17_000, b"x")
     honest.go_on.set()
     async with asyncio.timeout(5):
-        await surface(webhook_scope(), honest.receive, honest.send)
+        await surface(build_webhook_scope(), honest.receive, honest.send)
     for sender in silent:
         sender.go_on.set()
     await asyncio.gather(*requests)
@@ -282,7 +282,7 @@ async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_i
     sender = Sender()
 
     async with asyncio.timeout(5):
-        await Surface(answer_200)(webhook_scope(header), sender.receive, sender.send)
+        await Surface(answer_200)(build_webhook_scope(header), sender.receive, sender.send)
 
     assert sender.status == 401
 

@@ -178,7 +178,7 @@ def test_serve_grants_a_pass_from_the_emulator(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
+def test_serve_reads_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
     port = free_port()
 
     with (

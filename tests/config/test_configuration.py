@@ -22,7 +22,7 @@ from tests.conftest import (
     settings_with,
     signed_url,
 )
-from tests.identity.hostile_tokens import Mint, Signer, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import Mint, Signer, get_rsa_key, signer_for
 from tests.tables import table
 from voicepass.config.build import Configuration, configure, describe_ledger
 from voicepass.config.environment import SettingsRefusedError
@@ -30,7 +30,7 @@ from voicepass.config.environment import SettingsRefusedError
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
 SECRET = "canary-value-of-another-issuer-0123456789"
-PRIVATE_PEM = rsa_key_of("provider").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
+PRIVATE_PEM = get_rsa_key("provider").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
 
 def agent(alias: str, *lines: str) -> str:
@@ -425,7 +425,7 @@ def four_issuers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"text": FOUR_ISSUERS, "voicepass_jwt_secret": SIGNERS[FIRST].published}
 
 
-def mint_of(token_issuer: str, *, signer: Signer, audience: str, now: float) -> Mint:
+def make_mint(token_issuer: str, *, signer: Signer, audience: str, now: float) -> Mint:
     return Mint(signer=signer, token_issuer=token_issuer, audience=audience, now=now)
 
 
@@ -434,7 +434,7 @@ async def test_each_of_four_issuers_accepts_only_its_own_key(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
     def forge_tokens(claimed: str, by: str) -> list[str]:
-        mint = mint_of(claimed, signer=SIGNERS[by], audience=AUDIENCES[claimed], now=now)
+        mint = make_mint(claimed, signer=SIGNERS[by], audience=AUDIENCES[claimed], now=now)
         published = signer_for("HS256", secret=SIGNERS[by].published)
         disguised = mint.token(header=mint.header(alg=SIGNERS[claimed].algorithm), sign=SIGNERS[by].sign)
         return [mint.token(), disguised, mint.token(header=mint.header(alg="HS256"), sign=published.sign)]
@@ -459,7 +459,7 @@ async def test_a_token_for_the_audience_of_another_issuer_is_refused(
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for issued_by, other in CROSSES
-            for mint in [mint_of(issued_by, signer=SIGNERS[issued_by], audience=AUDIENCES[other], now=now)]
+            for mint in [make_mint(issued_by, signer=SIGNERS[issued_by], audience=AUDIENCES[other], now=now)]
         ]
 
     assert [(r.status_code, r.json()["code"]) for r in refused] == [(401, "token_invalid")] * 12
@@ -471,7 +471,7 @@ async def test_a_token_for_the_audience_of_another_issuer_is_refused(
 async def test_a_user_of_each_of_four_issuers_gets_a_pass(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float, token_issuer: str
 ) -> None:
-    mint = mint_of(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
+    mint = make_mint(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
 
     async with serve_policy(**four_issuers) as api:
         response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
@@ -488,7 +488,7 @@ async def test_one_id_at_two_issuers_is_two_users(
         answers = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for name in (SECOND, THIRD)
-            for mint in [mint_of(name, signer=SIGNERS[name], audience=AUDIENCES[name], now=now)]
+            for mint in [make_mint(name, signer=SIGNERS[name], audience=AUDIENCES[name], now=now)]
         ]
 
     # The fake ElevenLabs returns the same conversation twice; it was issued to the first user.
@@ -513,7 +513,7 @@ THREE_AGENTS = (
         ({"role": ["buyer", "admin"]}, "seller", {"shop": "none"}),
     ],
 )
-async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
+async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent(
     upstream: respx.MockRouter, make_token: MakeToken, claims: dict[str, Any], alias: str, variables: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})

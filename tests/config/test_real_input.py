@@ -43,7 +43,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def mint_with(key: bytes, **changes: Any) -> Mint:
+def make_mint(key: bytes, **changes: Any) -> Mint:
     signer = signer_for("HS256", secret=key.decode("utf-8", "surrogateescape"))
     return replace(Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=NOW), **changes)
 
@@ -61,7 +61,7 @@ async def authenticate(authenticator: JwtAuthenticator, token: str) -> str:
         return str(refusal.operator_note)
 
 
-def authenticator_for(**settings: object) -> JwtAuthenticator:
+def build_authenticator(**settings: object) -> JwtAuthenticator:
     return JwtAuthenticator(trusted=configure(settings_with(**settings)).trusted, clock=lambda: NOW)
 
 
@@ -227,8 +227,8 @@ async def test_a_secret_may_be_bytes_in_a_variable_a_file_or_a_variable_that_the
     monkeypatch.setenv("OTHER", text)
     (tmp_path / "secret").write_text(text)
     tokens = [
-        mint_with(SECRET_TEXTS[text]).token(),
-        mint_with(SECRET_TEXTS[text], token_issuer="https://o.example", audience="a").token(),
+        make_mint(SECRET_TEXTS[text]).token(),
+        make_mint(SECRET_TEXTS[text], token_issuer="https://o.example", audience="a").token(),
     ]
     changes = {"VOICEPASS_POLICY_FILE": write_policy(other), "VOICEPASS_JWT_ISSUER": TOKEN_ISSUER}
 
@@ -260,7 +260,7 @@ async def test_a_secret_file_may_hold_bytes_or_text_with_line_breaks(
 
     authenticator = JwtAuthenticator(trusted=configure(load_settings()).trusted, clock=lambda: NOW)
 
-    assert await authenticate(authenticator, mint_with(key).token()) == "u-1"
+    assert await authenticate(authenticator, make_mint(key).token()) == "u-1"
     assert run("token", "--user", "u-1", cwd=tmp_path, environment=dict(os.environ)).returncode == 0
 
 
@@ -492,7 +492,7 @@ async def test_an_issuer_that_moves_to_another_algorithm_has_a_block_for_each(
 
     text = "".join(block(TOKEN_ISSUER, name, write_key_line(name)) for name in signers)
     nothing = {"voicepass_jwt_issuer": None, "voicepass_jwt_secret": None, "voicepass_jwt_audience": None}
-    authenticator = authenticator_for(voicepass_policy_file=write_policy(text), **nothing)
+    authenticator = build_authenticator(voicepass_policy_file=write_policy(text), **nothing)
 
     def sign_token(claimed: str, signed_by: str, *, key: str | None = None) -> str:
         """Return a token that claims one algorithm. The key of a block signs it, or `key` as a secret does."""
@@ -542,7 +542,7 @@ ENTRA_TOKENS = [
 @pytest.mark.parametrize("template", [TEMPLATE, "https://sts.windows.net/{tid}/", "https://{tid}.ciamlogin.com/v2.0"])
 async def test_a_template_accepts_exactly_the_listed_tenants(template: str) -> None:
     text = block(template, "RS256", ENTRA_KEY, f"tenants = {list(TENANTS)}")
-    authenticator = authenticator_for(voicepass_policy_file=write_policy(text), **NO_ISSUER)
+    authenticator = build_authenticator(voicepass_policy_file=write_policy(text), **NO_ISSUER)
 
     for in_issuer, tid, is_accepted in ENTRA_TOKENS:
         name = template.replace("{tid}", in_issuer)
@@ -634,7 +634,7 @@ def test_a_note_says_how_a_name_differs_if_only_its_spelling_differs(found: obje
     ],
 )
 def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[str, Any], expected: list[str]) -> None:
-    token = mint_with(SECRET.encode()).token(claims=claims)
+    token = make_mint(SECRET.encode()).token(claims=claims)
 
     assert list_differences(token, [("https://a", "a"), ("https://c", None)]) == expected
 
@@ -652,7 +652,7 @@ def test_explain_prints_both_values_and_its_note_says_only_how_they_differ(
     tmp_path: Path, claim: str, value: str, note: str
 ) -> None:
     environment = CLEAN | GOOD | {"VOICEPASS_JWT_ISSUER": TOKEN_ISSUER}
-    token = mint_with(SECRET.encode()).token(claims=mint_with(SECRET.encode()).claims(**{claim: value}))
+    token = make_mint(SECRET.encode()).token(claims=make_mint(SECRET.encode()).claims(**{claim: value}))
 
     ended = run("policy", "explain", token, cwd=tmp_path, environment=environment)
 

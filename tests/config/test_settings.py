@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.config import settings_reference
 from tests.config.settings_reference import SECTIONS, WRITERS
-from tests.identity.hostile_tokens import rsa_key_of
+from tests.identity.hostile_tokens import get_rsa_key
 from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
@@ -35,7 +35,7 @@ def _public_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-RSA_KEY = rsa_key_of("provider")
+RSA_KEY = get_rsa_key("provider")
 RSA_PEM = _public_pem(RSA_KEY)
 RSA_PRIVATE_PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 SMALL_RSA_PEM = _public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - a test needs a small key

@@ -1,6 +1,6 @@
 """Key sets that an issuer publishes by mistake, that an attacker writes, or that a broken proxy sends.
 
-`hostile_sets()` is the corpus. Each set says what a service that trusts RS256 must do with a token that names `key-1`.
+`make_hostile_sets()` makes the corpus. Each set has the outcome that it causes for an RS256 token that names `key-1`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from tests.identity.hostile_tokens import base64url, ec_key_of, rsa_key_of
+from tests.identity.hostile_tokens import base64url, get_ec_key, get_rsa_key
 from voicepass.errors import KeysUnavailable, Refusal, TokenInvalid
 
 KID: Final = "key-1"
@@ -35,7 +35,7 @@ class HostileSet:
     has_other_key: bool = False
 
 
-def hostile_sets() -> list[HostileSet]:
+def make_hostile_sets() -> list[HostileSet]:
     groups = {None: _usable(), TokenInvalid: _without_the_key(), KeysUnavailable: _useless()}
     return [
         HostileSet(name=name, body=body, expected=expected)
@@ -69,12 +69,12 @@ def make_set(*keys: object) -> bytes:
 
 def make_right(**members: object) -> dict[str, object]:
     """Return the provider's own key with these changes."""
-    return make_jwk(rsa_key_of("provider"), **({"kid": KID} | members))
+    return make_jwk(get_rsa_key("provider"), **({"kid": KID} | members))
 
 
 def make_other(**members: object) -> dict[str, object]:
     """Return a valid key of another owner."""
-    return make_jwk(rsa_key_of("attacker"), **({"kid": "key-2"} | members))
+    return make_jwk(get_rsa_key("attacker"), **({"kid": "key-2"} | members))
 
 
 @cache
@@ -83,11 +83,11 @@ def _short_rsa_key() -> rsa.RSAPrivateKey:
 
 
 def _modulus() -> int:
-    return rsa_key_of("provider").public_key().public_numbers().n
+    return get_rsa_key("provider").public_key().public_numbers().n
 
 
 def _private_exponent() -> str:
-    return base64url(rsa_key_of("provider").private_numbers().d.to_bytes(256))
+    return base64url(get_rsa_key("provider").private_numbers().d.to_bytes(256))
 
 
 def _with_literal(jwk: Jwk, member: str, literal: str) -> bytes:
@@ -100,10 +100,10 @@ def _with_literal(jwk: Jwk, member: str, literal: str) -> bytes:
 
 def _usable() -> Named:
     """The right key is found beside other members and in unusual encodings, and no other key verifies tokens."""
-    off_curve = make_jwk(ec_key_of("provider", "ES256"), kid="ec", y="AQ")
+    off_curve = make_jwk(get_ec_key("provider", "ES256"), kid="ec", y="AQ")
     neighbours: dict[str, object] = {
-        "an EC key": make_jwk(ec_key_of("provider", "ES256"), kid="ec"),
-        "an EC key of the same name": make_jwk(ec_key_of("provider", "ES256"), kid=KID),
+        "an EC key": make_jwk(get_ec_key("provider", "ES256"), kid="ec"),
+        "an EC key of the same name": make_jwk(get_ec_key("provider", "ES256"), kid=KID),
         "an EC key off its curve": off_curve,
         "an EC key on an unknown curve": off_curve | {"crv": "secp256k1"},
         "an OKP key": {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(32)), "kid": "okp"},
@@ -269,8 +269,8 @@ def _useless_keys() -> dict[str, Jwk]:
         "its modulus beyond ASCII": make_right(n="\u00e9" * 342),
         "its modulus a surrogate": make_right(n="\ud800"),
         "only a certificate": make_right(n=None, e=None, x5c=["AAAA"]),
-        "an EC key that says RS256": make_jwk(ec_key_of("provider", "ES256"), kid=KID, alg="RS256"),
-        "an EC key off its curve": make_jwk(ec_key_of("provider", "ES256"), kid=KID, y="AQ"),
+        "an EC key that says RS256": make_jwk(get_ec_key("provider", "ES256"), kid=KID, alg="RS256"),
+        "an EC key off its curve": make_jwk(get_ec_key("provider", "ES256"), kid=KID, y="AQ"),
         "a secret that says RS256": {"kty": "oct", "k": base64url(bytes(48)), "kid": KID, "alg": "RS256"},
         "an OKP key": {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(32)), "kid": KID},
     }

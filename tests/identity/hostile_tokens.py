@@ -1,6 +1,6 @@
 """Tokens that voicepass must refuse, and valid ones, for any algorithm, issuer and clock.
 
-`hostile_tokens(mint)` and `valid_tokens(mint)` are the corpus. Every hostile token has one fault only. It has
+`make_hostile_tokens(mint)` and `make_valid_tokens(mint)` are the corpus. Every hostile token has one fault only. It has
 a valid signature if an attacker could make one, so that only the check of that fault can refuse it.
 """
 
@@ -94,7 +94,7 @@ class Mint:
         return f"{signing_input}.{base64url((sign or self.signer.sign)(signing_input.encode('utf-8')))}"
 
 
-def hostile_tokens(mint: Mint) -> list[Hostile]:
+def make_hostile_tokens(mint: Mint) -> list[Hostile]:
     """Return every hostile token for the service that `mint` is made for."""
     refused = {TokenInvalid: _invalid(mint), TokenExpired: _expired(mint), HeadersTooLarge: _too_long(mint)}
     return [
@@ -131,29 +131,29 @@ def signer_for(algorithm: str, *, owner: Owner = "provider", secret: str = SECRE
         key = secret if owner == "provider" else "attacker's " + secret
         return Signer(algorithm=algorithm, published=key, sign=_mac(key.encode("utf-8", "surrogateescape"), algorithm))
     if algorithm.startswith("RS"):
-        rsa_key = rsa_key_of(owner)
+        rsa_key = get_rsa_key(owner)
         return Signer(algorithm=algorithm, published=_pem(rsa_key), sign=_rsa(rsa_key, algorithm))
     if algorithm == "EdDSA":
-        ed_key = ed25519_key_of(owner)
+        ed_key = get_ed25519_key(owner)
         return Signer(algorithm=algorithm, published=_pem(ed_key), sign=ed_key.sign)
-    ec_key = ec_key_of(owner, algorithm)
+    ec_key = get_ec_key(owner, algorithm)
     return Signer(algorithm=algorithm, published=_pem(ec_key), sign=ecdsa(ec_key, algorithm))
 
 
 @cache
-def rsa_key_of(owner: Owner) -> rsa.RSAPrivateKey:
+def get_rsa_key(owner: Owner) -> rsa.RSAPrivateKey:
     del owner  # only part of the cache's key: each owner has one RSA key
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
-def ec_key_of(owner: Owner, algorithm: str) -> ec.EllipticCurvePrivateKey:
+def get_ec_key(owner: Owner, algorithm: str) -> ec.EllipticCurvePrivateKey:
     del owner
     return ec.generate_private_key(_CURVES[algorithm])
 
 
 @cache
-def ed25519_key_of(owner: Owner) -> ed25519.Ed25519PrivateKey:
+def get_ed25519_key(owner: Owner) -> ed25519.Ed25519PrivateKey:
     del owner
     return ed25519.Ed25519PrivateKey.generate()
 
@@ -485,12 +485,12 @@ def _jwk(signer: Signer) -> dict[str, object]:
     if algorithm.startswith("HS"):
         return {"kty": "oct", "alg": algorithm, "k": base64url(signer.published.encode())}
     if algorithm.startswith("RS"):
-        numbers = rsa_key_of("attacker").public_key().public_numbers()
+        numbers = get_rsa_key("attacker").public_key().public_numbers()
         return {"kty": "RSA", "alg": algorithm, "n": base64url(numbers.n.to_bytes(256)), "e": "AQAB"}
     if algorithm == "EdDSA":
-        x = base64url(ed25519_key_of("attacker").public_key().public_bytes_raw())
+        x = base64url(get_ed25519_key("attacker").public_key().public_bytes_raw())
         return {"kty": "OKP", "alg": algorithm, "crv": "Ed25519", "x": x}
-    key = ec_key_of("attacker", algorithm)
+    key = get_ec_key("attacker", algorithm)
     point = key.public_key().public_numbers()
     length = (key.curve.key_size + 7) // 8
     x, y = base64url(point.x.to_bytes(length)), base64url(point.y.to_bytes(length))
@@ -814,7 +814,7 @@ def _signatures(mint: Mint) -> Named:
 def _signatures_of_the_kind(mint: Mint) -> Named:
     match mint.signer.algorithm:
         case "RS256":
-            key = rsa_key_of("provider")
+            key = get_rsa_key("provider")
             pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
             for name, sign in {
                 "RSA-PSS": lambda data: key.sign(data, pss, hashes.SHA256()),
@@ -826,7 +826,7 @@ def _signatures_of_the_kind(mint: Mint) -> Named:
             }.items():
                 yield f"signature: {name}", mint.token(sign=sign)
         case "ES256":
-            ec_key = ec_key_of("provider", "ES256")
+            ec_key = get_ec_key("provider", "ES256")
             good = ecdsa(ec_key, "ES256")
             order = _P256_ORDER.to_bytes(32)
             for name, sign in {
@@ -864,7 +864,7 @@ _ED25519_FIELD: Final = 2**255 - 19
 
 def _ed25519_signatures(mint: Mint) -> Named:
     """Signatures that only a lenient verifier accepts (RFC 8032, section 5.1.7), and those of similar algorithms."""
-    key = ed25519_key_of("provider")
+    key = get_ed25519_key("provider")
 
     def with_s(signature: bytes, change: Callable[[int], int]) -> bytes:
         return signature[:32] + (change(int.from_bytes(signature[32:], "little")) % 2**256).to_bytes(32, "little")
@@ -909,15 +909,15 @@ def _plus_modulus(signature: bytes, key: rsa.RSAPrivateKey) -> bytes:
 
 
 def _too_long(mint: Mint) -> Named:
-    yield "size: a good token, one character too long", token_of_length(mint, MAX_CHARACTERS + 1)
-    yield "size: a good token of 12,000 characters", token_of_length(mint, 12_000)
+    yield "size: a good token, one character too long", make_token_of_length(mint, MAX_CHARACTERS + 1)
+    yield "size: a good token of 12,000 characters", make_token_of_length(mint, 12_000)
     yield "size: a good token with 9,000 spaces in its JSON", mint.token(claims=_json(mint.claims()).ljust(9000))
     yield "size: 8,193 letters", "a" * (MAX_CHARACTERS + 1)
     yield "size: 8,193 dots", "." * (MAX_CHARACTERS + 1)
     yield "size: brackets, 7,000 deep", mint.token(header=b"[" * 7000)
 
 
-def token_of_length(mint: Mint, characters: int) -> str:
+def make_token_of_length(mint: Mint, characters: int) -> str:
     """Return a valid token of exactly this many characters."""
     bare = len(mint.token(header=_json(mint.header())))
     for header_spaces in range(3):  # base64 grows in steps, so one segment alone cannot reach every length
@@ -933,7 +933,7 @@ def token_of_length(mint: Mint, characters: int) -> str:
 # Good tokens --------------------------------------------------------------------------------------------------------
 
 
-def valid_tokens(mint: Mint) -> dict[str, str]:
+def make_valid_tokens(mint: Mint) -> dict[str, str]:
     """Return tokens that must be accepted, by name; each one is for the user `u-1`."""
     now, later = int(mint.now), int(mint.now) + 600
     claims, header = mint.claims, mint.header
@@ -974,7 +974,7 @@ def valid_tokens(mint: Mint) -> dict[str, str]:
         "a pair of surrogates, escaped": mint.token(claims=claims(name="🎙")),
         "numbers at their limits": mint.token(claims=claims(a=10**20 - 1, b=1.7e308, c=-0.0, d=5e-324)),
         "twenty levels": mint.token(claims=_with_literal(claims(), "x", "[" * 20 + "]" * 20)),
-        "8,192 characters": token_of_length(mint, MAX_CHARACTERS),
+        "8,192 characters": make_token_of_length(mint, MAX_CHARACTERS),
         "many claims": mint.token(claims=claims(**{f"claim_{i}": i for i in range(200)})),
     }
     without_now = {"exp past, within leeway", "nbf and iat within leeway"} if mint.leeway_seconds < 10 else set()
@@ -985,6 +985,6 @@ def _alg(mint: Mint) -> bytes:
     return mint.signer.algorithm.encode()
 
 
-def token_with_a_deep_claim(mint: Mint) -> str:
+def make_deep_token(mint: Mint) -> str:
     """Return a valid token with a claim 1,500 levels deep: some versions of Python can parse it, others cannot."""
     return mint.token(claims=_with_literal(mint.claims(), "x", "[" * DEPTH + "]" * DEPTH))

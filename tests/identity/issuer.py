@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import TOKEN_ISSUER, Clock
 from tests.identity.hostile_jwks import KID, make_jwk, make_set
-from tests.identity.hostile_tokens import ec_key_of
+from tests.identity.hostile_tokens import get_ec_key
 from tests.servers import listening
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys
@@ -113,7 +113,7 @@ async def open_keys(
         await keys.aclose()
 
 
-EC_JWK: Final = make_jwk(ec_key_of("provider", "ES256"), kid=KID)
+EC_JWK: Final = make_jwk(get_ec_key("provider", "ES256"), kid=KID)
 OLD_KEY: Final = ec.generate_private_key(ec.SECP256R1())
 NEW_KEY: Final = ec.generate_private_key(ec.SECP256R1())
 OLD: Final = make_jwk(OLD_KEY, kid="old")

@@ -108,7 +108,7 @@ async def test_no_redirect_is_followed_from_the_document_or_from_its_keys(issuer
     assert visitors == []
 
 
-async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issuer) -> None:
+async def test_no_key_is_fetched_over_http_from_a_document_at_https(issuer: Issuer) -> None:
     url = TOKEN_ISSUER + DISCOVERY_PATH
     with respx.mock(assert_all_called=False, using="voicepass") as router:
         insecure = router.get(f"http://127.0.0.1{JWKS_PATH}").respond(json={"keys": [EC_JWK]})
@@ -123,7 +123,7 @@ async def test_a_discovery_document_never_leads_from_https_to_http(issuer: Issue
     assert not insecure.called
 
 
-async def test_a_discovery_document_at_https_leads_to_keys_at_https(issuer: Issuer) -> None:
+async def test_the_keys_of_a_document_at_https_are_fetched_over_https(issuer: Issuer) -> None:
     url, jwks_uri = TOKEN_ISSUER + DISCOVERY_PATH, TOKEN_ISSUER + JWKS_PATH
     with respx.mock(using="voicepass") as router:
         router.get(url).respond(json={"issuer": TOKEN_ISSUER, "jwks_uri": jwks_uri})

@@ -15,7 +15,7 @@ from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, settings_with
 from tests.identity.hostile_jwks import KID, make_jwk, make_set
-from tests.identity.hostile_tokens import Mint, ec_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import Mint, get_ec_key, get_rsa_key, signer_for
 from tests.identity.issuer import EC_JWK, JWKS_PATH, OLD, Issuer, make_answer, open_trap
 from tests.servers import running
 from voicepass.app import create_app
@@ -32,7 +32,7 @@ NOW: Final = 1_800_000_000.0
 PAIRS: Final = [("RS256", "RS256"), ("RS256", "ES256"), ("RS256", "HS256"), ("ES256", "ES256"), ("ES256", "HS256")]
 
 
-def mint_of(letter: str, algorithm: str) -> Mint:
+def make_mint(letter: str, algorithm: str) -> Mint:
     signer = signer_for(algorithm, owner="provider" if letter == "a" else "attacker")
     return Mint(
         signer=signer,
@@ -44,7 +44,7 @@ def mint_of(letter: str, algorithm: str) -> Mint:
 
 
 @asynccontextmanager
-async def authenticator_for(
+async def build_authenticator(
     issuer: Issuer, *mints: Mint, jwks: Sequence[object] = ()
 ) -> AsyncIterator[JwtAuthenticator]:
     """Trust the issuer of each mint. voicepass fetches their keys, except the secrets of HS*."""
@@ -83,11 +83,11 @@ async def authenticator_for(
                 await source.aclose()
 
 
-def jwk_for(mint: Mint, *, kid: str | None = None) -> dict[str, object] | None:
+def find_jwk(mint: Mint, *, kid: str | None = None) -> dict[str, object] | None:
     owner = "provider" if mint.token_issuer == "https://a.example" else "attacker"
     if mint.signer.algorithm == "HS256":
         return None
-    key = rsa_key_of(owner) if mint.signer.algorithm == "RS256" else ec_key_of(owner, mint.signer.algorithm)
+    key = get_rsa_key(owner) if mint.signer.algorithm == "RS256" else get_ec_key(owner, mint.signer.algorithm)
     return make_jwk(key, kid=kid or mint.kid)
 
 
@@ -120,7 +120,7 @@ def make_mixed_tokens(own: Mint, other: Mint) -> Iterator[tuple[str, str]]:
 async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
     issuer: Issuer, algorithm: str, other_algorithm: str, *, is_same_kid: bool
 ) -> None:
-    a, b = mint_of("a", algorithm), mint_of("b", other_algorithm)
+    a, b = make_mint("a", algorithm), make_mint("b", other_algorithm)
     if is_same_kid:
         a, b = (replace(mint, kid="key-1") for mint in (a, b))
     tokens = {
@@ -133,7 +133,7 @@ async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
     if other_algorithm == "HS256":  # this token is valid too, because its own secret signs it
         del tokens["https://b.example: our public key as a secret"]
 
-    async with authenticator_for(issuer, a, b, jwks=[jwk_for(a), jwk_for(b)]) as authenticator:
+    async with build_authenticator(issuer, a, b, jwks=[find_jwk(a), find_jwk(b)]) as authenticator:
         good = [await get_user(authenticator, mint.token(header=mint.header(kid=mint.kid))) for mint in (a, b)]
         accepted = [name for name, token in tokens.items() if await get_user(authenticator, token) is not TokenInvalid]
 
@@ -143,10 +143,10 @@ async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
 
 
 async def test_a_token_is_tried_with_eight_keys_at_most(issuer: Issuer) -> None:
-    mint, others = mint_of("a", "ES256"), [OLD | {"kid": f"k{n}"} for n in range(8)]
-    own, users = jwk_for(mint), []
+    mint, others = make_mint("a", "ES256"), [OLD | {"kid": f"k{n}"} for n in range(8)]
+    own, users = find_jwk(mint), []
     for published in ([*others[:7], own], [*others, own]):
-        async with authenticator_for(issuer, mint, jwks=[published]) as authenticator:
+        async with build_authenticator(issuer, mint, jwks=[published]) as authenticator:
             users.append(await get_user(authenticator, mint.token()))
 
     assert isinstance(users[0], User)
@@ -164,13 +164,13 @@ async def get_user(authenticator: JwtAuthenticator, token: str) -> User | type[R
 
 
 async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
-    mint = replace(mint_of("a", "ES256"), kid=KID)
+    mint = replace(make_mint("a", "ES256"), kid=KID)
     attacker = signer_for("ES256", owner="attacker")
-    attackers_jwk = make_jwk(ec_key_of("attacker", "ES256"), kid=KID)
+    attackers_jwk = make_jwk(get_ec_key("attacker", "ES256"), kid=KID)
     async with (
         open_trap() as (key_url, key_visitors),
         open_trap() as (chain_url, chain_visitors),
-        authenticator_for(issuer, mint, jwks=[EC_JWK]) as authenticator,
+        build_authenticator(issuer, mint, jwks=[EC_JWK]) as authenticator,
     ):
         lures: list[dict[str, object]] = [
             {"jku": f"{key_url}/jwks.json"},

@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, Clock, serving
 from tests.faults import tls
-from tests.identity.hostile_jwks import KID, HostileSet, hostile_sets, make_other, make_right, make_set
-from tests.identity.hostile_tokens import Mint, Sign, ec_key_of, ecdsa, signer_for
+from tests.identity.hostile_jwks import KID, HostileSet, make_hostile_sets, make_other, make_right, make_set
+from tests.identity.hostile_tokens import Mint, Sign, ecdsa, get_ec_key, signer_for
 from tests.identity.issuer import (
     EC_JWK,
     JWKS_PATH,
@@ -179,7 +179,7 @@ def name_jwk(owner: str, **names: str | None) -> dict[str, object]:
 
 
 def get_signer(jwk: dict[str, object]) -> Sign:
-    key = {EC_JWK["x"]: ec_key_of("provider", "ES256"), OLD["x"]: OLD_KEY, NEW["x"]: NEW_KEY}[jwk["x"]]
+    key = {EC_JWK["x"]: get_ec_key("provider", "ES256"), OLD["x"]: OLD_KEY, NEW["x"]: NEW_KEY}[jwk["x"]]
     return ecdsa(key, "ES256")
 
 
@@ -686,7 +686,7 @@ async def test_the_proxy_of_the_environment_is_not_used(issuer: Issuer, monkeypa
     assert visitors == []
 
 
-async def test_only_the_configured_host_is_contacted_whatever_its_answer_says(issuer: Issuer) -> None:
+async def test_only_the_configured_host_is_contacted_even_if_its_answer_names_others(issuer: Issuer) -> None:
     async with open_trap() as (elsewhere, visitors), open_keys(issuer) as keys:
         address = elsewhere.removeprefix("http://")
         headers = f'Location: {elsewhere}/\r\nRefresh: 0; url={elsewhere}/\r\nAlt-Svc: http/1.1="{address}"\r\n'
@@ -715,7 +715,7 @@ async def test_an_invalid_address_fails_closed(issuer: Issuer, url: str) -> None
 
 
 async def test_a_cold_start_with_a_hostile_document_serves_the_right_key_or_fails_closed(issuer: Issuer) -> None:
-    corpus = hostile_sets()
+    corpus = make_hostile_sets()
 
     outcomes = {hostile: await start_and_check(issuer, hostile) for hostile in corpus}
 
@@ -730,7 +730,7 @@ async def start_and_check(issuer: Issuer, hostile: HostileSet) -> type[Refusal] 
 
 
 async def test_hostile_documents_never_remove_a_good_key(issuer: Issuer) -> None:
-    corpus = [hostile for hostile in hostile_sets() if hostile.expected is not TokenInvalid]
+    corpus = [hostile for hostile in make_hostile_sets() if hostile.expected is not TokenInvalid]
     issuer.publish(make_right(), make_other())
     outcomes = {}
     async with open_keys(issuer, algorithm="RS256") as keys:
@@ -766,7 +766,7 @@ async def check_serving_keys(keys: PublishedKeys, *, has_other_key: bool) -> typ
 
 
 def test_the_corpus_of_key_sets_holds_no_name_and_no_body_twice() -> None:
-    corpus = hostile_sets()
+    corpus = make_hostile_sets()
 
     assert len({hostile.name for hostile in corpus}) == len(corpus)
     assert len({hostile.body for hostile in corpus}) == len(corpus)

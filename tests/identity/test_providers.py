@@ -19,7 +19,7 @@ from tests.canaries import API_KEY
 from tests.cli.test_cli import CLEAN, run
 from tests.conftest import settings_with
 from tests.identity.hostile_jwks import make_jwk
-from tests.identity.hostile_tokens import Mint, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import Mint, get_ec_key, get_ed25519_key, get_rsa_key, signer_for
 from tests.servers import running
 from tests.tables import table
 from voicepass.config.build import configure
@@ -56,10 +56,10 @@ BLOCKS |= {
 SECRETS = re.findall(r'secret_env = "(\w+)"', DOCUMENT)
 KID = "key-2026"
 KEYS: dict[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey] = {
-    "RS256": rsa_key_of("provider"),
-    "ES256": ec_key_of("provider", "ES256"),
-    "ES384": ec_key_of("provider", "ES384"),
-    "EdDSA": ed25519_key_of("provider"),
+    "RS256": get_rsa_key("provider"),
+    "ES256": get_ec_key("provider", "ES256"),
+    "ES384": get_ec_key("provider", "ES384"),
+    "EdDSA": get_ed25519_key("provider"),
 }
 
 Claims = dict[str, Any]
@@ -326,12 +326,12 @@ async def build_authenticator(
         monkeypatch.setenv(variable, signer_for("HS256").published)
     here = dict.fromkeys(("voicepass_jwt_secret", "voicepass_jwt_issuer", "voicepass_jwt_audience"))
     (trusted,) = configure(settings_with(voicepass_policy_file=str(tmp_path / "policy.toml"), **here)).trusted
-    yield JwtAuthenticator(trusted=[trusted], clock=time.time), mint_of(trusted.token_issuer, trusted.algorithm)
+    yield JwtAuthenticator(trusted=[trusted], clock=time.time), make_mint(trusted.token_issuer, trusted.algorithm)
     if isinstance(trusted.keys, PublishedKeys):
         await trusted.keys.aclose()
 
 
-def mint_of(token_issuer: str, algorithm: str) -> Mint:
+def make_mint(token_issuer: str, algorithm: str) -> Mint:
     return Mint(signer=signer_for(algorithm), token_issuer=token_issuer, audience="", now=time.time())
 
 
@@ -370,7 +370,7 @@ async def test_no_provider_accepts_the_token_of_another(
         for other, shape in SHAPES.items():
             for signed_with in ("HS256", *KEYS):
                 is_own = signed_with == mint.signer.algorithm
-                forger = mint_of(f"https://{other}" if is_own else mint.token_issuer, signed_with)
+                forger = make_mint(f"https://{other}" if is_own else mint.token_issuer, signed_with)
                 try:
                     accepted.append((other, await authenticator.user_of(sign_token(forger, shape.claims))))
                 except Refusal:
@@ -386,7 +386,7 @@ def test_the_command_line_explains_a_token_as_the_document_shows(provider: str, 
         "ELEVENLABS_AGENT_ID": "agent_01k0example",
         "VOICEPASS_POLICY_FILE": "policy.toml",
     }
-    unverified_token = sign_token(mint_of("https://TENANT.eu.auth0.com/", "RS256"), SHAPES["auth0"].claims)
+    unverified_token = sign_token(make_mint("https://TENANT.eu.auth0.com/", "RS256"), SHAPES["auth0"].claims)
 
     checked = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
     explained = run("policy", "explain", unverified_token, cwd=tmp_path, environment=environment)
