@@ -30,7 +30,7 @@ def pin_to_core(number: int) -> list[str]:
     return ["taskset", "-c", str(cores[number % len(cores)])]
 
 
-def run_to_end(command: Sequence[object], *, cwd: Path = HERE) -> str:
+def execute(command: Sequence[object], *, cwd: Path = HERE) -> str:
     """Run a command to its end and return its output. CannotRunError holds the last line of its errors."""
     words = [str(word) for word in command]
     if shutil.which(words[0]) is None:
@@ -49,7 +49,7 @@ def compile_c(name: str) -> Path:
     source, program = HERE / f"{name}.c", BUILD / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
-        run_to_end(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"])
+        execute(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"])
     return program
 
 
@@ -189,6 +189,6 @@ def load(
     """
     program = [*pin_to_core(1), compile_c("load"), subject.port, connections, seconds, per_second, request, tokens]
     before = subject.cpu_seconds()
-    figures = json.loads(run_to_end(program).replace(": nan", ": NaN"))
+    figures = json.loads(execute(program).replace(": nan", ": NaN"))
     used = subject.cpu_seconds() - before
     return Load(**figures, cpu_us=used * 1e6 / figures["answered"] if figures["answered"] else float("nan"))

@@ -15,16 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.machine import (
-    BUILD,
-    HERE,
-    START_SECONDS,
-    CannotRunError,
-    Subject,
-    Upstream,
-    run_subject,
-    run_to_end,
-)
+from benchmarks.peers.machine import BUILD, HERE, START_SECONDS, CannotRunError, Subject, Upstream, execute, run_subject
 from voicepass.config.limits import MAX_AMOUNT
 from voicepass.config.settings import Settings
 
@@ -75,9 +66,9 @@ class Candidate:
         if stamp.exists() and stamp.read_text() == digest:
             return
         shutil.copytree(source, installed, dirs_exist_ok=True)
-        run_to_end(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=installed)
+        execute(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=installed)
         for script in self.scripts:
-            run_to_end(["npm", "run", script], cwd=installed)
+            execute(["npm", "run", script], cwd=installed)
         stamp.write_text(digest)
 
     @contextlib.contextmanager

@@ -174,7 +174,7 @@ async def test_a_flood_during_a_hanging_fetch_delays_no_good_token(issuer: Issue
 # Which keys a token is tried with ------------------------------------------------------------------------------------
 
 
-def name_jwk(owner: str, **names: str | None) -> dict[str, object]:
+def pick(owner: str, **names: str | None) -> dict[str, object]:
     return {"own": EC_JWK, "old": OLD, "new": NEW}[owner] | {"kid": None} | names
 
 
@@ -185,27 +185,19 @@ def get_signer(jwk: dict[str, object]) -> Sign:
 
 X5T: Final = {"x5t": "AAAA", "x5t#S256": "BBBB"}
 CHOICES: dict[str, tuple[list[dict[str, object]], dict[str, str], list[int]]] = {
-    "no name: all": ([name_jwk("own", kid="a"), name_jwk("old", kid="b")], {}, [0, 1]),
-    "no name, one key": ([name_jwk("own", kid="a")], {}, [0]),
-    "kid": ([name_jwk("own", kid="a"), name_jwk("old", kid="b")], {"kid": "b"}, [1]),
-    "kid of two": (
-        [name_jwk("own", kid="a"), name_jwk("old", kid="b"), name_jwk("new", kid="a")],
-        {"kid": "a"},
-        [0, 2],
-    ),
-    "kid of a key that is there twice": ([name_jwk("own", kid="a"), name_jwk("own", kid="a")], {"kid": "a"}, [0, 1]),
-    "kid that no key has": ([name_jwk("own", kid="a"), name_jwk("old")], {"kid": "c"}, []),
-    "kid, and no key has one": ([name_jwk("own"), name_jwk("old")], {"kid": "c"}, [0, 1]),
-    "x5t": ([name_jwk("own", kid="a", **X5T), name_jwk("old", kid="b")], {"x5t": "AAAA"}, [0]),
-    "x5t#S256": ([name_jwk("own", kid="a"), name_jwk("old", **X5T)], {"x5t#S256": "BBBB"}, [1]),
-    "x5t of another": ([name_jwk("own", kid="a", **X5T)], {"x5t": "CCCC"}, []),
-    "x5t, and no key has one": ([name_jwk("own", kid="a"), name_jwk("old", kid="b")], {"x5t": "AAAA"}, [0, 1]),
-    "kid of one, x5t of another": (
-        [name_jwk("own", kid="a"), name_jwk("old", **X5T)],
-        {"kid": "a", "x5t": "AAAA"},
-        [0, 1],
-    ),
-    "kid right, x5t renewed": ([name_jwk("own", kid="a", **X5T)], {"kid": "a", "x5t": "CCCC"}, [0]),
+    "no name: all": ([pick("own", kid="a"), pick("old", kid="b")], {}, [0, 1]),
+    "no name, one key": ([pick("own", kid="a")], {}, [0]),
+    "kid": ([pick("own", kid="a"), pick("old", kid="b")], {"kid": "b"}, [1]),
+    "kid of two": ([pick("own", kid="a"), pick("old", kid="b"), pick("new", kid="a")], {"kid": "a"}, [0, 2]),
+    "kid of a key that is there twice": ([pick("own", kid="a"), pick("own", kid="a")], {"kid": "a"}, [0, 1]),
+    "kid that no key has": ([pick("own", kid="a"), pick("old")], {"kid": "c"}, []),
+    "kid, and no key has one": ([pick("own"), pick("old")], {"kid": "c"}, [0, 1]),
+    "x5t": ([pick("own", kid="a", **X5T), pick("old", kid="b")], {"x5t": "AAAA"}, [0]),
+    "x5t#S256": ([pick("own", kid="a"), pick("old", **X5T)], {"x5t#S256": "BBBB"}, [1]),
+    "x5t of another": ([pick("own", kid="a", **X5T)], {"x5t": "CCCC"}, []),
+    "x5t, and no key has one": ([pick("own", kid="a"), pick("old", kid="b")], {"x5t": "AAAA"}, [0, 1]),
+    "kid of one, x5t of another": ([pick("own", kid="a"), pick("old", **X5T)], {"kid": "a", "x5t": "AAAA"}, [0, 1]),
+    "kid right, x5t renewed": ([pick("own", kid="a", **X5T)], {"kid": "a", "x5t": "CCCC"}, [0]),
 }
 
 
