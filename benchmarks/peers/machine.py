@@ -45,7 +45,7 @@ def execute(command: Sequence[object], *, cwd: Path = HERE) -> str:
 
 
 def compile_c(name: str) -> Path:
-    """Compile `name`.c if it is newer than its program."""
+    """Compile `name`.c unless its program is up to date."""
     source, program = HERE / f"{name}.c", BUILD / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)

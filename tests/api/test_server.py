@@ -326,7 +326,7 @@ def test_a_connection_queues_only_a_few_pipelined_requests(server: Address, requ
     assert len(answers) == 1 + MAX_PIPELINED
 
 
-def test_a_peer_that_stops_in_any_part_of_a_request_is_disconnected(server: Address) -> None:
+def test_a_peer_that_is_stuck_in_any_part_of_a_request_is_disconnected(server: Address) -> None:
     kinds = [*STUCK.values()] * 10 + [*STUCK_IN_ODD_PLACES.values()]
 
     async def measure_all() -> list[float]:

@@ -350,7 +350,7 @@ def test_usage_shows_the_limits_of_the_plan_that_this_users_latest_pass_had(comm
     assert next(each["most"] for each in limits if each["limit"] == "user_minutes_per_day") == 90 * 60
 
 
-def test_usage_draws_30_days_and_shows_for_each_user_the_nearest_limit(command: CommandLine) -> None:
+def test_usage_draws_30_days_and_shows_the_nearest_limit_of_each_user_and_agent(command: CommandLine) -> None:
     (command.folder / "policy.toml").write_text(
         "[limits.agent]\nminutes_per_day = 30\n[limits.all]\npasses_per_day = 12\n"
     )

@@ -10,7 +10,7 @@ from tests.servers import listening
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
-    """It publishes one ES256 key, `key-1`, until a test changes that."""
+    """A fake issuer that publishes one ES256 key, `key-1`, until a test changes that."""
     issuer = Issuer()
     async with listening(issuer.serve) as issuer.url:
         issuer.publish(EC_JWK)
