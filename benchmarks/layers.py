@@ -1,4 +1,4 @@
-"""What each layer of voicepass costs a pass: a ladder of services, each with one layer more, under the same load."""
+"""The CPU that each layer of voicepass adds to a pass: services with one layer more each, under the same load."""
 
 import argparse
 import cProfile
@@ -19,10 +19,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from benchmarks.peers.figures import markdown, shown
-from benchmarks.peers.machine import HERE, Load, Subject, load, running, upstream
-from benchmarks.peers.subjects import ASK, environment_of_voicepass, first_pass, free_port, write_tokens
-from benchmarks.ports import AtOnce, NoLedger, Stranger
+from benchmarks.peers.figures import markdown, show
+from benchmarks.peers.machine import HERE, Load, Subject, load, run_subject, run_upstream
+from benchmarks.peers.subjects import ASK, build_settings, free_port, wait_for_first_pass, write_tokens
+from benchmarks.ports import InstantProvider, NewUsers, NoLedger
 from voicepass.api.cors import Cors
 from voicepass.api.middleware import Surface
 from voicepass.api.server import UVICORN_OPTIONS, run
@@ -49,13 +49,13 @@ PACKAGES: Final = {
     "multidict": "aiohttp",
     "cryptography": "jose",
 }
-"""Whose a package is, where it goes by another name."""
+"""The project of each package that has another name."""
 ANSWER: Final = b'{"signed_url":"wss://x"}'
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://x")
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer whatever is asked."""
+    """Answer every request with the same body."""
     if scope["type"] == "lifespan":
         for event in ("startup", "shutdown"):
             await receive()
@@ -66,12 +66,12 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
-class Given:
-    """Passes that are issued to anyone, without a use case."""
+class FakePasses:
+    """Issues a pass to everyone, without the use case."""
 
     async def issue(self, request: PassRequest) -> VoicePass:
-        """Return one."""
-        credential = await AtOnce().fetch_credential(AGENT, request.transport)
+        """Return a pass."""
+        credential = await InstantProvider().fetch_credential(AGENT, request.transport)
         return VoicePass(
             transport=Transport.WEBSOCKET,
             credential=credential,
@@ -81,8 +81,8 @@ class Given:
         )
 
 
-def rung() -> ASGIApp:
-    """Build the service up to the layer RUNG of the environment; the whole one also writes a profile, to PROFILE."""
+def build_rung() -> ASGIApp:
+    """Build the service up to the layer that the variable RUNG names. If PROFILE names a file, profile it."""
     names = [*RUNGS]
     layers = set(names[: names.index(os.environ["RUNG"]) + 1])
     if "surface" not in layers:
@@ -93,14 +93,14 @@ def rung() -> ASGIApp:
     whole = app.router.lifespan_context
 
     @asynccontextmanager
-    async def up_to_the_layer(app: FastAPI) -> AsyncIterator[None]:
+    async def replace_ports(app: FastAPI) -> AsyncIterator[None]:
         async with whole(app):
             real = app.state.passes
             app.state.passes = (
                 Passes(
-                    authenticator=real.authenticator if "token" in layers else Stranger(),
+                    authenticator=real.authenticator if "token" in layers else NewUsers(),
                     policy=real.policy,
-                    provider=real.provider if "client" in layers else AtOnce(),
+                    provider=real.provider if "client" in layers else InstantProvider(),
                     take_ready=real.take_ready,
                     ledger=real.ledger if "ledger" in layers else NoLedger(),
                     open_passes=real.open_passes,
@@ -108,7 +108,7 @@ def rung() -> ASGIApp:
                     observe=real.observe if "observers" in layers else lambda _attempt: None,
                 )
                 if "passes" in layers
-                else Given()
+                else FakePasses()
             )
             profile = cProfile.Profile()
             if "PROFILE" in os.environ:
@@ -119,59 +119,59 @@ def rung() -> ASGIApp:
                 profile.dump_stats(os.environ["PROFILE"])
             app.state.passes = real
 
-    app.router.lifespan_context = up_to_the_layer
+    app.router.lifespan_context = replace_ports
     return app
 
 
 def serve(port: int) -> None:
-    """Serve the rung; the first as uvicorn comes, the others as the service is served."""
+    """Serve the rung: the first one by plain uvicorn, the others by the service's own server."""
     if os.environ["RUNG"] == "asgi":
         uvicorn.run(bare, port=port, **UVICORN_OPTIONS)
     else:
-        run("benchmarks.layers:rung", host="127.0.0.1", port=port, grace_seconds=1, factory=True)
+        run("benchmarks.layers:build_rung", host="127.0.0.1", port=port, grace_seconds=1, factory=True)
 
 
-def climb(
-    *, delay: int, rounds: int, seconds: float, connections: int, profiled: bool = False
+def measure_rungs(
+    *, delay: int, rounds: int, seconds: float, connections: int, is_profiled: bool = False
 ) -> dict[str, list[Load]]:
-    """Load every rung, in rounds of all of them after one that is not counted; or profile the last rung alone."""
+    """Load every rung in each round, and do not count the first round; or profile the last rung alone."""
     loads: dict[str, list[Load]] = {name: [] for name in RUNGS}
     with tempfile.TemporaryDirectory(prefix="vp") as name, ExitStack() as stack:
         directory = Path(name)
-        before = stack.enter_context(upstream(delay, directory))
+        upstream = stack.enter_context(run_upstream(delay, directory))
         tokens = write_tokens(directory / "tokens")
         subjects: list[Subject] = []
-        for layer in [*RUNGS][-1:] if profiled else RUNGS:
+        for layer in [*RUNGS][-1:] if is_profiled else RUNGS:
             cwd = directory / layer
             cwd.mkdir()
-            environment = environment_of_voicepass(before, cwd) | {"RUNG": layer, "PYTHONPATH": str(HERE.parent.parent)}
-            if profiled:
+            environment = build_settings(upstream, cwd) | {"RUNG": layer, "PYTHONPATH": str(HERE.parent.parent)}
+            if is_profiled:
                 environment["PROFILE"] = str(directory / "profile")
             port = free_port()
             command = [sys.executable, "-m", "benchmarks.layers", "--serve", port]
-            subject = stack.enter_context(running(layer, command, port=port, cwd=cwd, environment=environment))
-            first_pass(subject, time.monotonic())
+            subject = stack.enter_context(run_subject(layer, command, port=port, cwd=cwd, environment=environment))
+            wait_for_first_pass(subject, time.monotonic())
             subjects.append(subject)
         for number in range(rounds + 1):
             for subject in subjects:
                 sys.stderr.write(f"round {number}: {subject.name}\033[K\r")
                 one = load(subject, connections=connections, seconds=seconds, request=ASK, tokens=tokens)
                 if one.failed:
-                    sys.stderr.write(f"{subject.name}: {one.failed} got no pass; see {subject.log}\n")
-                subject.idle()
+                    sys.stderr.write(f"{subject.name}: {one.failed} requests got no pass; see {subject.log}\n")
+                subject.wait_until_idle()
                 if number:
                     loads[subject.name].append(one)
         sys.stderr.write(f"of {subject.name}, the event loop's thread: {subject.first_thread_share():.0%}\033[K\n")
-        if profiled:
+        if is_profiled:
             stack.close()  # it writes its profile when it ends
             stats = pstats.Stats(str(directory / "profile"))
             stats.sort_stats("tottime").print_stats(45)
-            sys.stdout.write(markdown(shares(stats)))
+            sys.stdout.write(markdown(tabulate_shares(stats)))
     return loads
 
 
-def shares(stats: pstats.Stats) -> list[dict[str, str]]:
-    """Tabulate whose code the event loop's time went to; a function in C counts for its caller."""
+def tabulate_shares(stats: pstats.Stats) -> list[dict[str, str]]:
+    """Tabulate the event loop's time by the owner of the code; a function in C counts for its caller."""
     seconds: dict[str, float] = defaultdict(float)
     for (file, _line, _name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         parts = (
@@ -193,15 +193,15 @@ def _owner(file: str) -> str:
     return PACKAGES.get(package, package) or "Python's own library"
 
 
-def tabulated(loads: dict[str, list[Load]]) -> list[dict[str, str]]:
-    """Tabulate the rungs, and what each costs more than the one before it."""
+def tabulate(loads: dict[str, list[Load]]) -> list[dict[str, str]]:
+    """Tabulate the rungs, and the CPU that each adds to the one before it."""
     table, below = [], [0.0] * len(loads["asgi"])
     for name, title in RUNGS.items():
         cpu_us = [load.cpu_us for load in loads[name]]
         more = median(here - there for here, there in zip(cpu_us, below, strict=True))  # in the same round
-        row = {"up to": title, "CPU µs a pass": shown(median(cpu_us)), "this layer": shown(more)}
-        row["passes/s"] = shown(median(load.per_second for load in loads[name]))
-        table.append(row | {"median ms": shown(median(load.median_ms for load in loads[name]))})
+        row = {"up to": title, "CPU µs a pass": show(median(cpu_us)), "this layer": show(more)}
+        row["passes/s"] = show(median(load.per_second for load in loads[name]))
+        table.append(row | {"median ms": show(median(load.median_ms for load in loads[name]))})
         below = cpu_us
     return table
 
@@ -213,23 +213,23 @@ def main() -> None:
     parser.add_argument("--delay", type=int, default=0, help="of the upstream, in ms")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of one load")
-    parser.add_argument("--functions", action="store_true", help="profile all of it: functions, and whose they are")
+    parser.add_argument("--functions", action="store_true", help="profile the whole service by function and by package")
     parser.add_argument("--json", type=Path, help="a file for the table")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
-    loads = climb(
+    loads = measure_rungs(
         delay=options.delay,
         rounds=options.rounds,
         seconds=options.seconds,
         connections=options.connections,
-        profiled=options.functions,
+        is_profiled=options.functions,
     )
     if options.functions:
         return
-    table = tabulated(loads)
+    table = tabulate(loads)
     sys.stderr.write("\033[K")
     sys.stdout.write(markdown(table))
     if options.json:

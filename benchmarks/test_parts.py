@@ -1,4 +1,4 @@
-"""What the parts of a pass cost, each alone: the token, the rules, the ledger, the answer, the log line, the trace."""
+"""The time of each part of a pass alone: the token, the rules, the ledger, the answer, the log line, the trace."""
 
 import asyncio
 import time
@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.ports import AtOnce
+from benchmarks.ports import InstantProvider
 from tests.conftest import MakeToken, make_token, settings_with
-from tests.telemetry.test_metrics import Process, TurnedLedger, metrics_of
+from tests.telemetry.test_metrics import FakeLedger, Process, make_metrics
 from voicepass.api.schemas import SignedUrlPass
 from voicepass.config.build import Configuration, configure
 from voicepass.config.limits import MAX_AMOUNT, LimitTables, UserLimitsEntry
@@ -30,7 +30,7 @@ from voicepass.telemetry.lines import log_attempt
 from voicepass.telemetry.logs import configure_logging
 from voicepass.telemetry.traces import AttemptTraces
 
-__all__ = ["make_token"]  # a fixture of the tests, for those below
+__all__ = ["make_token"]  # a fixture of the tests
 
 Result = TypeVar("Result")
 
@@ -39,7 +39,7 @@ LIMITS = LimitTables(user=UserLimitsEntry(**dict.fromkeys(UserLimitsEntry.model_
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A ledger in a file, and the loop that it lives in."""
+    """A ledger in a file, and the event loop that runs it."""
 
     ledger: Ledger
     loop: asyncio.AbstractEventLoop
@@ -63,20 +63,20 @@ def user() -> User:
     return User(issuer="https://login.example", id="u-1", name="Ada", claims={})
 
 
-def finished(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine that waits for nothing, without what a loop costs."""
+def run_without_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine that waits for nothing, without the cost of an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-    raise AssertionError("it waited for something")
+    raise AssertionError("the coroutine waited for something")
 
 
 def test_verify_a_token(benchmark: BenchmarkFixture, configuration: Configuration, make_token: MakeToken) -> None:
     authenticator = JwtAuthenticator(trusted=configuration.trusted, clock=time.time)
     credentials = Credentials(authorization=(f"Bearer {make_token()}",))
 
-    user = benchmark(lambda: finished(authenticator.authenticate(credentials)))
+    user = benchmark(lambda: run_without_loop(authenticator.authenticate(credentials)))
 
     assert user.id == "u-1"
 
@@ -101,7 +101,7 @@ def test_reserve_and_grant_on_disk(benchmark: BenchmarkFixture, on_disk: OnDisk)
             transport=Transport.WEBSOCKET,
             seconds=600,
         )
-        credential = await AtOnce().fetch_credential(configuration_agent, Transport.WEBSOCKET)
+        credential = await InstantProvider().fetch_credential(configuration_agent, Transport.WEBSOCKET)
         await on_disk.ledger.reserve(reservation, LIMITS)
         await on_disk.ledger.grant(reservation, credential)
 
@@ -113,7 +113,7 @@ def test_encode_the_answer(benchmark: BenchmarkFixture, configuration: Configura
     agent = configuration.policy.agents["default"].agent
     voice_pass = VoicePass(
         transport=Transport.WEBSOCKET,
-        credential=finished(AtOnce().fetch_credential(agent, Transport.WEBSOCKET)),
+        credential=run_without_loop(InstantProvider().fetch_credential(agent, Transport.WEBSOCKET)),
         agent=agent,
         user_id=user.id,
         dynamic_variables=configuration.policy.variables_for(user, agent),
@@ -140,7 +140,7 @@ def attempt(configuration: Configuration, user: User) -> Attempt:
 
 def test_log_and_count(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
     configure_logging(log_format="json", level="info")
-    observers = (log_attempt, metrics_of(Process(), TurnedLedger(), aliases=["", "default"]).count_attempt)
+    observers = (log_attempt, make_metrics(Process(), FakeLedger(), aliases=["", "default"]).count_attempt)
 
     benchmark(lambda: [observe(attempt) for observe in observers])
 
@@ -148,8 +148,8 @@ def test_log_and_count(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
 def test_trace(benchmark: BenchmarkFixture, attempt: Attempt) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
-    tell = AttemptTraces(tracer=provider.get_tracer("voicepass"))
+    record = AttemptTraces(tracer=provider.get_tracer("voicepass"))
 
-    benchmark(lambda: tell(attempt))
+    benchmark(lambda: record(attempt))
 
     provider.shutdown()

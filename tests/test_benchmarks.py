@@ -1,27 +1,27 @@
-"""The benchmarks still run: what is never tried rots, and its figures with it."""
+"""The benchmarks still run with the current code."""
 
 import shutil
 
 import pytest
 
-from benchmarks.layers import RUNGS, climb, tabulated
-from benchmarks.peers.__main__ import compare, installed, report
+from benchmarks.layers import RUNGS, measure_rungs, tabulate
+from benchmarks.peers.__main__ import compare, install_all, write_report
 from benchmarks.peers.figures import Figures
 from benchmarks.peers.subjects import VOICEPASS, Candidate
 
 pytestmark = pytest.mark.skipif(
-    not shutil.which("gcc") or not shutil.which("taskset"), reason="compiles its load generator, and pins it to a core"
+    not shutil.which("gcc") or not shutil.which("taskset"), reason="compiles the load generator, and pins it to a core"
 )
 
 
 @pytest.mark.long
-def test_voicepass_is_compared_and_who_does_not_run_is_said_to_be_missing() -> None:
+def test_voicepass_is_compared_and_a_candidate_that_does_not_run_is_reported_as_missing() -> None:
     absent = Candidate("absent", "Not there", ("no-such-program",))
     figures = Figures()
 
-    ready = installed(figures, [VOICEPASS, absent])
+    ready = install_all(figures, [VOICEPASS, absent])
     compare(figures, ready, delay=0, rounds=1, seconds=0.2, numbers=[1])
-    text = report(figures, [VOICEPASS, absent])
+    text = write_report(figures, [VOICEPASS, absent])
 
     [load], [limit] = figures.loads[0, 1, "voicepass"], figures.loads[0, 1, "upstream"]
     assert load.failed == limit.failed == 0
@@ -32,8 +32,8 @@ def test_voicepass_is_compared_and_who_does_not_run_is_said_to_be_missing() -> N
 
 
 @pytest.mark.long
-def test_every_rung_of_the_ladder_gives_passes() -> None:
-    loads = climb(delay=0, rounds=1, seconds=0.5, connections=4)
+def test_the_service_of_every_layer_gives_passes() -> None:
+    loads = measure_rungs(delay=0, rounds=1, seconds=0.5, connections=4)
 
     assert {name: load.failed for name, [load] in loads.items()} == dict.fromkeys(RUNGS, 0)
-    assert len(tabulated(loads)) == len(RUNGS)
+    assert len(tabulate(loads)) == len(RUNGS)

@@ -1,6 +1,6 @@
 """The task and a durable row for each pass, and nothing else: no framework, no httpx, one limit, no metrics.
 
-What is left of voicepass when all is left out that can be: the floor of uvicorn, aiohttp and SQLite in Python.
+It leaves out everything of voicepass that is not the task: the floor of uvicorn, aiohttp and SQLite in Python.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ SCHEMA = (
 
 
 class Ledger:
-    """Commits together what waited while the last commit was synced."""
+    """Commits together all queries that arrived during the last commit."""
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect("bare.db", isolation_level=None, check_same_thread=False)
@@ -48,7 +48,7 @@ class Ledger:
         self._is_busy = False
 
     def run(self, query: Query) -> asyncio.Future[Any]:
-        """Run it in the next transaction."""
+        """Run the query in the next transaction."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((query, answer))
         if not self._is_busy:
@@ -75,17 +75,17 @@ class Ledger:
         self._next()
 
 
-def decoded(segment: bytes) -> bytes:
+def decode(segment: bytes) -> bytes:
     return base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4))
 
 
-def user_of(token: bytes) -> dict[str, Any] | None:
-    """Return the claims of a good token."""
+def read_claims(token: bytes) -> dict[str, Any] | None:
+    """Return the claims of a valid token, else None."""
     signed, _, signature = token.rpartition(b".")
-    header, claims = (json.loads(decoded(segment)) for segment in signed.split(b"."))
+    header, claims = (json.loads(decode(segment)) for segment in signed.split(b"."))
     is_good = (
         header["alg"] == "HS256"
-        and hmac.compare_digest(hmac.digest(SECRET, signed, "sha256"), decoded(signature))
+        and hmac.compare_digest(hmac.digest(SECRET, signed, "sha256"), decode(signature))
         and claims | EXPECTED == claims
         and claims.get("exp", 0) > time.time()
         and "sub" in claims
@@ -94,7 +94,7 @@ def user_of(token: bytes) -> dict[str, Any] | None:
 
 
 class App:
-    """Started by its lifespan."""
+    """The ASGI app. Its lifespan opens the ledger and the client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -110,20 +110,20 @@ class App:
             await self.client.close()
             await send({"type": "lifespan.shutdown.complete"})
             return
-        user = user_of(dict(scope["headers"])[b"authorization"].removeprefix(b"Bearer "))
-        status, answer = (401, {}) if user is None else (200, await self.issued(user))
+        user = read_claims(dict(scope["headers"])[b"authorization"].removeprefix(b"Bearer "))
+        status, answer = (401, {}) if user is None else (200, await self.issue(user))
         body = json.dumps(answer).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def issued(self, user: dict[str, Any]) -> dict[str, Any]:
-        """Reserve, ask, bind, tell."""
+    async def issue(self, user: dict[str, Any]) -> dict[str, Any]:
+        """Reserve a row, request a signed URL, store its conversation, and return the pass."""
         pass_id, user_id, now = next(self.ids), user["sub"], time.time()
 
         def reserve(cursor: sqlite3.Cursor) -> None:
-            question = "SELECT count(*) FROM passes WHERE user_id = ? AND reserved_at > ?"
-            (used,) = cursor.execute(question, (user_id, now - 86_400)).fetchone()
+            query = "SELECT count(*) FROM passes WHERE user_id = ? AND reserved_at > ?"
+            (used,) = cursor.execute(query, (user_id, now - 86_400)).fetchone()
             assert used < 1_000_000  # noqa: PLR2004
             statement = "INSERT INTO passes (id, user_id, reserved_at) VALUES (?, ?, ?)"
             cursor.execute(statement, (pass_id, user_id, now))

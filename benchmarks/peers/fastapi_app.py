@@ -1,4 +1,4 @@
-"""What tutorials show for FastAPI: with a client of httpx for each request, or with one that all share."""
+"""FastAPI as tutorials show it: with one httpx client for each request, or with one for all requests."""
 
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ REQUIRED = {f"require_{claim}": True for claim in ("iss", "aud", "exp", "sub")}
 
 
 async def current_user(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> User:
-    """Return the claims of a good token."""
+    """Return the claims of a valid token."""
     try:
         return jwt.decode(
             bearer.credentials,
@@ -50,7 +50,7 @@ per_request = FastAPI()
 
 @per_request.post("/v1/signed-url")
 async def signed_url_by_own_client(user: Annotated[User, Depends(current_user)]) -> dict[str, Any]:
-    """Answer with a client of its own."""
+    """Answer with a client for this request only."""
     async with httpx.AsyncClient() as client:
         return await answer_for(user, client)
 

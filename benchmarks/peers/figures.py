@@ -1,4 +1,4 @@
-"""What was measured, as tables: one for each delay of the upstream, what each costs to run, and the targets."""
+"""The figures as tables: one for each delay of the upstream, start and memory, and the targets."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Table = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The open loop over a store of ready-made passes."""
+    """The load of a store of ready-made passes, and the calls of the upstream."""
 
     load: Load
     calls: int
@@ -25,7 +25,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Every load by (upstream's delay in ms, connections, name), a list of rounds; and the rest by name."""
+    """Every load, a list of rounds by (upstream's delay in ms, connections, name), and the other figures by name."""
 
     loads: dict[tuple[int, int, str], list[Load]] = field(default_factory=dict)
     start_seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -33,15 +33,15 @@ class Figures:
     missing: dict[str, str] = field(default_factory=dict)
     warm: list[Warm] = field(default_factory=list)
     long: dict[str, Load] = field(default_factory=dict)
-    """One long load of each subject, with 64 connections, before an upstream that answers at once."""
+    """One long load of each subject, with 64 connections and an upstream that answers at once."""
 
     def of(self, delay: int, connections: int, name: str, figure: str) -> float:
-        """Return the median of a figure over the rounds; NaN where nothing was measured."""
+        """Return the median of a figure over the rounds; NaN if nothing was measured."""
         loads = self.loads.get((delay, connections, name), [])
         return median([getattr(load, figure) for load in loads]) if loads else math.nan
 
     def ratio(self, delay: int, connections: int, name: str, base: str) -> float:
-        """Return how many times as many passes a second: the median over the rounds, each of which had both."""
+        """Return the ratio of passes a second: the median over the rounds that measured both."""
         ratios = self.ratios(delay, connections, name, base, "per_second")
         return median(ratios) if ratios else math.nan
 
@@ -52,7 +52,7 @@ class Figures:
         return [one / other for one, other in pairs if other]
 
     def failed(self, delay: int, name: str, connections: Sequence[int] = CONNECTIONS) -> int:
-        """Return how many requests got no pass, in all rounds."""
+        """Return the number of requests without a pass, in all rounds."""
         return sum(load.failed for each in connections for load in self.loads.get((delay, each, name), []))
 
     def as_json(self) -> dict[str, Any]:
@@ -70,17 +70,17 @@ class Figures:
         }
 
 
-def by_delay(figures: Figures, delay: int, titles: Mapping[str, str]) -> Table:
-    """Tabulate every subject before an upstream with that delay; one that is missing has a row that says so."""
+def tabulate_delay(figures: Figures, delay: int, titles: Mapping[str, str]) -> Table:
+    """Tabulate every subject with an upstream of that delay; the row of a missing one is marked."""
     table = []
     for name, title in titles.items():
         row = {"subject": title}
 
         def cell(connections: int, figure: str, name: str = name) -> str:
-            return shown(figures.of(delay, connections, name, figure))
+            return show(figures.of(delay, connections, name, figure))
 
         row["1: median ms"] = MISSING if name in figures.missing else cell(1, "median_ms")
-        row |= {"64: passes/s": cell(64, "per_second"), "64: to shared": shown(figures.ratio(delay, 64, name, BASE))}
+        row |= {"64: passes/s": cell(64, "per_second"), "64: to shared": show(figures.ratio(delay, 64, name, BASE))}
         row |= {"64: median ms": cell(64, "median_ms"), "64: p99 ms": cell(64, "p99_ms")}
         row |= {"64: CPU µs": cell(64, "cpu_us"), "500: passes/s": cell(500, "per_second")}
         row |= {"500: median ms": cell(500, "median_ms"), "500: p99 ms": cell(500, "p99_ms")}
@@ -89,28 +89,28 @@ def by_delay(figures: Figures, delay: int, titles: Mapping[str, str]) -> Table:
     return table
 
 
-def footprints(figures: Figures, titles: Mapping[str, str]) -> Table:
-    """Tabulate what each takes to start, and to hold under load."""
+def tabulate_footprints(figures: Figures, titles: Mapping[str, str]) -> Table:
+    """Tabulate each subject's start time and peak memory."""
     return [
         {
             "subject": title,
-            "start s": shown(median(figures.start_seconds.get(name, [math.nan]))),
-            "peak MB": shown(figures.peak_megabytes.get(name, math.nan)),
+            "start s": show(median(figures.start_seconds.get(name, [math.nan]))),
+            "peak MB": show(figures.peak_megabytes.get(name, math.nan)),
         }
         for name, title in titles.items()
         if name != "upstream"
     ]
 
 
-def pairs(figures: Figures, delay: int, titles: Mapping[str, str], *, name: str = "voicepass") -> Table:
+def tabulate_pairs(figures: Figures, delay: int, titles: Mapping[str, str], *, name: str = "voicepass") -> Table:
     """Tabulate voicepass' ratio to each subject, with the rounds' quartiles. The null experiment shows the noise."""
 
     def cell(other: str, figure: str) -> str:
         ratios = figures.ratios(delay, 64, name, other, figure)
         if len(ratios) < 2:  # noqa: PLR2004 - quartiles need two rounds
-            return shown(median(ratios) if ratios else math.nan)
+            return show(median(ratios) if ratios else math.nan)
         low, middle, high = quantiles(ratios, n=4, method="inclusive")
-        return f"{shown(middle)} ({shown(low)} to {shown(high)})"
+        return f"{show(middle)} ({show(low)} to {show(high)})"
 
     return [
         {"voicepass ÷": title, "passes/s": cell(other, "per_second"), "CPU of a pass": cell(other, "cpu_us")}
@@ -119,18 +119,18 @@ def pairs(figures: Figures, delay: int, titles: Mapping[str, str], *, name: str 
     ]
 
 
-def long_loads(figures: Figures, titles: Mapping[str, str]) -> Table:
-    """Tabulate the long load: a short one ends before a checkpoint or a collection of garbage slows anybody."""
+def tabulate_long_loads(figures: Figures, titles: Mapping[str, str]) -> Table:
+    """Tabulate the long load: a short one ends before a checkpoint or a garbage collection slows a request."""
     return [
-        {"subject": titles[name], "passes/s": shown(load.per_second), "median ms": shown(load.median_ms)}
-        | {"p99 ms": shown(load.p99_ms), "p99 ÷ median": shown(load.p99_ms / load.median_ms)}
+        {"subject": titles[name], "passes/s": show(load.per_second), "median ms": show(load.median_ms)}
+        | {"p99 ms": show(load.p99_ms), "p99 ÷ median": show(load.p99_ms / load.median_ms)}
         | {"no pass": f"{load.failed:,}"}
         for name, load in figures.long.items()
     ]
 
 
-def targets(figures: Figures) -> Table:
-    """Tabulate each target beside what was reached."""
+def tabulate_targets(figures: Figures) -> Table:
+    """Tabulate each target and the figure that was reached."""
     ours, floor, fastify = "voicepass", "bare", "fastify"
 
     def cpu_by(base: str) -> float:
@@ -170,13 +170,13 @@ def _calls_per_pass(warm: Warm | None) -> float:
 
 def _target(what: str, reached: float, sign: str = "", bound: float = math.nan) -> dict[str, str]:
     holds: dict[str, Callable[[float], bool]] = {">=": lambda it: it >= bound, "<=": lambda it: it <= bound}
-    row = {"what": what, "target": f"{sign} {bound:g}" if sign else "-", "reached": shown(reached)}
+    row = {"what": what, "target": f"{sign} {bound:g}" if sign else "-", "reached": show(reached)}
     verdict = "yes" if sign and holds[sign](reached) else "no"
     return row | {"met": "not measured" if math.isnan(reached) else verdict if sign else "-"}
 
 
-def shown(figure: float) -> str:
-    """Write a figure with three digits that count; a dash where nothing was measured."""
+def show(figure: float) -> str:
+    """Write a figure with three significant digits, or a dash if nothing was measured."""
     if math.isnan(figure):
         return "-"
     digits = 0 if figure == 0 else max(0, 2 - math.floor(math.log10(abs(figure))))

@@ -1,12 +1,12 @@
-/* Asks a server on loopback for passes over keep-alive connections, and tells how long each took.
+/* Requests passes from a server on loopback over keep-alive connections, and prints how long they took.
  *
  *     load PORT CONNECTIONS SECONDS RATE REQUEST TOKENS
  *
- * RATE 0 is a closed loop: every connection asks again as soon as it is answered. Another RATE is an open loop: requests
- * arrive at random (Poisson), so many a second, and one that finds no idle connection waits, which counts. "{token}" in
- * REQUEST becomes the next line of the file TOKENS. After SECONDS no request is sent, and what is on its way has
- * DRAIN_SECONDS left. "per_second" is the answers within SECONDS by the time of the last of them; median and p99 are
- * those of every answer.
+ * With RATE 0, every connection sends its next request as soon as it has its answer (closed loop). With another RATE,
+ * RATE requests a second start at random times (open loop, Poisson). If no connection is idle, a request waits, and its
+ * wait counts. "{token}" in REQUEST becomes the next line of the file TOKENS. After SECONDS no request is sent, and
+ * requests in flight get DRAIN_SECONDS. "per_second" is the answers within SECONDS, divided by the time of the last of
+ * them; median and p99 are those of all answers.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -70,16 +70,16 @@ static void ask(Connection *connection, double since) {
     connection->since = since;
     asking++;
     if (send(connection->descriptor, request, (size_t)length, MSG_NOSIGNAL) != length)
-        shutdown(connection->descriptor, SHUT_RDWR); /* epoll tells, and it is counted there */
+        shutdown(connection->descriptor, SHUT_RDWR); /* epoll reports it, and read_from counts it */
 }
 
-static void rest(Connection *connection, double time) {
+static void continue_or_idle(Connection *connection, double time) {
     if (rate == 0 && time < begun + seconds)
         ask(connection, time);
     else if (first_arrival != last_arrival)
         ask(connection, arrivals[first_arrival++]);
     else
-        idle[last_idle++ % MAX_CONNECTIONS] = connection; /* the one that rested longest is next: none is timed out */
+        idle[last_idle++ % MAX_CONNECTIONS] = connection; /* the longest idle one is next: none times out */
 }
 
 /* Whether the answer is whole: by its length, or by its last chunk. */
@@ -92,7 +92,7 @@ static int is_whole(const Connection *connection) {
     return connection->length >= 5 && !strcmp(connection->answer + connection->length - 5, "0\r\n\r\n");
 }
 
-static void note(Connection *connection, double time) {
+static void count_answer(Connection *connection, double time) {
     connection->is_asking = 0;
     asking--;
     if (strncmp(connection->answer + 8, " 200 ", 5)) {
@@ -115,8 +115,8 @@ static void read_from(Connection *connection) {
         reopen(connection);
         if (was_asking) {
             asking--;
-            if (!errors++) fprintf(stderr, "load: hung up on (%s)\n", got ? strerror(errno) : "end of stream");
-            rest(connection, now());
+            if (!errors++) fprintf(stderr, "load: connection closed (%s)\n", got ? strerror(errno) : "end of stream");
+            continue_or_idle(connection, now());
         }
         return;
     }
@@ -124,13 +124,13 @@ static void read_from(Connection *connection) {
     connection->answer[connection->length] = 0;
     if (!is_whole(connection)) return;
     double time = now();
-    note(connection, time);
+    count_answer(connection, time);
     connection->length = 0;
-    rest(connection, time);
+    continue_or_idle(connection, time);
 }
 
-/* Lets come who has come by now; returns when the next will. */
-static double arrive(double time) {
+/* Sends the requests that are due by now; returns when the next one is due. */
+static double send_due_requests(double time) {
     static double next;
     if (!next) next = begun;
     for (; next < time && next < begun + seconds; next -= log(1 - drand48()) / rate) {
@@ -145,7 +145,7 @@ static double arrive(double time) {
     return next;
 }
 
-static int ascending(const void *a, const void *b) {
+static int compare(const void *a, const void *b) {
     double left = *(const double *)a, right = *(const double *)b;
     return (left > right) - (left < right);
 }
@@ -171,19 +171,19 @@ int main(int count, char **arguments) {
 
     poller = epoll_create1(0);
     srand48((long)time(NULL));
-    next_token = (unsigned long)(drand48() * token_count); /* or every round would ask for the same users */
+    next_token = (unsigned long)(drand48() * token_count); /* else every round would use the same users */
     connections = calloc((size_t)connection_count, sizeof *connections);
     for (int i = 0; i < connection_count; i++) open_connection(&connections[i]);
     begun = last_answer = now();
-    for (int i = 0; i < connection_count; i++) rest(&connections[i], begun);
+    for (int i = 0; i < connection_count; i++) continue_or_idle(&connections[i], begun);
     struct epoll_event events[EVENTS];
     for (double time = begun; time < begun + seconds || (asking && time < begun + seconds + DRAIN_SECONDS); time = now()) {
-        double wait = rate ? arrive(time) - time : 0.01;
+        double wait = rate ? send_due_requests(time) - time : 0.01;
         struct timespec until = {.tv_nsec = wait > 0.01 ? 10000000 : wait > 0 ? (long)(wait * 1e9) : 0};
         int ready = epoll_pwait2(poller, events, EVENTS, &until, NULL);
         for (int i = 0; i < ready; i++) read_from(events[i].data.ptr);
     }
-    qsort(took, answered, sizeof *took, ascending);
+    qsort(took, answered, sizeof *took, compare);
     printf("{\"answered\": %lu, \"per_second\": %.3f, \"median_ms\": %.4f, \"p99_ms\": %.4f, \"refused\": %lu, "
            "\"errors\": %lu, \"unanswered\": %lu}\n",
            answered, answered_in_time ? (double)answered_in_time / (last_answer - begun) : 0, percentile(0.5),

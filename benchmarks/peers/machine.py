@@ -21,17 +21,17 @@ IDLE_WITHIN_SECONDS: Final = 60.0
 
 
 class CannotRunError(Exception):
-    """Something is not there, or does not start; the message says what."""
+    """A program is missing or does not start; the message names it."""
 
 
-def core(number: int) -> list[str]:
-    """Return what to put before a command so that it runs on that core alone (0: the subject, 1: all others)."""
+def pin_to_core(number: int) -> list[str]:
+    """Return the words that pin a command to a core (0: the subject, 1: all others)."""
     cores = sorted(os.sched_getaffinity(0))
     return ["taskset", "-c", str(cores[number % len(cores)])]
 
 
-def done(command: Sequence[object], *, cwd: Path = HERE) -> str:
-    """Run a command to its end and return what it printed; raises CannotRunError with the end of its complaint."""
+def execute(command: Sequence[object], *, cwd: Path = HERE) -> str:
+    """Run a command to its end and return its output. CannotRunError holds the last line of its errors."""
     words = [str(word) for word in command]
     if shutil.which(words[0]) is None:
         raise CannotRunError(f"{words[0]} is not installed")
@@ -39,49 +39,49 @@ def done(command: Sequence[object], *, cwd: Path = HERE) -> str:
         words, cwd=cwd, capture_output=True, text=True, check=False
     )
     if ended.returncode:
-        complaint = (ended.stderr or ended.stdout).strip().splitlines() or ["no word"]
-        raise CannotRunError(f"{words[0]}: {complaint[-1]}")
+        errors = (ended.stderr or ended.stdout).strip().splitlines() or ["no output"]
+        raise CannotRunError(f"{words[0]}: {errors[-1]}")
     return ended.stdout
 
 
-def compiled(name: str) -> Path:
-    """Compile `name`.c, unless that was done."""
+def compile_c(name: str) -> Path:
+    """Compile `name`.c unless its program is up to date."""
     source, program = HERE / f"{name}.c", BUILD / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
-        done(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"])
+        execute(["gcc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"])
     return program
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A server that runs, with all its threads and children."""
+    """A running server, with all its threads and children."""
 
     name: str
     process: subprocess.Popen[bytes]
     port: int
     log: Path
 
-    def last_word(self) -> str:
+    def last_line(self) -> str:
         """Return the last line that it wrote."""
-        return (self.log.read_text().strip().splitlines() or ["no word"])[-1]
+        return (self.log.read_text().strip().splitlines() or ["no output"])[-1]
 
     def cpu_seconds(self) -> float:
-        """Return what it has used so far, in the kernel and outside."""
+        """Return its CPU time so far, in user and kernel mode."""
         return sum(map(_cpu_seconds, self._files("stat")))
 
     def first_thread_share(self) -> float:
-        """Return how much of that its first thread has used: in Python the event loop's."""
+        """Return the share of its first thread, which in Python runs the event loop."""
         pid = self.process.pid
         return _cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat")) / self.cpu_seconds()
 
     def peak_megabytes(self) -> float:
-        """Return the most memory that it has held at once."""
+        """Return its peak memory."""
         lines = [line for path in self._files("status") for line in path.read_text().splitlines()]
         return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
-    def idle(self) -> None:
-        """Wait until it does nothing: what it was asked, and nobody waits for, must not slow down the next."""
+    def wait_until_idle(self) -> None:
+        """Wait until it is idle: requests that it still handles must not slow down the next load."""
         until = time.monotonic() + IDLE_WITHIN_SECONDS
         busy = self.cpu_seconds()
         while time.monotonic() < until:
@@ -92,7 +92,7 @@ class Subject:
 
     def _files(self, name: str) -> Iterator[Path]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 if int(stat.read_text().rpartition(") ")[2].split()[2]) == self.process.pid:  # of its group
                     yield stat.with_name(name)
 
@@ -102,14 +102,14 @@ def _cpu_seconds(stat: Path) -> float:
 
 
 @contextlib.contextmanager
-def running(
+def run_subject(
     name: str, command: Sequence[object], *, port: int, cwd: Path, environment: Mapping[str, str], on: int = 0
 ) -> Iterator[Subject]:
-    """Start a server on the core `on`; what it writes to its error stream goes to a file beside it."""
+    """Run a server on the core `on`; its output goes to a log file."""
     log = cwd / f"{name}.log"
     with log.open("w") as file:
         process = subprocess.Popen(  # noqa: S603 - commands of this folder
-            [*core(on), *map(str, command)],
+            [*pin_to_core(on), *map(str, command)],
             cwd=cwd,
             env={"PATH": os.environ["PATH"], "HOME": str(cwd)} | dict(environment),
             stdin=subprocess.DEVNULL,
@@ -131,7 +131,7 @@ def running(
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The pretend ElevenLabs."""
+    """The emulated ElevenLabs."""
 
     subject: Subject
 
@@ -141,27 +141,29 @@ class Upstream:
         return f"http://127.0.0.1:{self.subject.port}"
 
     def calls(self) -> int:
-        """Return how many signed URLs it was asked for."""
+        """Return the number of signed URLs that it has given."""
         with urllib.request.urlopen(f"{self.url}/stats") as answer:  # noqa: S310 - on loopback
             return int(json.load(answer)["calls"])
 
 
 @contextlib.contextmanager
-def upstream(delay_ms: float, directory: Path, *, on: int = 1) -> Iterator[Upstream]:
-    """Run the pretend ElevenLabs, which answers after that delay."""
+def run_upstream(delay_ms: float, directory: Path, *, on: int = 1) -> Iterator[Upstream]:
+    """Run the emulated ElevenLabs, which answers after that delay."""
     name = f"upstream-{on}"
-    with running(name, [compiled("upstream"), str(delay_ms)], port=0, cwd=directory, environment={}, on=on) as subject:
+    with run_subject(
+        name, [compile_c("upstream"), str(delay_ms)], port=0, cwd=directory, environment={}, on=on
+    ) as subject:
         until = time.monotonic() + START_SECONDS
-        while not (said := subject.log.read_text()).endswith("\n"):
+        while not (printed := subject.log.read_text()).endswith("\n"):
             if time.monotonic() > until:
-                raise CannotRunError(f"the upstream does not start: {said}")
+                raise CannotRunError(f"the upstream does not start: {printed}")
             time.sleep(0.01)
-        yield Upstream(replace(subject, port=int(said)))
+        yield Upstream(replace(subject, port=int(printed)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a load came to. `refused`: another status than 200; `unanswered`: seconds after the last was asked."""
+    """The figures of a load. `refused`: answers other than 200. `unanswered`: requests without an answer."""
 
     answered: int
     per_second: float
@@ -174,19 +176,19 @@ class Load:
 
     @property
     def failed(self) -> int:
-        """Return how many got no pass."""
+        """Return the number of requests without a pass."""
         return self.refused + self.errors + self.unanswered
 
 
 def load(
     subject: Subject, *, connections: int, seconds: float, request: str, tokens: Path, per_second: float = 0
 ) -> Load:
-    """Ask the subject in a closed loop, or, where `per_second` is given, as many come at random.
+    """Load the subject in a closed loop, or with `per_second` requests at random times.
 
-    `cpu_us` is what it used for each answer.
+    `cpu_us` is its CPU time for each answer.
     """
-    program = [*core(1), compiled("load"), subject.port, connections, seconds, per_second, request, tokens]
+    program = [*pin_to_core(1), compile_c("load"), subject.port, connections, seconds, per_second, request, tokens]
     before = subject.cpu_seconds()
-    told = json.loads(done(program).replace(": nan", ": NaN"))
+    figures = json.loads(execute(program).replace(": nan", ": NaN"))
     used = subject.cpu_seconds() - before
-    return Load(**told, cpu_us=used * 1e6 / told["answered"] if told["answered"] else float("nan"))
+    return Load(**figures, cpu_us=used * 1e6 / figures["answered"] if figures["answered"] else float("nan"))

@@ -1,4 +1,4 @@
-"""Who is compared: voicepass with everything on, what users would deploy instead, and the upstream as the limit."""
+"""The compared servers: voicepass with everything on, what users would deploy instead, and the upstream as limit."""
 
 import base64
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.machine import BUILD, HERE, START_SECONDS, CannotRunError, Subject, Upstream, done, running
+from benchmarks.peers.machine import BUILD, HERE, START_SECONDS, CannotRunError, Subject, Upstream, execute, run_subject
 from voicepass.config.limits import MAX_AMOUNT
 from voicepass.config.settings import Settings
 
@@ -32,7 +32,7 @@ HEADERS: Final = "Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nAccept: ap
 ASK: Final = f"POST /v1/signed-url HTTP/1.1\r\n{HEADERS}Content-Length: 0\r\n\r\n"
 ASK_UPSTREAM: Final = f"GET {UPSTREAM_PATH} HTTP/1.1\r\n{HEADERS}xi-api-key: {API_KEY}\r\n\r\n"
 
-# All that is on from the start is on, and out of the way.
+# All default limits are on, but too high to be reached.
 AMOUNTS: Final = "".join(
     f"{limit} = {MAX_AMOUNT}\n"
     for limit in ("passes_per_minute", "passes_per_day", "open_conversations", "minutes_per_day", "minutes_per_month")
@@ -43,7 +43,7 @@ EVERY_LIMIT: Final = POLICY + f"[limits.agent]\n{AMOUNTS}[limits.all]\n{AMOUNTS}
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of those compared. `folder` is a Node application's; `{app}` in the command is where it was installed."""
+    """A server to compare. `folder` holds a Node application; `{app}` in the command is where it was installed."""
 
     name: str
     title: str
@@ -66,19 +66,19 @@ class Candidate:
         if stamp.exists() and stamp.read_text() == digest:
             return
         shutil.copytree(source, installed, dirs_exist_ok=True)
-        done(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=installed)
+        execute(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=installed)
         for script in self.scripts:
-            done(["npm", "run", script], cwd=installed)
+            execute(["npm", "run", script], cwd=installed)
         stamp.write_text(digest)
 
     @contextlib.contextmanager
-    def running(self, upstream: Upstream, directory: Path) -> Iterator[Subject]:
-        """Run it before that upstream; `directory` is for its files."""
+    def run(self, upstream: Upstream, directory: Path) -> Iterator[Subject]:
+        """Run it with that upstream; `directory` is for its files."""
         port = free_port()
         cwd = directory / self.name
         cwd.mkdir(exist_ok=True)
         command = [word.format(port=port, app=BUILD / self.folder) for word in self.command]
-        of_a_peer = {
+        peer_environment = {
             "API_KEY": API_KEY,
             "AGENT_ID": AGENT_ID,
             "UPSTREAM": upstream.url,
@@ -88,12 +88,12 @@ class Candidate:
             "PORT": str(port),
             "NODE_ENV": "production",
         }
-        environment = environment_of_voicepass(upstream, cwd, self.policy) if self.policy else of_a_peer
-        with running(self.name, command, port=port, cwd=cwd, environment=environment | self.environment) as subject:
+        environment = build_settings(upstream, cwd, self.policy) if self.policy else peer_environment
+        with run_subject(self.name, command, port=port, cwd=cwd, environment=environment | self.environment) as subject:
             yield subject
 
 
-def environment_of_voicepass(upstream: Upstream, directory: Path, limits: str = POLICY) -> dict[str, str]:
+def build_settings(upstream: Upstream, directory: Path, limits: str = POLICY) -> dict[str, str]:
     """Return settings with everything on: limits, a ledger on disk, a log line and metrics for each pass."""
     policy = directory / "policy.toml"
     policy.write_text(limits)
@@ -157,7 +157,7 @@ CANDIDATES: Final = (
 )
 
 
-def token(user: int = 0, *, secret: str = JWT_SECRET, **claims: object) -> str:
+def sign_token(user: int = 0, *, secret: str = JWT_SECRET, **claims: object) -> str:
     """Sign a token for one of the users; keyword arguments change its claims."""
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": f"user-{user}", "name": "Ada", "exp": int(time.time()) + 86400}
     segments = ({"alg": "HS256", "typ": "JWT"}, {k: v for k, v in (good | claims).items() if v is not None})
@@ -170,12 +170,12 @@ def _base64url(data: bytes) -> bytes:
 
 
 def write_tokens(path: Path, users: int = USERS) -> Path:
-    """Write a token for each user, a line each: so many that a remembered one is no use."""
-    path.write_text("".join(f"{token(user)}\n" for user in range(users)))
+    """Write one token a line for each user: too many for a cache of tokens to help."""
+    path.write_text("".join(f"{sign_token(user)}\n" for user in range(users)))
     return path
 
 
-def asked(port: int, bearer: str) -> tuple[int, dict[str, Any]]:
+def ask_for_pass(port: int, bearer: str) -> tuple[int, dict[str, Any]]:
     """Ask for a pass as a browser would; return the status and the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
     try:
@@ -186,25 +186,25 @@ def asked(port: int, bearer: str) -> tuple[int, dict[str, Any]]:
         connection.close()
 
 
-def first_pass(subject: Subject, begun: float) -> float:
+def wait_for_first_pass(subject: Subject, begun: float) -> float:
     """Wait for the first pass; return the seconds since `begun`, on the monotonic clock."""
     while subject.process.poll() is None and time.monotonic() < begun + START_SECONDS:
         with contextlib.suppress(OSError):
-            status, answer = asked(subject.port, token())
+            status, answer = ask_for_pass(subject.port, sign_token())
             if status == http.client.OK:
                 return time.monotonic() - begun
             raise CannotRunError(f"{subject.name} answered {status}: {answer}")
         time.sleep(0.005)
-    raise CannotRunError(f"{subject.name} does not start: {subject.last_word()}")
+    raise CannotRunError(f"{subject.name} does not start: {subject.last_line()}")
 
 
 def check(subject: Subject) -> None:
-    """Raise CannotRunError unless the subject does the whole task: it is no peer otherwise."""
-    answers = [asked(subject.port, token(user=7)) for _ in range(2)]
+    """Raise CannotRunError unless the subject does the whole task: else the comparison is unfair."""
+    answers = [ask_for_pass(subject.port, sign_token(user=7)) for _ in range(2)]
     urls = {answer["signed_url"] for _, answer in answers}
     variables = [answer["dynamic_variables"] for _, answer in answers]
     if len(urls) < len(answers) or variables != [{"user_id": "user-7", "user_name": "Ada"}] * len(answers):
-        raise CannotRunError(f"{subject.name} gives no pass of one's own: {answers}")
+        raise CannotRunError(f"{subject.name} does not give the user two new passes: {answers}")
     bad: dict[str, dict[str, Any]] = {
         "iss": {"iss": "https://other.example"},
         "aud": {"aud": "other"},
@@ -214,13 +214,13 @@ def check(subject: Subject) -> None:
         "signature": {"secret": JWT_SECRET[::-1]},
     }
     for flaw, change in bad.items():
-        status, _ = asked(subject.port, token(**change))
+        status, _ = ask_for_pass(subject.port, sign_token(**change))
         if status != http.client.UNAUTHORIZED:
             raise CannotRunError(f"{subject.name} answered {status} to a token with a bad {flaw}")
 
 
 def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-/* A pretend ElevenLabs that costs next to nothing: one thread, and for every call a signed URL of its own, after a delay.
+/* An emulated ElevenLabs that needs almost no CPU: one thread answers every call with a new signed URL, after a delay.
  *
- *     upstream DELAY_MS      listens on a free port of loopback, and says which
- *     GET /stats             how many signed URLs were asked for
+ *     upstream DELAY_MS      listens on a free port of loopback, and prints the port
+ *     GET /stats             returns the number of signed URLs
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -21,7 +21,7 @@ enum { DESCRIPTORS = 1 << 16, WAITING = 1 << 17, REQUEST_BYTES = 4096, EVENTS = 
 typedef struct {
     char request[REQUEST_BYTES];
     int length, is_answering;
-    unsigned generation; /* a descriptor is used again; an answer to its former connection must not reach the next */
+    unsigned generation; /* the kernel reuses descriptors: an answer for an old connection must not reach a new one */
 } Connection;
 
 typedef struct {
@@ -31,7 +31,7 @@ typedef struct {
 } Answer;
 
 static Connection *connections[DESCRIPTORS];
-static Answer waiting[WAITING]; /* a ring: the delay is the same for all, so the first to come is the first to go */
+static Answer waiting[WAITING]; /* a ring buffer: the delay is the same for all calls, so the first call is due first */
 static unsigned first, last;
 static int64_t delay;
 static uint64_t calls;
@@ -43,7 +43,7 @@ static int64_t now(void) {
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-static void hang_up(int descriptor) {
+static void close_connection(int descriptor) {
     connections[descriptor]->generation++;
     close(descriptor);
 }
@@ -82,12 +82,12 @@ static void answer(int descriptor) {
     memmove(connection->request, end, (size_t)connection->length + 1);
     connection->is_answering = 0;
     if (send(descriptor, all, (size_t)length, MSG_NOSIGNAL) != length)
-        hang_up(descriptor);
+        close_connection(descriptor);
     else
         look_for_request(descriptor);
 }
 
-/* Calls have no body. What comes before a call is answered waits in its connection's buffer. */
+/* Calls have no body. Bytes that arrive before the answer wait in the connection's buffer. */
 static void look_for_request(int descriptor) {
     Connection *connection = connections[descriptor];
     if (connection->is_answering || !strstr(connection->request, "\r\n\r\n")) return;
@@ -106,7 +106,7 @@ static void read_from(int descriptor) {
     ssize_t got = recv(descriptor, connection->request + connection->length, (size_t)room, 0);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) {
-        hang_up(descriptor);
+        close_connection(descriptor);
         return;
     }
     connection->length += (int)got;

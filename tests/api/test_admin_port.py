@@ -1,4 +1,4 @@
-"""`serve --admin-port`, over real sockets: what answers on which port, and that no request gets around it."""
+"""`serve --admin-port` over real sockets: which port serves which route, and that no request avoids this split."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.api.test_draining import has_ended
+from tests.api.test_draining import is_closed
 from tests.api.test_server import ask
 from tests.cli.test_cli import ENVIRONMENT, run
 from tests.conftest import settings_with
@@ -41,14 +41,14 @@ PUBLIC_ANSWERS = {
     ("GET", "/v1/client.js"): 200,
     ("POST", "/v1/signed-url"): 401,
     ("GET", "/v1/usage"): 401,
-    ("GET", "/v1/conversations/conv_1"): 404,  # the service token is good; nobody was given this conversation
+    ("GET", "/v1/conversations/conv_1"): 404,  # the service token is valid; this conversation was never issued
 }
 ADMIN_ANSWERS = {
     ("GET", "/metrics"): 200,
     ("GET", "/v1/blocks"): 405,
     ("POST", "/v1/blocks"): 204,
     ("DELETE", "/v1/blocks"): 204,
-    ("POST", "/v1/extensions"): 422,  # it has no body here
+    ("POST", "/v1/extensions"): 422,  # this table sends it no body
     ("GET", "/v1/extensions"): 200,
     ("DELETE", "/v1/extensions"): 422,
     ("GET", "/healthz"): 200,
@@ -60,7 +60,7 @@ ADMIN_ANSWERS = {
     ("GET", "/"): 404,
 }
 
-# What a caller of the public port may write to look like one of the admin port; {admin} is that port.
+# Requests to the public port that pretend to be for the admin port. {admin} is the number of the admin port.
 FORGED = {
     "the Host": "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{admin}\r\n",
     "the headers of a proxy": (
@@ -71,8 +71,8 @@ FORGED = {
     "a line feed after the path": "GET /metrics%0A HTTP/1.1\r\nHost: a\r\n",
     "an escaped letter": "GET /%6Detrics HTTP/1.1\r\nHost: a\r\n",
     "two slashes": "GET //metrics HTTP/1.1\r\nHost: a\r\n",
-    "a slash too many": "GET /metrics/ HTTP/1.1\r\nHost: a\r\n",
-    "a way around": "GET /healthz/../metrics HTTP/1.1\r\nHost: a\r\n",
+    "a slash at the end": "GET /metrics/ HTTP/1.1\r\nHost: a\r\n",
+    "a path with dots": "GET /healthz/../metrics HTTP/1.1\r\nHost: a\r\n",
     "a query": "GET /metrics?x HTTP/1.1\r\nHost: a\r\n",
     "HTTP/1.0 without a Host": "GET /metrics HTTP/1.0\r\n",
     "a block": (
@@ -109,20 +109,20 @@ def ports() -> Iterator[Ports]:
             yield Ports(public=int(url.rpartition(":")[2]), admin=admin_port)
 
 
-def statuses(port: int, asked: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+def fetch_statuses(port: int, routes: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=SERVICE, trust_env=False) as client:
         return {
             (method, path): client.request(method, path, json=EVERYONE if path == "/v1/blocks" else None).status_code
-            for method, path in asked
+            for method, path in routes
         }
 
 
 def test_the_public_port_serves_everything_but_metrics_and_blocks(ports: Ports) -> None:
-    assert statuses(ports.public, PUBLIC_ANSWERS) == PUBLIC_ANSWERS
+    assert fetch_statuses(ports.public, PUBLIC_ANSWERS) == PUBLIC_ANSWERS
 
 
 def test_the_admin_port_serves_metrics_blocks_and_probes_and_nothing_else(ports: Ports) -> None:
-    assert statuses(ports.admin, ADMIN_ANSWERS) == ADMIN_ANSWERS
+    assert fetch_statuses(ports.admin, ADMIN_ANSWERS) == ADMIN_ANSWERS
 
 
 def test_blocks_still_need_a_service_token_on_the_admin_port(ports: Ports) -> None:
@@ -135,17 +135,17 @@ def test_an_admin_route_on_the_public_port_is_refused_like_a_path_that_does_not_
     with httpx.Client(base_url=f"http://127.0.0.1:{ports.public}", trust_env=False) as client:
         hidden, unknown = client.get("/metrics"), client.get("/nothing")
 
-    assert without_id(hidden) == without_id(unknown)
+    assert remove_request_id(hidden) == remove_request_id(unknown)
     assert set(hidden.headers) == set(unknown.headers)
     assert (hidden.status_code, hidden.json()["code"]) == (404, "not_found")
 
 
-def without_id(answer: httpx.Response) -> dict[str, object]:
+def remove_request_id(answer: httpx.Response) -> dict[str, object]:
     return {name: value for name, value in answer.json().items() if name != "request_id"}
 
 
 @pytest.mark.parametrize("what", FORGED)
-def test_nothing_in_a_request_makes_it_one_of_the_admin_port(ports: Ports, what: str) -> None:
+def test_a_request_to_the_public_port_cannot_claim_the_admin_port(ports: Ports, what: str) -> None:
     request = FORGED[what].format(admin=ports.admin).encode() + b"Connection: close\r\n\r\n"
     body = json.dumps(EVERYONE, separators=(",", ":")).encode() if "POST" in FORGED[what] else b""
 
@@ -155,7 +155,7 @@ def test_nothing_in_a_request_makes_it_one_of_the_admin_port(ports: Ports, what:
 
 
 @pytest.mark.parametrize("what", ["a line feed after the path", "an escaped letter", "a query"])
-def test_these_ways_to_write_the_path_do_lead_to_the_metrics_on_the_admin_port(ports: Ports, what: str) -> None:
+def test_on_the_admin_port_these_spellings_of_the_path_reach_the_metrics(ports: Ports, what: str) -> None:
     request = FORGED[what].encode() + b"Connection: close\r\n\r\n"
 
     (answer,) = ask(("127.0.0.1", ports.admin), request)
@@ -177,14 +177,14 @@ async def test_a_request_whose_port_is_unknown_is_public(server: tuple[str, None
         await app(scope, receive, send)
 
     async with app.router.lifespan_context(app):
-        codes = {path: await status(without_port, path) for path in ("/metrics", "/healthz")}
-        on_admin_port = await status(app, "/metrics")
+        codes = {path: await fetch_status(without_port, path) for path in ("/metrics", "/healthz")}
+        on_admin_port = await fetch_status(app, "/metrics")
 
     assert codes == {"/metrics": 404, "/healthz": 200}
     assert on_admin_port == 200
 
 
-async def status(app: ASGIApp, path: str) -> int:
+async def fetch_status(app: ASGIApp, path: str) -> int:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a:8001") as client:
         return (await client.get(path)).status_code
 
@@ -204,8 +204,8 @@ def test_serve_refuses_one_port_for_both_and_one_that_is_in_use(tmp_path: Path) 
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, *, workers: int, drain_seconds: int) -> Iterator[tuple[Ports, int]]:
-    """The real command, once it listens: its ports, and the id of the process that takes the signals."""
+def serve_two_ports(tmp_path: Path, *, workers: int, drain_seconds: int) -> Iterator[tuple[Ports, int]]:
+    """Run the real command. Once it listens, yield its ports and the id of the process that handles signals."""
     ports = Ports(public=free_port(), admin=free_port())
     options = {"--port": ports.public, "--admin-port": ports.admin, "--workers": workers}
     command = [sys.executable, "-m", "voicepass", "serve", *(str(part) for pair in options.items() for part in pair)]
@@ -213,16 +213,16 @@ def serving(tmp_path: Path, *, workers: int, drain_seconds: int) -> Iterator[tup
         "VOICEPASS_DRAIN_SECONDS": str(drain_seconds),
         "VOICEPASS_SERVICE_TOKENS": SERVICE_TOKEN,
     }
-    with started(command, cwd=tmp_path, environment=environment) as log, new_client() as client:
+    with started(command, cwd=tmp_path, environment=environment) as log, open_client() as client:
         for port in (ports.public, ports.admin):
-            while has_ended(client, url_of(port)):  # it has not begun
+            while is_closed(client, url_of(port)):  # it does not listen yet
                 pass
         while not (found := re.search(r"Started (?:parent|server) process \[(\d+)\]", "".join(log))):
             pass
         yield ports, int(found[1])
 
 
-def new_client() -> httpx.Client:
+def open_client() -> httpx.Client:
     """A client that opens a connection for each request."""
     return httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -232,8 +232,8 @@ def url_of(port: int) -> str:
 
 
 @contextlib.contextmanager
-def asking(port: int, path: str, body: dict[str, str]) -> Iterator[Callable[[], str]]:
-    """A request that lacks the last byte of its body; yields what sends that byte and returns the answer's status."""
+def open_request(port: int, path: str, body: dict[str, str]) -> Iterator[Callable[[], str]]:
+    """Send a request without the last byte of its body. Yield a function that sends it and returns the status."""
     content = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {SERVICE_TOKEN}\r\n"
@@ -251,43 +251,43 @@ def asking(port: int, path: str, body: dict[str, str]) -> Iterator[Callable[[], 
 
 @pytest.mark.long
 @pytest.mark.alone
-def test_on_sigterm_both_ports_close_and_what_was_asked_on_either_is_answered(tmp_path: Path) -> None:
+def test_on_sigterm_both_ports_close_and_open_requests_on_both_are_answered(tmp_path: Path) -> None:
     with (
-        serving(tmp_path, workers=1, drain_seconds=0) as (ports, pid),
-        new_client() as client,
-        asking(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,
-        asking(ports.admin, "/v1/blocks", {"kind": "user", "key": "u-2"}) as finish_on_admin,
+        serve_two_ports(tmp_path, workers=1, drain_seconds=0) as (ports, pid),
+        open_client() as client,
+        open_request(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,
+        open_request(ports.admin, "/v1/blocks", {"kind": "user", "key": "u-2"}) as finish_on_admin,
     ):
         before = [client.get(f"{url_of(port)}/metrics").status_code for port in (ports.public, ports.admin)]
 
         os.kill(pid, signal.SIGTERM)
         for port in (ports.public, ports.admin):
-            while not has_ended(client, url_of(port)):
+            while not is_closed(client, url_of(port)):
                 pass
         statuses = [finish_on_public(), finish_on_admin()]
 
     assert before == [404, 200]
-    assert statuses == ["401", "204"], "a service token is no user's"
+    assert statuses == ["401", "204"], "a service token is no user token"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.alone
-def test_while_the_service_drains_both_ports_say_so_and_still_serve(tmp_path: Path, workers: int) -> None:
-    with new_client() as client:
+def test_while_the_service_drains_both_ports_are_not_ready_and_still_serve(tmp_path: Path, workers: int) -> None:
+    with open_client() as client:
         with (
-            serving(tmp_path, workers=workers, drain_seconds=2) as (ports, pid),
-            asking(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,
-            asking(ports.admin, "/v1/blocks", {"kind": "user", "key": "u-2"}) as finish_on_admin,
+            serve_two_ports(tmp_path, workers=workers, drain_seconds=2) as (ports, pid),
+            open_request(ports.public, "/v1/signed-url", {"agent": "default"}) as finish_on_public,
+            open_request(ports.admin, "/v1/blocks", {"kind": "user", "key": "u-2"}) as finish_on_admin,
         ):
             urls = [url_of(port) for port in (ports.public, ports.admin)]
             before = [client.get(f"{url}/metrics").status_code for url in urls * 10]
 
             os.kill(pid, signal.SIGTERM)
-            during = [until_not_ready(client, url) for url in urls]
+            during = [wait_until_not_ready(client, url) for url in urls]
             metrics = [client.get(f"{url}/metrics").status_code for url in urls]
             statuses = [finish_on_public(), finish_on_admin()]
-        after = [has_ended(client, url) for url in urls]
+        after = [is_closed(client, url) for url in urls]
 
     assert before == [404, 200] * 10
     assert during == ["shutting_down", "shutting_down"]
@@ -296,7 +296,7 @@ def test_while_the_service_drains_both_ports_say_so_and_still_serve(tmp_path: Pa
     assert after == [True, True]
 
 
-def until_not_ready(client: httpx.Client, url: str) -> str:
+def wait_until_not_ready(client: httpx.Client, url: str) -> str:
     while (ready := client.get(f"{url}/readyz")).status_code == 200:
         pass
     code: str = ready.json()["code"]

@@ -1,4 +1,4 @@
-"""What a route does with input that nobody should send: the documented problem, and nothing reaches ElevenLabs."""
+"""Routes answer bad input with the documented problem, and send nothing to ElevenLabs."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no token": ({}, 401, "token_missing"),
     "another scheme": ({"headers": {"authorization": "Basic dTpw"}}, 401, "token_missing"),
     "no token after the scheme": ({"headers": {"authorization": "Bearer "}}, 401, "token_missing"),
-    "a token without form": ({"headers": {"authorization": f"Bearer {CANARY}"}}, 401, "token_invalid"),
+    "a token that is no JWT": ({"headers": {"authorization": f"Bearer {CANARY}"}}, 401, "token_invalid"),
     "brackets nested deep": ({"headers": {"authorization": "Bearer " + "[" * 1500}}, 401, "token_invalid"),
     "bytes beyond ASCII": ({"headers": {"authorization": b"Bearer \xff\xfe.\xc3\xa9.x"}}, 401, "token_invalid"),
     "a token of 9 kB": ({"headers": {"authorization": "Bearer " + "a" * 9000}}, 431, "headers_too_large"),
@@ -73,7 +73,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> None:
     assert set(problem) - {"retry_after_seconds"} == {"type", "title", "status", "detail", "code", "request_id"}
     assert problem["status"] == status
     assert problem["request_id"] == response.headers["x-request-id"]
-    assert CANARY not in response.text, "what was sent came back"
+    assert CANARY not in response.text, "the answer repeats what the caller sent"
     if status == 401:
         assert response.headers["www-authenticate"].startswith("Bearer")
 
@@ -81,7 +81,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> None:
 @pytest.mark.parametrize("route", PASS_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @table("case", BAD_REQUESTS)
-async def test_a_bad_header_is_a_problem_and_costs_nothing(
+async def test_a_bad_header_is_refused_and_nothing_reaches_elevenlabs(
     api: httpx.AsyncClient, upstream: respx.MockRouter, route: str, method: str, case: str
 ) -> None:
     request, status, code = BAD_REQUESTS[case]
@@ -93,7 +93,7 @@ async def test_a_bad_header_is_a_problem_and_costs_nothing(
 
 
 @table("case", BAD_BODIES)
-async def test_a_bad_body_is_a_problem_and_costs_nothing(
+async def test_a_bad_body_is_refused_and_nothing_reaches_elevenlabs(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, case: str
 ) -> None:
     request, status, code = BAD_BODIES[case]
@@ -105,7 +105,7 @@ async def test_a_bad_body_is_a_problem_and_costs_nothing(
 
 
 @table("case", BAD_QUERIES)
-async def test_a_bad_query_is_a_problem_and_costs_nothing(
+async def test_a_bad_query_is_refused_and_nothing_reaches_elevenlabs(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, case: str
 ) -> None:
     params, status, code = BAD_QUERIES[case]
@@ -148,7 +148,7 @@ async def test_another_method_gets_405_with_the_allowed_methods(
 
 
 @table("path", ["/v1/signed-url/", "//v1/signed-url", "/v1", "/", "/docs", "/openapi.json"])
-async def test_another_path_is_not_found_and_redirects_nowhere(
+async def test_an_unknown_path_is_not_found_and_not_redirected(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, path: str
 ) -> None:
     response = await api.get(httpx.URL("http://voicepass.test").copy_with(raw_path=path.encode()), headers=bearer)
@@ -160,7 +160,7 @@ async def test_another_path_is_not_found_and_redirects_nowhere(
 async def test_an_internal_error_is_a_problem_without_details(bearer: dict[str, str]) -> None:
     app = create_app(settings_with())
     async with serving_app(app) as client:
-        app.state.passes = None  # every pass fails inside
+        app.state.passes = None  # so that every pass raises an error
         response = await client.post("/v1/signed-url", headers=bearer)
 
     assert_problem(response, 500, "internal_error")
@@ -177,7 +177,7 @@ async def test_only_a_listed_origin_may_read_the_answer(api: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("api", [{"voicepass_allowed_origins": "https://app.example"}], indirect=True)
-async def test_a_preflight_is_answered_and_may_be_remembered(api: httpx.AsyncClient) -> None:
+async def test_a_preflight_is_answered_and_may_be_cached(api: httpx.AsyncClient) -> None:
     asked = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",

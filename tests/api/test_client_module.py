@@ -1,9 +1,9 @@
-"""The browser client over HTTP: anyone may read it, caches must ask, and listed pages may import it."""
+"""The browser client over HTTP: anyone may read it, caches must revalidate it, and only listed pages may import it."""
 
 import httpx
 import pytest
 
-from tests.api.test_cors import HOSTILE, LISTED, OURS, from_page, permission
+from tests.api.test_cors import HOSTILE, LISTED, OURS, add_origin, read_allowed_origin
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def test_the_module_and_its_types_are_served_to_anyone(api: httpx.AsyncCli
     assert module.headers["cross-origin-resource-policy"] == "same-site"
 
 
-async def test_it_imports_nothing_and_stays_small(api: httpx.AsyncClient) -> None:
+async def test_the_module_imports_nothing_and_stays_small(api: httpx.AsyncClient) -> None:
     module = (await api.get(MODULE)).text
 
     assert not any(line.startswith("import ") for line in module.splitlines())
@@ -29,7 +29,7 @@ async def test_it_imports_nothing_and_stays_small(api: httpx.AsyncClient) -> Non
 
 
 @pytest.mark.parametrize("path", [MODULE, TYPES])
-async def test_a_cache_may_keep_it_and_must_ask_each_time(api: httpx.AsyncClient, path: str) -> None:
+async def test_a_cache_may_keep_the_module_and_must_revalidate_it_each_time(api: httpx.AsyncClient, path: str) -> None:
     first = await api.get(path)
     etag = first.headers["etag"]
 
@@ -43,11 +43,11 @@ async def test_a_cache_may_keep_it_and_must_ask_each_time(api: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
-async def test_a_listed_page_may_import_it_and_no_other(api: httpx.AsyncClient) -> None:
+async def test_only_a_listed_page_may_import_the_module(api: httpx.AsyncClient) -> None:
     ours = await api.get(MODULE, headers={"origin": OURS})
     again = await api.get(MODULE, headers={"origin": OURS, "if-none-match": ours.headers["etag"]})
-    foreign = [await api.get(MODULE, headers=from_page(origin, {})) for origin in HOSTILE]
+    foreign = [await api.get(MODULE, headers=add_origin(origin, {})) for origin in HOSTILE]
 
-    assert [permission(ours), permission(again)] == [OURS, OURS]
-    assert {permission(r) for r in foreign} == {None}
+    assert [read_allowed_origin(ours), read_allowed_origin(again)] == [OURS, OURS]
+    assert {read_allowed_origin(r) for r in foreign} == {None}
     assert all("origin" in r.headers["vary"].lower() for r in (ours, again, *foreign))

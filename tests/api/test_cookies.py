@@ -1,4 +1,4 @@
-"""The session cookie: it counts where our own pages sent it, and nowhere that another site could make a browser go."""
+"""The session cookie: voicepass accepts it from our own pages only, never in a request that another site can cause."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ FOREIGN: dict[str, dict[str, str]] = {
     "ours among others": {"origin": f"{OURS} https://evil.example"},
     "ours in a list": {"origin": f"{OURS},https://evil.example"},
     "every origin": {"origin": "*"},
-    "our own host, on the page's word alone": {"origin": HOST},
+    "our own host without Sec-Fetch-Site": {"origin": HOST},
     "cross-site": {"sec-fetch-site": "cross-site"},
     "same-site": {"sec-fetch-site": "same-site"},
     "none, as from the address bar": {"sec-fetch-site": "none"},
@@ -49,7 +49,7 @@ FOREIGN: dict[str, dict[str, str]] = {
     "same-origin from another site": {"sec-fetch-site": "same-origin", "origin": "https://evil.example"},
     "same-origin from the null origin": {"sec-fetch-site": "same-origin", "origin": "null"},
     "same-origin, our host over http": {"sec-fetch-site": "same-origin", "origin": "http://voicepass.test"},
-    "same-origin from nowhere": {"sec-fetch-site": "same-origin", "origin": "", "host": ""},
+    "same-origin with an empty Origin and Host": {"sec-fetch-site": "same-origin", "origin": "", "host": ""},
     "same-origin, our host at another port": {"sec-fetch-site": "same-origin", "origin": f"{HOST}:8080"},
     "same-origin, our host as a beginning": {"sec-fetch-site": "same-origin", "origin": f"{HOST}.evil.example"},
     "same-origin, our host with user info": {"sec-fetch-site": "same-origin", "origin": "https://u@voicepass.test"},
@@ -64,15 +64,15 @@ FOREIGN: dict[str, dict[str, str]] = {
 
 NOT_JSON: dict[str, dict[str, Any]] = {
     "text": {"content": b"{}", "headers": {"content-type": "text/plain"}},
-    "text that calls itself JSON later": {"content": b"{}", "headers": {"content-type": "text/plain;application/json"}},
+    "text with JSON as a parameter": {"content": b"{}", "headers": {"content-type": "text/plain;application/json"}},
     "text with a charset": {"content": b"{}", "headers": {"content-type": "text/plain; charset=utf-8"}},
-    "another JSON": {"content": b"{}", "headers": {"content-type": "text/json"}},
-    "a kind of JSON": {"content": b"{}", "headers": {"content-type": "application/problem+json"}},
+    "JSON under another name": {"content": b"{}", "headers": {"content-type": "text/json"}},
+    "a format based on JSON": {"content": b"{}", "headers": {"content-type": "application/problem+json"}},
     "almost JSON": {"content": b"{}", "headers": {"content-type": "application/json5"}},
     "two types": {"content": b"{}", "headers": {"content-type": "application/json, text/plain"}},
     "a form": {"data": {"agent": "default"}},
     "a form of several parts": {"files": {"agent": b"default"}},
-    "a form that spells JSON": {"content": b'{"agent":"default"}=', "headers": {"content-type": "text/plain"}},
+    "a form whose text is JSON": {"content": b'{"agent":"default"}=', "headers": {"content-type": "text/plain"}},
     "bytes without a type": {"content": b"{}"},
     "an empty type": {"content": b"{}", "headers": {"content-type": ""}},
     "no body and no type": {},
@@ -82,7 +82,7 @@ NOT_JSON: dict[str, dict[str, Any]] = {
 
 OWN: dict[str, dict[str, str]] = {
     "a listed origin": {"origin": OURS},
-    "a listed origin, and the browser agrees": {"origin": OURS, "sec-fetch-site": "cross-site"},
+    "a listed origin on another site": {"origin": OURS, "sec-fetch-site": "cross-site"},
     "our own host on loopback": {"origin": "http://localhost:8000", "sec-fetch-site": "same-origin"}
     | {"host": "localhost:8000"},
     "our own host": {"origin": HOST, "sec-fetch-site": "same-origin"},
@@ -99,7 +99,7 @@ def cookie(make_token: MakeToken) -> dict[str, str]:
     return {"cookie": f"theme=dark; session={make_token()}; lang=en"}
 
 
-def outcome(response: httpx.Response) -> tuple[int, str]:
+def read_refusal(response: httpx.Response) -> tuple[int, str]:
     assert response.headers["content-type"] == "application/problem+json"
     assert "set-cookie" not in response.headers
     return response.status_code, response.json()["code"]
@@ -112,20 +112,20 @@ async def test_a_cookie_from_a_foreign_page_is_refused(
 ) -> None:
     response = await api.post("/v1/signed-url", content=b"{}", headers=cookie | JSON | FOREIGN[case])
 
-    assert outcome(response) == (403, "origin_not_allowed")
+    assert read_refusal(response) == (403, "origin_not_allowed")
     assert not upstream.calls
 
 
 @with_the_cookie
 @table("case", NOT_JSON)
-async def test_a_cookie_without_json_is_refused_because_any_sites_form_can_be_sent_without_asking(
+async def test_a_cookie_without_json_is_refused_because_any_site_can_send_a_form(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], case: str
 ) -> None:
     headers = cookie | {"origin": OURS} | NOT_JSON[case].get("headers", {})
 
     response = await api.post("/v1/signed-url", **(NOT_JSON[case] | {"headers": headers}))
 
-    assert outcome(response) == (415, "unsupported_media_type")
+    assert read_refusal(response) == (415, "unsupported_media_type")
     assert not upstream.calls
 
 
@@ -144,24 +144,24 @@ async def test_a_cookie_from_our_own_page_gets_a_pass(
 @with_the_cookie
 @pytest.mark.parametrize("route", ["/v1/signed-url", "/v1/conversation-token"])
 @pytest.mark.parametrize("headers", [{"origin": OURS}, {"sec-fetch-site": "same-origin"}, {}])
-async def test_a_get_never_spends_a_cookie(
+async def test_a_get_with_a_cookie_never_gets_a_pass(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str], route: str, headers: dict[str, str]
 ) -> None:
     response = await api.get(route, headers=cookie | JSON | headers)
 
-    assert outcome(response) == (401, "token_missing")
+    assert read_refusal(response) == (401, "token_missing")
     assert not upstream.calls
 
 
 @with_the_cookie
-async def test_the_other_route_guards_the_cookie_as_well(
+async def test_the_route_of_conversation_tokens_checks_the_cookie_in_the_same_way(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str]
 ) -> None:
     foreign = await api.post("/v1/conversation-token", json={}, headers=cookie | {"origin": "https://evil.example"})
     form = await api.post("/v1/conversation-token", data={"agent": "default"}, headers=cookie | {"origin": OURS})
 
-    assert outcome(foreign) == (403, "origin_not_allowed")
-    assert outcome(form) == (415, "unsupported_media_type")
+    assert read_refusal(foreign) == (403, "origin_not_allowed")
+    assert read_refusal(form) == (415, "unsupported_media_type")
     assert not upstream.calls
 
 
@@ -193,13 +193,13 @@ COOKIES: dict[str, tuple[list[str], tuple[int, str]]] = {
     "parts beside a whole one of one user": (["session={same_user}; " + SPLIT], SERVED),
     "parts beside a whole one of another user": (["session={other_user}; " + SPLIT], CONFLICT),
     "a stray part beside a whole one": (["session={token}; session.4=x"], SERVED),
-    "a cookie whose name only begins alike": (["session={token}; session.theme=dark; session.=x"], SERVED),
+    "cookies whose names only begin in the same way": (["session={token}; session.theme=dark; session.=x"], SERVED),
     "the first part missing": (["session.1={1}; session.2={2}"], INVALID),
     "a part missing": (["session.0={0}; session.2={2}"], INVALID),
     "the last part missing": (["session.0={0}; session.1={1}"], INVALID),
     "a part empty": (["session.0={0}; session.1=; session.2={2}"], INVALID),
     "one part twice": ([SPLIT + "; session.1={1}"], INVALID),
-    "a part too many": ([SPLIT + "; session.4=x"], INVALID),
+    "a part after a gap": ([SPLIT + "; session.4=x"], INVALID),
     "parts with leading zeros": (["session.00={0}; session.01={1}; session.02={2}"], INVALID),
     "parts beyond the longest token": (
         ["session.0=" + "a" * 5000 + "; session.1=" + "a" * 5000],
@@ -209,7 +209,7 @@ COOKIES: dict[str, tuple[list[str], tuple[int, str]]] = {
 
 
 @with_the_cookie
-async def test_a_cookie_may_come_in_parts_and_more_than_once_as_long_as_it_names_one_user(
+async def test_a_cookie_may_come_in_parts_or_twice_if_all_name_one_user(
     api: httpx.AsyncClient, make_token: MakeToken
 ) -> None:
     other = make_token(sub="u-2")
@@ -231,10 +231,10 @@ async def test_a_cookie_may_come_in_parts_and_more_than_once_as_long_as_it_names
 
 @with_the_cookie
 @table("cookie", ["", "theme=dark", "session=", "Session=x.y.z", "session.=x.y.z"])
-async def test_where_the_cookie_is_missing_the_refusal_names_it(api: httpx.AsyncClient, cookie: str) -> None:
+async def test_if_the_cookie_is_missing_the_refusal_names_it(api: httpx.AsyncClient, cookie: str) -> None:
     response = await api.post("/v1/signed-url", json={}, headers={"origin": OURS, "cookie": cookie})
 
-    assert outcome(response) == (401, "token_missing")
+    assert read_refusal(response) == (401, "token_missing")
     assert "the cookie 'session'" in response.json()["detail"]
 
 
@@ -257,7 +257,7 @@ async def test_a_cookie_that_holds_no_good_token_is_refused(
 ) -> None:
     response = await api.post("/v1/signed-url", headers=JSON | {"origin": OURS, "cookie": value})
 
-    assert outcome(response) == expected
+    assert read_refusal(response) == expected
     assert not upstream.calls
 
 
@@ -269,7 +269,7 @@ async def test_an_expired_cookie_has_its_own_code(
 
     response = await api.post("/v1/signed-url", json={}, headers=cookie | {"origin": OURS})
 
-    assert outcome(response) == (401, "token_expired")
+    assert read_refusal(response) == (401, "token_expired")
     assert not upstream.calls
 
 
@@ -286,7 +286,7 @@ async def test_a_header_and_a_cookie_of_different_users_are_a_conflict(
 
     response = await api.post("/v1/signed-url", json={}, headers=bearer | cookie)
 
-    assert outcome(response) == (400, "credentials_conflict")
+    assert read_refusal(response) == (400, "credentials_conflict")
     assert not upstream.calls
 
 
@@ -311,17 +311,17 @@ async def test_a_header_and_a_cookie_of_one_user_are_accepted_and_the_header_is_
 
 
 @pytest.mark.parametrize("api", [{"voicepass_allowed_origins": OURS}], indirect=True)
-async def test_no_cookie_counts_until_it_is_named(
+async def test_a_cookie_is_ignored_unless_a_setting_names_it(
     api: httpx.AsyncClient, upstream: respx.MockRouter, cookie: dict[str, str]
 ) -> None:
     response = await api.post("/v1/signed-url", json={}, headers=cookie | {"origin": OURS})
 
-    assert outcome(response) == (401, "token_missing")
+    assert read_refusal(response) == (401, "token_missing")
     assert not upstream.calls
 
 
 @with_the_cookie
-async def test_a_proxy_that_rewrites_host_is_named_in_the_log_as_a_reason_to_list_the_origin(
+async def test_if_a_proxy_may_have_rewritten_host_the_log_tells_the_operator_to_list_the_origin(
     api: httpx.AsyncClient, cookie: dict[str, str]
 ) -> None:
     rewritten = {"origin": "https://public.example", "host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}

@@ -1,4 +1,4 @@
-"""Which pages may read an answer: those of listed origins, letter for letter, on every kind of answer."""
+"""Only pages of exactly the listed origins may read an answer, whatever kind of answer it is."""
 
 import httpx
 import pytest
@@ -41,21 +41,21 @@ ANSWERS: dict[str, tuple[str, str, dict[str, str], int]] = {
     "an unknown alias": ("GET", "/v1/signed-url?agent=unknown", {}, 403),
     "a refused token": ("POST", "/v1/signed-url", {"authorization": "Bearer x.y.z"}, 401),
     "a bad query": ("GET", "/v1/signed-url?agent_id=x", {}, 422),
-    "a form": ("POST", "/v1/conversations/conv_1", {}, 405),
+    "a method that is not allowed": ("POST", "/v1/conversations/conv_1", {}, 405),
     "no such path": ("GET", "/nowhere", {}, 404),
-    "OPTIONS without a question": ("OPTIONS", "/v1/signed-url", {}, 405),
+    "OPTIONS that is no preflight": ("OPTIONS", "/v1/signed-url", {}, 405),
     "headers too large": ("GET", "/healthz", {"x-filler": "a" * 17_000}, 431),
     "liveness": ("GET", "/healthz", {}, 200),
     "metrics": ("GET", "/metrics", {}, 200),
 }
 
 
-def permission(response: httpx.Response) -> str | None:
+def read_allowed_origin(response: httpx.Response) -> str | None:
     allowed: str | None = response.headers.get("access-control-allow-origin")
     return allowed
 
 
-def from_page(origin: str, headers: dict[str, str]) -> httpx.Headers:
+def add_origin(origin: str, headers: dict[str, str]) -> httpx.Headers:
     return httpx.Headers(headers | {"origin": origin}, encoding="utf-8")
 
 
@@ -66,16 +66,16 @@ async def test_no_hostile_origin_may_read_an_answer(
 ) -> None:
     method, path, headers, status = ANSWERS[answer]
 
-    responses = [await api.request(method, path, headers=from_page(origin, bearer | headers)) for origin in HOSTILE]
+    responses = [await api.request(method, path, headers=add_origin(origin, bearer | headers)) for origin in HOSTILE]
 
-    assert [origin for origin, response in zip(HOSTILE, responses, strict=True) if permission(response)] == []
+    assert [origin for origin, response in zip(HOSTILE, responses, strict=True) if read_allowed_origin(response)] == []
     assert {response.status_code for response in responses} == {status}
     assert all("origin" in response.headers["vary"].lower() for response in responses)
 
 
 @pytest.mark.parametrize("api", [{}, LISTED, WITH_COOKIES], indirect=True)
 async def test_a_hostile_preflight_is_refused_as_a_problem(api: httpx.AsyncClient, upstream: respx.MockRouter) -> None:
-    responses = [await api.options("/v1/signed-url", headers=from_page(origin, PREFLIGHT)) for origin in HOSTILE]
+    responses = [await api.options("/v1/signed-url", headers=add_origin(origin, PREFLIGHT)) for origin in HOSTILE]
 
     assert len(set(HOSTILE)) >= 40
     assert {(r.status_code, r.json()["code"]) for r in responses} == {(403, "origin_not_allowed")}
@@ -100,8 +100,8 @@ async def test_a_listed_origin_may_not_ask_for_more_than_a_pass_needs(
     response = await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": OURS} | asked)
 
     assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
-    assert permission(response) is None
-    assert "GET and POST" in response.json()["detail"], "it reads differently from the refusal of an origin"
+    assert read_allowed_origin(response) is None
+    assert "GET and POST" in response.json()["detail"], "the detail differs from that of a refused origin"
 
 
 MANY = [f"x-{number}" for number in range(25)]
@@ -148,28 +148,28 @@ async def test_the_log_says_whether_a_preflight_was_refused_for_its_origin_or_fo
     assert "'PUT'" in method
 
 
-async def test_a_refused_preflight_is_a_warning_once_for_each_origin_and_hour_and_for_a_thousand_origins() -> None:
+async def test_the_log_warns_of_a_refused_preflight_once_an_hour_for_each_of_at_most_a_thousand_origins() -> None:
     now = 0.0
     cors = Cors(FastAPI(), allowed_origins=[OURS], with_cookies=False, ticks=lambda: now)
 
-    def warned_of(*origins: str) -> list[str]:
+    def refuse_and_list_warnings(*origins: str) -> list[str]:
         with capture_logs() as logged:
             answers = [cors.preflight_response(Headers(PREFLIGHT | {"origin": origin})) for origin in origins]
         assert {answer.status_code for answer in answers} == {403}
         assert {(line["event"], line["log_level"]) for line in logged} <= {("request.refused", "warning")}
         return [line["note"].split("'")[1] for line in logged]
 
-    first = warned_of("https://a.example", "https://b.example", "https://a.example")
+    first = refuse_and_list_warnings("https://a.example", "https://b.example", "https://a.example")
     now = 3599.0
-    same_hour = warned_of("https://a.example", "https://c.example")
+    same_hour = refuse_and_list_warnings("https://a.example", "https://c.example")
     now = 3600.0
-    next_hour = warned_of("https://a.example", "https://c.example")
-    many = warned_of(*(f"https://{number}.example" for number in range(1_100)))
+    next_hour = refuse_and_list_warnings("https://a.example", "https://c.example")
+    many = refuse_and_list_warnings(*(f"https://{number}.example" for number in range(1_100)))
 
     assert first == ["https://a.example", "https://b.example"]
     assert same_hour == ["https://c.example"]
     assert next_hour == ["https://a.example"]
-    assert len(many) == 998, "a and c still count"
+    assert len(many) == 998, "the log has warned of a and c already"
 
 
 @pytest.mark.parametrize("api", [LISTED], indirect=True)
@@ -200,25 +200,25 @@ async def test_a_listed_origin_may_read_passes_and_the_refusals_of_routes(
     refused = await api.post("/v1/signed-url", headers=headers)
 
     assert [r.status_code for r in (preflight, granted, refused)] == [200, 200, 401]
-    assert [permission(r) for r in (preflight, granted, refused)] == [origin] * 3
+    assert [read_allowed_origin(r) for r in (preflight, granted, refused)] == [origin] * 3
     assert all("origin" in r.headers["vary"].lower() for r in (preflight, granted, refused))
     assert preflight.headers["access-control-allow-methods"] == "GET, POST"
     assert granted.headers["access-control-expose-headers"] == "X-Request-ID, Retry-After, RateLimit, RateLimit-Policy"
 
 
-@pytest.mark.parametrize(("api", "said"), [(LISTED, None), (WITH_COOKIES, "true")], indirect=["api"])
-async def test_a_browser_may_send_cookies_only_where_one_is_configured(
-    api: httpx.AsyncClient, bearer: dict[str, str], said: str | None
+@pytest.mark.parametrize(("api", "credentials"), [(LISTED, None), (WITH_COOKIES, "true")], indirect=["api"])
+async def test_a_browser_may_send_cookies_only_if_a_cookie_is_configured(
+    api: httpx.AsyncClient, bearer: dict[str, str], credentials: str | None
 ) -> None:
     preflight = await api.options("/v1/signed-url", headers=PREFLIGHT | {"origin": OURS})
     answer = await api.post("/v1/signed-url", headers=bearer | {"origin": OURS})
 
-    assert preflight.headers.get("access-control-allow-credentials") == said
-    assert answer.headers.get("access-control-allow-credentials") == said
+    assert preflight.headers.get("access-control-allow-credentials") == credentials
+    assert answer.headers.get("access-control-allow-credentials") == credentials
 
 
 @table("answer", ANSWERS)
-async def test_every_answer_varies_with_the_origin_so_that_no_cache_serves_one_for_another(
+async def test_every_answer_varies_with_the_origin_so_that_no_cache_gives_it_to_another_origin(
     api: httpx.AsyncClient, bearer: dict[str, str], answer: str
 ) -> None:
     method, path, headers, status = ANSWERS[answer]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP, seen from outside: not ready, then no longer listening, and whatever was asked is answered."""
+"""SIGTERM and SIGHUP from outside: the service is not ready, then stops listening, and answers every open request."""
 
 import contextlib
 import os
@@ -26,12 +26,12 @@ from voicepass.cli.service import longest_answer_seconds
 
 pytestmark = pytest.mark.alone
 
-POLL_SECONDS = 0.02  # without a pause, the test would take the processor from the server that it watches
+POLL_SECONDS = 0.02  # without a pause, the test takes the processor that the server needs
 
 
 @contextlib.contextmanager
-def elevenlabs(*, latency_seconds: float) -> Iterator[tuple[str, threading.Event]]:
-    """A slow ElevenLabs: its URL, and whether it has been asked."""
+def run_slow_elevenlabs(*, latency_seconds: float) -> Iterator[tuple[str, threading.Event]]:
+    """Run a slow ElevenLabs; yield its URL and an event that its first request sets."""
     asked = threading.Event()
     emulator = create_emulator(
         Emulator(
@@ -50,19 +50,19 @@ def elevenlabs(*, latency_seconds: float) -> Iterator[tuple[str, threading.Event
         yield url, asked
 
 
-def has_ended(client: httpx.Client, url: str) -> bool:
+def is_closed(client: httpx.Client, url: str) -> bool:
     try:
         client.get(f"{url}/healthz")
     except httpx.ConnectError:
         return True
     except httpx.TransportError:
-        return False  # accepted, and hung up on: the listener was about to close
+        return False  # accepted and then closed: the listener closes next
     return False
 
 
 @pytest.fixture
-def as_a_terminal_starts_it() -> Iterator[None]:
-    """Let new processes get SIGHUP. They inherit that it is ignored if the tests themselves run under nohup."""
+def default_sighup() -> Iterator[None]:
+    """Let new processes receive SIGHUP: if the tests run under nohup, they inherit that it is ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -75,13 +75,13 @@ def client() -> Iterator[httpx.Client]:
         yield client
 
 
-def test_after_sigterm_readyz_says_so_and_every_open_request_is_answered(
+def test_after_sigterm_readyz_answers_503_and_every_open_request_is_answered(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path
 ) -> None:
     port = free_port()
     url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
     command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
-    with elevenlabs(latency_seconds=2) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+    with run_slow_elevenlabs(latency_seconds=2) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
         environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": upstream, "VOICEPASS_DRAIN_SECONDS": "1"}
         with started(command, cwd=tmp_path, environment=environment) as log:
             (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
@@ -94,7 +94,7 @@ def test_after_sigterm_readyz_says_so_and_every_open_request_is_answered(
             while (ready := client.get(f"{url}/readyz")).status_code == 200:
                 time.sleep(POLL_SECONDS)
             during = client.get(f"{url}/healthz")
-            while not has_ended(client, url):
+            while not is_closed(client, url):
                 time.sleep(POLL_SECONDS)
             open_seconds = time.monotonic() - begun
             granted = asked.result()
@@ -107,14 +107,14 @@ def test_after_sigterm_readyz_says_so_and_every_open_request_is_answered(
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("as_a_terminal_starts_it")
-def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
+@pytest.mark.usefixtures("default_sighup")
+def test_sighup_ends_the_server_like_sigterm_and_open_requests_are_answered(
     client: httpx.Client, make_token: MakeToken, tmp_path: Path
 ) -> None:
     port = free_port()
     url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
     command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
-    with elevenlabs(latency_seconds=0.5) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+    with run_slow_elevenlabs(latency_seconds=0.5) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
         process_environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": upstream}
         with started(command, cwd=tmp_path, environment=process_environment) as log:
             (pid,) = re.findall(r"Started server process \[(\d+)\]", "".join(log))
@@ -123,7 +123,7 @@ def test_sighup_ends_the_server_like_sigterm_and_what_was_asked_is_answered(
 
             os.kill(int(pid), signal.SIGHUP)
             granted = asked.result()
-            while not has_ended(client, url):
+            while not is_closed(client, url):
                 time.sleep(POLL_SECONDS)
 
     assert (granted.status_code, granted.json()["user_id"]) == (200, "u-1")
@@ -151,14 +151,14 @@ def test_after_sigterm_the_server_ends_in_time_even_if_elevenlabs_hangs(
     port = free_port()
     url, user = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {make_token()}"}
     command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port)]
-    with elevenlabs(latency_seconds=300) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
+    with run_slow_elevenlabs(latency_seconds=300) as (upstream, is_asked), ThreadPoolExecutor(1) as callers:
         environment = ENVIRONMENT | {
             "ELEVENLABS_BASE_URL": upstream,
             "VOICEPASS_DRAIN_SECONDS": str(drain_seconds),
         }
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
         try:
-            while has_ended(client, url):
+            while is_closed(client, url):
                 time.sleep(POLL_SECONDS)
             asked = callers.submit(client.post, f"{url}/v1/signed-url", headers=user)
             assert is_asked.wait(timeout=20)
@@ -174,7 +174,7 @@ def test_after_sigterm_the_server_ends_in_time_even_if_elevenlabs_hangs(
             process.kill()
         answer = asked.result()
 
-    print(f"told to drain for {drain_seconds} s, with everything hanging: gone after {seconds:.1f} s, code {code}")
+    print(f"drain of {drain_seconds} s while all requests hang: ended after {seconds:.1f} s, code {code}")
     assert code == -signal.SIGTERM
     assert seconds < drain_seconds + longest_answer_seconds(settings_with()) + 2
     assert answer.json()["code"] == "elevenlabs_timeout"
@@ -196,7 +196,7 @@ def test_connections_that_wait_while_the_process_is_stopped_are_answered(client:
         os.kill(pid, signal.SIGSTOP)
 
         waiting = [callers.submit(client.get, f"{url}/healthz") for _ in range(20)]
-        time.sleep(1.5)  # the drain is over before it has begun
+        time.sleep(1.5)  # longer than the drain, which is over when the process continues
         os.kill(pid, signal.SIGCONT)
 
         assert {caller.result().status_code for caller in waiting} == {200}

@@ -1,4 +1,4 @@
-"""voicepass inside another FastAPI app, as its developers meet it."""
+"""voicepass mounted in another FastAPI app, used as the developers of that app use it."""
 
 import asyncio
 import contextvars
@@ -41,7 +41,7 @@ async def signed_in_user() -> voicepass.User | None:
     return voicepass.User(id="u-1", name="Ada", claims={"plan": "pro"})
 
 
-def app_with(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **settings: object) -> FastAPI:
+def build_app(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **settings: object) -> FastAPI:
     app = FastAPI()
     voicepass.mount(app, path, user=user, settings=settings_with(**WITHOUT_TOKENS, **settings))
     return app
@@ -50,11 +50,11 @@ def app_with(user: Callable[..., Any] = signed_in_user, path: str = "/voice", **
 @pytest.fixture
 async def shop(upstream: respx.MockRouter) -> AsyncIterator[ServiceClient]:
     del upstream
-    async with serving_app(app_with()) as client:
+    async with serving_app(build_app()) as client:
         yield client
 
 
-def code_of(response: httpx.Response) -> str:
+def read_code(response: httpx.Response) -> str:
     return str(response.json()["code"])
 
 
@@ -84,22 +84,22 @@ async def test_without_a_dependency_voicepass_verifies_tokens_as_the_service_doe
 @pytest.mark.parametrize("path", ["voice", "/voice/", "/api/voice"])
 async def test_a_path_works_with_and_without_slashes(path: str, upstream: respx.MockRouter) -> None:
     del upstream
-    async with serving_app(app_with(path=path)) as client:
+    async with serving_app(build_app(path=path)) as client:
         answer = await client.post(f"/{path.strip('/')}/v1/signed-url")
 
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "", "//", "/{tenant}/voice"])
-def test_the_root_of_the_app_and_a_parameter_are_refused_with_a_sentence(path: str) -> None:
+def test_a_mount_at_the_root_or_at_a_parameter_is_refused_with_an_example(path: str) -> None:
     with pytest.raises(ValueError, match="such as '/voice'"):
-        app_with(path=path)
+        build_app(path=path)
 
 
 @pytest.mark.parametrize("sent", ["/voice", "/shop/voice"], ids=["prefix-removed", "prefix-kept"])
-async def test_it_works_below_the_root_path_of_the_server(sent: str, upstream: respx.MockRouter) -> None:
+async def test_a_mount_works_below_the_root_path_of_the_server(sent: str, upstream: respx.MockRouter) -> None:
     del upstream
-    app = app_with(voicepass_docs=True)
+    app = build_app(voicepass_docs=True)
     below = httpx.ASGITransport(app, root_path="/shop")
 
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=below, base_url="http://x.test") as client:
@@ -115,10 +115,8 @@ async def test_it_works_below_the_root_path_of_the_server(sent: str, upstream: r
     [
         (PAGE, 200),
         ({"Cookie": "session=1", "Sec-Fetch-Site": "same-origin"}, 200),
-        (
-            {"Cookie": "s=1", "Origin": "https://voicepass.test", "Sec-Fetch-Site": "same-origin"},
-            200,
-        ),  # TLS ends before
+        # A proxy ends TLS here.
+        ({"Cookie": "s=1", "Origin": "https://voicepass.test", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Cookie": "session=1", "Origin": "https://app.example"}, 200),
         ({"Authorization": "Bearer of-the-app"}, 200),
         ({}, 200),
@@ -131,31 +129,31 @@ async def test_it_works_below_the_root_path_of_the_server(sent: str, upstream: r
         ({"Cookie": "session=1", "Sec-Fetch-Site": "same-site"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Authorization": "Basic b2Y6dGhl", "Sec-Fetch-Site": "same-origin"}, 200),
-        ({"Authorization": "Basic b2Y6dGhl", "Sec-Fetch-Site": "cross-site"}, 403),  # the image of another site's page
+        ({"Authorization": "Basic b2Y6dGhl", "Sec-Fetch-Site": "cross-site"}, 403),  # an image on another site's page
     ],
 )
-async def test_only_a_page_of_the_app_or_a_listed_one_spends_the_apps_cookie(
+async def test_the_apps_cookie_counts_only_in_requests_of_its_own_or_a_listed_page(
     headers: dict[str, str], status: int, upstream: respx.MockRouter
 ) -> None:
     del upstream
-    async with serving_app(app_with(voicepass_allowed_origins="https://app.example")) as client:
+    async with serving_app(build_app(voicepass_allowed_origins="https://app.example")) as client:
         answers = [await client.request(method, PASS, headers=headers) for method in ("POST", "GET")]
         usage = await client.get(USAGE, headers=headers)
 
     assert [answer.status_code for answer in answers] == [status, status]
     assert usage.status_code == 200  # it changes nothing, and only the pages above can read it
     if status == 403:
-        assert code_of(answers[0]) == "origin_not_allowed"
+        assert read_code(answers[0]) == "origin_not_allowed"
 
 
-async def test_nobody_signed_in_is_refused_before_anything_is_spent(upstream: respx.MockRouter) -> None:
-    def nobody() -> None:
+async def test_a_user_who_is_not_signed_in_is_refused_before_elevenlabs_is_asked(upstream: respx.MockRouter) -> None:
+    def find_no_user() -> None:
         return None
 
-    async with serving_app(app_with(nobody)) as client:
+    async with serving_app(build_app(find_no_user)) as client:
         answers = [await client.post(PASS), await client.post("/voice/v1/conversation-token"), await client.get(USAGE)]
 
-    assert [(answer.status_code, code_of(answer)) for answer in answers] == [(401, "token_missing")] * 3
+    assert [(answer.status_code, read_code(answer)) for answer in answers] == [(401, "token_missing")] * 3
     assert not upstream.calls
 
 
@@ -172,21 +170,21 @@ async def test_nobody_signed_in_is_refused_before_anything_is_spent(upstream: re
         (voicepass.User(id="u-1", claims=["pro"]), "wrong type"),  # type: ignore[arg-type]
     ],
 )
-async def test_what_is_no_user_is_the_operators_error_and_the_log_says_which(
+async def test_a_dependency_that_returns_no_valid_user_gives_500_and_the_log_says_why(
     returned: object, note: str, upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving_app(app_with(lambda: returned)) as client:
+    async with serving_app(build_app(lambda: returned)) as client:
         answer = await client.post(PASS)
 
-    assert (answer.status_code, code_of(answer)) == (500, "internal_error")
+    assert (answer.status_code, read_code(answer)) == (500, "internal_error")
     (line,) = [record.getMessage() for record in caplog.records if "pass.refused" in record.getMessage()]
     assert note in line
     assert not upstream.calls
 
 
-async def test_an_id_may_be_the_number_of_a_database_row(upstream: respx.MockRouter) -> None:
+async def test_a_user_id_may_be_a_number(upstream: respx.MockRouter) -> None:
     del upstream
-    async with serving_app(app_with(lambda: voicepass.User(id=7))) as client:  # type: ignore[arg-type]
+    async with serving_app(build_app(lambda: voicepass.User(id=7))) as client:  # type: ignore[arg-type]
         answer = await client.post(PASS)
 
     assert answer.json()["user_id"] == "7"
@@ -196,7 +194,7 @@ class AppError(Exception):
     pass
 
 
-async def test_what_the_dependency_raises_is_answered_by_the_app() -> None:
+async def test_the_app_handles_what_its_dependency_raises() -> None:
     def refuse(kind: str) -> None:
         if kind == "http":
             raise HTTPException(418, {"of": "the app"}, headers={"X-App": "yes"})
@@ -204,7 +202,7 @@ async def test_what_the_dependency_raises_is_answered_by_the_app() -> None:
             raise AppError
         raise RuntimeError
 
-    app = app_with(refuse)
+    app = build_app(refuse)
 
     @app.exception_handler(AppError)
     async def answer_own(_request: Request, _error: AppError) -> Response:
@@ -221,8 +219,8 @@ async def test_what_the_dependency_raises_is_answered_by_the_app() -> None:
     assert (invalid.status_code, invalid.json()["detail"][0]["loc"]) == (422, ["query", "kind"])
 
 
-async def test_the_dependency_is_one_of_the_apps_own(upstream: respx.MockRouter) -> None:
-    """Its request, its security, its overrides, its `yield`, its headers and its background tasks are the app's."""
+async def test_the_dependency_works_like_any_other_of_the_app(upstream: respx.MockRouter) -> None:
+    """It can use the app's request, security, overrides, `yield`, response headers and background tasks."""
     del upstream
     seen: list[object] = []
 
@@ -243,10 +241,10 @@ async def test_the_dependency_is_one_of_the_apps_own(upstream: respx.MockRouter)
         tasks.add_task(seen.append, "task")
         return voicepass.User(id=user_id)
 
-    app = app_with(current_user)
+    app = build_app(current_user)
 
     @app.middleware("http")
-    async def of_app(request: Request, call_next: Callable[[Request], Any]) -> Response:
+    async def set_state(request: Request, call_next: Callable[[Request], Any]) -> Response:
         request.state.of_app = request.state.ids = "of the app"
         answer: Response = await call_next(request)
         assert (request.app, request.state.ids) == (app, "of the app")
@@ -264,7 +262,7 @@ async def test_the_dependency_is_one_of_the_apps_own(upstream: respx.MockRouter)
     assert overridden.json()["user_id"] == "u-3"
 
 
-async def test_what_the_dependency_holds_for_a_function_is_free_before_elevenlabs_is_asked(
+async def test_a_dependency_of_function_scope_is_closed_before_elevenlabs_is_asked(
     upstream: respx.MockRouter,
 ) -> None:
     order: list[str] = []
@@ -281,7 +279,7 @@ async def test_what_the_dependency_holds_for_a_function_is_free_before_elevenlab
         return httpx.Response(200, json={"signed_url": signed_url()})
 
     upstream["signed_url"].side_effect = sign
-    async with serving_app(app_with(current_user)) as client:
+    async with serving_app(build_app(current_user)) as client:
         answer = await client.post(PASS)
 
     assert answer.status_code == 200
@@ -307,7 +305,7 @@ def test_an_app_that_configures_its_logging_after_the_import_gets_the_lines() ->
     assert ended.stderr == "service.started\n"
 
 
-async def test_a_log_handler_of_the_app_that_raises_costs_no_pass(upstream: respx.MockRouter) -> None:
+async def test_a_pass_is_granted_even_if_a_log_handler_of_the_app_raises(upstream: respx.MockRouter) -> None:
     del upstream
 
     class Broken(logging.Handler):
@@ -317,7 +315,7 @@ async def test_a_log_handler_of_the_app_that_raises_costs_no_pass(upstream: resp
     broken = Broken()
     logging.getLogger("voicepass").addHandler(broken)
     try:
-        async with serving_app(app_with()) as client:
+        async with serving_app(build_app()) as client:
             answer = await client.post(PASS)
     finally:
         logging.getLogger("voicepass").removeHandler(broken)
@@ -325,14 +323,14 @@ async def test_a_log_handler_of_the_app_that_raises_costs_no_pass(upstream: resp
     assert answer.status_code == 200
 
 
-async def test_a_body_beyond_the_bound_is_refused_as_in_the_service(shop: ServiceClient) -> None:
+async def test_a_body_beyond_the_limit_is_refused_as_in_the_service(shop: ServiceClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b" " * 1024
 
     answer = await shop.post(PASS, content=chunks(), headers={"Content-Type": "application/json"})
 
-    assert code_of(answer) == "body_too_large"
+    assert read_code(answer) == "body_too_large"
 
 
 def describe_process() -> dict[str, object]:
@@ -375,12 +373,12 @@ class SessionMiddlewareStub:
         await self.app(*arguments)
 
 
-async def test_its_lines_reach_the_apps_logging_with_the_level_of_the_app(
+async def test_log_lines_of_a_mount_reach_the_apps_handlers_at_the_apps_level(
     upstream: respx.MockRouter, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     del upstream
     of_server = contextvars.copy_context()  # a server handles requests outside the context of the lifespan
-    app = app_with(voicepass_reconcile_seconds=0)
+    app = build_app(voicepass_reconcile_seconds=0)
     caplog.set_level(logging.INFO, logger="voicepass")
 
     async with serving_app(app) as client:
@@ -432,20 +430,20 @@ async def test_two_mounts_in_one_app_are_independent(upstream: respx.MockRouter,
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["mount-first", "lifespan-first"])
-async def test_both_lifespans_run_whichever_comes_first(is_first: bool, upstream: respx.MockRouter) -> None:  # noqa: FBT001
+async def test_both_lifespans_run_in_either_order(is_first: bool, upstream: respx.MockRouter) -> None:  # noqa: FBT001
     del upstream
     events: list[str] = []
 
     @asynccontextmanager
-    async def of_app(_app: object) -> AsyncIterator[dict[str, str]]:
+    async def open_app(_app: object) -> AsyncIterator[dict[str, str]]:
         events.append("opened")
         yield {"shared": "state of the app"}
         events.append("closed")
 
-    app = FastAPI(lifespan=None if is_first else of_app)
+    app = FastAPI(lifespan=None if is_first else open_app)
     voicepass.mount(app, "/voice", user=signed_in_user, settings=settings_with())
     if is_first:
-        app.include_router(APIRouter(lifespan=of_app))
+        app.include_router(APIRouter(lifespan=open_app))
 
     async with app.router.lifespan_context(app) as state, ServiceClient(app) as client:
         answer = await client.post(PASS)
@@ -456,25 +454,25 @@ async def test_both_lifespans_run_whichever_comes_first(is_first: bool, upstream
 
 
 async def test_a_test_runner_may_start_and_end_the_app_in_two_contexts() -> None:
-    app = app_with()
+    app = build_app()
     lifespan = app.router.lifespan_context(app)
 
     for step in (lifespan.__aenter__(), lifespan.__aexit__(None, None, None)):
         await asyncio.create_task(step, context=contextvars.copy_context())
 
 
-async def test_a_plain_mount_says_what_to_write_instead() -> None:
+async def test_app_mount_answers_503_and_names_voicepass_mount_instead() -> None:
     app = FastAPI()
     app.mount("/voice", voicepass.create_app(settings_with()))
 
     async with serving_app(app) as client:
         answers = [await client.post(PASS), await client.get("/voice/healthz"), await client.get("/voice/readyz")]
 
-    assert [(answer.status_code, code_of(answer)) for answer in answers] == [(503, "not_started")] * 3
+    assert [(answer.status_code, read_code(answer)) for answer in answers] == [(503, "not_started")] * 3
     assert "voicepass.mount(app, path)" in answers[0].json()["detail"]
 
 
-def test_settings_that_serve_refuses_are_refused_at_once_with_the_same_lines() -> None:
+def test_a_mount_refuses_the_settings_that_serve_refuses_with_the_same_lines() -> None:
     settings = settings_with(**WITHOUT_TOKENS, elevenlabs_api_key=None)
     app = FastAPI()
 
@@ -490,16 +488,16 @@ def test_settings_that_serve_refuses_are_refused_at_once_with_the_same_lines() -
 
 
 async def test_a_ledger_that_cannot_open_fails_the_start_of_the_app() -> None:
-    app = app_with(voicepass_database_url="sqlite:////nowhere/at/all.db")
+    app = build_app(voicepass_database_url="sqlite:////nowhere/at/all.db")
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_DATABASE_URL cannot be used"):
         async with app.router.lifespan_context(app):
             pass
 
 
-async def test_an_http_page_beside_the_apps_cookie_is_a_contradiction() -> None:
+async def test_a_mount_that_uses_the_apps_cookie_refuses_an_http_origin() -> None:
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_ALLOWED_ORIGINS"):
-        app_with(voicepass_allowed_origins="http://app.example")
+        build_app(voicepass_allowed_origins="http://app.example")
 
 
 async def test_an_app_that_closes_answers_the_pass_in_flight_first(upstream: respx.MockRouter) -> None:
@@ -511,7 +509,7 @@ async def test_an_app_that_closes_answers_the_pass_in_flight_first(upstream: res
         return httpx.Response(200, json={"signed_url": signed_url()})
 
     upstream.get(SIGNED_URL_PATH).mock(side_effect=answer_late)
-    app = app_with()
+    app = build_app()
     async with ServiceClient(app) as client:
         async with app.router.lifespan_context(app):
             asked = asyncio.create_task(client.post(PASS))
@@ -527,7 +525,7 @@ def test_a_misspelt_setting_is_refused() -> None:
         voicepass.Settings(voicepass_allowed_origin="https://app.example")  # type: ignore[call-arg]
 
 
-def test_the_names_of_the_package_are_those_of_the_contract() -> None:
+def test_the_public_names_of_the_package_are_those_of_the_contract() -> None:
     assert {name: getattr(voicepass, name).__name__ for name in voicepass.__all__} == {
         "Settings": "Settings",
         "User": "User",

@@ -1,4 +1,4 @@
-"""A mount under the servers that FastAPI apps run on, with several workers: real processes, one ledger."""
+"""A mount under uvicorn and gunicorn with two workers: real processes that share one ledger."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Hostile tokens over HTTP: each is a 401 (or a 431) that costs nothing and leaves nothing, whatever it is made of."""
+"""Hostile tokens over HTTP: each gets a 401 or a 431, causes no request to ElevenLabs and adds no row to the ledger."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ import respx
 
 from tests.canaries import JWT_SECRET
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, MakeToken, serving, signed_url
-from tests.identity.hostile_tokens import Mint, hostile_tokens, signer_for, valid_tokens
+from tests.identity.hostile_tokens import Mint, make_hostile_tokens, make_valid_tokens, signer_for
 from tests.tables import table
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ both_kinds_of_key = pytest.mark.parametrize("algorithm", ["HS256", pytest.param(
 
 @pytest.fixture
 async def service(algorithm: str, upstream: respx.MockRouter, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A service whose ledger is a file, so that a test can read it, and whose every conversation is a new one."""
+    """A service whose ledger is a file, so that a test can read it. Each pass gets a new conversation id."""
     numbers = count()
     upstream["signed_url"].side_effect = lambda _: httpx.Response(
         200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
@@ -48,19 +48,19 @@ async def service(algorithm: str, upstream: respx.MockRouter, tmp_path: Path) ->
         yield client
 
 
-def mint_for(algorithm: str) -> Mint:
+def make_mint(algorithm: str) -> Mint:
     signer = signer_for(algorithm, secret=JWT_SECRET)
     return Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=time.time())
 
 
-def rows_in(tmp_path: Path) -> int:
+def count_rows(tmp_path: Path) -> int:
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         (rows,) = connection.execute("SELECT count(*) FROM passes").fetchone()
     connection.close()
     return int(rows)
 
 
-async def refusal_of(service: httpx.AsyncClient, token: str) -> tuple[int, str]:
+async def get_refusal(service: httpx.AsyncClient, token: str) -> tuple[int, str]:
     headers = httpx.Headers({"Authorization": f"Bearer {token}"}, encoding="utf-8")
     response = await service.post("/v1/signed-url", headers=headers)
     assert response.headers["content-type"] == "application/problem+json", token
@@ -69,29 +69,30 @@ async def refusal_of(service: httpx.AsyncClient, token: str) -> tuple[int, str]:
 
 
 @both_kinds_of_key
-async def test_every_hostile_token_earns_its_own_refusal_and_nothing_else(
+async def test_every_hostile_token_gets_its_own_refusal_and_no_pass(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
-    hostile = [token for token in hostile_tokens(mint_for(algorithm)) if token.fits_a_header]
-    hostile.sort(key=lambda token: "too early" not in token.name)  # first: on a slow machine their time comes
+    hostile = [token for token in make_hostile_tokens(make_mint(algorithm)) if token.fits_a_header]
+    # These come first: on a slow machine they become valid during the test.
+    hostile.sort(key=lambda token: "too early" not in token.name)
 
-    answers = {each.name: await refusal_of(service, each.token) for each in hostile}
+    answers = {each.name: await get_refusal(service, each.token) for each in hostile}
 
     expected = {each.name: (each.expected.status, each.expected.code) for each in hostile}
-    # Nothing is left of these once HTTP has taken the spaces away.
+    # HTTP removes spaces, so a token of spaces alone is a missing token.
     expected |= {each.name: (401, "token_missing") for each in hostile if not each.token.strip(" ")}
     assert {name: answer for name, answer in answers.items() if answer != expected[name]} == {}
     assert {status for status, _ in answers.values()} == {401, 431}
     assert len(answers) > 680
     assert not upstream.calls
-    assert rows_in(tmp_path) == 0
+    assert count_rows(tmp_path) == 0
 
 
 @pytest.mark.parametrize("algorithm", SERVICES)
-async def test_every_good_token_of_the_same_mint_gets_a_pass(
+async def test_every_valid_token_of_the_same_mint_gets_a_pass(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
-    good = valid_tokens(mint_for(algorithm))
+    good = make_valid_tokens(make_mint(algorithm))
 
     responses = {
         name: await service.post("/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
@@ -100,21 +101,21 @@ async def test_every_good_token_of_the_same_mint_gets_a_pass(
 
     assert {name: r.status_code for name, r in responses.items()} == dict.fromkeys(good, 200)
     assert {r.json()["user_id"] for r in responses.values()} == {"u-1"}
-    assert len(upstream.calls) == rows_in(tmp_path) == len(good)
+    assert len(upstream.calls) == count_rows(tmp_path) == len(good)
 
 
 @both_kinds_of_key
-async def test_no_wycheproof_token_is_a_users(
+async def test_no_wycheproof_token_is_accepted(
     service: httpx.AsyncClient, upstream: respx.MockRouter, tmp_path: Path, algorithm: str
 ) -> None:
     del algorithm
 
-    answers = [await refusal_of(service, vector["token"]) for vector in WYCHEPROOF]
+    answers = [await get_refusal(service, vector["token"]) for vector in WYCHEPROOF]
 
     assert len(answers) == 426
     assert set(answers) <= {(401, "token_invalid"), (401, "token_missing"), (431, "headers_too_large")}
     assert not upstream.calls
-    assert rows_in(tmp_path) == 0
+    assert count_rows(tmp_path) == 0
 
 
 SHAPES: dict[str, tuple[str, int]] = {
@@ -153,7 +154,7 @@ SHAPES: dict[str, tuple[str, int]] = {
 
 
 @table("case", SHAPES)
-async def test_a_header_of_another_shape_holds_no_token(
+async def test_only_a_bearer_header_with_one_token_is_accepted(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken, case: str
 ) -> None:
     upstream.reset()
@@ -173,7 +174,7 @@ async def test_a_header_of_another_shape_holds_no_token(
         *("X-Access-Token", "X-Auth-Token", "X-Api-Key", "xi-api-key", "Sec-WebSocket-Protocol", "Cookie"),
     ],
 )
-async def test_a_token_in_any_other_place_is_no_token(
+async def test_a_token_in_any_other_header_is_ignored(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken, name: str
 ) -> None:
     response = await api.post("/v1/signed-url", headers={name: f"Bearer {make_token()}"})
@@ -182,7 +183,7 @@ async def test_a_token_in_any_other_place_is_no_token(
     assert not upstream.calls
 
 
-async def test_a_token_in_the_url_is_no_token(
+async def test_a_token_in_the_url_gets_no_pass(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
 ) -> None:
     query = {"access_token": make_token(), "token": make_token(), "authorization": f"Bearer {make_token()}"}
@@ -195,7 +196,7 @@ async def test_a_token_in_the_url_is_no_token(
     assert not upstream.calls
 
 
-async def test_no_header_but_the_token_says_who_asks(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_only_the_token_names_the_user(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     names = [
         "X-User",
         "X-User-Id",

@@ -1,4 +1,4 @@
-"""Limits over HTTP: what is refused, what the refusal tells, what it costs (nothing), and where a user stands."""
+"""Limits over HTTP: which passes are refused, what the refusal says, and which usage a user sees."""
 
 import asyncio
 import random
@@ -20,8 +20,8 @@ SERVICE_TOKEN = "canary-service-token-of-the-limits-33aa77"
 AS_SERVICE = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
 
 
-def limited(**limits: object) -> pytest.MarkDecorator:
-    """The `api` fixture with these limits of a user on, and all others off."""
+def with_limits(**limits: object) -> pytest.MarkDecorator:
+    """Give the `api` fixture these limits of a user, and no others."""
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
     text = "\n".join([*lines, *(f"{name} = {value}" for name, value in limits.items())])
     settings = {"voicepass_policy_file": policy_file(text), "voicepass_service_tokens": SERVICE_TOKEN}
@@ -50,7 +50,7 @@ def assert_limited(response: httpx.Response, code: str) -> None:
     assert abs(resets_in.total_seconds() - problem["retry_after_seconds"]) < 3
 
 
-@limited(passes_per_minute=3)
+@with_limits(passes_per_minute=3)
 async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
@@ -63,7 +63,7 @@ async def test_one_pass_too_many_in_a_minute_is_refused_and_costs_nothing(
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
-async def test_a_step_of_the_machines_clock_moves_no_limit(
+async def test_a_step_of_the_machines_clock_changes_no_limit(
     upstream: respx.MockRouter, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     stepped, real = [0.0], time.time
@@ -83,8 +83,8 @@ async def test_a_step_of_the_machines_clock_moves_no_limit(
     assert len(upstream.calls) == 1
 
 
-@limited(open_conversations=2)
-async def test_no_more_conversations_are_open_at_once_than_allowed(
+@with_limits(open_conversations=2)
+async def test_a_pass_beyond_the_limit_of_open_conversations_is_refused(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     mine = [await api.post("/v1/signed-url", headers=bearer) for _ in range(3)]
@@ -92,12 +92,12 @@ async def test_no_more_conversations_are_open_at_once_than_allowed(
 
     assert [answer.status_code for answer in mine] == [200, 200, 429]
     assert_limited(mine[2], "too_many_conversations")
-    assert mine[2].headers["retry-after"] == "3"  # its user can end one at any moment
+    assert mine[2].headers["retry-after"] == "3"  # short, because the user can end a conversation at any time
     assert others.status_code == 200
 
 
-@limited(open_conversations=2)
-async def test_an_unopened_pass_is_returned_again_and_is_no_further_conversation(
+@with_limits(open_conversations=2)
+async def test_an_unopened_pass_is_returned_again_and_counts_once(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter
 ) -> None:
     upstream["account"].respond(404, json={"detail": {"status": "conversation_history_not_found", "message": "m"}})
@@ -115,8 +115,10 @@ async def test_an_unopened_pass_is_returned_again_and_is_no_further_conversation
     assert others.json()["signed_url"] not in urls
 
 
-@limited(minutes_per_day=25)
-async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+@with_limits(minutes_per_day=25)
+async def test_passes_reserve_minutes_and_never_more_than_the_limit(
+    api: httpx.AsyncClient, bearer: dict[str, str]
+) -> None:
     answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(4)]
     usage = (await api.get("/v1/usage", headers=bearer)).json()
 
@@ -127,10 +129,10 @@ async def test_minutes_are_set_aside_and_never_oversold(api: httpx.AsyncClient, 
     assert (minutes["most"], minutes["used"], minutes["left"]) == (1500, 1500, 0)
 
 
-@limited(passes_per_minute=20)
+@with_limits(passes_per_minute=20)
 @pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.alone
-async def test_of_all_who_come_at_once_exactly_twenty_get_a_pass(
+async def test_of_many_requests_at_once_exactly_twenty_get_a_pass(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, callers: int
 ) -> None:
     answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(callers)))
@@ -140,8 +142,8 @@ async def test_of_all_who_come_at_once_exactly_twenty_get_a_pass(
     assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"rate_limited"}
 
 
-@limited(passes_per_day=2, open_conversations=2, minutes_per_day=20)
-async def test_a_mint_that_fails_is_given_back(
+@with_limits(passes_per_day=2, open_conversations=2, minutes_per_day=20)
+async def test_a_failed_mint_returns_its_reservation(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     good = upstream["signed_url"].side_effect
@@ -160,30 +162,30 @@ REFUSED: dict[str, Any] = {
     "the agent": httpx.Response(404, json={"detail": {"status": "document_not_found", "message": "m"}}),
     "the request": httpx.Response(422, json={"detail": []}),
     "busy": httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded", "message": "m"}}),
-    "no sense": httpx.Response(200, text="<html>"),
-    "the line": httpx.ReadTimeout("m"),
+    "no JSON": httpx.Response(200, text="<html>"),
+    "a timeout": httpx.ReadTimeout("m"),
 }
 
 
 @pytest.mark.parametrize("refused", REFUSED)
-@limited(passes_per_minute=4)
+@with_limits(passes_per_minute=4)
 async def test_every_request_that_reached_elevenlabs_counts_for_a_minute(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken, upstream: respx.MockRouter, refused: str
 ) -> None:
-    upstream["signed_url"].side_effect = lambda _request: _answer(REFUSED[refused])
+    upstream["signed_url"].side_effect = lambda _request: _raise_or_return(REFUSED[refused])
 
     answers = await asyncio.gather(*(api.post("/v1/signed-url", headers=bearer) for _ in range(50)))
     other = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(sub='u-2')}"})
     usage = (await api.get("/v1/usage", headers=bearer)).json()["limits"]
 
     codes = [answer.json()["code"] for answer in answers]
-    assert upstream["signed_url"].call_count <= 5  # four of the one, one of the other
-    assert codes.count("rate_limited") >= 46 or refused == "the key"  # whom nobody asks for, until the pause is over
+    assert upstream["signed_url"].call_count <= 5  # four of the first user, one of the second
+    assert codes.count("rate_limited") >= 46 or refused == "the key"  # voicepass pauses all requests after a bad key
     assert other.json()["code"] != "rate_limited"
     assert usage[0]["used"] <= 4
 
 
-def _answer(refused: httpx.Response | Exception) -> httpx.Response:
+def _raise_or_return(refused: httpx.Response | Exception) -> httpx.Response:
     if isinstance(refused, Exception):
         raise refused
     return refused
@@ -202,8 +204,8 @@ FAULTS: list[Any] = [
 
 
 @pytest.mark.long
-@limited(passes_per_day=100_000, minutes_per_day=1_000_000)
-async def test_after_1000_mints_during_random_faults_the_ledger_adds_up_to_the_last_unit(
+@with_limits(passes_per_day=100_000, minutes_per_day=1_000_000)
+async def test_after_1000_mints_during_random_faults_the_ledger_counts_exactly_the_granted_passes(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
     dice = random.Random(3)  # noqa: S311 - the same faults every time
@@ -227,8 +229,8 @@ async def test_after_1000_mints_during_random_faults_the_ledger_adds_up_to_the_l
     assert usage == {"user_passes_per_day": granted, "user_minutes_per_day": granted * 600}
 
 
-@limited(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
-async def test_users_see_their_own_usage_and_nobody_elses(
+@with_limits(passes_per_minute=5, passes_per_day=9, open_conversations=4, minutes_per_day=60, minutes_per_month=90)
+async def test_users_see_their_own_usage_only(
     api: httpx.AsyncClient, bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     for _ in range(2):
@@ -253,7 +255,7 @@ async def test_users_see_their_own_usage_and_nobody_elses(
 
 
 @pytest.mark.parametrize("api", [{"voicepass_policy_file": None}], indirect=True)
-async def test_without_a_policy_file_limits_are_on(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_without_a_policy_file_the_default_limits_apply(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     usage = (await api.get("/v1/usage", headers=bearer)).json()
 
     assert {limit["limit"]: limit["most"] for limit in usage["limits"]} == {
@@ -288,7 +290,7 @@ BLOCKS = [
 ]
 
 
-@limited()
+@with_limits()
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_a_block_refuses_passes_until_it_is_removed(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter, block: dict[str, str]
@@ -304,7 +306,7 @@ async def test_a_block_refuses_passes_until_it_is_removed(
     assert len(upstream.calls) == 1
 
 
-@limited()
+@with_limits()
 @pytest.mark.parametrize(
     "block",
     [
@@ -313,7 +315,7 @@ async def test_a_block_refuses_passes_until_it_is_removed(
         {"kind": "agent", "key": "x"},
     ],
 )
-async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
+async def test_a_block_of_another_user_or_agent_does_not_refuse_this_user(
     api: httpx.AsyncClient, bearer: dict[str, str], block: dict[str, str]
 ) -> None:
     await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
@@ -323,7 +325,7 @@ async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
     assert response.status_code == 200
 
 
-@limited()
+@with_limits()
 @table(
     "block",
     [
@@ -336,15 +338,15 @@ async def test_a_block_of_another_user_or_agent_refuses_nobody_else(
         {"kind": "user", "key": "u-1", "for": "ever"},
     ],
 )
-async def test_a_block_that_makes_no_sense_is_refused(api: httpx.AsyncClient, block: dict[str, str]) -> None:
+async def test_an_invalid_block_is_refused(api: httpx.AsyncClient, block: dict[str, str]) -> None:
     response = await api.post("/v1/blocks", json=block, headers=AS_SERVICE)
 
     assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
-    assert "'agent'" not in response.json()["detail"], "that would be how to ask for a pass"
+    assert "'agent'" not in response.json()["detail"], "this detail is for requests of a pass"
 
 
-@limited()
-async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+@with_limits()
+async def test_a_users_token_cannot_block_anyone(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     response = await api.post("/v1/blocks", json={"kind": "everyone"}, headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (401, "token_invalid")
@@ -355,10 +357,10 @@ async def test_a_user_can_block_nobody(api: httpx.AsyncClient, bearer: dict[str,
     [
         ({"minutes_per_day": 15, "minutes_per_month": 600}, [900, 300]),
         ({"minutes_per_day": 60, "minutes_per_month": 20}, [1200, 600]),
-        ({"passes_per_day": 9}, [600, 600]),  # no limit counts minutes: the longest conversation
+        ({"passes_per_day": 9}, [600, 600]),  # no limit counts minutes: the maximum of one conversation
     ],
 )
-async def test_a_pass_and_the_agents_tool_get_the_seconds_that_the_user_may_still_talk(
+async def test_a_pass_and_the_agents_tool_get_the_remaining_seconds_of_the_user(
     bearer: dict[str, str], limits: dict[str, int], left: list[int]
 ) -> None:
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]

@@ -1,4 +1,4 @@
-"""Whatever a caller writes into a request, the log stays one JSON object a line, and nobody forges one."""
+"""Each log line is one JSON object, and no text in a request can forge a line."""
 
 import json
 import re
@@ -36,16 +36,16 @@ EVENTS = {"pass.granted", "pass.refused", "keys.refreshed", "conversation_id.mis
 Request = dict[str, Any]
 
 
-def _header(name: str, text: str) -> Request:
+def _build_header(name: str, text: str) -> Request:
     return {"headers": [(name.encode(), text.encode("utf-8", "surrogatepass"))]}
 
 
-def _path(text: str) -> Request:
+def _build_path(text: str) -> Request:
     path = quote(text.encode("utf-8", "surrogatepass"), safe="")
     return {"method": "GET", "url": f"/v1/conversations/{path}"}
 
 
-def _query(text: str) -> Request:
+def _build_query(text: str) -> Request:
     return {"method": "GET", "url": f"/v1/signed-url?agent={quote(text.encode('utf-8', 'surrogatepass'), safe='')}"}
 
 
@@ -54,14 +54,14 @@ PLACES: dict[str, Callable[[str], Request]] = {
     "name": lambda text: {"claims": {"name": text}},
     "iss": lambda text: {"claims": {"iss": text}},
     "alias": lambda text: {"content": json.dumps({"agent": text}).encode()},
-    "alias in the query": _query,
-    "path": _path,
-    "request id": lambda text: _header("X-Request-ID", text),
-    "user agent": lambda text: _header("User-Agent", text),
-    "origin": lambda text: _header("Origin", text),
-    "address of the client": lambda text: _header("X-Forwarded-For", text),
-    "zone of the client's address": lambda text: _header("X-Forwarded-For", f"fe80::1%{text.partition(',')[0]}"),
-    "token": lambda text: _header("Authorization", f"Bearer {text}"),
+    "alias in the query": _build_query,
+    "path": _build_path,
+    "request id": lambda text: _build_header("X-Request-ID", text),
+    "user agent": lambda text: _build_header("User-Agent", text),
+    "origin": lambda text: _build_header("Origin", text),
+    "address of the client": lambda text: _build_header("X-Forwarded-For", text),
+    "zone of the client's address": lambda text: _build_header("X-Forwarded-For", f"fe80::1%{text.partition(',')[0]}"),
+    "token": lambda text: _build_header("Authorization", f"Bearer {text}"),
 }
 
 
@@ -71,7 +71,7 @@ def default_logging() -> Iterator[None]:
     configure_logging(log_format="json", level="debug")
 
 
-def lines_in(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def read_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """Return what was logged since it was last called; every line must be one JSON object."""
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert all(isinstance(line, dict) for line in lines)
@@ -80,7 +80,7 @@ def lines_in(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("api", [{"voicepass_trusted_proxies": "127.0.0.1"}], indirect=True)
 @pytest.mark.parametrize("place", PLACES)
-async def test_nothing_in_a_request_forges_a_line(
+async def test_no_text_in_a_request_forges_a_line(
     api: httpx.AsyncClient,
     upstream: respx.MockRouter,
     make_token: MakeToken,
@@ -93,9 +93,9 @@ async def test_nothing_in_a_request_forges_a_line(
         200, json={"signed_url": signed_url(conversation_id=f"conv_{next(numbers)}")}
     )
 
-    statuses = [await sent(api, make_token, PLACES[place](text)) for text in INJECTIONS]
+    statuses = [await send_request(api, make_token, PLACES[place](text)) for text in INJECTIONS]
 
-    lines = lines_in(capsys)
+    lines = read_lines(capsys)
     assert len(INJECTIONS) * len(PLACES) >= 200
     assert max(statuses) < 500
     assert {line["event"] for line in lines} <= EVENTS
@@ -106,7 +106,7 @@ async def test_nothing_in_a_request_forges_a_line(
     assert all(re.fullmatch(r"[0-9a-f]{32}", line["request_id"]) for line in lines)
 
 
-async def sent(api: httpx.AsyncClient, make_token: MakeToken, request: Request) -> int:
+async def send_request(api: httpx.AsyncClient, make_token: MakeToken, request: Request) -> int:
     headers = request.get("headers", [])
     if not any(name == b"Authorization" for name, _ in headers):
         headers = [*headers, (b"Authorization", f"Bearer {make_token(**request.get('claims', {}))}".encode())]
@@ -126,13 +126,13 @@ async def test_a_log_line_names_the_user_and_the_outcome(
 
     response = await api.post("/v1/signed-url", headers=bearer)
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     assert response.status_code == 200
     assert (line["event"], line["request_id"]) == ("pass.granted", response.headers["x-request-id"])
     assert (line["user_id"], line["client"], line["agent"]) == ("u-1", "127.0.0.1", "default")
 
 
-# What a caller sends, what a trusted proxy's becomes the id of, and what any other caller's line holds.
+# The X-Request-ID headers of a request, and the one valid id in them, if there is one.
 REQUEST_IDS: dict[str, tuple[list[str], str | None]] = {
     "well-formed": (["the-callers-own.id_7"], "the-callers-own.id_7"),
     "of 128 characters": (["x" * 128], "x" * 128),
@@ -167,7 +167,7 @@ async def test_a_request_id_is_kept_from_a_trusted_proxy_only(
 
     response = await api.post(path, headers=[*bearer.items(), *(("X-Request-ID", value) for value in sent)])
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     answered = response.headers["x-request-id"]
     assert line["request_id"] == answered
     assert line["client_request_id"] == (None if is_trusted else well_formed)
@@ -183,12 +183,12 @@ async def test_a_token_in_the_path_of_a_refused_request_is_not_logged(
     api: httpx.AsyncClient, make_token: MakeToken, capsys: pytest.CaptureFixture[str], path: str, refused_by: str
 ) -> None:
     configure_logging(log_format="json", level="debug")
-    token = make_token(aud=None, name=None)  # short, so that cutting the path is not what hides it
+    token = make_token(aud=None, name=None)  # short, so that the log does not cut it off
     too_large = {"x-filler": "x" * 17_000} if refused_by == "the middleware" else {}
 
     response = await api.get(path.format(token=token), headers=too_large)
 
-    (line,) = lines_in(capsys)
+    (line,) = read_lines(capsys)
     assert response.status_code in {401, 404, 431}
     assert line["asked"].startswith(f"GET {path.partition('{')[0]}")
     assert all(part[:20] not in json.dumps(line) for part in token.split("."))
@@ -211,7 +211,7 @@ async def test_neither_a_query_nor_a_token_is_ever_logged(
         await api.request(method, f"{path}?{query}")
         await api.request(method, f"{path}?agent=default&{query}", headers={"Authorization": f"Bearer {token}"})
 
-    lines = lines_in(capsys)
+    lines = read_lines(capsys)
     text = json.dumps(lines) + caplog.text
     assert lines
     assert "query-9d41" not in text

@@ -61,12 +61,12 @@ async def test_a_page_keeps_its_own_content_security_policy(policy: bytes | None
 
 
 @pytest.mark.usefixtures("nothing_is_frozen")
-async def test_while_the_service_runs_garbage_is_looked_for_seldom_and_afterwards_as_before() -> None:
+async def test_garbage_is_collected_seldom_while_the_service_runs_and_as_before_afterwards() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
     async with serving():
-        every, frozen = gc.get_threshold()[0], gc.get_freeze_count()
+        threshold, frozen = gc.get_threshold()[0], gc.get_freeze_count()
 
-    assert every == COLLECT_EVERY
+    assert threshold == COLLECT_EVERY
     assert frozen > before[1]
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
@@ -85,26 +85,26 @@ audience = "voicepass"
 """
 
 
-async def readiness(**settings: object) -> httpx.Response:
+async def fetch_readiness(**settings: object) -> httpx.Response:
     async with serving(**settings) as client:
         return await client.get("/readyz")
 
 
-async def test_an_instance_without_any_signing_key_is_not_ready_and_says_so() -> None:
-    ready = await readiness(**NO_KEYS)
+async def test_an_instance_without_any_signing_key_is_not_ready_and_names_the_failed_check() -> None:
+    ready = await fetch_readiness(**NO_KEYS)
 
     assert (ready.status_code, ready.json()["code"]) == (503, "keys_unavailable")
     assert ready.json()["checks"] == {"settings": "ok", "ledger": "ok", "keys": "failed", "elevenlabs": "ok"}
 
 
-async def test_an_instance_that_lacks_one_issuers_keys_is_ready_and_says_so() -> None:
-    ready = await readiness(voicepass_policy_file=policy_file(ONE_OF_TWO))
+async def test_an_instance_that_lacks_one_issuers_keys_is_ready_and_reports_the_number_of_issuers() -> None:
+    ready = await fetch_readiness(voicepass_policy_file=policy_file(ONE_OF_TWO))
 
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert ready.json()["checks"] == {"settings": "ok", "ledger": "ok", "keys": "of 1 of 2 issuers", "elevenlabs": "ok"}
 
 
-async def test_an_outage_of_elevenlabs_is_shown_and_takes_no_instance_out(
+async def test_during_an_outage_of_elevenlabs_an_instance_stays_ready_and_reports_it(
     api: httpx.AsyncClient, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(500)
@@ -118,20 +118,20 @@ async def test_an_outage_of_elevenlabs_is_shown_and_takes_no_instance_out(
 
 
 async def test_the_ledger_is_reported_before_the_keys() -> None:
-    async def no_ledger() -> None:
+    async def fail_ledger() -> None:
         raise LedgerUnavailable
 
-    async def no_keys() -> None:
+    async def fail_keys() -> None:
         raise KeysUnavailable
 
     with pytest.raises(LedgerUnavailable) as refused:
-        await run_checks({"ledger": no_ledger, "keys": no_keys})
+        await run_checks({"ledger": fail_ledger, "keys": fail_keys})
 
     assert refused.value.checks == {"settings": "ok", "ledger": "failed", "keys": "failed"}
 
 
 @pytest.mark.parametrize("api", [{"voicepass_docs": True}], indirect=True)
-async def test_every_route_that_gives_something_away_refuses_a_stranger(api: httpx.AsyncClient) -> None:
+async def test_every_route_but_probes_and_metrics_refuses_a_request_without_credentials(api: httpx.AsyncClient) -> None:
     document = (await api.get("/openapi.json")).json()
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
 
@@ -149,12 +149,12 @@ async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.Asy
     for method, path in PASSES:
         answers = document["paths"][path][method]["responses"]
         described = {
-            code: int(status) for status, answer in answers.items() for code in codes_in(answer["description"])
+            code: int(status) for status, answer in answers.items() for code in find_codes(answer["description"])
         }
         assert described == {refusal.code: refusal.status for refusal in list_refusals("pass")}
         assert "application/problem+json" in answers["422"]["content"]
-    all_codes = {refusal.code for refusal in every(Refusal)}
-    assert all_codes - set(codes_in(json.dumps(document))) == {
+    all_codes = {refusal.code for refusal in list_subclasses(Refusal)}
+    assert all_codes - set(find_codes(json.dumps(document))) == {
         "not_found",
         "method_not_allowed",
         "not_started",
@@ -162,13 +162,13 @@ async def test_the_openapi_document_shows_every_refusal_of_a_pass(api: httpx.Asy
     assert "HTTPValidationError" not in json.dumps(document)
 
 
-def codes_in(text: str) -> list[str]:
+def find_codes(text: str) -> list[str]:
     return re.findall(r"`([a-z_]+)`", text)
 
 
-def every(refusal: type[Refusal]) -> list[type[Refusal]]:
+def list_subclasses(refusal: type[Refusal]) -> list[type[Refusal]]:
     found = [refusal] if hasattr(refusal, "code") else []
-    return found + [deeper for child in refusal.__subclasses__() for deeper in every(child)]
+    return found + [subclass for child in refusal.__subclasses__() for subclass in list_subclasses(child)]
 
 
 async def test_metrics_are_prometheus_text(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:

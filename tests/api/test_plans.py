@@ -1,4 +1,4 @@
-"""Plans and extensions over HTTP: which limits apply to whom, and where the plan is named."""
+"""Plans and extensions over HTTP: which limits apply to which user, and which answers name the plan."""
 
 import json
 from typing import Any
@@ -27,17 +27,17 @@ passes_per_day = "off"
 
 
 def with_policy(text: str) -> pytest.MarkDecorator:
-    """The `api` fixture with this policy."""
+    """Give the `api` fixture this policy."""
     settings = {"voicepass_policy_file": policy_file(text), "voicepass_service_tokens": SERVICE_TOKEN}
     return pytest.mark.parametrize("api", [settings], indirect=True)
 
 
-def limited(**limits: int) -> str:
+def write_limits(**limits: int) -> str:
     lines = [line for line in UNLIMITED.splitlines() if line.partition(" ")[0] not in limits]
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in limits.items())])
 
 
-@with_policy(limited(passes_per_day=1) + PLANS)
+@with_policy(write_limits(passes_per_day=1) + PLANS)
 async def test_a_changed_plan_applies_at_once_and_earlier_usage_still_counts(
     api: httpx.AsyncClient, make_token: MakeToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +68,7 @@ async def test_a_changed_plan_applies_at_once_and_earlier_usage_still_counts(
     assert plans == [None, None, "pro", "pro", "pro", "team", "pro", None]
 
 
-@with_policy(limited(passes_per_day=1, minutes_per_day=20) + PLANS)
+@with_policy(write_limits(passes_per_day=1, minutes_per_day=20) + PLANS)
 async def test_usage_names_the_plan_and_shows_its_limits_with_their_unit(
     api: httpx.AsyncClient, make_token: MakeToken
 ) -> None:
@@ -92,13 +92,13 @@ async def test_usage_names_the_plan_and_shows_its_limits_with_their_unit(
     assert (other["plan"], [limit["limit"] for limit in other["usage"]]) == (None, [1, 1200])
 
 
-@with_policy(limited(minutes_per_day=10))
+@with_policy(write_limits(minutes_per_day=10))
 async def test_a_backend_extends_a_user_lists_the_extension_and_revokes_it(
     api: httpx.AsyncClient, bearer: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = {"user_id": "u-1", "minutes": 10, "ends_at": "2030-12-31T23:59:59Z"}
 
-    async def remaining() -> int:
+    async def read_remaining() -> int:
         (limit,) = (await api.get("/v1/usage", headers=bearer)).json()["usage"]
         return int(limit["remaining"])
 
@@ -106,14 +106,14 @@ async def test_a_backend_extends_a_user_lists_the_extension_and_revokes_it(
     answers = [await api.post("/v1/signed-url", headers=bearer) for _ in range(2)]
     known = await api.post("/v1/extensions", headers=AS_SERVICE, json=body | {"minutes": 30})
     listed = await api.get("/v1/extensions", headers=AS_SERVICE)
-    extended = await remaining()
+    extended = await read_remaining()
     ended = await api.request("DELETE", "/v1/extensions", headers=AS_SERVICE, json={"user_id": "u-1"})
 
     assert (unknown.status_code, unknown.json()) == (200, {"is_known_user": False})
     assert (known.status_code, known.json()) == (200, {"is_known_user": True})
     assert [answer.status_code for answer in answers] == [200, 200]
     assert listed.json() == {"extensions": [body | {"token_issuer": "", "minutes": 30}]}
-    assert (extended, ended.status_code, await remaining()) == (1200, 204, 0)
+    assert (extended, ended.status_code, await read_remaining()) == (1200, 204, 0)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     audit = [line for line in lines if line["event"].startswith("extension.")]
     assert [(line["event"], line["user_id"], line.get("minutes")) for line in audit] == [
@@ -128,7 +128,7 @@ GOOD = {"user_id": "u-1", "minutes": 30, "ends_at": "2030-12-31T23:59:59Z"}
 
 
 @with_policy(UNLIMITED)
-async def test_an_extension_that_makes_no_sense_is_refused_and_nothing_is_written(
+async def test_an_invalid_extension_is_refused_and_not_stored(
     api: httpx.AsyncClient,
 ) -> None:
     bad: list[dict[str, Any]] = [{"user_id": ""}, {"user_id": "u\0"}, {"user_id": "u" * 256}, {"user_id": 1}]
@@ -159,7 +159,7 @@ async def test_a_user_id_with_line_breaks_is_one_line_of_the_log(
     assert "\x1b" not in text
 
 
-async def test_an_agents_limit_holds_for_users_of_every_plan(make_token: MakeToken) -> None:
+async def test_an_agents_limit_applies_to_users_of_every_plan(make_token: MakeToken) -> None:
     text = f"{UNLIMITED}\n[limits.agent]\npasses_per_day = 2\n{PLANS}"
     async with serving(voicepass_policy_file=policy_file(text)) as client:
         tokens = [make_token(sub=f"u-{number}", app_metadata={"plan": "pro"}) for number in range(3)]
@@ -180,9 +180,9 @@ minutes_per_day = 60
 """
 
 
-async def test_the_seconds_left_are_those_of_the_plan_also_for_the_agents_tool(make_token: MakeToken) -> None:
+async def test_a_pass_and_the_agents_tool_get_the_remaining_seconds_of_the_plan(make_token: MakeToken) -> None:
     settings = {
-        "voicepass_policy_file": policy_file(limited(minutes_per_day=20) + MINUTES_BY_PLAN),
+        "voicepass_policy_file": policy_file(write_limits(minutes_per_day=20) + MINUTES_BY_PLAN),
         "voicepass_service_tokens": SERVICE_TOKEN,
         "voicepass_tell_seconds_left": True,
     }

@@ -1,4 +1,4 @@
-"""The limits below ASGI, seen from a raw socket: what is no request, what never becomes one, and what is left alone."""
+"""The server's limits below ASGI, over raw sockets: malformed, endless and slow requests, and those that it serves."""
 
 import asyncio
 import contextlib
@@ -95,7 +95,7 @@ SHAPES: dict[str, tuple[bytes, list[str]]] = {
     "two requests at once": (GET + b"\r\n" + POST + b"Content-Length: 0\r\n\r\n", ["200 GET /x", "200 POST /x"]),
 }
 
-# What opens the connection, and what then trickles in.
+# The first bytes on the connection, and the bytes that then follow slowly.
 STUCK = {
     "silent": (b"", b""),
     "header": (GET + b"X-A: ", b"a"),
@@ -117,8 +117,8 @@ ENDLESS = {
 }
 
 
-async def understood(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with what has been understood of the request; some paths do something else."""
+async def echo_request(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the request as the server read it. Some paths do something else."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -146,7 +146,7 @@ async def understood(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.encode()})
 
 
-app = Surface(understood)
+app = Surface(echo_request)
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ class Answer:
 
     def __str__(self) -> str:
         is_problem = self.headers.get("content-type") == "application/problem+json"
-        said = json.loads(self.body)["code"] if is_problem else self.body.decode() * (self.status == 200)
-        return f"{self.status} {said}".strip()
+        content = json.loads(self.body)["code"] if is_problem else self.body.decode() * (self.status == 200)
+        return f"{self.status} {content}".strip()
 
 
-def answers_in(received: bytes) -> list[Answer]:
+def parse_answers(received: bytes) -> list[Answer]:
     answers = []
     while received:
         head, _, received = received.partition(b"\r\n\r\n")
@@ -174,7 +174,7 @@ def answers_in(received: bytes) -> list[Answer]:
 
 
 def ask(address: Address, *parts: bytes, pause_seconds: float = 0) -> list[Answer]:
-    """Send, and read until the server hangs up."""
+    """Send the parts, and read until the server closes the connection."""
     received = b""
     with socket.create_connection(address, timeout=20) as peer:
         with contextlib.suppress(ConnectionError):
@@ -184,10 +184,12 @@ def ask(address: Address, *parts: bytes, pause_seconds: float = 0) -> list[Answe
         with contextlib.suppress(ConnectionError):
             while chunk := peer.recv(64 * KIBI):
                 received += chunk
-    return answers_in(received)
+    return parse_answers(received)
 
 
-async def seconds_until_closed(address: Address, opening: bytes, trickle: bytes, *, every_seconds: float) -> float:
+async def measure_seconds_until_closed(
+    address: Address, opening: bytes, trickle: bytes, *, every_seconds: float
+) -> float:
     async def read_to_the_end() -> None:
         with contextlib.suppress(ConnectionError):
             while await reader.read(64 * KIBI):
@@ -214,7 +216,7 @@ class ImpatientProtocol(GuardedProtocol):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Address]:
-    """A server that waits DEADLINE for a request and IDLE for the next, so that every connection comes to its end."""
+    """A server that waits DEADLINE for a request and IDLE for the next one, so that it soon closes every connection."""
     options = dict(UVICORN_OPTIONS) | {"http": ImpatientProtocol, "timeout_keep_alive": IDLE}
     with running(lambda _url: app, **options) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -228,11 +230,11 @@ def answers(server: Address) -> dict[str, list[Answer]]:
 
 
 @table("shape", SHAPES)
-def test_a_strange_request_is_refused_or_means_what_it_says(answers: dict[str, list[Answer]], shape: str) -> None:
+def test_an_unusual_request_is_refused_or_read_as_written(answers: dict[str, list[Answer]], shape: str) -> None:
     assert [str(answer) for answer in answers[shape]] == SHAPES[shape][1]
 
 
-def test_what_cannot_be_read_is_answered_with_a_problem_like_any_other(server: Address) -> None:
+def test_a_request_that_cannot_be_parsed_gets_a_problem_with_the_usual_headers(server: Address) -> None:
     (answer,) = ask(server, b"\0\0\0\0\r\n\r\n")
 
     problem = json.loads(answer.body)
@@ -259,14 +261,14 @@ def test_what_cannot_be_read_is_answered_with_a_problem_like_any_other(server: A
     ],
     ids=["15 kB", "17 kB", "60 kB", "100 fields", "101 fields"],
 )
-def test_headers_end_at_16_kb_and_at_100_fields(server: Address, filler: bytes, refused: list[str]) -> None:
+def test_headers_beyond_16_kb_or_100_fields_are_refused(server: Address, filler: bytes, refused: list[str]) -> None:
     answers = ask(server, GET + b"Connection: close\r\n" + filler + b"\r\n")
 
     assert [str(answer) for answer in answers] == (refused or ["200 GET /x"])
 
 
 @pytest.mark.parametrize("what", ENDLESS)
-def test_an_endless_part_of_a_request_is_refused_before_it_has_arrived(server: Address, what: str) -> None:
+def test_an_endless_part_of_a_request_is_refused_while_it_arrives(server: Address, what: str) -> None:
     begun = time.monotonic()
 
     answers = ask(server, ENDLESS[what], *[b"a" * 64 * KIBI] * 128)
@@ -276,7 +278,7 @@ def test_an_endless_part_of_a_request_is_refused_before_it_has_arrived(server: A
     assert time.monotonic() - begun < DEADLINE + 1
 
 
-def test_a_body_in_chunks_ends_at_16_kb_too(server: Address) -> None:
+def test_a_body_in_chunks_beyond_16_kb_is_refused(server: Address) -> None:
     chunks = [b"400\r\n" + b"a" * KIBI + b"\r\n"] * 17
 
     answers = ask(server, POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n")
@@ -284,10 +286,10 @@ def test_a_body_in_chunks_ends_at_16_kb_too(server: Address) -> None:
     assert [str(answer) for answer in answers] == ["413 body_too_large"]
 
 
-def test_a_body_that_breaks_after_its_answer_gets_no_second_one(server: Address) -> None:
+def test_a_body_that_becomes_invalid_after_its_answer_gets_no_second_answer(server: Address) -> None:
     with socket.create_connection(server, timeout=20) as peer:
         peer.sendall(CHUNKED + b"4400\r\n" + b"a" * 17 * KIBI + b"\r\n")
-        first = answers_in(peer.recv(64 * KIBI))
+        first = parse_answers(peer.recv(64 * KIBI))
         peer.sendall(b"zz\r\n\r\n")
         rest = peer.recv(64 * KIBI)
 
@@ -296,19 +298,19 @@ def test_a_body_that_breaks_after_its_answer_gets_no_second_one(server: Address)
 
 
 @pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
-def test_a_body_that_is_declared_too_long_is_refused_before_any_of_it_has_arrived(server: Address, more: bytes) -> None:
+def test_a_content_length_beyond_the_limit_is_refused_before_the_body_arrives(server: Address, more: bytes) -> None:
     answers = ask(server, POST + more + b"Content-Length: %d\r\n\r\n" % (17 * KIBI))
 
     assert [str(answer) for answer in answers] == ["413 body_too_large"]
 
 
-def test_a_body_that_is_too_long_may_be_sent_to_its_end_and_another_request_after_it(server: Address) -> None:
+def test_after_a_body_that_is_too_long_the_connection_serves_the_next_request(server: Address) -> None:
     answers = ask(server, POST + b"Content-Length: %d\r\n\r\n" % MEBI, b"a" * MEBI, GET + b"Connection: close\r\n\r\n")
 
     assert [str(answer) for answer in answers] == ["413 body_too_large", "200 GET /x"]
 
 
-def test_junk_behind_a_request_does_not_cost_it_its_answer(server: Address) -> None:
+def test_a_request_is_answered_even_if_junk_follows_it(server: Address) -> None:
     first, *rest = ask(server, GET + b"\r\n" + b"\0" * 9)
 
     assert str(first) == "200 GET /x"
@@ -317,20 +319,22 @@ def test_junk_behind_a_request_does_not_cost_it_its_answer(server: Address) -> N
 
 
 @pytest.mark.parametrize("request_head", [GET, GET + H2C])
-def test_no_more_requests_are_queued_than_a_few(server: Address, request_head: bytes) -> None:
+def test_a_connection_queues_only_a_few_pipelined_requests(server: Address, request_head: bytes) -> None:
     answers = ask(server, (request_head + b"\r\n") * 999 + GET + b"Connection: close\r\n\r\n")
 
     assert {str(answer) for answer in answers} == {"200 GET /x"}
     assert len(answers) == 1 + MAX_PIPELINED
 
 
-def test_a_stuck_peer_is_let_go_whatever_it_is_stuck_in(server: Address) -> None:
+def test_a_peer_that_is_stuck_in_any_part_of_a_request_is_disconnected(server: Address) -> None:
     kinds = [*STUCK.values()] * 10 + [*STUCK_IN_ODD_PLACES.values()]
 
-    async def all_at_once() -> list[float]:
-        return await asyncio.gather(*(seconds_until_closed(server, *kind, every_seconds=0.05) for kind in kinds))
+    async def measure_all() -> list[float]:
+        return await asyncio.gather(
+            *(measure_seconds_until_closed(server, *kind, every_seconds=0.05) for kind in kinds)
+        )
 
-    seconds = asyncio.run(all_at_once())
+    seconds = asyncio.run(measure_all())
 
     assert max(seconds) < DEADLINE + 1
 
@@ -344,7 +348,7 @@ def test_a_peer_that_never_reads_its_answer_is_disconnected(server: Address) -> 
         peer.settimeout(20)
         peer.connect(server)
         peer.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-        time.sleep(DEADLINE + 2)  # the kernel looks ever more seldom
+        time.sleep(DEADLINE + 2)  # the kernel probes at growing intervals
 
         with contextlib.suppress(ConnectionResetError):
             while chunk := peer.recv(64 * KIBI):
@@ -353,13 +357,13 @@ def test_a_peer_that_never_reads_its_answer_is_disconnected(server: Address) -> 
     assert 0 < received < 32 * MEBI
 
 
-def test_a_slow_answer_is_waited_for(server: Address) -> None:
+def test_the_server_waits_for_a_slow_answer_of_the_app(server: Address) -> None:
     answers = ask(server, b"GET /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
 
     assert [str(answer) for answer in answers] == ["200 GET /slow"]
 
 
-def test_a_request_that_comes_in_parts_but_in_time_is_answered(server: Address) -> None:
+def test_a_request_that_arrives_in_parts_but_in_time_is_answered(server: Address) -> None:
     last = b"Connection: close\r\nContent-Length: 5\r\n\r\n"
 
     answers = ask(server, GET, b"\r\n", POST, last, b"hello", pause_seconds=DEADLINE / 10)
@@ -367,7 +371,7 @@ def test_a_request_that_comes_in_parts_but_in_time_is_answered(server: Address) 
     assert [str(answer) for answer in answers] == ["200 GET /x", "200 POST /x hello"]
 
 
-def test_a_connection_may_rest_longer_between_requests_than_within_one(server: Address) -> None:
+def test_a_connection_may_be_idle_longer_between_requests_than_within_one(server: Address) -> None:
     with socket.create_connection(server, timeout=20) as peer:
         peer.sendall(GET + b"\r\n")
         first = peer.recv(64 * KIBI)
@@ -375,7 +379,7 @@ def test_a_connection_may_rest_longer_between_requests_than_within_one(server: A
         peer.sendall(POST + b"Content-Length: 5\r\n\r\nhello")
         second = peer.recv(64 * KIBI)
 
-    assert [str(answer) for answer in answers_in(first + second)] == ["200 GET /x", "200 POST /x hello"]
+    assert [str(answer) for answer in parse_answers(first + second)] == ["200 GET /x", "200 POST /x hello"]
 
 
 def test_an_open_websocket_has_no_deadline(server: Address) -> None:
@@ -386,19 +390,19 @@ def test_an_open_websocket_has_no_deadline(server: Address) -> None:
         assert peer.recv(timeout=10) == "still here"
 
 
-def test_nobody_chooses_their_own_address(server: Address) -> None:
-    lies = (
+def test_forwarded_headers_do_not_change_the_callers_address(server: Address) -> None:
+    forwarded = (
         b"X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nForwarded: for=10.0.0.1\r\nX-Real-IP: 10.0.0.1\r\n"
     )
 
-    answers = ask(server, b"GET /client HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + lies + b"\r\n")
+    answers = ask(server, b"GET /client HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + forwarded + b"\r\n")
 
     assert [str(answer) for answer in answers] == ["200 http 127.0.0.1"]
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[tuple[Address, int]]:
-    """The real `run`, with the real deadline, in a process of its own: its address and its process id."""
+def serve_in_process() -> Iterator[tuple[Address, int]]:
+    """Run the real `run` with the real deadline in its own process; yield its address and its process id."""
     port = free_port()
     program = (
         "from voicepass.telemetry.logs import configure_logging; from voicepass.api.server import run\n"
@@ -425,23 +429,23 @@ def test_the_server_may_open_as_many_files_as_the_hard_limit_allows() -> None:
     assert re.search(r"Max open files +2048 +2048", limits)
 
 
-def resident_bytes(pid: int, *, peak: bool = False) -> int:
+def read_resident_bytes(pid: int, *, peak: bool = False) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)[0]) * KIBI
 
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_flood_of_endless_headers_and_pipelines_stays_out_of_memory() -> None:
+def test_endless_headers_and_long_pipelines_need_little_memory() -> None:
     filler = [b"a" * MEBI] * 8
-    with serving() as (address, pid), ThreadPoolExecutor(50) as pool:
+    with serve_in_process() as (address, pid), ThreadPoolExecutor(50) as pool:
         ask(address, GET + b"Connection: close\r\n\r\n")
-        before = resident_bytes(pid)
+        before = read_resident_bytes(pid)
 
         answers = list(pool.map(lambda n: ask(address, [*ENDLESS.values()][n % 4], *filler), range(200)))
         list(pool.map(lambda _n: flood(address, (GET + b"\r\n") * 10_000), range(4)))
 
-        grown = resident_bytes(pid, peak=True) - before
+        grown = read_resident_bytes(pid, peak=True) - before
         (after,) = ask(address, GET + b"Connection: close\r\n\r\n")
 
     print(f"200 endless requests of 8 MB and 4 pipelines: {grown / MEBI:.1f} MiB more at the peak")
@@ -451,7 +455,7 @@ def test_a_flood_of_endless_headers_and_pipelines_stays_out_of_memory() -> None:
 
 
 def flood(address: Address, requests: bytes, *, seconds: float = 3) -> None:
-    """Send as fast as the server takes it, and read all the while."""
+    """Send as fast as the server reads, and read its answers meanwhile."""
     until = time.monotonic() + seconds
     with socket.create_connection(address, timeout=seconds) as peer, ThreadPoolExecutor(1) as reader:
         reading = reader.submit(lambda: [None for _ in iter(lambda: peer.recv(MEBI), b"")])
@@ -465,12 +469,12 @@ def flood(address: Address, requests: bytes, *, seconds: float = 3) -> None:
 
 
 @pytest.mark.long
-def test_500_stuck_peers_are_let_go_and_honest_ones_never_notice() -> None:
+def test_500_stuck_peers_are_disconnected_while_other_requests_are_answered() -> None:
     kinds = [*STUCK.values()] * 167
     latencies: list[float] = []
     honest_answers: set[str] = set()
 
-    async def honest(address: Address) -> None:
+    async def ask_repeatedly(address: Address) -> None:
         while True:
             begun = time.monotonic()
             answers = await asyncio.to_thread(ask, address, GET + b"Connection: close\r\n\r\n")
@@ -478,16 +482,16 @@ def test_500_stuck_peers_are_let_go_and_honest_ones_never_notice() -> None:
             honest_answers.update(str(answer) for answer in answers)
             await asyncio.sleep(0.02)
 
-    async def stuck_while_honest_ones_ask(address: Address) -> list[float]:
-        asking = asyncio.create_task(honest(address))
-        stuck = [seconds_until_closed(address, *kind, every_seconds=0.5) for kind in kinds[:500]]
+    async def measure_stuck_peers(address: Address) -> list[float]:
+        asking = asyncio.create_task(ask_repeatedly(address))
+        stuck = [measure_seconds_until_closed(address, *kind, every_seconds=0.5) for kind in kinds[:500]]
         seconds = await asyncio.gather(*stuck)
         asking.cancel()
         await asyncio.wait([asking])
         return seconds
 
-    with serving() as (address, _pid):
-        seconds = asyncio.run(stuck_while_honest_ones_ask(address))
+    with serve_in_process() as (address, _pid):
+        seconds = asyncio.run(measure_stuck_peers(address))
 
     p99 = sorted(latencies)[int(len(latencies) * 0.99)]
     print(

@@ -1,4 +1,4 @@
-"""Whose conversation is this? Answered to backends that hold a service token, and to nobody else."""
+"""Only a backend with a service token can read whose conversation it is."""
 
 import hashlib
 import json
@@ -32,16 +32,16 @@ WRONG: dict[str, str] = {
     "another last character": f"Bearer {TOOL[:-1]}d",
     "another first character": f"Bearer C{TOOL[1:]}",
     "another character in the middle": f"Bearer {TOOL[:20]}X{TOOL[21:]}",
-    "cut by one": f"Bearer {TOOL[:-1]}",
-    "without its first": f"Bearer {TOOL[1:]}",
+    "without its last character": f"Bearer {TOOL[:-1]}",
+    "without its first character": f"Bearer {TOOL[1:]}",
     "its first half": f"Bearer {TOOL[: len(TOOL) // 2]}",
     "one character": "Bearer c",
-    "one too many": f"Bearer {TOOL}c",
+    "one character too many": f"Bearer {TOOL}c",
     "twice": f"Bearer {TOOL}{TOOL}",
     "in capitals": f"Bearer {TOOL.upper()}",
     "in quotes": f'Bearer "{TOOL}"',
     "both, as they are configured": f"Bearer {TOOL},{WEBHOOKS}",
-    "both, by a space": f"Bearer {TOOL} {WEBHOOKS}",
+    "both, with a space": f"Bearer {TOOL} {WEBHOOKS}",
     "a NUL and more after it": f"Bearer {TOOL}\0x",
     "scheme twice": f"Bearer Bearer {TOOL}",
     "bytes beyond ASCII": "Bearer \xff\xfe" + TOOL,
@@ -49,15 +49,15 @@ WRONG: dict[str, str] = {
 }
 
 IDS: dict[str, tuple[str, int, str]] = {
-    "another's": ("conv_2", 404, "conversation_unknown"),
+    "of another pass": ("conv_2", 404, "conversation_unknown"),
     "in capitals": ("CONV_1", 404, "conversation_unknown"),
     "cut": ("conv_", 404, "conversation_unknown"),
     "a space after it": ("conv_1 ", 404, "conversation_unknown"),
     "a NUL after it": ("conv_1\0", 422, "request_invalid"),
     "a line feed after it": ("conv_1\n", 404, "conversation_unknown"),
     "a pattern of SQL": ("conv_%", 404, "conversation_unknown"),
-    "any one": ("%", 404, "conversation_unknown"),
-    "a joker": ("*", 404, "conversation_unknown"),
+    "a percent sign": ("%", 404, "conversation_unknown"),
+    "an asterisk": ("*", 404, "conversation_unknown"),
     "a condition of SQL": ("' OR '1'='1", 404, "conversation_unknown"),
     "a comment of SQL": ("conv_1'--", 404, "conversation_unknown"),
     "a union": ("x' UNION SELECT * FROM passes --", 404, "conversation_unknown"),
@@ -65,7 +65,7 @@ IDS: dict[str, tuple[str, int, str]] = {
     "a number": ("0", 404, "conversation_unknown"),
     "fullwidth": ("\uff43onv_1", 404, "conversation_unknown"),
     "right to left": ("\u202econv_1", 404, "conversation_unknown"),
-    "a query's": ("conv_1?x=1", 404, "conversation_unknown"),
+    "with a query": ("conv_1?x=1", 404, "conversation_unknown"),
     "128 characters": ("c" * 128, 404, "conversation_unknown"),
     "129 characters": ("c" * 129, 422, "request_invalid"),
     "a path upwards": ("../conversations/conv_1", 404, "not_found"),
@@ -74,24 +74,24 @@ IDS: dict[str, tuple[str, int, str]] = {
 }
 
 
-def outcome(response: httpx.Response) -> tuple[int, str]:
+def read_refusal(response: httpx.Response) -> tuple[int, str]:
     assert response.headers["content-type"] == "application/problem+json"
     return response.status_code, response.json()["code"]
 
 
-def authorized(token: str) -> dict[str, str]:
+def authorize(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
 @with_two_tokens
 @pytest.mark.parametrize("token", [TOOL, WEBHOOKS])
-async def test_each_of_two_service_tokens_opens_the_conversation_of_a_pass(
+async def test_each_of_two_service_tokens_reads_the_conversation_of_a_pass(
     api: httpx.AsyncClient, bearer: dict[str, str], token: str
 ) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     voice_pass = await api.post("/v1/signed-url", headers=bearer)
 
-    response = await api.get("/v1/conversations/conv_1", headers=authorized(token))
+    response = await api.get("/v1/conversations/conv_1", headers=authorize(token))
 
     assert response.status_code == 200
     issued = response.json()
@@ -127,7 +127,7 @@ async def test_scheme_and_spaces_are_read_as_http_says(
 
 @with_two_tokens
 @table("case", WRONG)
-async def test_a_wrong_service_token_learns_nothing_of_a_conversation_that_exists(
+async def test_a_wrong_service_token_gets_the_same_refusal_for_known_and_unknown_conversations(
     api: httpx.AsyncClient, bearer: dict[str, str], case: str
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -136,13 +136,15 @@ async def test_a_wrong_service_token_learns_nothing_of_a_conversation_that_exist
     known = await api.get("/v1/conversations/conv_1", headers=headers)
     unknown = await api.get("/v1/conversations/conv_2", headers=headers)
 
-    assert outcome(known) in {(401, "token_missing"), (401, "token_invalid")}
-    assert outcome(known) == outcome(unknown)
+    assert read_refusal(known) in {(401, "token_missing"), (401, "token_invalid")}
+    assert read_refusal(known) == read_refusal(unknown)
     assert known.headers["www-authenticate"].startswith("Bearer")
 
 
 @with_two_tokens
-async def test_without_a_token_or_with_two_nothing_is_said(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_a_request_without_exactly_one_service_token_is_refused(
+    api: httpx.AsyncClient, bearer: dict[str, str]
+) -> None:
     await api.post("/v1/signed-url", headers=bearer)
 
     none = await api.get("/v1/conversations/conv_1")
@@ -150,7 +152,7 @@ async def test_without_a_token_or_with_two_nothing_is_said(api: httpx.AsyncClien
     elsewhere = await api.get("/v1/conversations/conv_1?token=" + TOOL, headers={"cookie": f"session={TOOL}"})
 
     assert "VOICEPASS_SERVICE_TOKENS" in none.json()["detail"]
-    assert [outcome(response) for response in (none, two, elsewhere)] == [
+    assert [read_refusal(response) for response in (none, two, elsewhere)] == [
         (401, "token_missing"),
         (401, "token_invalid"),
         (401, "token_missing"),
@@ -158,23 +160,23 @@ async def test_without_a_token_or_with_two_nothing_is_said(api: httpx.AsyncClien
 
 
 @with_two_tokens
-async def test_a_users_token_opens_no_backend_route(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
+async def test_a_users_token_is_refused_on_a_backend_route(api: httpx.AsyncClient, bearer: dict[str, str]) -> None:
     await api.post("/v1/signed-url", headers=bearer)
 
     response = await api.get("/v1/conversations/conv_1", headers=bearer)
 
-    assert outcome(response) == (401, "token_invalid")
+    assert read_refusal(response) == (401, "token_invalid")
 
 
 @with_two_tokens
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("route", ["/v1/signed-url", "/v1/conversation-token"])
-async def test_a_service_token_opens_no_pass(
+async def test_a_service_token_gets_no_pass(
     api: httpx.AsyncClient, upstream: respx.MockRouter, method: str, route: str
 ) -> None:
-    response = await api.request(method, route, headers=authorized(TOOL))
+    response = await api.request(method, route, headers=authorize(TOOL))
 
-    assert outcome(response) == (401, "token_invalid")
+    assert read_refusal(response) == (401, "token_invalid")
     assert not upstream.calls
 
 
@@ -187,28 +189,28 @@ async def test_a_conversation_that_was_not_issued_here_is_unknown(
     await api.post("/v1/signed-url", headers=bearer)
     url = httpx.URL(f"http://voicepass.test/v1/conversations/{quote(conversation_id, safe='')}")
 
-    response = await api.get(url, headers=authorized(TOOL))
+    response = await api.get(url, headers=authorize(TOOL))
 
-    assert outcome(response) == (status, code)
+    assert read_refusal(response) == (status, code)
 
 
 @with_two_tokens
-async def test_each_conversation_is_its_own_users(
+async def test_each_conversation_is_reported_with_its_own_user(
     api: httpx.AsyncClient, upstream: respx.MockRouter, make_token: MakeToken
 ) -> None:
     for user in ("u-1", "u-2"):
         url = f"wss://api.elevenlabs.io/c?conversation_signature=cvtkn_canary&conversation_id=conv_{user}"
         upstream["signed_url"].respond(json={"signed_url": url})
-        await api.post("/v1/signed-url", headers=authorized(make_token(sub=user)))
+        await api.post("/v1/signed-url", headers=authorize(make_token(sub=user)))
 
-    answers = [await api.get(f"/v1/conversations/conv_{user}", headers=authorized(TOOL)) for user in ("u-1", "u-2")]
+    answers = [await api.get(f"/v1/conversations/conv_{user}", headers=authorize(TOOL)) for user in ("u-1", "u-2")]
 
     assert [answer.json()["user_id"] for answer in answers] == ["u-1", "u-2"]
 
 
 @pytest.mark.parametrize("api", [{}], indirect=True)
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer x", f"Bearer {TOOL}", "Bearer " + "0" * 64])
-async def test_where_no_service_token_is_configured_none_is_right(
+async def test_without_a_configured_service_token_every_token_is_refused(
     api: httpx.AsyncClient, bearer: dict[str, str], header: str
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -232,11 +234,11 @@ async def test_each_line_of_a_service_tokens_request_names_the_token_and_never_h
     await api.post("/v1/signed-url", headers=bearer)
     capsys.readouterr()
 
-    await api.get("/v1/conversations/conv_1", headers=authorized(TOOL))
-    await api.get("/v1/conversations/conv_2", headers=authorized(TOOL))
-    await api.post("/v1/blocks", headers=authorized(TOOL), json={"kind": "everyone"})
-    await api.request("DELETE", "/v1/blocks", headers=authorized(TOOL), json={"kind": "everyone"})
-    wrong = await api.get("/v1/conversations/conv_1", headers=authorized(f"{name}:{TOOL}"))
+    await api.get("/v1/conversations/conv_1", headers=authorize(TOOL))
+    await api.get("/v1/conversations/conv_2", headers=authorize(TOOL))
+    await api.post("/v1/blocks", headers=authorize(TOOL), json={"kind": "everyone"})
+    await api.request("DELETE", "/v1/blocks", headers=authorize(TOOL), json={"kind": "everyone"})
+    wrong = await api.get("/v1/conversations/conv_1", headers=authorize(f"{name}:{TOOL}"))
 
     text = capsys.readouterr().err
     lines = [json.loads(line) for line in text.splitlines()]
@@ -257,10 +259,11 @@ async def test_each_line_of_a_service_tokens_request_names_the_token_and_never_h
     ("entry", "name", "token"),
     [
         ("crm:a:b", "crm", "a:b"),
-        ("\udcff", hashlib.sha256(b"\xff").hexdigest()[:8], "\udcff"),  # as the environment holds a byte beyond UTF-8
+        # The environment holds a byte beyond UTF-8 in this form.
+        ("\udcff", hashlib.sha256(b"\xff").hexdigest()[:8], "\udcff"),
     ],
 )
-async def test_a_service_tokens_name_ends_at_the_first_colon_and_any_bytes_have_one(
+async def test_a_service_tokens_name_ends_at_the_first_colon_or_is_the_hash_of_a_token_without_colon(
     entry: str, name: str, token: str
 ) -> None:
     assert ServiceToken.parse(entry) == ServiceToken(name, token)

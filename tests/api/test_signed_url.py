@@ -1,4 +1,4 @@
-"""The pass over HTTP: what a frontend sends, what it gets, and what reached ElevenLabs meanwhile."""
+"""The pass over HTTP: what a frontend sends, what it gets, and what voicepass sends to ElevenLabs."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 PASS_FIELDS = ["signed_url", "conversation_id", "agent", "agent_id", "expires_at", "user_id", "dynamic_variables"]
 
 
-def livekit_token(claims: dict[str, object]) -> str:
+def make_livekit_token(claims: dict[str, object]) -> str:
     header, payload = ({"alg": "HS256"}, claims)
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in (header, payload)]
     return ".".join([*parts, "c2ln"])
@@ -109,7 +109,7 @@ async def test_a_conversation_issued_to_one_user_is_never_issued_to_another(
     assert (other.status_code, other.json()["code"]) == (502, "elevenlabs_bad_answer")
 
 
-async def test_a_user_without_a_name_is_called_by_their_id(api: httpx.AsyncClient, make_token: MakeToken) -> None:
+async def test_a_user_without_a_name_gets_the_id_as_name(api: httpx.AsyncClient, make_token: MakeToken) -> None:
     response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {make_token(name=None)}"})
 
     assert response.json()["dynamic_variables"] == {"user_id": "u-1", "user_name": "u-1"}
@@ -171,7 +171,7 @@ async def test_without_a_conversation_id_the_pass_is_given_and_counted(
 async def test_a_webrtc_pass_holds_the_token_and_its_conversation(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
-    token = livekit_token({"exp": 1795500000, "video": {"room": "room_agent_7x_conv_9z"}})
+    token = make_livekit_token({"exp": 1795500000, "video": {"room": "room_agent_7x_conv_9z"}})
     route = upstream.get("/v1/convai/conversation/token").respond(json={"token": token})
 
     answers = [
@@ -223,10 +223,10 @@ async def test_a_token_without_conversation_id_and_expiry_is_still_returned(
     assert (response.json()["conversation_id"], response.json()["expires_at"]) == (None, None)
 
 
-async def test_the_answers_own_conversation_id_goes_before_the_tokens_room(
+async def test_the_conversation_id_of_the_answer_is_preferred_to_the_room_of_the_token(
     api: httpx.AsyncClient, bearer: dict[str, str], upstream: respx.MockRouter
 ) -> None:
-    token = livekit_token({"video": {"room": "conv_room"}})
+    token = make_livekit_token({"video": {"room": "conv_room"}})
     upstream.get("/v1/convai/conversation/token").respond(json={"token": token, "conversation_id": "conv_field"})
 
     response = await api.post("/v1/conversation-token", headers=bearer)

@@ -1,4 +1,4 @@
-"""The webhook's route: which deliveries it accepts, what a delivery changes, and that it changes it once."""
+"""The webhook's route: which deliveries it accepts, what they change, and that a repeated delivery changes nothing."""
 
 import asyncio
 import contextlib
@@ -45,10 +45,10 @@ async def deliver(api: httpx.AsyncClient, body: bytes, *, secret: str = SECRET) 
     return await api.post(WEBHOOK_PATH, content=body, headers=headers)
 
 
-async def conversation(api: httpx.AsyncClient) -> dict[str, Any]:
+async def fetch_conversation(api: httpx.AsyncClient) -> dict[str, Any]:
     answer = await api.get("/v1/conversations/conv_1", headers={"Authorization": f"Bearer {SERVICE_TOKEN}"})
-    told: dict[str, Any] = answer.raise_for_status().json()
-    return told
+    found: dict[str, Any] = answer.raise_for_status().json()
+    return found
 
 
 @with_secret
@@ -65,7 +65,7 @@ async def test_every_hostile_signature_is_refused_and_none_causes_an_internal_er
 
     assert len(answers) >= 60
     assert answers == dict.fromkeys(answers, (401, "signature_invalid", "ElevenLabs-Signature"))
-    assert (await conversation(api))["settled_at"] is None
+    assert (await fetch_conversation(api))["settled_at"] is None
 
 
 async def test_without_a_webhook_secret_every_delivery_is_refused(api: httpx.AsyncClient) -> None:
@@ -83,9 +83,9 @@ async def test_a_webhook_settles_what_a_conversation_used(
     answer = await deliver(api, event(), secret=secret)
 
     assert (answer.status_code, answer.json()) == (200, {"status": "received"})
-    told = await conversation(api)
-    assert (told["seconds"], told["user_id"], told["identity_mismatch"]) == (42, "u-1", False)
-    assert told["settled_at"] is not None
+    found = await fetch_conversation(api)
+    assert (found["seconds"], found["user_id"], found["identity_mismatch"]) == (42, "u-1", False)
+    assert found["settled_at"] is not None
 
 
 @with_secret
@@ -110,22 +110,22 @@ async def test_a_webhook_that_comes_before_its_pass_waits_for_it(
     await api.post("/v1/signed-url", headers=bearer)
 
     assert early.status_code == 200
-    assert (await conversation(api))["seconds"] == 42
+    assert (await fetch_conversation(api))["seconds"] == 42
 
 
 @with_secret
 async def test_a_webhook_that_comes_after_its_pass_expired_counts(api: ServiceClient, bearer: dict[str, str]) -> None:
     await api.post("/v1/signed-url", headers=bearer)
     await api.app.state.ledger.note_unopened("conv_1", expires_seconds=0)
-    expired = await conversation(api)
+    expired = await fetch_conversation(api)
 
     await deliver(api, event())
 
-    assert (expired["seconds"], (await conversation(api))["seconds"]) == (0, 42)
+    assert (expired["seconds"], (await fetch_conversation(api))["seconds"]) == (0, 42)
 
 
 @with_secret
-async def test_who_claims_to_be_another_is_noticed_and_charged_as_who_they_are(
+async def test_if_a_webhook_names_another_user_the_log_warns_and_the_user_of_the_pass_is_charged(
     api: httpx.AsyncClient, bearer: dict[str, str]
 ) -> None:
     await api.post("/v1/signed-url", headers=bearer)
@@ -133,8 +133,8 @@ async def test_who_claims_to_be_another_is_noticed_and_charged_as_who_they_are(
     with capture_logs() as logged:
         await deliver(api, event(user_id="u-victim"))
 
-    told = await conversation(api)
-    assert (told["user_id"], told["seconds"], told["identity_mismatch"]) == ("u-1", 42, True)
+    found = await fetch_conversation(api)
+    assert (found["user_id"], found["seconds"], found["identity_mismatch"]) == ("u-1", 42, True)
     assert [(line["event"], line["log_level"], line["user_id"]) for line in logged] == [
         ("conversation.settled", "info", "u-1"),
         ("conversation.identity_mismatch", "warning", "u-1"),
@@ -145,13 +145,13 @@ async def test_who_claims_to_be_another_is_noticed_and_charged_as_who_they_are(
 
 @with_secret
 @pytest.mark.parametrize("kind", ["post_call_audio", "call_initiation_failure"])
-async def test_an_event_of_no_use_is_taken_in(api: httpx.AsyncClient, kind: str) -> None:
+async def test_an_event_that_voicepass_does_not_use_is_accepted(api: httpx.AsyncClient, kind: str) -> None:
     assert (await deliver(api, event(type=kind))).status_code == 200
 
 
 @with_secret
 @table("body", [b"", b"{", b"[]", b'{"type": "x"}', event(None), b"[" * 100_000])
-async def test_a_signed_body_that_is_no_event_is_refused_so_that_nobody_sends_it_again(
+async def test_a_signed_body_that_is_no_event_is_refused_so_that_it_is_not_sent_again(
     api: httpx.AsyncClient, body: bytes
 ) -> None:
     answer = await deliver(api, body)
@@ -161,7 +161,7 @@ async def test_a_signed_body_that_is_no_event_is_refused_so_that_nobody_sends_it
 
 
 @pytest.mark.long
-async def test_a_ledger_that_is_out_asks_for_another_delivery(
+async def test_while_the_ledger_is_locked_a_webhook_is_refused_with_retry_after(
     tmp_path: Path, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     path = tmp_path / "ledger.db"
@@ -176,21 +176,21 @@ async def test_a_ledger_that_is_out_asks_for_another_delivery(
 
         assert (out.status_code, out.json()["code"], out.headers["retry-after"]) == (503, "ledger_unavailable", "5")
         assert again.status_code == 200
-        assert (await conversation(api))["seconds"] == 42
+        assert (await fetch_conversation(api))["seconds"] == 42
 
 
-# Its size.
+# The size of the body.
 
 
-def event_of(size: int) -> bytes:
+def make_event_of_size(size: int) -> bytes:
     bare = event(padding="")
     return event(padding="x" * (size - len(bare)))
 
 
 @with_secret
-async def test_a_webhook_may_hold_a_transcript_and_no_recording(api: httpx.AsyncClient) -> None:
-    largest = await deliver(api, event_of(MAX_WEBHOOK_BYTES))
-    too_large = await deliver(api, event_of(MAX_WEBHOOK_BYTES + 1))
+async def test_a_webhook_of_up_to_1024_kb_is_accepted(api: httpx.AsyncClient) -> None:
+    largest = await deliver(api, make_event_of_size(MAX_WEBHOOK_BYTES))
+    too_large = await deliver(api, make_event_of_size(MAX_WEBHOOK_BYTES + 1))
 
     assert largest.status_code == 200
     assert (too_large.status_code, too_large.json()["code"]) == (413, "body_too_large")
@@ -199,8 +199,8 @@ async def test_a_webhook_may_hold_a_transcript_and_no_recording(api: httpx.Async
 
 @with_secret
 @pytest.mark.parametrize("path", ["/v1/signed-url", f"{WEBHOOK_PATH}/", f"{WEBHOOK_PATH}x", "//v1/webhooks/elevenlabs"])
-async def test_no_other_path_may_be_sent_as_much(api: httpx.AsyncClient, path: str) -> None:
-    answer = await api.post(f"http://voicepass.test{path}", content=event_of(17 * 1024))
+async def test_every_other_path_keeps_the_limit_of_16_kb(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.post(f"http://voicepass.test{path}", content=make_event_of_size(17 * 1024))
 
     assert (answer.status_code, answer.json()["detail"]) == (413, "The body is larger than 16 kB.")
 
@@ -225,19 +225,19 @@ class Sender:
         self.status = message.get("status", self.status)
 
 
-def webhook_scope(header: bytes | None = None) -> Scope:
+def build_webhook_scope(header: bytes | None = None) -> Scope:
     good = signature(int(time.time()), b"{}").encode()
     headers = [(b"elevenlabs-signature", good if header is None else header)]
     return {"type": "http", "method": "POST", "path": WEBHOOK_PATH, "headers": headers, "query_string": b""}
 
 
-async def answered(_scope: Scope, _receive: Receive, send: Send) -> None:
+async def answer_200(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body"})
 
 
-async def until_waiting(senders: list[Sender]) -> list[int]:
-    """Wait until none of them can send more; returns how many parts each has sent."""
+async def wait_until_idle(senders: list[Sender]) -> list[int]:
+    """Wait until no sender can send more; return how many parts each has sent."""
     before: list[int] = []
     while (now := [sender.sent for sender in senders]) != before or not before:
         before = now
@@ -246,12 +246,12 @@ async def until_waiting(senders: list[Sender]) -> list[int]:
     return before
 
 
-async def test_a_few_large_webhooks_are_read_at_a_time_and_the_others_wait_in_their_sockets() -> None:
-    surface = Surface(answered)
+async def test_only_a_few_large_webhooks_are_read_at_once_and_the_others_wait_in_their_sockets() -> None:
+    surface = Surface(answer_200)
     senders = [Sender(b"x" * 17_000, b"x") for _ in range(100)]
-    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in senders]
+    requests = [asyncio.create_task(surface(build_webhook_scope(), each.receive, each.send)) for each in senders]
 
-    sent = await until_waiting(senders)
+    sent = await wait_until_idle(senders)
     for sender in senders:
         sender.go_on.set()
     await asyncio.gather(*requests)
@@ -262,15 +262,15 @@ async def test_a_few_large_webhooks_are_read_at_a_time_and_the_others_wait_in_th
 
 
 async def test_silent_connections_delay_no_signed_webhook() -> None:
-    surface = Surface(answered)
+    surface = Surface(answer_200)
     silent = [Sender(b"{") for _ in range(100)]
-    requests = [asyncio.create_task(surface(webhook_scope(), each.receive, each.send)) for each in silent]
-    await until_waiting(silent)
+    requests = [asyncio.create_task(surface(build_webhook_scope(), each.receive, each.send)) for each in silent]
+    await wait_until_idle(silent)
 
     honest = Sender(b"x" * 17_000, b"x")
     honest.go_on.set()
     async with asyncio.timeout(5):
-        await surface(webhook_scope(), honest.receive, honest.send)
+        await surface(build_webhook_scope(), honest.receive, honest.send)
     for sender in silent:
         sender.go_on.set()
     await asyncio.gather(*requests)
@@ -279,11 +279,11 @@ async def test_silent_connections_delay_no_signed_webhook() -> None:
 
 
 @pytest.mark.parametrize("header", [b"", b"t=1,v0=", b"t=1600000000,v0=" + b"0" * 64])
-async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_is_waited_for(header: bytes) -> None:
+async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_is_read(header: bytes) -> None:
     sender = Sender()
 
     async with asyncio.timeout(5):
-        await Surface(answered)(webhook_scope(header), sender.receive, sender.send)
+        await Surface(answer_200)(build_webhook_scope(header), sender.receive, sender.send)
 
     assert sender.status == 401
 
@@ -291,12 +291,12 @@ async def test_the_form_and_the_age_of_a_signature_are_checked_before_the_body_i
 LARGE = json.dumps(json.loads(event()) | {"filler": "x" * 17_000}).encode()
 
 
-def mounted(app: ASGIApp) -> ASGIApp:
+def mount_below_prefix(app: ASGIApp) -> ASGIApp:
     return Starlette(routes=[Mount("/voice", app)])
 
 
-def behind_prefix(app: ASGIApp) -> ASGIApp:
-    """As uvicorn calls an app with --root-path /voice: the prefix stands before every path."""
+def add_prefix(app: ASGIApp) -> ASGIApp:
+    """Call the app as uvicorn does with --root-path /voice: every path begins with the prefix."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": "/voice", "path": f"/voice{scope['path']}"}, receive, send)
@@ -306,7 +306,7 @@ def behind_prefix(app: ASGIApp) -> ASGIApp:
 
 @pytest.mark.parametrize(
     ("place", "prefix"),
-    [(mounted, "/voice"), (behind_prefix, ""), (behind_prefix, "/voice")],
+    [(mount_below_prefix, "/voice"), (add_prefix, ""), (add_prefix, "/voice")],
     ids=["mounted", "a proxy that removes the prefix", "a proxy that keeps the prefix"],
 )
 @pytest.mark.usefixtures("upstream")
@@ -332,23 +332,23 @@ async def test_everything_works_behind_a_path_prefix(
     assert (too_large.status_code, nothing.status_code) == (413, 404)
 
 
-# The whole way, over real sockets.
+# A whole conversation over real sockets.
 
 
-class Tapped:
-    """An app around the service that tells when it has answered a webhook."""
+class WebhookWatcher:
+    """An app around the service that puts the status of each answered webhook into a queue."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.answered: queue.Queue[int] = queue.Queue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tapped(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.start" and scope["path"] == WEBHOOK_PATH:
                 self.answered.put(message["status"])
 
-        await self._app(scope, receive, tapped if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_and_note if scope["type"] == "http" else send)
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def journey() -> Iterator[tuple[Emulator, httpx.Client, "queue.Queue[int]"]]:
         webhook_secret=SECRET,
     )
     with running(lambda _url: create_emulator(emulator)) as elevenlabs:
-        service = Tapped(create_app(settings_with(**SETTINGS, elevenlabs_base_url=elevenlabs)))
+        service = WebhookWatcher(create_app(settings_with(**SETTINGS, elevenlabs_base_url=elevenlabs)))
         with running(lambda _url: service) as url, httpx.Client(base_url=url, trust_env=False) as client:
             emulator.webhooks.url = f"{url}{WEBHOOK_PATH}"
             yield emulator, client, service.answered
@@ -380,7 +380,7 @@ def converse(voice_pass: dict[str, Any], emulator: Emulator, *, user_id: str, se
 
 
 @pytest.mark.parametrize(("user_id", "mismatch"), [("u-1", False), ("u-victim", True)])
-def test_a_conversation_is_held_and_what_it_used_is_known(
+def test_a_whole_conversation_is_settled_with_its_seconds_and_its_user(
     journey: tuple[Emulator, httpx.Client, "queue.Queue[int]"],
     make_token: MakeToken,
     user_id: str,
@@ -404,11 +404,11 @@ def test_a_conversation_is_held_and_what_it_used_is_known(
 async def test_background_tasks_end_with_the_service(upstream: respx.MockRouter) -> None:
     del upstream
     before = asyncio.all_tasks()
-    running_ones = {}
+    task_counts = {}
     for every_seconds in (0, 60):
         async with serving(voicepass_reconcile_seconds=every_seconds):
-            running_ones[every_seconds] = len(asyncio.all_tasks() - before)
+            task_counts[every_seconds] = len(asyncio.all_tasks() - before)
 
-    assert running_ones[60] == running_ones[0] + 1  # the reconciler; old data is deleted in either case
-    assert running_ones[0] >= 1
+    assert task_counts[60] == task_counts[0] + 1  # the reconciler; the task that deletes old data runs in both cases
+    assert task_counts[0] >= 1
     assert asyncio.all_tasks() == before

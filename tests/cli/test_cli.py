@@ -34,16 +34,16 @@ ENVIRONMENT = CLEAN | {
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a command printed, and how it ended."""
+class CommandResult:
+    """The output and the exit code of a command."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Ended:
-    """Run a command to its end as in a shell of its own, but in this process: a start costs most of a command."""
+def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> CommandResult:
+    """Run a command with this environment, but in this process: to start one takes most of the time."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
@@ -55,17 +55,17 @@ def run(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT
         os.environ.update(before)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Ended(result.exit_code, result.stdout, result.stderr)
+    return CommandResult(result.exit_code, result.stdout, result.stderr)
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[list[str]]:
+def run_server(*arguments: str, cwd: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[list[str]]:
     with started([sys.executable, "-m", "voicepass", *arguments], cwd=cwd, environment=environment) as output:
         yield output
     assert secrets_in("".join(output)) == []
 
 
-def test_every_command_takes_an_env_file(tmp_path: Path) -> None:
+def test_every_command_accepts_an_env_file(tmp_path: Path) -> None:
     settings = [line for line in ENVIRONMENT if line.startswith(("ELEVENLABS_", "VOICEPASS_"))]
     (tmp_path / "named").write_text("".join(f"{name}={ENVIRONMENT[name]}\n" for name in settings))
 
@@ -92,7 +92,7 @@ def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (0, f"voicepass {version('voicepass')}\n")
 
 
-def test_the_first_serve_without_settings_says_what_to_copy(tmp_path: Path) -> None:
+def test_serve_without_any_settings_says_which_file_to_copy(tmp_path: Path) -> None:
     first = run("serve", cwd=tmp_path, environment=CLEAN).stderr.splitlines()
     incomplete = run("serve", cwd=tmp_path, environment=CLEAN | {"VOICEPASS_JWT_ISSUER": "i"}).stderr.splitlines()
     (tmp_path / ".env").write_text("# copied, but not filled in yet\n")
@@ -150,14 +150,14 @@ def test_a_claim_without_a_value_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
+def test_serve_grants_a_pass_from_the_emulator(tmp_path: Path) -> None:
     emulator_port, port = free_port(), free_port()
     environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": f"http://127.0.0.1:{emulator_port}"}
     token = run("token", "--user", "u-1", "--name", "Ada", cwd=tmp_path).stdout.strip()
 
     with (
-        serving("emulator", "--port", str(emulator_port), "--key", API_KEY, cwd=tmp_path),
-        serving("serve", "--port", str(port), cwd=tmp_path, environment=environment) as log,
+        run_server("emulator", "--port", str(emulator_port), "--key", API_KEY, cwd=tmp_path),
+        run_server("serve", "--port", str(port), cwd=tmp_path, environment=environment) as log,
     ):
         health = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
         response = httpx.post(
@@ -178,12 +178,12 @@ def test_serve_and_emulator_hand_out_a_pass_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
+def test_serve_reads_its_port_from_the_environment_and_may_use_several_workers(tmp_path: Path) -> None:
     port = free_port()
 
     with (
-        serving("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}),
-        # The parent says that it runs before its workers listen.
+        run_server("serve", "--workers", "2", cwd=tmp_path, environment=ENVIRONMENT | {"PORT": str(port)}),
+        # The parent process reports that it runs before its workers listen.
         httpx.Client(transport=httpx.HTTPTransport(retries=8), trust_env=False) as client,
     ):
         ready = client.get(f"http://127.0.0.1:{port}/readyz")
@@ -192,11 +192,11 @@ def test_serve_takes_its_port_from_the_environment_and_may_use_several_workers(t
 
 
 @pytest.mark.long
-def test_the_emulator_takes_faults_and_further_agents_and_explains_bad_faults(tmp_path: Path) -> None:
+def test_the_emulator_accepts_faults_and_further_agents_and_explains_bad_faults(tmp_path: Path) -> None:
     port = free_port()
 
     once = '{"status": 503, "times": 1}'
-    with serving("emulator", "--port", str(port), "--fault", once, "--agent", "agent_x", cwd=tmp_path):
+    with run_server("emulator", "--port", str(port), "--fault", once, "--agent", "agent_x", cwd=tmp_path):
         url = f"http://127.0.0.1:{port}/v1/convai/conversation/get-signed-url?agent_id="
         with httpx.Client(headers={"xi-api-key": "sk_emulator"}, trust_env=False) as http:
             response, demo, added = [http.get(url + agent) for agent in ("agent_x", "agent_demo", "agent_x")]
@@ -208,22 +208,22 @@ def test_the_emulator_takes_faults_and_further_agents_and_explains_bad_faults(tm
 
 
 @pytest.mark.long
-def test_the_emulator_takes_the_time_until_a_conversation_is_done(tmp_path: Path) -> None:
+def test_the_emulator_accepts_the_processing_time_of_conversations(tmp_path: Path) -> None:
     port = free_port()
 
-    with serving("emulator", "--port", str(port), "--open", "--processing-seconds", "3600", cwd=tmp_path):
+    with run_server("emulator", "--port", str(port), "--open", "--processing-seconds", "3600", cwd=tmp_path):
         with talking(f"ws://127.0.0.1:{port}/v1/convai/conversation?agent_id=agent_demo") as talk:
             talk.says()
         base = f"http://127.0.0.1:{port}/v1/convai"
         with httpx.Client(base_url=base, headers={"xi-api-key": "sk_emulator"}, trust_env=False) as http:
             deadline = time.monotonic() + 5
-            while (status := _only_status(http)) == "in-progress":
+            while (status := _read_status(http)) == "in-progress":
                 assert time.monotonic() < deadline
 
     assert status == "processing"
 
 
-def _only_status(http: httpx.Client) -> str:
+def _read_status(http: httpx.Client) -> str:
     (row,) = http.get("/conversations").json()["conversations"]
     return str(row["status"])
 
@@ -269,7 +269,7 @@ minutes_per_day = "off"
 """
 
 
-def test_policy_check_prints_who_may_do_what_and_needs_no_secret(tmp_path: Path) -> None:
+def test_policy_check_prints_who_may_use_which_agent_and_needs_no_secret(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(POLICY)
 
     ended = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
@@ -292,7 +292,7 @@ def test_policy_check_prints_who_may_do_what_and_needs_no_secret(tmp_path: Path)
     ]
 
 
-def test_policy_check_warns_of_what_never_holds_or_never_applies(tmp_path: Path) -> None:
+def test_policy_check_warns_of_rules_that_never_hold_and_plans_that_never_apply(tmp_path: Path) -> None:
     plans = '[[limits.plan]]\nname = "{}"\nwhen = {}\n'
     text = POLICY.replace("allow = [{", 'allow = [{ scope = "a b" }, {')
     text += plans.format("team", '{ plan = "team" }') + plans.format("odd", "{ level = nan }")
@@ -323,7 +323,7 @@ def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claims", "agent", "code", "said"),
+    ("claims", "agent", "code", "text"),
     [
         (
             ["--claim", "role=seller"],
@@ -342,7 +342,7 @@ def test_policy_check_names_each_mistake_and_exits(tmp_path: Path) -> None:
     ],
 )
 def test_policy_explain_says_which_check_or_rule_decided(
-    tmp_path: Path, claims: list[str], agent: str, code: int, said: str
+    tmp_path: Path, claims: list[str], agent: str, code: int, text: str
 ) -> None:
     (tmp_path / "policy.toml").write_text(POLICY)
     environment = ENVIRONMENT | {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_AGENT_ID": ""}
@@ -351,12 +351,12 @@ def test_policy_explain_says_which_check_or_rule_decided(
     ended = run("policy", "explain", token, "--agent", agent, cwd=tmp_path, environment=environment)
 
     assert ended.returncode == code
-    assert said in ended.stdout + ended.stderr
+    assert text in ended.stdout + ended.stderr
     assert token not in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("changes", "arguments", "said"),
+    ("changes", "arguments", "text"),
     [
         (
             {"VOICEPASS_DATABASE_URL": "sqlite:////nowhere/x.db"},
@@ -368,12 +368,12 @@ def test_policy_explain_says_which_check_or_rule_decided(
     ],
 )
 def test_serve_prints_one_line_if_it_cannot_start(
-    tmp_path: Path, changes: dict[str, str], arguments: list[str], said: str
+    tmp_path: Path, changes: dict[str, str], arguments: list[str], text: str
 ) -> None:
     ended = run("serve", *arguments, cwd=tmp_path, environment=ENVIRONMENT | changes)
 
     assert ended.returncode == 1
-    assert ended.stderr.startswith(said)
+    assert ended.stderr.startswith(text)
     assert len(ended.stderr.splitlines()) == 1
 
 

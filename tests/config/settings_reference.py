@@ -1,4 +1,4 @@
-"""What the documents say about the settings, made from Settings. Run it in the project's folder to update them:
+"""Writes the documents' texts about the settings from Settings. To update them, run this in the project's folder:
 
 .venv/bin/python -m tests.config.settings_reference
 """
@@ -23,7 +23,7 @@ TO_FILL_IN = (
     "VOICEPASS_JWT_ISSUER",
     "VOICEPASS_JWT_AUDIENCE",
 )
-# Each section begins with this variable, and holds what follows it in Settings.
+# Each section begins with this variable and holds the variables that follow it in Settings.
 SECTIONS = {
     "elevenlabs_api_key": "ElevenLabs",
     "voicepass_jwt_algorithm": "Tokens",
@@ -35,8 +35,8 @@ SECTIONS = {
 GENERATED = re.compile(r"(?<=<!-- made from Settings -->\n).*(?=<!-- by hand again -->)", re.DOTALL)
 
 
-def example(text: str) -> str:
-    """`.env.example`, whose first paragraph is kept."""
+def write_example(text: str) -> str:
+    """Return `.env.example` with the first paragraph of `text`."""
     head = text.partition("\n\n")[0]
     entries = (
         f"# {field.description}\n{'' if name in TO_FILL_IN else '# '}{name}={_default(field)}"
@@ -45,12 +45,12 @@ def example(text: str) -> str:
     return "\n\n".join([head, *entries]) + "\n"
 
 
-def document(text: str) -> str:
-    """`docs/configuration.md`, where what stands outside of the marks is kept."""
+def write_reference(text: str) -> str:
+    """Return `docs/configuration.md` with the parts of `text` outside the marks."""
     return GENERATED.sub(lambda _: "".join(_sections()), text)
 
 
-WRITTEN = {".env.example": example, "docs/configuration.md": document}
+WRITERS = {".env.example": write_example, "docs/configuration.md": write_reference}
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -90,6 +90,6 @@ def _must_be(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    for name, write in WRITTEN.items():
+    for name, write in WRITERS.items():
         path = ROOT / name
         path.write_text(write(path.read_text()))

@@ -1,4 +1,4 @@
-"""Environment and policy file together: contradictions do not start; workspaces, issuers and agents keep apart."""
+"""Environment and policy file together: contradictions stop the start; workspaces, issuers and agents stay separate."""
 
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,7 +22,7 @@ from tests.conftest import (
     settings_with,
     signed_url,
 )
-from tests.identity.hostile_tokens import Mint, Signer, rsa_key_of, signer_for
+from tests.identity.hostile_tokens import Mint, Signer, get_rsa_key, signer_for
 from tests.tables import table
 from voicepass.config.build import Configuration, configure, describe_ledger
 from voicepass.config.environment import SettingsRefusedError
@@ -30,7 +30,7 @@ from voicepass.config.environment import SettingsRefusedError
 EU = "https://api.eu.residency.elevenlabs.io"
 EU_KEY = "sk_canary-of-the-eu-0123456789"
 SECRET = "canary-value-of-another-issuer-0123456789"
-PRIVATE_PEM = rsa_key_of("provider").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
+PRIVATE_PEM = get_rsa_key("provider").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
 
 def agent(alias: str, *lines: str) -> str:
@@ -54,7 +54,7 @@ NO_ISSUER: dict[str, object] = {
     "voicepass_jwt_audience": None,
 }
 OTHER = "https://other.example"
-HERE = "VOICEPASS_POLICY_FILE"
+FILE = "VOICEPASS_POLICY_FILE"
 PLAIN_ISSUER = "must not be an http:// address, where others could publish keys: see VOICEPASS_PLAIN_HTTP_HOSTS"
 NO_AUDIENCE = (
     "is not set: give the 'aud' that your tokens name for this service, or in the policy file required_claims"
@@ -62,26 +62,26 @@ NO_AUDIENCE = (
 )
 UNSET = "is not set, though the policy file names it: make one with: openssl rand -base64 48"
 TWICE = "names an issuer that has a block for this algorithm already: remove one of them"
-AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {HERE} lists the agents: put its value there"
+AGENT_TWICE = f"ELEVENLABS_AGENT_ID is set, but {FILE} lists the agents: put its value there"
 BARE = "must be the bare id or name: letters, digits, - and _ alone"
 NO_API_KEY = "is not set: create a key with the permissions 'ElevenAgents: Write' and 'Read'"
 
-# The file, the settings that differ, the environment, and every line that is printed.
+# The policy file, the changed settings, the environment, and every printed line.
 CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str]]] = {
-    "an agent here and agents there": (agent("a", OPEN), {}, {}, [AGENT_TWICE]),
-    "variables here and agents there": (
+    "an agent in the environment and agents in the file": (agent("a", OPEN), {}, {}, [AGENT_TWICE]),
+    "variables in the environment and agents in the file": (
         agent("a", OPEN),
         NO_AGENT | {"voicepass_variables": {"plan": "plan"}},
         {},
-        [f"VOICEPASS_VARIABLES is set, but {HERE} lists the agents: put its value there"],
+        [f"VOICEPASS_VARIABLES is set, but {FILE} lists the agents: put its value there"],
     ),
-    "a branch and an environment here and agents there": (
+    "a branch and an environment in the settings and agents in the file": (
         agent("a", OPEN),
         NO_AGENT | {"elevenlabs_branch_id": "agtbrch_1", "elevenlabs_environment": "staging"},
         {},
         [
-            f"ELEVENLABS_BRANCH_ID is set, but {HERE} lists the agents: put its value there",
-            f"ELEVENLABS_ENVIRONMENT is set, but {HERE} lists the agents: put its value there",
+            f"ELEVENLABS_BRANCH_ID is set, but {FILE} lists the agents: put its value there",
+            f"ELEVENLABS_ENVIRONMENT is set, but {FILE} lists the agents: put its value there",
         ],
     ),
     "a query for a branch and a sentence for an environment": (
@@ -90,7 +90,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         [f"ELEVENLABS_BRANCH_ID {BARE}", f"ELEVENLABS_ENVIRONMENT {BARE}"],
     ),
-    "an agent nowhere": (
+    "no agent at all": (
         "",
         NO_AGENT,
         {},
@@ -124,7 +124,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         agent("a", OPEN) + agent("b", *IN_EU).replace("agent_b", "agent_a"),
         NO_AGENT,
         {"EU_KEY": EU_KEY},
-        [f"{HERE} names the agent agent_a on two hosts: give all its aliases one base_url"],
+        [f"{FILE} names the agent agent_a on two hosts: give all its aliases one base_url"],
     ),
     "two keys of one host": (
         agent("a", *IN_EU) + agent("b", IN_EU[0], 'api_key_env = "SECOND_KEY"'),
@@ -138,7 +138,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {"SECOND_KEY": "sk_canary-value"},
         [f"SECOND_KEY is a second key for {UPSTREAM}: write both into one variable, separated by a comma"],
     ),
-    "an issuer here and there": (
+    "an issuer in the environment and in the file": (
         issuer(TOKEN_ISSUER, "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": SECRET},
@@ -148,14 +148,14 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"') * 2,
         {},
         {"OTHER_SECRET": SECRET},
-        [f"{HERE} issuers.1: {TWICE}"],
+        [f"{FILE} issuers.1: {TWICE}"],
     ),
     "a tenant of a template by its own name": (
         issuer(OTHER + "/{tid}", "RS256", 'jwks_url = "https://other.example/jwks"\ntenants = ["a", "b"]')
         + issuer(OTHER + "/b", "RS256", 'jwks_url = "https://other.example/jwks"'),
         {},
         {},
-        [f"{HERE} issuers.1: {TWICE}"],
+        [f"{FILE} issuers.1: {TWICE}"],
     ),
     "a secret that is not there": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
@@ -192,28 +192,28 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
         {},
         {},
         [
-            f"{HERE} issuers.0.public_key: is a private key; give voicepass the public key only",
+            f"{FILE} issuers.0.public_key: is a private key; give voicepass the public key only",
         ],
     ),
     "a text for a public key": (
         issuer(OTHER, "ES256", public_key("canary-value")),
         {},
         {},
-        [f"{HERE} issuers.0.public_key: is not a PEM public key or certificate"],
+        [f"{FILE} issuers.0.public_key: is not a PEM public key or certificate"],
     ),
     "a key of another kind": (
         issuer(OTHER, "ES256", public_key(signer_for("RS256").published)),
         {},
         {},
-        [f"{HERE} issuers.0.public_key: is not a key for ES256"],
+        [f"{FILE} issuers.0.public_key: is not a key for ES256"],
     ),
     "an issuer over http": (
         issuer("http://login.example", "HS256", 'secret_env = "OTHER_SECRET"'),
         {},
         {"OTHER_SECRET": SECRET},
-        [f"{HERE} issuers.0.issuer: {PLAIN_ISSUER}"],
+        [f"{FILE} issuers.0.issuer: {PLAIN_ISSUER}"],
     ),
-    "half an issuer here, though there are some there": (
+    "half an issuer in the environment and another in the file": (
         issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'),
         NO_ISSUER | {"voicepass_jwt_issuer": TOKEN_ISSUER},
         {"OTHER_SECRET": SECRET},
@@ -237,29 +237,29 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object], dict[str, str], list[str
 
 
 @pytest.fixture(autouse=True)
-def no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("EU_KEY", "SECOND_KEY", "OTHER_SECRET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)  # away from any .env
 
 
-def configured(text: str, **overrides: object) -> Configuration:
-    return configure(settings_with(voicepass_policy_file=written(text), **overrides))
+def configure_policy(text: str, **overrides: object) -> Configuration:
+    return configure(settings_with(voicepass_policy_file=write_policy(text), **overrides))
 
 
-def written(text: str) -> str:
+def write_policy(text: str) -> str:
     Path("policy.toml").write_text(text, encoding="utf-8")
     return "policy.toml"
 
 
 @asynccontextmanager
-async def serving_policy(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(voicepass_policy_file=written(text), **overrides) as api:
+async def serve_policy(text: str, **overrides: object) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(voicepass_policy_file=write_policy(text), **overrides) as api:
         yield api
 
 
 @table("case", CONTRADICTIONS)
-def test_a_contradiction_does_not_start_and_is_named_without_a_value(
+def test_a_contradiction_stops_the_start_and_is_reported_without_a_value(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     text, overrides, environment, expected = CONTRADICTIONS[case]
@@ -267,18 +267,18 @@ def test_a_contradiction_does_not_start_and_is_named_without_a_value(
         monkeypatch.setenv(name, value)
 
     with pytest.raises(SettingsRefusedError) as refused:
-        configured(text, **overrides)
+        configure_policy(text, **overrides)
 
     assert refused.value.problems == expected
     assert secrets_in(str(refused.value)) == []
     assert "canary" not in str(refused.value)
 
 
-def test_a_policy_file_that_is_not_there_does_not_start() -> None:
+def test_a_missing_policy_file_stops_the_start() -> None:
     with pytest.raises(SettingsRefusedError) as refused:
         configure(settings_with(voicepass_policy_file="missing.toml"))
 
-    assert refused.value.problems == [f"{HERE} cannot be read (FileNotFoundError)"]
+    assert refused.value.problems == [f"{FILE} cannot be read (FileNotFoundError)"]
 
 
 def test_a_secret_in_two_places_is_a_contradiction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_secret_in_two_places_is_a_contradiction(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTHER_SECRET_FILE", str(tmp_path / "secret"))
 
     with pytest.raises(SettingsRefusedError) as refused:
-        configured(issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'))
+        configure_policy(issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"'))
 
     assert refused.value.problems == ["OTHER_SECRET and OTHER_SECRET_FILE are both set: unset one of them"]
 
@@ -300,7 +300,7 @@ def test_secrets_that_the_file_names_may_come_from_files_or_dotenv(
     monkeypatch.setenv("OTHER_SECRET_FILE", str(tmp_path / "secret"))
     text = agent("a", *IN_EU) + issuer(OTHER, "HS256", 'secret_env = "OTHER_SECRET"')
 
-    configuration = configured(text, elevenlabs_api_key=None, **NO_AGENT)
+    configuration = configure_policy(text, elevenlabs_api_key=None, **NO_AGENT)
 
     (workspace,) = configuration.workspaces
     assert (workspace.base_url, workspace.keys) == (EU, (EU_KEY, "sk_second"))
@@ -308,12 +308,12 @@ def test_secrets_that_the_file_names_may_come_from_files_or_dotenv(
     assert SECRET not in repr(configuration.trusted)
 
 
-def test_a_file_may_bring_every_issuer_or_none() -> None:
+def test_issuers_may_come_from_the_file_from_the_environment_or_from_both() -> None:
     published = issuer(OTHER, "RS256", 'jwks_url = "https://other.example/jwks"')
 
-    beside = configured(published).trusted
-    alone = configured(published, **NO_ISSUER).trusted
-    none = configured("").trusted
+    beside = configure_policy(published).trusted
+    alone = configure_policy(published, **NO_ISSUER).trusted
+    none = configure_policy("").trusted
 
     assert [[trusted.token_issuer for trusted in each] for each in (beside, alone, none)] == [
         [OTHER, TOKEN_ISSUER],
@@ -325,7 +325,7 @@ def test_a_file_may_bring_every_issuer_or_none() -> None:
 def test_an_issuer_may_have_one_algorithm_in_the_environment_and_another_in_the_file() -> None:
     published = issuer(TOKEN_ISSUER, "RS256", 'jwks_url = "https://login.example/jwks"')
 
-    trusted = configured(published).trusted
+    trusted = configure_policy(published).trusted
 
     assert [(entry.token_issuer, entry.algorithm) for entry in trusted] == [
         (TOKEN_ISSUER, "RS256"),
@@ -333,11 +333,11 @@ def test_an_issuer_may_have_one_algorithm_in_the_environment_and_another_in_the_
     ]
 
 
-def test_the_age_of_tokens_is_limited_for_every_issuer_alike() -> None:
+def test_the_limit_of_a_tokens_age_applies_to_every_issuer() -> None:
     published = issuer(OTHER, "RS256", 'jwks_url = "https://other.example/jwks"')
 
-    unlimited = configured(published)
-    limited = configured(published, voicepass_jwt_max_age_seconds=300)
+    unlimited = configure_policy(published)
+    limited = configure_policy(published, voicepass_jwt_max_age_seconds=300)
 
     assert [trusted.max_age_seconds for trusted in unlimited.trusted] == [0, 0]
     assert [trusted.max_age_seconds for trusted in limited.trusted] == [300, 300]
@@ -360,10 +360,10 @@ def two_hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[respx.MockRouter]:
 
 
 @pytest.mark.anyio
-async def test_each_agent_is_asked_for_at_its_own_host_with_its_own_key(
+async def test_a_pass_for_each_agent_is_requested_at_its_own_host_with_its_own_key(
     two_hosts: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
+    async with serve_policy(TWO_HOSTS, **NO_AGENT) as api:
         answers = {
             alias: await api.post("/v1/signed-url", headers=bearer, json={"agent": alias}) for alias in ("home", "eu")
         }
@@ -383,12 +383,12 @@ async def test_each_agent_is_asked_for_at_its_own_host_with_its_own_key(
 
 
 @pytest.mark.anyio
-async def test_a_rejected_key_is_not_tried_at_another_host_nor_another_hosts_key_here(
+async def test_a_rejected_key_is_tried_at_no_other_host_and_no_other_hosts_key_replaces_it(
     two_hosts: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     two_hosts["eu"].respond(401, json={"detail": {"status": "invalid_api_key"}})
 
-    async with serving_policy(TWO_HOSTS, **NO_AGENT) as api:
+    async with serve_policy(TWO_HOSTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer, json={"agent": "eu"})
 
     assert (response.status_code, response.json()["code"]) == (502, "elevenlabs_key_rejected")
@@ -425,7 +425,7 @@ def four_issuers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"text": FOUR_ISSUERS, "voicepass_jwt_secret": SIGNERS[FIRST].published}
 
 
-def mint_of(token_issuer: str, *, signer: Signer, audience: str, now: float) -> Mint:
+def make_mint(token_issuer: str, *, signer: Signer, audience: str, now: float) -> Mint:
     return Mint(signer=signer, token_issuer=token_issuer, audience=audience, now=now)
 
 
@@ -433,17 +433,17 @@ def mint_of(token_issuer: str, *, signer: Signer, audience: str, now: float) -> 
 async def test_each_of_four_issuers_accepts_only_its_own_key(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    def forgeries(claimed: str, by: str) -> list[str]:
-        mint = mint_of(claimed, signer=SIGNERS[by], audience=AUDIENCES[claimed], now=now)
+    def forge_tokens(claimed: str, by: str) -> list[str]:
+        mint = make_mint(claimed, signer=SIGNERS[by], audience=AUDIENCES[claimed], now=now)
         published = signer_for("HS256", secret=SIGNERS[by].published)
         disguised = mint.token(header=mint.header(alg=SIGNERS[claimed].algorithm), sign=SIGNERS[by].sign)
         return [mint.token(), disguised, mint.token(header=mint.header(alg="HS256"), sign=published.sign)]
 
-    async with serving_policy(**four_issuers) as api:
+    async with serve_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
             for claimed, by in CROSSES
-            for token in forgeries(claimed, by)
+            for token in forge_tokens(claimed, by)
         ]
 
     assert len(CROSSES) == 12
@@ -452,14 +452,14 @@ async def test_each_of_four_issuers_accepts_only_its_own_key(
 
 
 @pytest.mark.anyio
-async def test_no_issuer_signs_for_the_audience_of_another(
+async def test_a_token_for_the_audience_of_another_issuer_is_refused(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving_policy(**four_issuers) as api:
+    async with serve_policy(**four_issuers) as api:
         refused = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for issued_by, other in CROSSES
-            for mint in [mint_of(issued_by, signer=SIGNERS[issued_by], audience=AUDIENCES[other], now=now)]
+            for mint in [make_mint(issued_by, signer=SIGNERS[issued_by], audience=AUDIENCES[other], now=now)]
         ]
 
     assert [(r.status_code, r.json()["code"]) for r in refused] == [(401, "token_invalid")] * 12
@@ -468,12 +468,12 @@ async def test_no_issuer_signs_for_the_audience_of_another(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("token_issuer", SIGNERS)
-async def test_each_of_four_issuers_signs_its_users_in(
+async def test_a_user_of_each_of_four_issuers_gets_a_pass(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float, token_issuer: str
 ) -> None:
-    mint = mint_of(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
+    mint = make_mint(token_issuer, signer=SIGNERS[token_issuer], audience=AUDIENCES[token_issuer], now=now)
 
-    async with serving_policy(**four_issuers) as api:
+    async with serve_policy(**four_issuers) as api:
         response = await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
 
     assert response.status_code == 200
@@ -484,14 +484,14 @@ async def test_each_of_four_issuers_signs_its_users_in(
 async def test_one_id_at_two_issuers_is_two_users(
     upstream: respx.MockRouter, four_issuers: dict[str, Any], now: float
 ) -> None:
-    async with serving_policy(**four_issuers) as api:
+    async with serve_policy(**four_issuers) as api:
         answers = [
             await api.post("/v1/signed-url", headers={"Authorization": f"Bearer {mint.token()}"})
             for name in (SECOND, THIRD)
-            for mint in [mint_of(name, signer=SIGNERS[name], audience=AUDIENCES[name], now=now)]
+            for mint in [make_mint(name, signer=SIGNERS[name], audience=AUDIENCES[name], now=now)]
         ]
 
-    # ElevenLabs, here, names the same conversation again: it was issued to someone else.
+    # The fake ElevenLabs returns the same conversation twice; it was issued to the first user.
     assert [answer.status_code for answer in answers] == [200, 502]
     assert len(upstream.calls) == 2
 
@@ -513,13 +513,13 @@ THREE_AGENTS = (
         ({"role": ["buyer", "admin"]}, "seller", {"shop": "none"}),
     ],
 )
-async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent_alone(
+async def test_a_user_whom_a_rule_admits_gets_a_pass_for_that_agent(
     upstream: respx.MockRouter, make_token: MakeToken, claims: dict[str, Any], alias: str, variables: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(agent_id=f"agent_{alias}")})
     headers = {"Authorization": f"Bearer {make_token(**claims)}"}
 
-    async with serving_policy(THREE_AGENTS, **NO_AGENT) as api:
+    async with serve_policy(THREE_AGENTS, **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=headers, json={"agent": alias})
 
     assert response.status_code == 200
@@ -537,7 +537,7 @@ async def test_a_closed_agent_and_an_unknown_agent_get_the_same_answer(
     headers = {"Authorization": f"Bearer {make_token(role='buyer')}", "X-Request-ID": "the-same-for-all"}
     aliases = ["seller", "closed", "unknown", "agent_seller", "Seller", "seller ", "ѕeller", "s", "x" * 64, "__class__"]
 
-    async with serving_policy(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
+    async with serve_policy(THREE_AGENTS, **NO_AGENT, voicepass_trusted_proxies="127.0.0.1") as api:
         posted = [await api.post(route, headers=headers, json={"agent": alias}) for alias in aliases]
         got = [await api.get(route, headers=headers, params={"agent": alias}) for alias in aliases]
 
@@ -548,10 +548,10 @@ async def test_a_closed_agent_and_an_unknown_agent_get_the_same_answer(
 
 
 @pytest.mark.anyio
-async def test_where_no_agent_is_called_default_a_bare_request_gets_none(
+async def test_without_an_agent_named_default_a_request_without_alias_is_refused(
     upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
-    async with serving_policy(agent("seller", OPEN), **NO_AGENT) as api:
+    async with serve_policy(agent("seller", OPEN), **NO_AGENT) as api:
         response = await api.post("/v1/signed-url", headers=bearer)
 
     assert (response.status_code, response.json()["code"]) == (403, "agent_not_allowed")

@@ -1,4 +1,4 @@
-"""The policy file: each of its rules, and that a mistake is named by its key, with what is allowed, and no value."""
+"""The policy file: its rules, and that a mistake is reported with its key and what is allowed, never with a value."""
 
 from pathlib import Path
 
@@ -208,8 +208,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a default that is a list": (variable(f'{{ claim = "a", default = ["{CANARY}"] }}'), f"{SHOP}.default: {DEFAULT}"),
     "a default that is a date": (variable('{ claim = "a", default = 1979-05-27 }'), f"{SHOP}.default: {DEFAULT}"),
-    "a default that JSON lacks": (variable('{ claim = "a", default = nan }'), f"{SHOP}.default: {DEFAULT}"),
-    "a default without end": (variable('{ claim = "a", default = -inf }'), f"{SHOP}.default: {DEFAULT}"),
+    "a default that JSON cannot hold": (variable('{ claim = "a", default = nan }'), f"{SHOP}.default: {DEFAULT}"),
+    "an infinite default": (variable('{ claim = "a", default = -inf }'), f"{SHOP}.default: {DEFAULT}"),
     "a default that browsers round": (
         variable('{ claim = "a", default = 9007199254740993 }'),
         f"{SHOP}.default: {DEFAULT}",
@@ -337,14 +337,14 @@ NOT_TOML: dict[str, tuple[bytes, str]] = {
     "prose": (f"the agent is {CANARY}".encode(), "is not TOML: Expected '=' after a key"),
     "JSON": (f'{{"agents": "{CANARY}"}}'.encode(), "is not TOML: Invalid statement (at line 1"),
     "a value without quotes": (f"agents = {CANARY}".encode(), "is not TOML: Invalid value (at line 1"),
-    "a text without end": (f'agents = "{CANARY}'.encode(), "is not TOML: Unterminated string"),
+    "a text without its final quote": (f'agents = "{CANARY}'.encode(), "is not TOML: Unterminated string"),
     "a key twice": (f'x = 1\nx = "{CANARY}"'.encode(), "is not TOML: Cannot overwrite a value"),
     "a table twice": (b"[agents.a]\n[agents.a]", "is not TOML: Cannot declare ('agents', 'a') twice"),
     "a byte that is not UTF-8": (f'x = "{CANARY}\xff"'.encode("latin-1"), "is not UTF-8 text: save it as UTF-8"),
     "UTF-16": (f'x = "{CANARY}"'.encode("utf-16"), "is not UTF-8 text: save it as UTF-8"),
     "a NUL": (b'x = "\0"', "is not UTF-8 text: save it as UTF-8"),
-    "brackets without end": (b"x = " + b"[" * 5000, "is not TOML: "),
-    "a number without end": (b"x = " + b"9" * 5000, "is not TOML: "),
+    "5,000 brackets": (b"x = " + b"[" * 5000, "is not TOML: "),
+    "a number of 5,000 digits": (b"x = " + b"9" * 5000, "is not TOML: "),
 }
 
 
@@ -354,8 +354,8 @@ def read(tmp_path: Path, text: str) -> PolicyFile:
     return read_policy_file(str(path))
 
 
-def problems_of(path: Path) -> list[str]:
-    """The problems of a file, without its path."""
+def read_problems(path: Path) -> list[str]:
+    """Return the problems of a file, without its path."""
     with pytest.raises(SettingsRefusedError) as refused:
         read_policy_file(str(path))
     assert refused.value.__context__ is None or refused.value.__suppress_context__, "a traceback would show the value"
@@ -364,7 +364,7 @@ def problems_of(path: Path) -> list[str]:
     return [problem.removeprefix(f"{path}: ") for problem in refused.value.problems]
 
 
-def test_a_good_file_says_who_may_do_what(tmp_path: Path) -> None:
+def test_a_valid_file_is_read_into_agents_rules_variables_and_issuers(tmp_path: Path) -> None:
     policy_file = read(tmp_path, GOOD)
 
     default, sales, closed = (entry.build(alias) for alias, entry in policy_file.agents.items())
@@ -397,7 +397,7 @@ def test_a_good_file_says_who_may_do_what(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "[agents]\n", "issuers = []\n"])
-def test_an_empty_file_rules_nothing(tmp_path: Path, text: str) -> None:
+def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == PolicyFile()
 
 
@@ -433,10 +433,10 @@ def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(tmp_path: Path, 
     path = tmp_path / "policy.toml"
     path.write_text(text, encoding="utf-8")
 
-    assert problems_of(path) == [expected]
+    assert read_problems(path) == [expected]
 
 
-def test_a_plan_takes_the_keys_that_it_lacks_from_the_users_limits(tmp_path: Path) -> None:
+def test_a_plan_takes_its_missing_keys_from_the_users_limits(tmp_path: Path) -> None:
     text = f'{PRO}minutes_per_day = 120\npasses_per_day = "off"\n[limits.user]\nminutes_per_day = 5\n[limits.all]\n'
     limits = read(tmp_path, f"{text}passes_per_day = 9\n[limits.agent]\npasses_per_day = 8").limits
 
@@ -454,13 +454,13 @@ def test_a_plan_takes_the_keys_that_it_lacks_from_the_users_limits(tmp_path: Pat
     assert {limit.most for limit in limits.limits() if limit.name == "user_minutes_per_day"} == {300}
 
 
-def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = f"{agent('allow = 1')}\n[agents.support]\n{issuer('', algorithm='none')}\n[extra]"
 
     path = tmp_path / "policy.toml"
     path.write_text(text, encoding="utf-8")
 
-    problems = problems_of(path)
+    problems = read_problems(path)
 
     assert [problem.split(":")[0] for problem in problems] == [
         "agents.sales.allow",
@@ -470,7 +470,7 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_public_key_may_stand_in_the_file_because_it_is_public(tmp_path: Path) -> None:
+def test_a_public_key_may_be_in_the_file_because_it_is_public(tmp_path: Path) -> None:
     pem = signer_for("ES256").published
 
     policy_file = read(tmp_path, issuer(f'public_key = """{pem}"""', algorithm="ES256"))
@@ -484,15 +484,15 @@ def test_a_file_that_is_not_toml_is_one_line_without_its_content(tmp_path: Path,
     path = tmp_path / "policy.toml"
     path.write_bytes(data)
 
-    (problem,) = problems_of(path)
+    (problem,) = read_problems(path)
 
     assert problem.startswith(beginning)
     assert "\n" not in problem
 
 
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     paths = {"nothing": "FileNotFoundError", "": "IsADirectoryError", "loop": "OSError", "x" * 300: "OSError"}
 
     for name, why in paths.items():
-        assert problems_of(tmp_path / name) == [f"cannot be read ({why})"]
+        assert read_problems(tmp_path / name) == [f"cannot be read ({why})"]

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from tests.cli.test_cli import CLEAN, run
-from tests.config.test_settings import EC_PEM, GOOD, RSA_KEY, RSA_PEM, SECRET, given
+from tests.config.test_settings import EC_PEM, GOOD, RSA_KEY, RSA_PEM, SECRET, set_env
 from tests.conftest import AUDIENCE, TOKEN_ISSUER, serving, settings_with
 from tests.identity.hostile_tokens import Mint, base64url, signer_for
 from tests.tables import table
@@ -43,17 +43,17 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def mint_with(key: bytes, **changes: Any) -> Mint:
+def make_mint(key: bytes, **changes: Any) -> Mint:
     signer = signer_for("HS256", secret=key.decode("utf-8", "surrogateescape"))
     return replace(Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=NOW), **changes)
 
 
-def written(text: str) -> str:
+def write_policy(text: str) -> str:
     Path("policy.toml").write_text(text)
     return "policy.toml"
 
 
-async def outcome(authenticator: JwtAuthenticator, token: str) -> str:
+async def authenticate(authenticator: JwtAuthenticator, token: str) -> str:
     """Return the user's id, or why the token was refused."""
     try:
         return (await authenticator.user_of(token)).id
@@ -61,11 +61,11 @@ async def outcome(authenticator: JwtAuthenticator, token: str) -> str:
         return str(refusal.operator_note)
 
 
-def authenticator_for(**settings: object) -> JwtAuthenticator:
+def build_authenticator(**settings: object) -> JwtAuthenticator:
     return JwtAuthenticator(trusted=configure(settings_with(**settings)).trusted, clock=lambda: NOW)
 
 
-# What surrounds a value ---------------------------------------------------------------------------------------------
+# Quotes and encodings -----------------------------------------------------------------------------------------------
 
 
 @table("around", ['"{}"', "'{}'", " {} ", "{}\r\n", '\n "{}"\t', "\ufeff{}", "\u201c{}\u201d"])
@@ -80,22 +80,22 @@ def test_quotes_spaces_and_line_breaks_around_any_value_are_removed(
         "VOICEPASS_DATABASE_URL": "sqlite://",
         "VOICEPASS_LOG_FORMAT": "console",
     }
-    given(monkeypatch, values)
+    set_env(monkeypatch, values)
     expected = load_settings()
-    given(monkeypatch, {name: around.format(value) for name, value in values.items()})
+    set_env(monkeypatch, {name: around.format(value) for name, value in values.items()})
 
     assert load_settings() == expected
 
 
 def test_a_quote_at_one_end_is_refused_with_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in GOOD.items():
-        for torn in (f'"{value}', f"{value}'", f"\u201c{value}"):
-            given(monkeypatch, GOOD | {name: torn})
+        for unpaired in (f'"{value}', f"{value}'", f"\u201c{value}"):
+            set_env(monkeypatch, GOOD | {name: unpaired})
             with pytest.raises(SettingsRefusedError, match=f"^{name} ") as refusal:
                 configure(load_settings())
             assert value not in str(refusal.value)
     Path("secret").write_text(f'"{GOOD["VOICEPASS_JWT_SECRET"]}\n')
-    given(monkeypatch, {**GOOD, "VOICEPASS_JWT_SECRET": "", "VOICEPASS_JWT_SECRET_FILE": "secret"})
+    set_env(monkeypatch, {**GOOD, "VOICEPASS_JWT_SECRET": "", "VOICEPASS_JWT_SECRET_FILE": "secret"})
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_JWT_SECRET begins or ends with a quote"):
         load_settings()
@@ -111,14 +111,14 @@ def test_a_quote_at_one_end_is_refused_with_the_variables_name(monkeypatch: pyte
     ],
 )
 def test_quotes_around_each_entry_of_a_list_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    given(monkeypatch, GOOD | {name: value})
+    set_env(monkeypatch, GOOD | {name: value})
 
     with pytest.raises(SettingsRefusedError, match=f"^{name} "):
         configure(load_settings())
 
 
 def test_a_value_of_nothing_but_quotes_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, {"VOICEPASS_JWT_ISSUER": '""'})
+    set_env(monkeypatch, {"VOICEPASS_JWT_ISSUER": '""'})
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_JWT_ISSUER is not set"):
         configure(load_settings())
@@ -128,7 +128,7 @@ def test_a_value_of_nothing_but_quotes_counts_as_unset(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252"])
-def test_an_env_file_in_another_encoding_is_named_in_a_sentence(
+def test_an_env_file_in_another_encoding_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
 ) -> None:
     text = "# Schl\u00fcssel\nELEVENLABS_API_KEY=sk_canary-value\n"
@@ -145,7 +145,7 @@ def test_an_env_file_in_another_encoding_is_named_in_a_sentence(
 def test_a_byte_order_mark_before_a_utf8_file_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ELEVENLABS_AGENT_ID=agent_7\n", encoding="utf-8-sig")
     (tmp_path / "policy.toml").write_text("[limits]\nconversation_minutes = 7\n", encoding="utf-8-sig")
-    given(monkeypatch, {"ELEVENLABS_AGENT_ID": None, "VOICEPASS_POLICY_FILE": "policy.toml"})
+    set_env(monkeypatch, {"ELEVENLABS_AGENT_ID": None, "VOICEPASS_POLICY_FILE": "policy.toml"})
 
     policy = configure(load_settings()).policy
 
@@ -179,7 +179,7 @@ BARE = {
 
 @table("form", BARE)
 def test_a_public_key_may_come_without_its_first_and_last_line(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    given(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": BARE[form]})
+    set_env(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": BARE[form]})
     Path("policy.toml").write_text(
         '[[issuers]]\nissuer = "i"\nalgorithm = "RS512"\naudience = "a"\n'
         f"public_key = '''{BARE[form].strip(chr(34))}'''"
@@ -200,7 +200,7 @@ NOT_A_KEY = {
 def test_the_service_does_not_start_with_a_text_that_is_no_public_key(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    given(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": NOT_A_KEY[kind]})
+    set_env(monkeypatch, RS256 | {"VOICEPASS_JWT_PUBLIC_KEY": NOT_A_KEY[kind]})
 
     with pytest.raises(SettingsRefusedError, match=r"^VOICEPASS_JWT_PUBLIC_KEY is not a"):
         configure(load_settings())
@@ -227,16 +227,16 @@ async def test_a_secret_may_be_bytes_in_a_variable_a_file_or_a_variable_that_the
     monkeypatch.setenv("OTHER", text)
     (tmp_path / "secret").write_text(text)
     tokens = [
-        mint_with(SECRET_TEXTS[text]).token(),
-        mint_with(SECRET_TEXTS[text], token_issuer="https://o.example", audience="a").token(),
+        make_mint(SECRET_TEXTS[text]).token(),
+        make_mint(SECRET_TEXTS[text], token_issuer="https://o.example", audience="a").token(),
     ]
-    changes = {"VOICEPASS_POLICY_FILE": written(other), "VOICEPASS_JWT_ISSUER": TOKEN_ISSUER}
+    changes = {"VOICEPASS_POLICY_FILE": write_policy(other), "VOICEPASS_JWT_ISSUER": TOKEN_ISSUER}
 
     for place in ({"VOICEPASS_JWT_SECRET": text}, {"VOICEPASS_JWT_SECRET_FILE": str(tmp_path / "secret")}):
         with monkeypatch.context() as patch:
-            given(patch, {"VOICEPASS_JWT_SECRET": None} | changes | place)
+            set_env(patch, {"VOICEPASS_JWT_SECRET": None} | changes | place)
             authenticator = JwtAuthenticator(trusted=configure(load_settings()).trusted, clock=lambda: NOW)
-            assert [await outcome(authenticator, token) for token in tokens] == ["u-1", "u-1"]
+            assert [await authenticate(authenticator, token) for token in tokens] == ["u-1", "u-1"]
 
 
 SECRET_FILES: dict[str, tuple[bytes, bytes]] = {
@@ -251,16 +251,16 @@ SECRET_FILES: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("form", SECRET_FILES)
-async def test_a_secret_file_is_read_as_its_owner_means_it(
+async def test_a_secret_file_may_hold_bytes_or_text_with_line_breaks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
 ) -> None:
     data, key = SECRET_FILES[form]
     (tmp_path / "secret").write_bytes(data)
-    given(monkeypatch, {"VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_SECRET_FILE": "secret"})
+    set_env(monkeypatch, {"VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_SECRET_FILE": "secret"})
 
     authenticator = JwtAuthenticator(trusted=configure(load_settings()).trusted, clock=lambda: NOW)
 
-    assert await outcome(authenticator, mint_with(key).token()) == "u-1"
+    assert await authenticate(authenticator, make_mint(key).token()) == "u-1"
     assert run("token", "--user", "u-1", cwd=tmp_path, environment=dict(os.environ)).returncode == 0
 
 
@@ -282,27 +282,27 @@ REFUSED_SECRETS: dict[str, tuple[bytes, str]] = {
 
 
 @table("kind", REFUSED_SECRETS)
-def test_a_secret_that_cannot_be_meant_is_refused_in_a_sentence(
+def test_an_unusable_secret_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
-    data, said = REFUSED_SECRETS[kind]
+    data, expected = REFUSED_SECRETS[kind]
     (tmp_path / "secret").write_bytes(data)
-    given(monkeypatch, {"VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_SECRET_FILE": "secret"})
+    set_env(monkeypatch, {"VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_SECRET_FILE": "secret"})
 
     with pytest.raises(SettingsRefusedError) as refused:
         configure(load_settings())
 
     (problem,) = refused.value.problems
-    assert problem.startswith(said)
+    assert problem.startswith(expected)
     assert "canary" not in problem
 
 
 @pytest.mark.parametrize("name", ["ELEVENLABS_API_KEY", "ELEVENLABS_WEBHOOK_SECRET", "VOICEPASS_SERVICE_TOKENS"])
-def test_bytes_are_refused_where_only_text_can_be_meant(
+def test_bytes_are_refused_for_a_setting_that_must_be_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "bytes").write_bytes(KEY)
-    given(monkeypatch, {name: None, f"{name}_FILE": "bytes"})
+    set_env(monkeypatch, {name: None, f"{name}_FILE": "bytes"})
 
     with pytest.raises(SettingsRefusedError, match=f"^{name}_FILE names a file that is not UTF-8 text"):
         load_settings()
@@ -342,8 +342,8 @@ NOT_LISTED = {
 }
 
 
-def test_an_app_shell_is_an_origin_that_may_be_listed_also_beside_a_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, {"VOICEPASS_ALLOWED_ORIGINS": ",".join(LISTED), "VOICEPASS_SESSION_COOKIE": "__Host-session"})
+def test_the_origin_of_an_app_shell_may_be_listed_also_with_a_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, {"VOICEPASS_ALLOWED_ORIGINS": ",".join(LISTED), "VOICEPASS_SESSION_COOKIE": "__Host-session"})
 
     settings = load_settings()
     configure(settings)
@@ -355,7 +355,7 @@ def test_an_app_shell_is_an_origin_that_may_be_listed_also_beside_a_cookie(monke
 def test_an_origin_that_no_browser_sends_is_refused_with_the_form_to_write(
     monkeypatch: pytest.MonkeyPatch, origin: str
 ) -> None:
-    given(monkeypatch, {"VOICEPASS_ALLOWED_ORIGINS": origin})
+    set_env(monkeypatch, {"VOICEPASS_ALLOWED_ORIGINS": origin})
 
     with pytest.raises(SettingsRefusedError) as refused:
         load_settings()
@@ -394,18 +394,18 @@ IN_COMPOSE: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", IN_COMPOSE)
-def test_a_named_host_may_be_called_without_tls_and_no_other(
+def test_only_a_listed_host_may_be_called_without_tls(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
 ) -> None:
-    changes, said = IN_COMPOSE[case]
-    written(KEYCLOAK)
-    given(monkeypatch, changes)
+    changes, expected = IN_COMPOSE[case]
+    write_policy(KEYCLOAK)
+    set_env(monkeypatch, changes)
 
     for hosts in ("", "other,localhost,login.example"):
         monkeypatch.setenv("VOICEPASS_PLAIN_HTTP_HOSTS", hosts)
         with pytest.raises(SettingsRefusedError) as refused:
             configure(load_settings())
-        assert [p[: len(s)] for p, s in zip(refused.value.problems, said, strict=True)] == said
+        assert [p[: len(s)] for p, s in zip(refused.value.problems, expected, strict=True)] == expected
     monkeypatch.setenv("VOICEPASS_PLAIN_HTTP_HOSTS", "Keycloak, emulator,10.0.0.7")
     configure(load_settings())
     assert run("policy", "check", "policy.toml", cwd=tmp_path, environment=dict(os.environ)).returncode == 0
@@ -415,8 +415,8 @@ def test_a_named_host_may_be_called_without_tls_and_no_other(
     "hosts",
     ["*", "keycloak,*", "*.internal", "http://keycloak", "keycloak:8080", "10.0.0.0/8", "a b", "key\u00e9"],
 )
-def test_only_named_hosts_may_be_called_without_tls(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
-    given(monkeypatch, {"VOICEPASS_PLAIN_HTTP_HOSTS": hosts})
+def test_a_host_without_tls_must_be_listed_by_its_exact_name(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+    set_env(monkeypatch, {"VOICEPASS_PLAIN_HTTP_HOSTS": hosts})
 
     with pytest.raises(SettingsRefusedError, match=r"^VOICEPASS_PLAIN_HTTP_HOSTS must name each host alone"):
         load_settings()
@@ -432,7 +432,7 @@ async def test_each_host_without_tls_is_a_warning_at_start(capsys: pytest.Captur
     assert warned == [("warning", "keycloak"), ("warning", "emulator")]
 
 
-def jwks_of(key: rsa.RSAPrivateKey) -> dict[str, object]:
+def make_jwks(key: rsa.RSAPrivateKey) -> dict[str, object]:
     numbers = key.public_key().public_numbers()
     return {"keys": [{"kty": "RSA", "n": base64url(numbers.n.to_bytes(256)), "e": base64url(numbers.e.to_bytes(3))}]}
 
@@ -446,15 +446,17 @@ def jwks_of(key: rsa.RSAPrivateKey) -> dict[str, object]:
         ("http://keycloak.attacker.example/certs", "the discovery document names no https:// jwks_uri"),
     ],
 )
-async def test_a_discovery_document_leads_over_plain_http_to_a_named_host_alone(jwks_uri: str, expected: str) -> None:
+async def test_a_discovery_document_may_name_an_http_url_of_a_listed_host_only(jwks_uri: str, expected: str) -> None:
     discovery = "http://keycloak:8080/realms/a/.well-known/openid-configuration"
     text = KEYCLOAK.replace("http://keycloak:8080/realms/a/certs", discovery)
-    settings = settings_with(voicepass_policy_file=written(text), voicepass_plain_http_hosts="keycloak", **NO_ISSUER)
+    settings = settings_with(
+        voicepass_policy_file=write_policy(text), voicepass_plain_http_hosts="keycloak", **NO_ISSUER
+    )
     (trusted,) = configure(settings).trusted
 
     with respx.mock(assert_all_called=False, using="voicepass") as router:
         router.get(discovery).respond(json={"issuer": trusted.token_issuer, "jwks_uri": jwks_uri})
-        router.get(jwks_uri).respond(json=jwks_of(RSA_KEY))
+        router.get(jwks_uri).respond(json=make_jwks(RSA_KEY))
         try:
             await trusted.keys.check()
             note = "keys"
@@ -482,31 +484,33 @@ async def test_an_issuer_that_moves_to_another_algorithm_has_a_block_for_each(
 ) -> None:
     signers = {name: signer_for(name, secret=f"canary-of-{name}-0123456789-0123456789") for name in (before, after)}
 
-    def key_of(name: str) -> str:
+    def write_key_line(name: str) -> str:
         if not name.startswith("HS"):
             return f"public_key = '''{signers[name].published}'''"
         monkeypatch.setenv(f"SECRET_{name}", signers[name].published)
         return f'secret_env = "SECRET_{name}"'
 
-    text = "".join(block(TOKEN_ISSUER, name, key_of(name)) for name in signers)
+    text = "".join(block(TOKEN_ISSUER, name, write_key_line(name)) for name in signers)
     nothing = {"voicepass_jwt_issuer": None, "voicepass_jwt_secret": None, "voicepass_jwt_audience": None}
-    authenticator = authenticator_for(voicepass_policy_file=written(text), **nothing)
+    authenticator = build_authenticator(voicepass_policy_file=write_policy(text), **nothing)
 
-    def token(claimed: str, signed_by: str, *, key: str | None = None) -> str:
-        """A token that claims one algorithm and is signed with the key of a block, or with a public key as secret."""
+    def sign_token(claimed: str, signed_by: str, *, key: str | None = None) -> str:
+        """Return a token that claims one algorithm. The key of a block signs it, or `key` as a secret does."""
         signer = signers[signed_by] if key is None else signer_for("HS" + claimed[2:], secret=key)
         mint = Mint(signer=signer, token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=NOW)
         return mint.token(header={"alg": claimed, "typ": "JWT"})
 
-    accepted = [await outcome(authenticator, token(name, name)) for name in signers]
-    crossed = [await outcome(authenticator, token(one, other)) for one, other in ((before, after), (after, before))]
+    accepted = [await authenticate(authenticator, sign_token(name, name)) for name in signers]
+    crossed = [
+        await authenticate(authenticator, sign_token(one, other)) for one, other in ((before, after), (after, before))
+    ]
     confused = [
-        await outcome(authenticator, token(claimed, claimed, key=signers[other].published))
+        await authenticate(authenticator, sign_token(claimed, claimed, key=signers[other].published))
         for claimed in signers
         for other in signers
         if claimed != other and claimed.startswith("HS")
     ]
-    unknown = await outcome(authenticator, token("ES512", before))
+    unknown = await authenticate(authenticator, sign_token("ES512", before))
 
     assert accepted == ["u-1", "u-1"]
     assert all("the signature does not hold" in note for note in crossed + confused)
@@ -536,15 +540,15 @@ ENTRA_TOKENS = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("template", [TEMPLATE, "https://sts.windows.net/{tid}/", "https://{tid}.ciamlogin.com/v2.0"])
-async def test_a_template_accepts_the_listed_tenants_each_exactly(template: str) -> None:
+async def test_a_template_accepts_exactly_the_listed_tenants(template: str) -> None:
     text = block(template, "RS256", ENTRA_KEY, f"tenants = {list(TENANTS)}")
-    authenticator = authenticator_for(voicepass_policy_file=written(text), **NO_ISSUER)
+    authenticator = build_authenticator(voicepass_policy_file=write_policy(text), **NO_ISSUER)
 
     for in_issuer, tid, is_accepted in ENTRA_TOKENS:
         name = template.replace("{tid}", in_issuer)
         mint = Mint(signer=SIGNER, token_issuer=name, audience=AUDIENCE, now=NOW)
         claims = {key: value for key, value in mint.claims(tid=tid).items() if value is not None}
-        result = await outcome(authenticator, mint.token(claims=claims))
+        result = await authenticate(authenticator, mint.token(claims=claims))
         assert (result == "u-1") == is_accepted, (in_issuer, tid, result)
 
 
@@ -579,24 +583,24 @@ ENTRA_MISTAKES: dict[str, tuple[str, str]] = {
 
 
 @table("case", ENTRA_MISTAKES)
-def test_a_template_without_exact_tenants_does_not_start(case: str) -> None:
-    text, said = ENTRA_MISTAKES[case]
+def test_a_template_without_exact_tenants_stops_the_start(case: str) -> None:
+    text, expected = ENTRA_MISTAKES[case]
 
     with pytest.raises(SettingsRefusedError) as refused:
-        configure(settings_with(voicepass_policy_file=written(text), **NO_ISSUER))
+        configure(settings_with(voicepass_policy_file=write_policy(text), **NO_ISSUER))
 
     (problem,) = refused.value.problems
-    assert problem.startswith(f"VOICEPASS_POLICY_FILE {said}")
+    assert problem.startswith(f"VOICEPASS_POLICY_FILE {expected}")
 
 
-def test_a_template_in_the_environment_leads_to_the_policy_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, {"VOICEPASS_JWT_ISSUER": TEMPLATE})
+def test_a_template_in_the_environment_is_refused_because_it_needs_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, {"VOICEPASS_JWT_ISSUER": TEMPLATE})
 
     with pytest.raises(SettingsRefusedError, match=r"^VOICEPASS_JWT_ISSUER needs tenants for"):
         configure(load_settings())
 
 
-# What nearly matches ------------------------------------------------------------------------------------------------
+# Names that nearly match --------------------------------------------------------------------------------------------
 
 NEARLY: list[tuple[object, str]] = [
     ("https://login.example/", "; the only difference is a final slash"),
@@ -616,7 +620,7 @@ NEARLY: list[tuple[object, str]] = [
 
 
 @table(("found", "note"), NEARLY)
-def test_a_note_says_by_what_a_name_differs_if_it_is_only_a_matter_of_writing(found: object, note: str) -> None:
+def test_a_note_says_how_a_name_differs_if_only_its_spelling_differs(found: object, note: str) -> None:
     assert explain_difference(found, ["https://login.example"]) == note
 
 
@@ -630,7 +634,7 @@ def test_a_note_says_by_what_a_name_differs_if_it_is_only_a_matter_of_writing(fo
     ],
 )
 def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[str, Any], expected: list[str]) -> None:
-    token = mint_with(SECRET.encode()).token(claims=claims)
+    token = make_mint(SECRET.encode()).token(claims=claims)
 
     assert list_differences(token, [("https://a", "a"), ("https://c", None)]) == expected
 
@@ -644,11 +648,11 @@ def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[
         ("aud", "another", "aud does not name the configured audience"),
     ],
 )
-def test_explain_prints_both_values_and_the_note_only_how_they_differ(
+def test_explain_prints_both_values_and_its_note_says_only_how_they_differ(
     tmp_path: Path, claim: str, value: str, note: str
 ) -> None:
     environment = CLEAN | GOOD | {"VOICEPASS_JWT_ISSUER": TOKEN_ISSUER}
-    token = mint_with(SECRET.encode()).token(claims=mint_with(SECRET.encode()).claims(**{claim: value}))
+    token = make_mint(SECRET.encode()).token(claims=make_mint(SECRET.encode()).claims(**{claim: value}))
 
     ended = run("policy", "explain", token, cwd=tmp_path, environment=environment)
 

@@ -1,4 +1,4 @@
-"""The environment: what starts the service, what does not, and that no message ever holds a value."""
+"""The environment: which settings start the service, which do not, and that no message holds a value."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from tests.config import settings_reference
-from tests.config.settings_reference import SECTIONS, WRITTEN
-from tests.identity.hostile_tokens import rsa_key_of
+from tests.config.settings_reference import SECTIONS, WRITERS
+from tests.identity.hostile_tokens import get_rsa_key
 from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
@@ -35,10 +35,10 @@ def _public_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-RSA_KEY = rsa_key_of("provider")
+RSA_KEY = get_rsa_key("provider")
 RSA_PEM = _public_pem(RSA_KEY)
 RSA_PRIVATE_PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-SMALL_RSA_PEM = _public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - the small key is the point
+SMALL_RSA_PEM = _public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - a test needs a small key
 EC_PEM = _public_pem(ec.generate_private_key(ec.SECP256R1()))
 
 WITHOUT = None
@@ -49,7 +49,7 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
     "an API key beyond ASCII": ({"ELEVENLABS_API_KEY": "sk_canary-valué"}, "ELEVENLABS_API_KEY"),
     "an API key with a line break inside": ({"ELEVENLABS_API_KEY": "sk\ncanary-value"}, "ELEVENLABS_API_KEY"),
     "no agent": ({"ELEVENLABS_AGENT_ID": WITHOUT}, "ELEVENLABS_AGENT_ID"),
-    "an agent with a signature glued on": (
+    "an agent id with a signature": (
         {"ELEVENLABS_AGENT_ID": "a&conversation_signature=x"},
         "ELEVENLABS_AGENT_ID",
     ),
@@ -124,7 +124,7 @@ BAD: dict[str, tuple[dict[str, str | None], str]] = {
 }
 
 
-def settings_to_serve() -> Settings:
+def load_and_configure() -> Settings:
     settings = load_settings()
     configure(settings)
     return settings
@@ -138,21 +138,21 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # away from any .env
 
 
-def given(monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str | None]) -> None:
+def set_env(monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str | None]) -> None:
     for name, value in ({**GOOD, **changes}).items():
         if value is not None:
             monkeypatch.setenv(name, value)
 
 
 @table("case", BAD)
-def test_a_bad_configuration_does_not_start_and_is_named_without_its_value(
+def test_a_bad_setting_stops_the_start_and_is_reported_without_its_value(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     changes, named = BAD[case]
-    given(monkeypatch, changes)
+    set_env(monkeypatch, changes)
 
     with pytest.raises(SettingsRefusedError) as refused:
-        settings_to_serve()
+        load_and_configure()
 
     (problem,) = refused.value.problems
     assert problem.startswith(f"{named} ")
@@ -162,9 +162,9 @@ def test_a_bad_configuration_does_not_start_and_is_named_without_its_value(
 
 
 def test_a_good_configuration_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, {"VOICEPASS_VARIABLES": "plan=plan, shop=app_metadata.shop"})
+    set_env(monkeypatch, {"VOICEPASS_VARIABLES": "plan=plan, shop=app_metadata.shop"})
 
-    settings = settings_to_serve()
+    settings = load_and_configure()
 
     assert settings.voicepass_variables == {"plan": "plan", "shop": "app_metadata.shop"}
     assert "canary-value" not in repr(settings)
@@ -172,14 +172,14 @@ def test_a_good_configuration_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cookie_and_pages_over_https_or_on_loopback_start(monkeypatch: pytest.MonkeyPatch) -> None:
     origins = "https://app.example,http://localhost:5173"
-    given(monkeypatch, {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": origins})
+    set_env(monkeypatch, {"VOICEPASS_SESSION_COOKIE": "__Host-session", "VOICEPASS_ALLOWED_ORIGINS": origins})
 
-    assert settings_to_serve().voicepass_session_cookie == "__Host-session"
+    assert load_and_configure().voicepass_session_cookie == "__Host-session"
 
 
 @pytest.mark.parametrize("pem", [RSA_PEM, RSA_PEM.replace("\n", "\\n"), RSA_PEM.strip()])
-def test_a_public_key_may_stand_in_one_line(monkeypatch: pytest.MonkeyPatch, pem: str) -> None:
-    given(
+def test_a_public_key_may_be_written_in_one_line(monkeypatch: pytest.MonkeyPatch, pem: str) -> None:
+    set_env(
         monkeypatch,
         {"VOICEPASS_JWT_ALGORITHM": "RS256", "VOICEPASS_JWT_SECRET": None, "VOICEPASS_JWT_PUBLIC_KEY": pem},
     )
@@ -187,9 +187,9 @@ def test_a_public_key_may_stand_in_one_line(monkeypatch: pytest.MonkeyPatch, pem
     assert configure(load_settings()).trusted[0].algorithm == "RS256"
 
 
-def test_every_problem_is_named_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(SettingsRefusedError) as refused:
-        settings_to_serve()
+        load_and_configure()
 
     assert [problem.split()[0] for problem in refused.value.problems] == [
         "ELEVENLABS_AGENT_ID",
@@ -205,9 +205,9 @@ def test_a_secret_may_come_from_a_file_and_its_line_break_is_dropped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
 ) -> None:
     (tmp_path / "key").write_bytes(f"sk_from_file{ending}".encode())
-    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
+    set_env(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
 
-    key = settings_to_serve().elevenlabs_api_key
+    key = load_and_configure().elevenlabs_api_key
 
     assert key is not None
     assert key.get_secret_value() == "sk_from_file"
@@ -215,17 +215,17 @@ def test_a_secret_may_come_from_a_file_and_its_line_break_is_dropped(
 
 def test_a_secret_in_two_places_is_a_contradiction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk_from_file")
-    given(monkeypatch, {"ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
+    set_env(monkeypatch, {"ELEVENLABS_API_KEY_FILE": str(tmp_path / "key")})
 
     with pytest.raises(SettingsRefusedError, match="both set"):
         load_settings()
 
 
-def test_the_database_url_may_come_from_a_file_for_it_may_hold_a_password(
+def test_the_database_url_may_come_from_a_file_because_it_may_hold_a_password(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "url").write_text("postgresql://voicepass:pw@db/voicepass\n")
-    given(monkeypatch, {"VOICEPASS_DATABASE_URL_FILE": str(tmp_path / "url")})
+    set_env(monkeypatch, {"VOICEPASS_DATABASE_URL_FILE": str(tmp_path / "url")})
 
     settings = load_settings()
 
@@ -233,8 +233,10 @@ def test_the_database_url_may_come_from_a_file_for_it_may_hold_a_password(
     assert "pw@db" not in repr(settings)
 
 
-def test_a_file_that_is_not_there_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "none")})
+def test_a_missing_file_is_reported_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_env(monkeypatch, {"ELEVENLABS_API_KEY": None, "ELEVENLABS_API_KEY_FILE": str(tmp_path / "none")})
 
     with pytest.raises(SettingsRefusedError, match="ELEVENLABS_API_KEY_FILE names a file that cannot be read"):
         load_settings()
@@ -261,11 +263,11 @@ def test_serve_prints_a_line_for_each_problem_and_exits(tmp_path: Path) -> None:
     assert "canary-value" not in ended.stderr
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_of_the_settings_is_what_they_are(name: str) -> None:
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_documents_describe_every_setting_as_it_is(name: str) -> None:
     text = (ROOT / name).read_text()
 
-    assert WRITTEN[name](text) == text, f"update it: .venv/bin/python -m {settings_reference.__name__}"
+    assert WRITERS[name](text) == text, f"update it: .venv/bin/python -m {settings_reference.__name__}"
     for field in Settings.model_fields:
         assert field.upper() in text
     assert SECTIONS.keys() <= Settings.model_fields.keys()
@@ -291,10 +293,10 @@ MISSPELT = {
 
 @pytest.mark.parametrize("source", ["environment", "dotenv"])
 @table("name", MISSPELT)
-def test_a_misspelt_variable_does_not_start_and_the_nearest_setting_is_named(
+def test_a_misspelt_variable_stops_the_start_and_the_message_names_the_nearest_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
 ) -> None:
-    given(monkeypatch, {name: "canary-value"} if source == "environment" else {})
+    set_env(monkeypatch, {name: "canary-value"} if source == "environment" else {})
     if source == "dotenv":
         (tmp_path / ".env").write_text(f"{name}=canary-value\n")
 
@@ -318,9 +320,9 @@ def test_variables_that_other_programs_set_on_purpose_are_accepted(monkeypatch: 
         "VOICEPASS_POSTGRES_SERVICE_HOST": "10.0.0.2",
         "ELEVENLABS_EMULATOR_PORT": "tcp://10.0.0.3:9000",
     }
-    given(monkeypatch, of_kubernetes | {"ELEVENLABS_VOICE_ID": "x", "ELEVENLABS_MODEL_ID": "x", "VOICEPASS_FOO": ""})
+    set_env(monkeypatch, of_kubernetes | {"ELEVENLABS_VOICE_ID": "x", "ELEVENLABS_MODEL_ID": "x", "VOICEPASS_FOO": ""})
 
-    assert settings_to_serve().elevenlabs_agent_id == "agent_1"
+    assert load_and_configure().elevenlabs_agent_id == "agent_1"
 
 
 def test_variables_that_the_policy_file_names_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -344,7 +346,7 @@ def test_variables_that_the_policy_file_names_are_accepted(monkeypatch: pytest.M
         """
     )
     (tmp_path / "secret").write_text(SECRET)
-    given(
+    set_env(
         monkeypatch,
         {
             "ELEVENLABS_AGENT_ID": None,
@@ -357,23 +359,25 @@ def test_variables_that_the_policy_file_names_are_accepted(monkeypatch: pytest.M
     assert len(configure(load_settings()).trusted) == 2
 
 
-def test_a_policy_file_with_a_mistake_still_names_its_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_variable_that_a_broken_policy_file_names_is_not_reported_as_misspelt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "policy.toml").write_text('[agents.eu]\nid = \napi_key_env = "ELEVENLABS_API_KEY_EU"\n')
-    given(monkeypatch, {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_API_KEY_EU": "sk_2"})
+    set_env(monkeypatch, {"VOICEPASS_POLICY_FILE": "policy.toml", "ELEVENLABS_API_KEY_EU": "sk_2"})
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_POLICY_FILE is not TOML"):
-        settings_to_serve()
+        load_and_configure()
 
 
-def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_not_read(
+def test_a_named_env_file_replaces_the_one_in_the_working_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_MAX_CALLS=1\n")
     (tmp_path / "secret").write_text("sk_from_file")
     (tmp_path / "named").write_text("VOICEPASS_WARM_PASSES=2\nELEVENLABS_API_KEY_FILE=secret\n")
-    given(monkeypatch, {"ELEVENLABS_API_KEY": None, "VOICEPASS_ENV_FILE": "named"})
+    set_env(monkeypatch, {"ELEVENLABS_API_KEY": None, "VOICEPASS_ENV_FILE": "named"})
 
-    settings = settings_to_serve()
+    settings = load_and_configure()
 
     assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (2, 512)
     assert settings.read_secret("ELEVENLABS_API_KEY") == "sk_from_file"
@@ -381,22 +385,22 @@ def test_the_env_file_may_be_named_and_then_the_one_in_the_working_directory_is_
 
 def test_an_empty_variable_unsets_the_line_of_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=3\nVOICEPASS_MAX_CALLS=7\n")
-    given(monkeypatch, {"VOICEPASS_WARM_PASSES": " "})
+    set_env(monkeypatch, {"VOICEPASS_WARM_PASSES": " "})
 
     settings = load_settings()
 
     assert (settings.voicepass_warm_passes, settings.voicepass_max_calls) == (0, 7)
 
 
-def test_no_env_file_is_read_where_dev_null_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_env_file_is_read_if_the_setting_names_dev_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("VOICEPASS_WARM_PASSES=1\nVOICEPASS_UNKNOWN=1\n")
-    given(monkeypatch, {"VOICEPASS_ENV_FILE": "/dev/null"})
+    set_env(monkeypatch, {"VOICEPASS_ENV_FILE": "/dev/null"})
 
-    assert settings_to_serve().voicepass_warm_passes == 0
+    assert load_and_configure().voicepass_warm_passes == 0
 
 
-def test_a_named_env_file_that_cannot_be_read_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, {"VOICEPASS_ENV_FILE": "missing"})
+def test_a_named_env_file_that_cannot_be_read_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, {"VOICEPASS_ENV_FILE": "missing"})
 
     with pytest.raises(SettingsRefusedError, match="VOICEPASS_ENV_FILE names a file that cannot be read"):
         load_settings()
@@ -410,7 +414,7 @@ def test_the_example_file_needs_only_five_values(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VOICEPASS_JWT_ISSUER", "https://login.example")
     monkeypatch.setenv("VOICEPASS_JWT_AUDIENCE", "voicepass")
 
-    assert settings_to_serve().elevenlabs_base_url == "https://api.elevenlabs.io"
+    assert load_and_configure().elevenlabs_base_url == "https://api.elevenlabs.io"
 
 
 def test_the_reference_names_every_algorithm() -> None:

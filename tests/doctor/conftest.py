@@ -1,4 +1,4 @@
-"""A service and the emulator it asks, in any state: what is broken in it, the doctor must name."""
+"""A service with an emulated ElevenLabs in any state. The doctor must name what is broken in it."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ ALL_PERMISSIONS = ("convai_write", "convai_read", "webhooks_write")
 WEBHOOK_SECRET = "wsec_canary_0123456789"
 
 
-# A new agent waits for ever on silence, and queues.
+# By default, a new agent waits forever in silence, and queues callers.
 SOUND_AGENT = {
     "conversation_config.turn.silence_end_call_timeout": 60,
     "platform_settings.queueing_config.enabled": False,
@@ -32,7 +32,7 @@ SOUND_AGENT = {
 
 
 class ConfiguredAgent(EmulatedAgent):
-    """An emulated agent with any settings of the vendor's model, by dotted path; by default a sound one."""
+    """An emulated agent, by default a correct one. `at` sets any setting of the vendor's model by its dotted path."""
 
     at: Mapping[str, Any] = {}
 
@@ -50,7 +50,7 @@ class ConfiguredAgent(EmulatedAgent):
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What differs from a service in which all is well."""
+    """The differences from a correct service."""
 
     agent: Mapping[str, Any] = field(default_factory=dict)
     permissions: tuple[str, ...] = ALL_PERMISSIONS
@@ -59,12 +59,12 @@ class State:
     fault: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     rules: str = 'allow = "everyone"\n'
-    """What the policy file says of the agent, and after it."""
+    """The policy file's lines after the agent's id."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
-    """The doctor's options: the alias, and of the frontend overrides and origin."""
+    """Options of the doctor: the agent's alias, and the overrides and the origin of the frontend."""
 
 
-Examined = Callable[[State], list[Finding]]
+Examine = Callable[[State], list[Finding]]
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +80,8 @@ def ledger_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return settings.voicepass_database_url
 
 
-def pretend(state: State) -> Emulator:
-    """The ElevenLabs of this state."""
+def build_emulator(state: State) -> Emulator:
+    """Build the emulated ElevenLabs of this state."""
     return Emulator(
         agents=[ConfiguredAgent(**{"agent_id": AGENT_ID} | dict(state.agent))],
         api_keys={API_KEY: frozenset(state.permissions)},
@@ -90,9 +90,9 @@ def pretend(state: State) -> Emulator:
 
 
 @pytest.fixture
-def examined(serve: Serve, ledger_url: str) -> Examined:  # noqa: F811
-    def examine_state(state: State) -> list[Finding]:
-        emulator = pretend(state)
+def examine_state(serve: Serve, ledger_url: str) -> Examine:  # noqa: F811
+    def build_and_examine(state: State) -> list[Finding]:
+        emulator = build_emulator(state)
         url = serve(emulator).url
         emulator.webhooks.url = f"{url}/v1/webhooks/elevenlabs"
         for name, value in state.webhook.items():
@@ -116,9 +116,9 @@ def examined(serve: Serve, ledger_url: str) -> Examined:  # noqa: F811
         )
         return asyncio.run(examine(case))
 
-    return examine_state
+    return build_and_examine
 
 
-def troubles(findings: list[Finding]) -> list[tuple[str, str]]:
-    """What is not well, as (check, cause)."""
+def list_troubles(findings: list[Finding]) -> list[tuple[str, str]]:
+    """Return the check and the cause of each finding that has a cause."""
     return [(finding.check, finding.cause) for finding in findings if finding.cause]

@@ -1,4 +1,4 @@
-"""ElevenLabs, or what answers in its place, sends what its API does not describe: the doctor says so, and fails."""
+"""ElevenLabs, or a proxy in its place, sends answers that its API does not describe: the doctor reports a failure."""
 
 import asyncio
 from pathlib import Path
@@ -14,8 +14,8 @@ from elevenlabs_emulator import create_emulator
 from tests.canaries import API_KEY, secrets_in
 from tests.cli.test_cli import ENVIRONMENT, run
 from tests.conftest import settings_with
-from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
-from tests.doctor.test_checks import opened
+from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, build_emulator
+from tests.doctor.test_checks import try_server
 from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.doctor import examine
@@ -27,28 +27,28 @@ SIGN, AGENT = "/v1/convai/conversation/get-signed-url", f"/v1/convai/agents/{AGE
 SETTINGS, WEBHOOKS = "/v1/convai/settings", "/v1/workspace/webhooks"
 TOOL = f"/v1/convai/tools/tool_{AGENT_ID}"
 HTML = "<!DOCTYPE html><title>Just a moment…</title>"
-CUT = '{"a": 1,'  # promised to be longer
+CUT = '{"a": 1,'  # its Content-Length is larger
 NOTICED = [{"answer_unusable", "answer_unreadable"}, {"elevenlabs_unavailable", "settings_unanswered"}]
 SHAPES = [CUT, HTML, "", "null", "5", '"text"', "[]", "[{}]", "{}", '{"a": {"b": [1,', "[" * 100_000, '{"a": "\ufffe']
 
 
-class Spoilt:
-    """The emulator, but for one path: there is this body."""
+class EmulatorWithBadAnswer:
+    """The emulator, except that one path answers with `body`."""
 
     def __init__(self, path: str = "", body: str = "") -> None:
-        emulator = pretend(State(agent={"tool_variables": {"user_id"}}))
+        emulator = build_emulator(State(agent={"tool_variables": {"user_id"}}))
         emulator.webhooks.url = "https://voice.example/v1/webhooks/elevenlabs"
         self.emulator: ASGIApp = create_emulator(emulator)
         self.path, self.body = path, body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        spoils = scope["type"] == "http" and scope["path"] == self.path
+        is_bad = scope["type"] == "http" and scope["path"] == self.path
         length = {"content-length": "99"} if self.body is CUT else {}
-        answer = Response(self.body, media_type="application/json", headers=length) if spoils else self.emulator
+        answer = Response(self.body, media_type="application/json", headers=length) if is_bad else self.emulator
         await answer(scope, receive, send)
 
 
-def case_at(url: str) -> Case:
+def build_case(url: str) -> Case:
     settings = settings_with(
         elevenlabs_agent_id=AGENT_ID,
         elevenlabs_base_url=url,
@@ -72,12 +72,12 @@ def case_at(url: str) -> Case:
         (WEBHOOKS, '{"webhooks": [null]}', "webhook", "answer_unreadable"),
     ],
 )  # fmt: skip
-def test_an_answer_of_another_shape_is_a_failure_that_says_so(
+def test_an_answer_of_another_shape_is_a_failure_with_its_own_cause(
     stage: tuple[Any, str], path: str, body: str, check: str, cause: str
 ) -> None:
-    stage[0].app = Spoilt(path, body)
+    stage[0].app = EmulatorWithBadAnswer(path, body)
 
-    findings = asyncio.run(examine(case_at(stage[1])))
+    findings = asyncio.run(examine(build_case(stage[1])))
 
     assert (check, cause) in {
         (finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED
@@ -85,12 +85,12 @@ def test_an_answer_of_another_shape_is_a_failure_that_says_so(
 
 
 @pytest.mark.anyio
-async def test_the_doctor_notices_a_page_a_part_or_another_shape_in_place_of_each_answer(
+async def test_the_doctor_reports_each_answer_that_is_html_cut_off_or_of_another_shape(
     stage: tuple[Any, str],
 ) -> None:
     routes = {SIGN: "api_key", AGENT: "duration", TOOL: "variables", SETTINGS: "webhook", WEBHOOKS: "webhook"}
-    case = case_at(stage[1])
-    elevenlabs = stage[0].app = Spoilt()
+    case = build_case(stage[1])
+    elevenlabs = stage[0].app = EmulatorWithBadAnswer()
     unnoticed = []
 
     async with open_adapters(case) as adapters:
@@ -109,7 +109,7 @@ async def test_the_doctor_notices_a_page_a_part_or_another_shape_in_place_of_eac
 def test_the_command_exits_with_1_and_shows_no_traceback(
     stage: tuple[Any, str], tmp_path: Path, path: str, body: str
 ) -> None:
-    stage[0].app = Spoilt(path, body)
+    stage[0].app = EmulatorWithBadAnswer(path, body)
     environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": stage[1], "ELEVENLABS_AGENT_ID": AGENT_ID}
 
     ended = run("doctor", "--no-conversation", cwd=tmp_path, environment=environment)
@@ -135,11 +135,11 @@ ODD_FRAMES: list[str | bytes] = [
 
 
 @pytest.mark.anyio
-async def test_a_conversation_of_odd_frames_is_explained_by_its_end() -> None:
+async def test_after_odd_frames_the_doctor_explains_a_conversation_by_its_close_reason() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.recv()
         for frame in ODD_FRAMES:
             await socket.send(frame)
         await socket.close(1002, "This request exceeds your quota limit.")
 
-    assert (await opened(behave)).cause == "quota_exhausted"
+    assert (await try_server(behave)).cause == "quota_exhausted"

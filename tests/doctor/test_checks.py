@@ -1,4 +1,4 @@
-"""Each check finds what is broken, and nothing where all is well."""
+"""Each check finds what is broken, and nothing in a correct service."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from elevenlabs_emulator import CLOSINGS, EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY, SIGNATURE, secrets_in
 from tests.conftest import settings_with
-from tests.doctor.conftest import AGENT_ID, ConfiguredAgent, Examined, State, pretend, troubles
+from tests.doctor.conftest import AGENT_ID, ConfiguredAgent, Examine, State, build_emulator, list_troubles
 from tests.ledger.given import rows
 from tests.servers import free_port
 from tests.tables import table
@@ -35,7 +35,7 @@ from voicepass.errors import AgentUnknown
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent
 
-WELL = State()
+CORRECT = State()
 NO_KEYS = {
     "voicepass_jwt_algorithm": "RS256",
     "voicepass_jwt_secret": None,
@@ -52,8 +52,8 @@ def agent(**settings: object) -> State:
     return State(agent=settings)
 
 
-def hooked(**settings: object) -> State:
-    """The agent has a post-call webhook of its own, with these settings."""
+def with_own_webhook(**settings: object) -> State:
+    """Return a state whose agent has its own post-call webhook with these settings."""
     own = {"post_call_webhook_id": "wh_emulated", "events": ["transcript"]} | settings
     return agent(at={"platform_settings.workspace_overrides.webhooks": own})
 
@@ -138,18 +138,18 @@ BROKEN = [
     ("telephone_input", agent(at={"conversation_config.asr.user_input_audio_format": "ulaw_8000"})),
     ("zero_retention", agent(at={"platform_settings.privacy": {"zero_retention_mode": True}})),
     ("queue_on", agent(at={"platform_settings.queueing_config": {"enabled": True}})),
-    ("webhook_without_transcript", hooked(events=["audio"])),
-    ("webhook_with_audio", hooked(events=["transcript", "audio"])),
-    ("webhook_in_opentelemetry", hooked(transcript_format="opentelemetry")),
+    ("webhook_without_transcript", with_own_webhook(events=["audio"])),
+    ("webhook_with_audio", with_own_webhook(events=["transcript", "audio"])),
+    ("webhook_in_opentelemetry", with_own_webhook(transcript_format="opentelemetry")),
     ("webhook_in_opentelemetry",
-     replace(hooked(transcript_format="opentelemetry"), permissions=("convai_write", "convai_read"))),
+     replace(with_own_webhook(transcript_format="opentelemetry"), permissions=("convai_write", "convai_read"))),
     ("answer_unreadable", agent(at={"platform_settings": "?"})),
     ("answer_unreadable", agent(at={"platform_settings.auth": [1]})),
     ("answer_unreadable", agent(at={"conversation_config.conversation": {"max_duration_seconds": "long"}})),
     ("not_asked", State(frontend={"with_conversation": False})),
 ]  # fmt: skip
 SOUND = [
-    WELL,
+    CORRECT,
     State(
         agent={"allowed_overrides": {"conversation.text_only", "agent.language"}, "languages": {"de"}},
         frontend={"overrides": {"agent.language": "de", "conversation.text_only": True}},
@@ -183,18 +183,18 @@ PRECISE: list[tuple[State, list[tuple[str, str]]]] = [
 
 
 @table("state", SOUND)
-def test_the_doctor_finds_nothing_if_everything_is_right(examined: Examined, state: State) -> None:
-    findings = examined(state)
+def test_the_doctor_finds_nothing_if_everything_is_right(examine_state: Examine, state: State) -> None:
+    findings = examine_state(state)
 
-    assert troubles(findings) == []
+    assert list_troubles(findings) == []
     assert [finding.check for finding in findings] == list(CHECKS)
 
 
-def test_a_sum_that_differs_from_its_passes_is_corrected_with_a_warning(examined: Examined, tmp_path: Path) -> None:
+def test_a_sum_that_differs_from_its_passes_is_corrected_with_a_warning(examine_state: Examine, tmp_path: Path) -> None:
     state = State(settings={"voicepass_database_url": f"sqlite:///{tmp_path}/voicepass.db"})
     asyncio.run(make_ledger(tmp_path / "voicepass.db"))
 
-    first, second = troubles(examined(state)), troubles(examined(state))
+    first, second = list_troubles(examine_state(state)), list_troubles(examine_state(state))
 
     assert first == [("ledger", "sums_corrected")]
     assert second == []
@@ -206,23 +206,23 @@ async def make_ledger(path: Path) -> None:
 
 
 @table(("cause", "state"), BROKEN)
-def test_a_check_names_what_is_broken_and_what_to_do(examined: Examined, cause: str, state: State) -> None:
-    findings = examined(state)
+def test_a_check_names_what_is_broken_and_what_to_do(examine_state: Examine, cause: str, state: State) -> None:
+    findings = examine_state(state)
 
     named = {finding.cause: finding for finding in findings}
     assert cause in named
     assert "{" not in named[cause].says.replace("{{", "")
     assert [check for check in CHECKS if check not in {finding.check for finding in findings}] == []
     if CAUSES[cause].outcome is Outcome.FAILED:
-        assert first_failed(findings).cause == cause
+        assert find_first_failure(findings).cause == cause
     assert secrets_in(repr(findings)) == []
 
 
 @table(("state", "expected"), PRECISE)
 def test_the_doctor_finds_only_what_is_broken(
-    examined: Examined, state: State, expected: list[tuple[str, str]]
+    examine_state: Examine, state: State, expected: list[tuple[str, str]]
 ) -> None:
-    assert troubles(examined(state)) == expected
+    assert list_troubles(examine_state(state)) == expected
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def test_the_doctor_finds_only_what_is_broken(
     ],
 )
 def test_a_key_that_cannot_look_up_conversations_fails_only_if_no_webhook_replaces_the_lookup(
-    examined: Examined, permissions: tuple[str, ...], settings: Mapping[str, Any], failed: list[tuple[str, str]]
+    examine_state: Examine, permissions: tuple[str, ...], settings: Mapping[str, Any], failed: list[tuple[str, str]]
 ) -> None:
-    findings = examined(State(permissions=permissions, settings=settings))
+    findings = examine_state(State(permissions=permissions, settings=settings))
 
     assert [(finding.check, finding.cause) for finding in findings if finding.outcome is Outcome.FAILED] == failed
 
@@ -251,26 +251,28 @@ def test_a_key_that_cannot_look_up_conversations_fails_only_if_no_webhook_replac
         (State(fault={"status": 429, "code": "too_many_concurrent_requests"}), {"api_key", "permission", "region"}),
     ],
 )
-def test_a_refusal_proves_what_elevenlabs_checks_before_it(examined: Examined, state: State, proven: set[str]) -> None:
-    findings = examined(state)
+def test_a_refusal_proves_what_elevenlabs_checks_before_it(
+    examine_state: Examine, state: State, proven: set[str]
+) -> None:
+    findings = examine_state(state)
 
     checks = {"api_key", "permission", "region", "agent"}
     assert {finding.check for finding in findings if finding.outcome is Outcome.OK} & checks == proven
 
 
-def first_failed(findings: list[Finding]) -> Finding:
+def find_first_failure(findings: list[Finding]) -> Finding:
     return next(finding for finding in findings if finding.outcome is Outcome.FAILED)
 
 
 @pytest.fixture
 def two_regions(stage: tuple[Any, str]) -> tuple[str, Emulator]:
     """Two emulators, at /us and /eu: the first refuses the doctor's keys, the second accepts them."""
-    us, eu = Emulator(agents=[], api_keys={}), pretend(WELL)
+    us, eu = Emulator(agents=[], api_keys={}), build_emulator(CORRECT)
     stage[0].app = Starlette(routes=[Mount("/us", create_emulator(us)), Mount("/eu", create_emulator(eu))])
     return stage[1], us
 
 
-def case_at(base_url: str, regions: Mapping[str, str]) -> Case:
+def build_case(base_url: str, regions: Mapping[str, str]) -> Case:
     settings = settings_with(
         elevenlabs_agent_id=AGENT_ID, elevenlabs_base_url=base_url, elevenlabs_api_key=SecretStr(API_KEY)
     )
@@ -279,7 +281,7 @@ def case_at(base_url: str, regions: Mapping[str, str]) -> Case:
 
 def test_a_key_of_another_region_is_distinguished_from_a_wrong_key(two_regions: tuple[str, Emulator]) -> None:
     url, _ = two_regions
-    case = case_at(f"{url}/us", {"the US region": f"{url}/us", "EU residency": f"{url}/eu"})
+    case = build_case(f"{url}/us", {"the US region": f"{url}/us", "EU residency": f"{url}/eu"})
 
     findings = asyncio.run(examine(case))
 
@@ -288,13 +290,13 @@ def test_a_key_of_another_region_is_distinguished_from_a_wrong_key(two_regions: 
     assert f"EU residency, not to 127.0.0.1. Set ELEVENLABS_BASE_URL={url}/eu" in f"{region.says} {region.remedy}"
 
 
-def test_a_refused_key_is_shown_to_no_host_that_is_not_the_vendors(two_regions: tuple[str, Emulator]) -> None:
+def test_a_refused_key_is_sent_to_no_host_that_is_not_the_vendors(two_regions: tuple[str, Emulator]) -> None:
     url, us = two_regions
     assert all(host.endswith(".elevenlabs.io") and host.startswith("https://") for host in REGIONS.values())
 
-    findings = asyncio.run(examine(case_at(f"{url}/eu/nowhere", {"the US region": f"{url}/us"})))
+    findings = asyncio.run(examine(build_case(f"{url}/eu/nowhere", {"the US region": f"{url}/us"})))
 
-    assert first_failed(findings).check == "agent"
+    assert find_first_failure(findings).check == "agent"
     assert list(us.records.calls) == []
 
 
@@ -325,18 +327,18 @@ CLOSED = {
 
 
 @table(("closing", "cause"), CLOSED.items())
-def test_a_closed_conversation_is_reported_with_its_cause(examined: Examined, closing: str, cause: str) -> None:
-    findings = examined(State(fault={"target": "conversation", "closing": closing}))
+def test_a_closed_conversation_is_reported_with_its_cause(examine_state: Examine, closing: str, cause: str) -> None:
+    findings = examine_state(State(fault={"target": "conversation", "closing": closing}))
 
-    assert troubles(findings) == [("conversation", cause)]
+    assert list_troubles(findings) == [("conversation", cause)]
 
 
 def test_every_way_the_emulator_ends_a_conversation_is_tried() -> None:
     assert CLOSED.keys() == CLOSINGS.keys()
 
 
-class Shown:
-    """Stands for the adapter: shows an agent, and nothing else."""
+class FakeAdapter:
+    """An adapter that returns this agent and no document."""
 
     def __init__(self, agent: object) -> None:
         self.agent = agent
@@ -348,60 +350,60 @@ class Shown:
         raise AgentUnknown
 
 
-def test_settings_of_a_new_shape_are_skipped_and_never_a_crash() -> None:
-    case = case_at("http://127.0.0.1:1", {})
+def test_settings_of_a_new_shape_are_skipped_and_cause_no_crash() -> None:
+    case = build_case("http://127.0.0.1:1", {})
     settings = EmulatedAgent(agent_id=AGENT_ID, allowed_hosts=frozenset({"a"}), languages=frozenset({"de"})).as_json()
 
-    for spoilt in every_way_to_spoil(settings):
-        findings = asyncio.run(check_workspace(case, cast("ElevenLabs", Shown(spoilt))))
+    for spoilt in spoil_each_member(settings):
+        findings = asyncio.run(check_workspace(case, cast("ElevenLabs", FakeAdapter(spoilt))))
         assert {finding.check for finding in findings} == {"agent", "webhook", *AGENT_CHECKS}
 
 
-def every_way_to_spoil(value: Any) -> Iterator[Any]:
-    """Copies of a document in each of which one member is of another type, or not there."""
+def spoil_each_member(value: Any) -> Iterator[Any]:
+    """Yield copies of a document. In each copy, one member has another type or is null."""
     for name, member in value.items() if isinstance(value, dict) else enumerate(value):
         for other in (None, True, 3, "x", [], ["x"], {}, {"x": 1}):
             copy = value.copy()
             copy[name] = other
             yield copy
         if isinstance(member, dict | list):
-            for spoilt in every_way_to_spoil(member):
+            for spoilt in spoil_each_member(member):
                 copy = value.copy()
                 copy[name] = spoilt
                 yield copy
 
 
-def test_a_tool_that_is_gone_hides_nothing_else() -> None:
+def test_a_missing_tool_hides_no_other_finding() -> None:
     agent = EmulatedAgent(agent_id=AGENT_ID, prompt="{{shop}}", tool_variables=frozenset({"item"}))
 
-    shown = cast("ElevenLabs", Shown(agent.as_json()))
-    findings = asyncio.run(check_workspace(case_at("http://127.0.0.1:1", {}), shown))
+    shown = cast("ElevenLabs", FakeAdapter(agent.as_json()))
+    findings = asyncio.run(check_workspace(build_case("http://127.0.0.1:1", {}), shown))
 
-    assert ("variables", "tool_unknown") in troubles(findings)
-    assert ("variables", "variables_missing") in troubles(findings)
+    assert ("variables", "tool_unknown") in list_troubles(findings)
+    assert ("variables", "variables_missing") in list_troubles(findings)
 
 
-async def opened(behave: Callable[[ServerConnection], Awaitable[None]]) -> Finding:
-    """What the doctor says of a conversation with a server that behaves like this."""
+async def try_server(behave: Callable[[ServerConnection], Awaitable[None]]) -> Finding:
+    """Return the doctor's finding on a conversation with a server that behaves like this."""
 
     async with serve_socket(behave, "127.0.0.1", 0, subprotocols=[Subprotocol("convai")]) as server:
         port = server.sockets[0].getsockname()[1]
         url = f"ws://127.0.0.1:{port}/?conversation_signature={SIGNATURE}"
-        return await conversed(url)
+        return await try_url(url)
 
 
-async def conversed(url: str) -> Finding:
-    case = replace(case_at("http://127.0.0.1:1", {}), watch_seconds=0)
+async def try_url(url: str) -> Finding:
+    case = replace(build_case("http://127.0.0.1:1", {}), watch_seconds=0)
     return await try_conversation(case, url, open_seconds=0.2)
 
 
 @pytest.mark.anyio
-async def test_the_signed_url_is_in_no_log_however_loud(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_signed_url_is_in_no_log_even_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.close(3000, "Could not authorize the conversation.")
 
     with caplog.at_level(logging.DEBUG, logger="websockets.client"):
-        await opened(behave)
+        await try_server(behave)
 
     assert secrets_in("\n".join(record.getMessage() for record in caplog.records)) == []
 
@@ -414,15 +416,15 @@ async def test_a_reason_that_only_the_error_event_has_is_reported() -> None:
         await socket.send(json.dumps({"type": "error", "message": message}))
         await socket.close(1002)
 
-    assert (await opened(behave)).cause == "quota_exhausted"
+    assert (await try_server(behave)).cause == "quota_exhausted"
 
 
 @pytest.mark.anyio
-async def test_a_silent_socket_is_not_waited_for() -> None:
+async def test_the_doctor_does_not_wait_for_a_silent_server() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.wait_closed()
 
-    assert (await opened(behave)).cause == "conversation_not_begun"
+    assert (await try_server(behave)).cause == "conversation_not_begun"
 
 
 @pytest.mark.anyio
@@ -430,8 +432,8 @@ async def test_the_finding_of_a_broken_connection_holds_no_secret() -> None:
     async def behave(socket: ServerConnection) -> None:
         socket.transport.abort()
 
-    broken = await opened(behave)
-    refused = await conversed(f"ws://127.0.0.1:{free_port()}/?conversation_signature={SIGNATURE}")
+    broken = await try_server(behave)
+    refused = await try_url(f"ws://127.0.0.1:{free_port()}/?conversation_signature={SIGNATURE}")
 
     assert (broken.cause, refused.cause) == ("connection_broken", "connection_broken")
     assert secrets_in(f"{broken} {refused}") == []

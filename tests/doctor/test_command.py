@@ -1,4 +1,4 @@
-"""`voicepass doctor` as people and machines read it."""
+"""The output of `voicepass doctor`, as text and as JSON."""
 
 import json
 from pathlib import Path
@@ -6,26 +6,26 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import API_KEY, secrets_in
-from tests.cli.test_cli import CLEAN, ENVIRONMENT, Ended, run
-from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, pretend
+from tests.cli.test_cli import CLEAN, ENVIRONMENT, CommandResult, run
+from tests.doctor.conftest import AGENT_ID, WEBHOOK_SECRET, State, build_emulator
 from tests.elevenlabs_emulator.wire import Serve
 from tests.tables import table
 from voicepass.doctor.findings import CHECKS
 
 
-def ask(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> Ended:
-    url = serve(pretend(state)).url
-    surroundings = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID} | environment
-    return run("doctor", *arguments, cwd=folder, environment=surroundings)
+def run_doctor(serve: Serve, folder: Path, *arguments: str, state: State, **environment: str) -> CommandResult:
+    url = serve(build_emulator(state)).url
+    variables = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID} | environment
+    return run("doctor", *arguments, cwd=folder, environment=variables)
 
 
-UNTOLD = State(
+NO_USERNAME = State(
     agent={"first_message": "Hi {{username}}", "is_shareable": True}, permissions=("convai_write", "convai_read")
 )
 
 
-def test_the_failure_and_its_remedy_are_the_last_thing_on_the_screen(serve: Serve, tmp_path: Path) -> None:
-    ended = ask(serve, tmp_path, state=UNTOLD)
+def test_the_failure_and_its_remedy_are_printed_last(serve: Serve, tmp_path: Path) -> None:
+    ended = run_doctor(serve, tmp_path, state=NO_USERNAME)
 
     assert (ended.returncode, ended.stderr) == (1, "")
     about, empty, *rows, last_empty, verdict = ended.stdout.splitlines()
@@ -40,7 +40,7 @@ def test_the_failure_and_its_remedy_are_the_last_thing_on_the_screen(serve: Serv
 
 @pytest.mark.parametrize("columns", ["30", "80", "200"])
 def test_no_line_is_wider_than_the_terminal(serve: Serve, tmp_path: Path, columns: str) -> None:
-    ended = ask(serve, tmp_path, "--no-conversation", state=UNTOLD, COLUMNS=columns)
+    ended = run_doctor(serve, tmp_path, "--no-conversation", state=NO_USERNAME, COLUMNS=columns)
 
     widest = max(len(line) for line in ended.stdout.splitlines()[1:])
     longest_word = max(map(len, ended.stdout.split()))
@@ -48,8 +48,10 @@ def test_no_line_is_wider_than_the_terminal(serve: Serve, tmp_path: Path, column
     assert not any(line != line.rstrip() for line in ended.stdout.splitlines())
 
 
-def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
-    ended = ask(serve, tmp_path, "--json", "--no-conversation", state=UNTOLD, ELEVENLABS_ENVIRONMENT="production")
+def test_json_lists_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
+    ended = run_doctor(
+        serve, tmp_path, "--json", "--no-conversation", state=NO_USERNAME, ELEVENLABS_ENVIRONMENT="production"
+    )
 
     answer = json.loads(ended.stdout)
     assert answer["about"].startswith(f"agent default ({AGENT_ID}, environment production) at 127.0.0.1:")
@@ -63,10 +65,10 @@ def test_machines_get_every_check_by_name(serve: Serve, tmp_path: Path) -> None:
     assert variables["remedy"].startswith("Did you mean {{user_name}}?")
 
 
-def test_warnings_do_not_fail(serve: Serve, tmp_path: Path) -> None:
+def test_warnings_alone_exit_with_0(serve: Serve, tmp_path: Path) -> None:
     state = State(permissions=("convai_write",))
 
-    ended = ask(serve, tmp_path, "--no-conversation", state=state, ELEVENLABS_WEBHOOK_SECRET=WEBHOOK_SECRET)
+    ended = run_doctor(serve, tmp_path, "--no-conversation", state=state, ELEVENLABS_WEBHOOK_SECRET=WEBHOOK_SECRET)
 
     assert ended.returncode == 0
     assert "skip  archived, authentication, allowlist" in ended.stdout
@@ -79,7 +81,7 @@ def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_
 ) -> None:
     state = State(permissions=("convai_write",))
 
-    ended = ask(serve, tmp_path, "--no-conversation", state=state)
+    ended = run_doctor(serve, tmp_path, "--no-conversation", state=state)
 
     fail = " ".join(ended.stdout.rpartition("FAIL")[2].split())
     assert (ended.returncode, "1 of 24 checks failed" in ended.stdout) == (1, True)
@@ -100,8 +102,8 @@ def test_a_service_that_cannot_see_conversations_end_fails_and_two_remedies_are_
         {"VOICEPASS_JWT_ISUER": "https://login.example"},
     ],
 )
-def test_settings_that_are_refused_are_a_finding(serve: Serve, tmp_path: Path, environment: dict[str, str]) -> None:
-    ended = ask(serve, tmp_path, state=State(), **environment)
+def test_refused_settings_are_a_finding(serve: Serve, tmp_path: Path, environment: dict[str, str]) -> None:
+    ended = run_doctor(serve, tmp_path, state=State(), **environment)
 
     assert ended.returncode == 1
     assert f"FAIL  settings: {next(iter(environment))} " in ended.stdout
@@ -111,8 +113,8 @@ def test_settings_that_are_refused_are_a_finding(serve: Serve, tmp_path: Path, e
 @pytest.mark.parametrize(
     ("state", "arguments"),
     [
-        (UNTOLD, ()),
-        (UNTOLD, ("--json",)),
+        (NO_USERNAME, ()),
+        (NO_USERNAME, ("--json",)),
         (State(fault={"target": "conversation", "closing": "unauthorized"}), ()),
         (State(fault={"body": "truncated"}), ("--json",)),
         (State(fault={"status": 401, "envelope": "legacy"}), ("--json",)),
@@ -120,7 +122,7 @@ def test_settings_that_are_refused_are_a_finding(serve: Serve, tmp_path: Path, e
     ],
 )
 def test_no_secret_is_printed(serve: Serve, tmp_path: Path, state: State, arguments: tuple[str, ...]) -> None:
-    ended = ask(serve, tmp_path, *arguments, state=state, ELEVENLABS_WEBHOOK_SECRET=API_KEY)
+    ended = run_doctor(serve, tmp_path, *arguments, state=state, ELEVENLABS_WEBHOOK_SECRET=API_KEY)
 
     assert ended.returncode == 1
     assert secrets_in(ended.stdout + ended.stderr) == []
@@ -138,7 +140,7 @@ def test_no_secret_is_printed(serve: Serve, tmp_path: Path, state: State, argume
 def test_an_override_is_sent_as_the_sdk_sends_it(
     serve: Serve, tmp_path: Path, override: str, sent: dict[str, dict[str, object]]
 ) -> None:
-    emulator = pretend(UNTOLD)
+    emulator = build_emulator(NO_USERNAME)
     url = serve(emulator).url
     environment = ENVIRONMENT | {"ELEVENLABS_BASE_URL": url, "ELEVENLABS_AGENT_ID": AGENT_ID}
 
@@ -155,18 +157,18 @@ def test_an_override_is_sent_as_the_sdk_sends_it(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (("--override", "voiceId"), "give the value"),
         (("--override", "volume=3"), "no such field"),
         (("--agent", "seller"), "name one of: default"),
     ],
 )
-def test_a_mistaken_option_is_explained(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_option_is_refused_with_an_explanation(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     ended = run("doctor", *arguments, cwd=tmp_path)
 
     assert ended.returncode == 2
-    assert said in " ".join(ended.stderr.replace("│", "").split())
+    assert text in " ".join(ended.stderr.replace("│", "").split())
 
 
 def test_explain_says_what_a_close_means_or_that_it_is_unknown(tmp_path: Path) -> None:
@@ -181,15 +183,15 @@ def test_explain_says_what_a_close_means_or_that_it_is_unknown(tmp_path: Path) -
     assert (unknown.returncode, unknown.stdout.splitlines()[0][:24]) == (1, "The doctor does not know")
 
 
-def lacking(permission: str) -> str:
-    """The body of the live service's 401, as users quoted it."""
+def deny(permission: str) -> str:
+    """Return the live service's error for a missing permission, as users quoted it."""
     return (
         '{"detail": {"type": "authentication_error", "code": "unauthorized", "message": "The API key you used is '
         f'missing the permission {permission} to execute this operation.", "status": "missing_permissions"}}}}'
     )
 
 
-def error(status: str, code: str = "unauthorized") -> str:
+def write_error(status: str, code: str = "unauthorized") -> str:
     return json.dumps({"detail": {"type": "x", "code": code, "message": "vendor words", "status": status}})
 
 
@@ -199,18 +201,22 @@ KEY_IS_WRONG = "ElevenLabs does not accept the API key"
 @table(
     ("body", "says", "remedy"),
     [
-        (lacking("convai_write"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
-        (lacking("convai_read"), "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
-        (lacking("user_read"), "lacks the permission user_read. voicepass does not need it.", "Run voicepass doctor"),
-        (lacking("convai_read")[:-2] + ",…}}", "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
-        (error("missing_permissions"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
-        (error("quota_exceeded"), "The workspace's quota at ElevenLabs is used up", "Raise the quota"),
-        (error("detected_unusual_activity"), "for unusual activity", "paid plan"),
-        (error("needs_authorization"), "ElevenLabs received no API key.", "xi-api-key"),
-        (error("invalid_api_key"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
-        (error("unauthorized"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
+        (deny("convai_write"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
+        (deny("convai_read"), "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
+        (deny("user_read"), "lacks the permission user_read. voicepass does not need it.", "Run voicepass doctor"),
+        (deny("convai_read")[:-2] + ",…}}", "right, but lacks the permission convai_read.", "'ElevenAgents: Read'"),
+        (write_error("missing_permissions"), "right, but lacks the permission convai_write.", "'ElevenAgents: Write'"),
+        (write_error("quota_exceeded"), "The workspace's quota at ElevenLabs is used up", "Raise the quota"),
+        (write_error("detected_unusual_activity"), "for unusual activity", "paid plan"),
+        (write_error("needs_authorization"), "ElevenLabs received no API key.", "xi-api-key"),
+        (write_error("invalid_api_key"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
+        (write_error("unauthorized"), KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
         ('{"detail": {"code": "unauthorized"}}', KEY_IS_WRONG, "ELEVENLABS_API_KEY"),
-        (error("conversation_history_not_found", "conversation_not_found"), "no conversation with this id", "opened"),
+        (
+            write_error("conversation_history_not_found", "conversation_not_found"),
+            "no conversation with this id",
+            "opened",
+        ),
     ],
 )
 @pytest.mark.parametrize("before", ["", "HTTP "])
@@ -221,9 +227,9 @@ def test_explain_names_the_cause_of_each_error_that_the_live_service_sends(
 
     ended = run("doctor", "explain", f"{before and before + status} {body}", cwd=tmp_path, environment=CLEAN)
 
-    said, _, advice = ended.stdout.partition("-> ")
+    text, _, advice = ended.stdout.partition("-> ")
     assert ended.returncode == 0
-    assert says in " ".join(said.split())
+    assert says in " ".join(text.split())
     assert remedy in " ".join(advice.split())
 
 

@@ -1,4 +1,4 @@
-"""Whatever somebody pastes: a close code, a reason, an error's body, a console line, or nothing that we know."""
+"""`explain` for pasted text: close codes, reasons, error bodies, console lines, and unknown texts."""
 
 import json
 import re
@@ -45,13 +45,13 @@ PASTED = [
 ]  # fmt: skip
 
 
-@table(("pasted", "cause", "said"), PASTED)
-def test_explain_explains_each_known_text(pasted: str, cause: str, said: str) -> None:
+@table(("pasted", "cause", "text"), PASTED)
+def test_explain_explains_each_known_text(pasted: str, cause: str, text: str) -> None:
     finding = explain(pasted)
 
     assert finding is not None
     assert (finding.cause, bool(finding.remedy)) == (cause, True)
-    assert said in finding.says
+    assert text in finding.says
 
 
 @table(
@@ -62,7 +62,7 @@ def test_explain_does_not_guess_an_unknown_text(pasted: str) -> None:
     assert explain(pasted) is None
 
 
-def test_a_code_alone_is_not_quoted_back() -> None:
+def test_a_code_alone_is_not_repeated() -> None:
     finding = explain("1008\n")
 
     assert finding is not None
@@ -75,7 +75,7 @@ def test_secrets_that_are_pasted_are_not_repeated() -> None:
             assert secrets_in(repr(explain(pasted))) == []
 
 
-def test_every_cause_is_of_a_check() -> None:
+def test_every_cause_belongs_to_a_check() -> None:
     assert {cause.check for cause in CAUSES.values()} <= CHECKS.keys()
 
 
@@ -124,7 +124,7 @@ LINES = tomllib.loads((Path(__file__).parent / "lines.toml").read_text())["line"
 
 
 @table("line", LINES)
-def test_a_line_that_people_posted_is_explained_or_not_guessed(line: dict[str, str]) -> None:
+def test_a_line_of_a_public_report_is_explained_or_reported_as_unknown(line: dict[str, str]) -> None:
     finding = explain(line["text"])
 
     assert (finding and finding.cause) == line.get("cause")

@@ -1,6 +1,6 @@
-"""docs/troubleshooting.md says what the doctor's tables say.
+"""docs/troubleshooting.md repeats the doctor's tables.
 
-To write its tables and its list again: `python -m tests.doctor.test_troubleshooting`.
+To update its tables and its list: `python -m tests.doctor.test_troubleshooting`.
 """
 
 import re
@@ -11,18 +11,17 @@ from voicepass.elevenlabs.codes import CAUSES as VENDOR_CAUSES
 from voicepass.elevenlabs.codes import Cause
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
-BLANKS = re.compile(r"\{(\w+)\}")
 
 
-def shown(template: str) -> str:
-    """The sentence with its blanks as words: what is filled in differs from case to case."""
+def write_sentence(template: str) -> str:
+    """Return the sentence with a word in place of each blank."""
     text = re.sub(r"\{(hint|note)\}", "", template.replace(": {note}", ": …"))
     text = re.sub(r"\{(\w+)\}", lambda blank: f"*{blank[1]}*", text.replace("{{", "\0").replace("}}", "\1"))
     return text.replace("\0", "{").replace("\1", "}").replace("<", "&lt;").replace("|", "\\|")
 
 
-def as_seen(pattern: str) -> str:
-    """The text that a pattern looks for, as people see it."""
+def write_match(pattern: str) -> str:
+    """Return the text that a pattern matches, as people see it."""
     for part, text in (
         (r"\(\?!.*?\)|\\b|\^?\\W\{0,9\}\$?|\{0,1\}|(?<=')\?|(?<=:)\?", ""),
         (r"\(\?P<\w+>transfer\)", "transfer"),
@@ -35,37 +34,37 @@ def as_seen(pattern: str) -> str:
     return pattern
 
 
-def seen(cause: Cause) -> str:
-    """The first texts that the table knows a cause by; `doctor explain` knows all, and the codes of the API."""
-    texts = [as_seen(pattern) for pattern in (*cause.reasons, *cause.lines)]
+def list_texts(cause: Cause) -> str:
+    """Return the first texts of a cause; `doctor explain` also matches the others and the codes of the API."""
+    texts = [write_match(pattern) for pattern in (*cause.reasons, *cause.lines)]
     alone = ["the code alone"] if cause.is_usual else []
     return ", ".join([*(f"`{text}`" for text in texts[:2]), *alone]).replace("|", "\\|")
 
 
-def by_close() -> str:
+def write_closes() -> str:
     rows = [
-        f"| {cause.close} | {seen(cause)} | {shown(cause.says)} | {shown(cause.remedy)} |"
+        f"| {cause.close} | {list_texts(cause)} | {write_sentence(cause.says)} | {write_sentence(cause.remedy)} |"
         for cause in sorted(VENDOR_CAUSES.values(), key=lambda cause: cause.close or 0)
-        if cause.close and seen(cause)
+        if cause.close and list_texts(cause)
     ]
     return "\n".join(["| code | reason, or line | what it means | what to do |", "|---|---|---|---|", *rows])
 
 
-def by_line() -> str:
-    """Without what each line means, because the remedy says it too."""
+def write_lines() -> str:
+    """Return the list without the meanings, because each remedy contains its meaning."""
     return "\n".join(
-        f"- {seen(cause)}: {shown(cause.remedy)}"
+        f"- {list_texts(cause)}: {write_sentence(cause.remedy)}"
         for cause in VENDOR_CAUSES.values()
         if cause.check == "conversation" and not cause.close and cause.lines
     )
 
 
-def by_check() -> str:
+def write_checks() -> str:
     return "\n".join(f"- `{check}`: {meaning}" for check, meaning in CHECKS.items())
 
 
-def with_tables(document: str) -> str:
-    for name, table in {"closes": by_close(), "lines": by_line(), "checks": by_check()}.items():
+def insert_tables(document: str) -> str:
+    for name, table in {"closes": write_closes(), "lines": write_lines(), "checks": write_checks()}.items():
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         document = before + begin + table + end + rest.partition(end)[2]
@@ -75,9 +74,9 @@ def with_tables(document: str) -> str:
 def test_the_troubleshooting_tables_are_the_doctors() -> None:
     document = DOCUMENT.read_text()
 
-    assert document == with_tables(document)
-    assert len((by_close() + by_line()).splitlines()) > 40
+    assert document == insert_tables(document)
+    assert len((write_closes() + write_lines()).splitlines()) > 40
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text()))
+    DOCUMENT.write_text(insert_tables(DOCUMENT.read_text()))

@@ -1,4 +1,4 @@
-"""What every test of keys starts with."""
+"""The fake issuer that the tests of keys use."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ from tests.servers import listening
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
-    """Publishes one ES256 key, `key-1`, until a test says otherwise."""
+    """A fake issuer that publishes one ES256 key, `key-1`, until a test changes that."""
     issuer = Issuer()
     async with listening(issuer.serve) as issuer.url:
         issuer.publish(EC_JWK)

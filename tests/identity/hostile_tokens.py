@@ -1,7 +1,7 @@
-"""Tokens that nobody may accept, and good ones beside them, made for the algorithm, issuer and clock of any service.
+"""Tokens that voicepass must refuse, and valid ones, for any algorithm, issuer and clock.
 
-`hostile_tokens(mint)` and `valid_tokens(mint)` are the corpus. Every hostile token is wrong in one way only. If
-an attacker could make a valid signature for it, it has one: only the check that it is meant for can refuse it.
+`make_hostile_tokens(mint)` and `make_valid_tokens(mint)` are the corpus. Every hostile token has one fault only. It has
+a valid signature if an attacker could make one, so that only the check of that fault can refuse it.
 """
 
 import base64
@@ -35,7 +35,7 @@ _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2F
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """Who signs. `published` is what a service verifies with: the secret of HS*, the PEM of the others."""
+    """A key owner that signs. A service verifies with `published`: the secret for HS*, else a PEM."""
 
     algorithm: str
     published: str
@@ -44,7 +44,7 @@ class Signer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hostile:
-    """`expected` is the one refusal that the token has earned."""
+    """`expected` is the only correct refusal of the token."""
 
     name: str
     token: str
@@ -52,13 +52,13 @@ class Hostile:
 
     @property
     def fits_a_header(self) -> bool:
-        """Whether HTTP can carry it at all; the others reach the verifier only by a function call."""
+        """Whether an HTTP header can hold the token; tests pass the others to the verifier directly."""
         return self.token.isascii() and self.token.isprintable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mint:
-    """Makes tokens for one service. `kid` is the name that the service knows the key by, if it knows one."""
+    """Makes tokens for one service. `kid` is the name that the service has for the key, if it has one."""
 
     signer: Signer
     token_issuer: str
@@ -89,12 +89,12 @@ class Mint:
         )
 
     def signed(self, header_segment: str, payload_segment: str, *, sign: Sign | None = None) -> str:
-        """Sign two segments as they stand, however they are spelled."""
+        """Sign two segments unchanged, whatever their encoding."""
         signing_input = f"{header_segment}.{payload_segment}"
         return f"{signing_input}.{base64url((sign or self.signer.sign)(signing_input.encode('utf-8')))}"
 
 
-def hostile_tokens(mint: Mint) -> list[Hostile]:
+def make_hostile_tokens(mint: Mint) -> list[Hostile]:
     """Return every hostile token for the service that `mint` is made for."""
     refused = {TokenInvalid: _invalid(mint), TokenExpired: _expired(mint), HeadersTooLarge: _too_long(mint)}
     return [
@@ -131,29 +131,29 @@ def signer_for(algorithm: str, *, owner: Owner = "provider", secret: str = SECRE
         key = secret if owner == "provider" else "attacker's " + secret
         return Signer(algorithm=algorithm, published=key, sign=_mac(key.encode("utf-8", "surrogateescape"), algorithm))
     if algorithm.startswith("RS"):
-        rsa_key = rsa_key_of(owner)
+        rsa_key = get_rsa_key(owner)
         return Signer(algorithm=algorithm, published=_pem(rsa_key), sign=_rsa(rsa_key, algorithm))
     if algorithm == "EdDSA":
-        ed_key = ed25519_key_of(owner)
+        ed_key = get_ed25519_key(owner)
         return Signer(algorithm=algorithm, published=_pem(ed_key), sign=ed_key.sign)
-    ec_key = ec_key_of(owner, algorithm)
+    ec_key = get_ec_key(owner, algorithm)
     return Signer(algorithm=algorithm, published=_pem(ec_key), sign=ecdsa(ec_key, algorithm))
 
 
 @cache
-def rsa_key_of(owner: Owner) -> rsa.RSAPrivateKey:
-    del owner  # part of the cache's key: one RSA key each
+def get_rsa_key(owner: Owner) -> rsa.RSAPrivateKey:
+    del owner  # only part of the cache's key: each owner has one RSA key
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
-def ec_key_of(owner: Owner, algorithm: str) -> ec.EllipticCurvePrivateKey:
+def get_ec_key(owner: Owner, algorithm: str) -> ec.EllipticCurvePrivateKey:
     del owner
     return ec.generate_private_key(_CURVES[algorithm])
 
 
 @cache
-def ed25519_key_of(owner: Owner) -> ed25519.Ed25519PrivateKey:
+def get_ed25519_key(owner: Owner) -> ed25519.Ed25519PrivateKey:
     del owner
     return ed25519.Ed25519PrivateKey.generate()
 
@@ -197,7 +197,7 @@ def _segment(part: Mapping[str, object] | bytes) -> str:
 
 
 def _with_literal(members: Mapping[str, object], name: str, literal: str) -> bytes:
-    """`members` as JSON, with `name` spelled exactly as `literal`, which need not be JSON."""
+    """Return `members` as JSON. The value of `name` is `literal`, which may be invalid JSON."""
     others = _json({member: value for member, value in members.items() if member != name})
     return others.removesuffix(b"}") + f',"{name}":{literal}}}'.encode()
 
@@ -253,7 +253,7 @@ def _framing(mint: Mint) -> Named:
         "fullwidth dots": good.replace(".", "\uff0e"),
         "base64 of a token": base64url(good.encode()),
         "reversed": good[::-1],
-        "a token's payload in words": "header.payload.signature",
+        "the names of the segments": "header.payload.signature",
         "question marks": "?.?.?",
         "a token within the token": mint.token(claims=good.encode()),
     }.items():
@@ -263,15 +263,15 @@ def _framing(mint: Mint) -> Named:
 
 
 def _spelling(mint: Mint) -> Named:
-    """The same bytes, spelled otherwise. Header and payload are signed as they are spelled."""
-    # Spaces in the JSON, until both segments have bits to spare and characters that the two alphabets spell apart.
+    """The same bytes in another encoding. The signature covers header and payload as they are encoded."""
+    # Spaces pad the JSON until both segments end with unused bits. The alphabets differ in the characters of `x`.
     header_bytes = _json(mint.header(x="~~~???>>>")).ljust(55)
     payload_bytes = _json(mint.claims(x="~~~???>>>"))
     payload_bytes = payload_bytes.ljust(len(payload_bytes) + (1 - len(payload_bytes)) % 3)
     header, payload = _segment(header_bytes), _segment(payload_bytes)
     signature = mint.signed(header, payload).rpartition(".")[2]
 
-    def respelled(place: int, change: Callable[[str], str]) -> str:
+    def respell(place: int, change: Callable[[str], str]) -> str:
         segments = [header, payload, signature]
         segments[place] = change(segments[place])
         changed = mint.signed(segments[0], segments[1])
@@ -294,7 +294,7 @@ def _spelling(mint: Mint) -> Named:
     }
     for place, part in enumerate(("header", "payload", "signature")):
         for name, text in middles.items():
-            yield f"spelling: {name} within the {part}", respelled(place, lambda s, t=text: s[:8] + t + s[8:])  # type: ignore[misc]
+            yield f"spelling: {name} within the {part}", respell(place, lambda s, t=text: s[:8] + t + s[8:])  # type: ignore[misc]
         for name, change in {
             "padded": lambda s: s + "=" * (-len(s) % 4 or 4),
             "padded too much": lambda s: s + "====",
@@ -304,14 +304,14 @@ def _spelling(mint: Mint) -> Named:
             "a line feed at its end": lambda s: s + "\n",
             "a NUL at its end": lambda s: s + "\0",
         }.items():
-            yield f"spelling: {part}, {name}", respelled(place, change)
+            yield f"spelling: {part}, {name}", respell(place, change)
     for place, part in enumerate(("header", "payload")):
-        yield f"spelling: {part} in the other alphabet", respelled(place, lambda s: s.translate(_OTHER_ALPHABET))
-        yield f"spelling: {part} in hexadecimal", respelled(place, lambda s: _bytes_of(s).hex())
-        yield f"spelling: {part} as plain text", respelled(place, lambda s: _bytes_of(s).decode())
-        for spare in _same_bytes_otherwise((header, payload)[place]):
-            yield f"spelling: {part} with spare bits set ({spare[-1]})", respelled(place, lambda _, s=spare: s)  # type: ignore[misc]
-    for spare in _same_bytes_otherwise(signature):
+        yield f"spelling: {part} in the other alphabet", respell(place, lambda s: s.translate(_OTHER_ALPHABET))
+        yield f"spelling: {part} in hexadecimal", respell(place, lambda s: _bytes_of(s).hex())
+        yield f"spelling: {part} as plain text", respell(place, lambda s: _bytes_of(s).decode())
+        for spare in _list_noncanonical((header, payload)[place]):
+            yield f"spelling: {part} with spare bits set ({spare[-1]})", respell(place, lambda _, s=spare: s)  # type: ignore[misc]
+    for spare in _list_noncanonical(signature):
         yield f"spelling: signature with spare bits set ({spare[-1]})", f"{header}.{payload}.{spare}"
 
 
@@ -325,7 +325,7 @@ def _spelling_around(mint: Mint) -> Named:
     }.items():
         yield f"spelling: {name} before the token", space + mint.token()
         yield f"spelling: {name} after the token", mint.token() + space
-    # Many tokens, because a signature must hold a `-` or `_` to be spelled in the other alphabet: nearly all do.
+    # The alphabets differ in `-` and `_` only. Nearly every signature has one of them, but perhaps not the first.
     tokens = (mint.token(claims=mint.claims(jti=str(number))) for number in range(1000))
     parts = (token.rpartition(".") for token in tokens)
     signing_input, _, signature = next(part for part in parts if part[2] != part[2].translate(_OTHER_ALPHABET))
@@ -336,8 +336,8 @@ _OTHER_ALPHABET: Final = str.maketrans("-_", "+/")
 _DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-def _same_bytes_otherwise(segment: str) -> list[str]:
-    """Every non-canonical spelling of the bytes of `segment`: the bits that its last character has to spare, set."""
+def _list_noncanonical(segment: str) -> list[str]:
+    """Return all other encodings of the bytes of `segment`: they set unused bits of its last character."""
     spare = {0: 1, 2: 16, 3: 4}[len(segment) % 4]
     last = _DIGITS.index(segment[-1])
     return [segment[:-1] + _DIGITS[last + extra] for extra in range(1, spare)]
@@ -379,7 +379,7 @@ def _algorithms(mint: Mint) -> Named:
 
 
 def _confused_keys(mint: Mint) -> Named:
-    """Signatures with what an attacker has: what is published, guesses, and keys of their own."""
+    """Signatures with the keys that an attacker has: published keys, guesses and own keys."""
     configured = mint.signer.algorithm
     published = mint.signer.published.encode("utf-8", "surrogateescape")
     for name, key in _symmetric_guesses(mint.signer).items():
@@ -485,12 +485,12 @@ def _jwk(signer: Signer) -> dict[str, object]:
     if algorithm.startswith("HS"):
         return {"kty": "oct", "alg": algorithm, "k": base64url(signer.published.encode())}
     if algorithm.startswith("RS"):
-        numbers = rsa_key_of("attacker").public_key().public_numbers()
+        numbers = get_rsa_key("attacker").public_key().public_numbers()
         return {"kty": "RSA", "alg": algorithm, "n": base64url(numbers.n.to_bytes(256)), "e": "AQAB"}
     if algorithm == "EdDSA":
-        x = base64url(ed25519_key_of("attacker").public_key().public_bytes_raw())
+        x = base64url(get_ed25519_key("attacker").public_key().public_bytes_raw())
         return {"kty": "OKP", "alg": algorithm, "crv": "Ed25519", "x": x}
-    key = ec_key_of("attacker", algorithm)
+    key = get_ec_key("attacker", algorithm)
     point = key.public_key().public_numbers()
     length = (key.curve.key_size + 7) // 8
     x, y = base64url(point.x.to_bytes(length)), base64url(point.y.to_bytes(length))
@@ -538,7 +538,7 @@ def _bad_json(members: Mapping[str, object]) -> dict[str, bytes]:
         "an empty object": b"{}",
         "blank": b" ",
         "cut short": good[:-1],
-        "a brace too many": good + b"}",
+        "a second closing brace": good + b"}",
         "two objects": good + good,
         "two objects on two lines": good + b"\n" + good,
         "a trailing comma": good[:-1] + b",}",
@@ -632,7 +632,7 @@ def _instants(mint: Mint) -> Named:
             "a minute too early": future + 60,
             "an hour too early": future + 3600,
             "in milliseconds": int(mint.now) * 1000,
-            "a fraction too early": future + 45.5,  # by a real clock on a slow machine
+            "a fraction too early": future + 45.5,  # long enough for a real clock on a slow machine
             "the largest float": 1.7e308,
             "twenty digits": 10**19,
         }.items():
@@ -659,7 +659,7 @@ def _expired(mint: Mint) -> Named:
 
 
 def _lookalikes(text: str) -> dict[str, str]:
-    """Texts that a careless comparison takes for `text`."""
+    """Texts that a careless comparison treats as equal to `text`."""
     lookalikes = {
         "empty": "",
         "a prefix": text[:-1],
@@ -743,7 +743,7 @@ def _subjects(mint: Mint) -> Named:
         "null": None,
         "true": True,
         "false": False,
-        "zero in words": "0\u200b",
+        "zero and an invisible character": "0\u200b",
         "a fraction": 7.5,
         "a whole number as a fraction": 7.0,
         "an empty list": [],
@@ -802,7 +802,7 @@ def _signatures(mint: Mint) -> Named:
         "of the parts and a dot": mint.signer.sign(f"{header}.{payload}.".encode()),
         "of nothing": mint.signer.sign(b""),
         "text": b"signature",
-        "a megabyte in spirit": b"\xa5" * 3000,
+        "3,000 bytes": b"\xa5" * 3000,
     }.items():
         yield f"signature: {name}", f"{header}.{payload}.{base64url(forged)}"
     yield "signature: of another payload", f"{header}.{admin}.{tail}"
@@ -814,7 +814,7 @@ def _signatures(mint: Mint) -> Named:
 def _signatures_of_the_kind(mint: Mint) -> Named:
     match mint.signer.algorithm:
         case "RS256":
-            key = rsa_key_of("provider")
+            key = get_rsa_key("provider")
             pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
             for name, sign in {
                 "RSA-PSS": lambda data: key.sign(data, pss, hashes.SHA256()),
@@ -826,7 +826,7 @@ def _signatures_of_the_kind(mint: Mint) -> Named:
             }.items():
                 yield f"signature: {name}", mint.token(sign=sign)
         case "ES256":
-            ec_key = ec_key_of("provider", "ES256")
+            ec_key = get_ec_key("provider", "ES256")
             good = ecdsa(ec_key, "ES256")
             order = _P256_ORDER.to_bytes(32)
             for name, sign in {
@@ -863,8 +863,8 @@ _ED25519_FIELD: Final = 2**255 - 19
 
 
 def _ed25519_signatures(mint: Mint) -> Named:
-    """Signatures that only a lenient verifier takes (RFC 8032, section 5.1.7), and those of its relatives."""
-    key = ed25519_key_of("provider")
+    """Signatures that only a lenient verifier accepts (RFC 8032, section 5.1.7), and those of similar algorithms."""
+    key = get_ed25519_key("provider")
 
     def with_s(signature: bytes, change: Callable[[int], int]) -> bytes:
         return signature[:32] + (change(int.from_bytes(signature[32:], "little")) % 2**256).to_bytes(32, "little")
@@ -894,7 +894,7 @@ def _ed25519_signatures(mint: Mint) -> Named:
 
 
 def _dom2(flag: int, context: bytes) -> bytes:
-    """RFC 8032, section 2: what the two variants of Ed25519 sign before the message."""
+    """Return the bytes that the two variants of Ed25519 sign before the message (RFC 8032, section 2)."""
     return b"SigEd25519 no Ed25519 collisions" + bytes([flag, len(context)]) + context
 
 
@@ -903,24 +903,24 @@ def _flip(data: bytes, place: int, bits: int) -> bytes:
 
 
 def _plus_modulus(signature: bytes, key: rsa.RSAPrivateKey) -> bytes:
-    """The same number modulo n, if it still fits; else one byte longer: refused either way."""
+    """Return the signature plus n: an equal number modulo n, perhaps one byte longer. Both must be refused."""
     total = int.from_bytes(signature) + key.public_key().public_numbers().n
     return total.to_bytes((total.bit_length() + 7) // 8)
 
 
 def _too_long(mint: Mint) -> Named:
-    yield "size: a good token, one character too long", token_of_length(mint, MAX_CHARACTERS + 1)
-    yield "size: a good token of 12,000 characters", token_of_length(mint, 12_000)
+    yield "size: a good token, one character too long", make_token_of_length(mint, MAX_CHARACTERS + 1)
+    yield "size: a good token of 12,000 characters", make_token_of_length(mint, 12_000)
     yield "size: a good token with 9,000 spaces in its JSON", mint.token(claims=_json(mint.claims()).ljust(9000))
     yield "size: 8,193 letters", "a" * (MAX_CHARACTERS + 1)
     yield "size: 8,193 dots", "." * (MAX_CHARACTERS + 1)
     yield "size: brackets, 7,000 deep", mint.token(header=b"[" * 7000)
 
 
-def token_of_length(mint: Mint, characters: int) -> str:
-    """Return a good token of exactly so many characters."""
+def make_token_of_length(mint: Mint, characters: int) -> str:
+    """Return a valid token of exactly this many characters."""
     bare = len(mint.token(header=_json(mint.header())))
-    for header_spaces in range(3):  # one segment alone cannot reach every length: base64 goes in steps of 4, 2 and 3
+    for header_spaces in range(3):  # base64 grows in steps, so one segment alone cannot reach every length
         header = _json(mint.header()) + b" " * header_spaces
         about = max(0, (characters - bare) * 3 // 4 - 4)
         for length in range(about, about + 8):
@@ -933,8 +933,8 @@ def token_of_length(mint: Mint, characters: int) -> str:
 # Good tokens --------------------------------------------------------------------------------------------------------
 
 
-def valid_tokens(mint: Mint) -> dict[str, str]:
-    """Return tokens that must be accepted, by name; each speaks of a user called `u-1`."""
+def make_valid_tokens(mint: Mint) -> dict[str, str]:
+    """Return tokens that must be accepted, by name; each one is for the user `u-1`."""
     now, later = int(mint.now), int(mint.now) + 600
     claims, header = mint.claims, mint.header
     spaced = json.dumps(mint.claims(), indent=2).encode()
@@ -944,10 +944,10 @@ def valid_tokens(mint: Mint) -> dict[str, str]:
         "typ in small letters": mint.token(header=header(typ="jwt")),
         "an access token": mint.token(header=header(typ="at+jwt")),
         "an access token in capitals": mint.token(header=header(typ="AT+JWT")),
-        "an access token, the long way": mint.token(header=header(typ="application/at+jwt")),
+        "an access token, with application/": mint.token(header=header(typ="application/at+jwt")),
         "kid null": mint.token(header=header(kid=None)),
         "kid": mint.token(header=header(kid=mint.kid or "any name will do")),
-        "a header that names places, unvisited": mint.token(header=header(jku="https://attacker.example", x5t="AAAA")),
+        "a header that names addresses": mint.token(header=header(jku="https://attacker.example", x5t="AAAA")),
         "aud a list": mint.token(claims=claims(aud=[mint.audience])),
         "aud a list of several": mint.token(claims=claims(aud=["https://api.example", mint.audience, "account"])),
         "exp a float": mint.token(claims=claims(exp=later + 0.5)),
@@ -974,7 +974,7 @@ def valid_tokens(mint: Mint) -> dict[str, str]:
         "a pair of surrogates, escaped": mint.token(claims=claims(name="🎙")),
         "numbers at their limits": mint.token(claims=claims(a=10**20 - 1, b=1.7e308, c=-0.0, d=5e-324)),
         "twenty levels": mint.token(claims=_with_literal(claims(), "x", "[" * 20 + "]" * 20)),
-        "8,192 characters": token_of_length(mint, MAX_CHARACTERS),
+        "8,192 characters": make_token_of_length(mint, MAX_CHARACTERS),
         "many claims": mint.token(claims=claims(**{f"claim_{i}": i for i in range(200)})),
     }
     without_now = {"exp past, within leeway", "nbf and iat within leeway"} if mint.leeway_seconds < 10 else set()
@@ -985,6 +985,6 @@ def _alg(mint: Mint) -> bytes:
     return mint.signer.algorithm.encode()
 
 
-def token_with_a_deep_claim(mint: Mint) -> str:
-    """A good token but for one well-formed claim 1,500 levels deep: some Pythons can read it, others give up."""
+def make_deep_token(mint: Mint) -> str:
+    """Return a valid token with a claim 1,500 levels deep: some versions of Python can parse it, others cannot."""
     return mint.token(claims=_with_literal(mint.claims(), "x", "[" * DEPTH + "]" * DEPTH))

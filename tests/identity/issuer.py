@@ -1,4 +1,4 @@
-"""An issuer at its HTTP edge, for tests: it publishes what a test says, and remembers what it was asked."""
+"""A fake issuer over HTTP: it publishes what a test sets, and records the requests."""
 
 import asyncio
 import json
@@ -9,8 +9,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import TOKEN_ISSUER, Clock
-from tests.identity.hostile_jwks import KID, jwk_of, set_of
-from tests.identity.hostile_tokens import ec_key_of
+from tests.identity.hostile_jwks import KID, make_jwk, make_set
+from tests.identity.hostile_tokens import get_ec_key
 from tests.servers import listening
 from voicepass.errors import Refusal, TokenInvalid
 from voicepass.identity.jwks import DISCOVERY_PATH, PublishedKeys
@@ -22,7 +22,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 class Issuer:
-    """An issuer at its HTTP edge: remembers what it was asked for and when, and answers as a test says."""
+    """A fake issuer over HTTP: it records the path and time of each request, and gives the answers that a test sets."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -48,16 +48,16 @@ class Issuer:
         await writer.drain()
 
     def publish(self, *keys: object) -> None:
-        self.answers[JWKS_PATH] = saying(set_of(*keys))
+        self.answers[JWKS_PATH] = make_answer(make_set(*keys))
 
     def describe(self, **members: object) -> None:
-        """Publish a discovery document; None takes a member out."""
+        """Publish a discovery document; None removes a member."""
         document = {"issuer": TOKEN_ISSUER, "jwks_uri": self.url + JWKS_PATH} | members
         body = {member: value for member, value in document.items() if value is not None}
-        self.answers[DISCOVERY_PATH] = saying(json.dumps(body).encode())
+        self.answers[DISCOVERY_PATH] = make_answer(json.dumps(body).encode())
 
 
-def saying(body: bytes, *, status: str = "200 OK", headers: str = "") -> Answer:
+def make_answer(body: bytes, *, status: str = "200 OK", headers: str = "") -> Answer:
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{headers}\r\n".encode()
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -66,8 +66,8 @@ def saying(body: bytes, *, status: str = "200 OK", headers: str = "") -> Answer:
     return answer
 
 
-def sending(data: bytes) -> Answer:
-    """Bytes, whether they are HTTP or not."""
+def make_raw_answer(data: bytes) -> Answer:
+    """Answer with these bytes, which need not be HTTP."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -75,7 +75,7 @@ def sending(data: bytes) -> Answer:
     return answer
 
 
-def repeating(start: bytes, again: bytes, *, every_seconds: float) -> Answer:
+def make_endless_answer(start: bytes, again: bytes, *, every_seconds: float) -> Answer:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(start)
         while True:
@@ -86,13 +86,13 @@ def repeating(start: bytes, again: bytes, *, every_seconds: float) -> Answer:
     return answer
 
 
-async def silence(writer: asyncio.StreamWriter) -> None:
+async def never_answer(writer: asyncio.StreamWriter) -> None:
     del writer
     await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def keys_of(
+async def open_keys(
     issuer: Issuer,
     *,
     url: str | None = None,
@@ -113,15 +113,15 @@ async def keys_of(
         await keys.aclose()
 
 
-EC_JWK: Final = jwk_of(ec_key_of("provider", "ES256"), kid=KID)
+EC_JWK: Final = make_jwk(get_ec_key("provider", "ES256"), kid=KID)
 OLD_KEY: Final = ec.generate_private_key(ec.SECP256R1())
 NEW_KEY: Final = ec.generate_private_key(ec.SECP256R1())
-OLD: Final = jwk_of(OLD_KEY, kid="old")
-NEW: Final = jwk_of(NEW_KEY, kid="new")
+OLD: Final = make_jwk(OLD_KEY, kid="old")
+NEW: Final = make_jwk(NEW_KEY, kid="new")
 
 
-async def outcome(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refusal] | None:
-    """The name of the one key that serves, or the refusal. Any other exception escapes, and fails the test."""
+async def find_key_name(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refusal] | None:
+    """Return the name of the one key that serves, or the refusal. Any other exception fails the test."""
     try:
         served = await keys.keys_for({} if kid is None else {"kid": kid})
     except Refusal as refusal:
@@ -132,14 +132,14 @@ async def outcome(keys: PublishedKeys, kid: str | None = KID) -> str | type[Refu
     return key.names.get("kid")
 
 
-async def settled(keys: PublishedKeys) -> None:
-    """Wait until the refresh in flight has ended: a token with an unknown key waits for it, and starts no other."""
-    await outcome(keys, "unknown")
+async def wait_for_refresh(keys: PublishedKeys) -> None:
+    """Wait until the refresh in flight has ended: a token with an unknown key waits for it and starts no other one."""
+    await find_key_name(keys, "unknown")
 
 
 @asynccontextmanager
-async def trap() -> AsyncIterator[tuple[str, list[str]]]:
-    """A listener that nobody should ever connect to; yields its URL and the list of those who did."""
+async def open_trap() -> AsyncIterator[tuple[str, list[str]]]:
+    """Run a listener that voicepass must never connect to. Yield its URL and the list of connections."""
     visitors: list[str] = []
 
     async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

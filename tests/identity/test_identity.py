@@ -1,4 +1,4 @@
-"""From a header to a user: what is accepted, and the hundreds of things that are not."""
+"""From a header to a user: which tokens are accepted, and hundreds that are refused."""
 
 import dataclasses
 import random
@@ -13,11 +13,11 @@ from tests.identity.hostile_tokens import (
     MAX_CHARACTERS,
     Hostile,
     Mint,
-    hostile_tokens,
+    make_deep_token,
+    make_hostile_tokens,
+    make_token_of_length,
+    make_valid_tokens,
     signer_for,
-    token_of_length,
-    token_with_a_deep_claim,
-    valid_tokens,
 )
 from tests.tables import table
 from voicepass.errors import CredentialsConflict, HeadersTooLarge, Refusal, TokenExpired, TokenInvalid, TokenMissing
@@ -44,12 +44,12 @@ each_kind = pytest.mark.parametrize("algorithm", ["HS256", "RS256", "ES256", "Ed
 each_algorithm = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 
 
-def mint_for(algorithm: str = "HS256", **changes: Any) -> Mint:
+def make_mint(algorithm: str = "HS256", **changes: Any) -> Mint:
     mint = Mint(signer=signer_for(algorithm), token_issuer=ISSUER, audience=AUDIENCE, now=NOW, kid="key-1")
     return dataclasses.replace(mint, **changes)
 
 
-def key_for(mint: Mint) -> VerificationKey:
+def build_key(mint: Mint) -> VerificationKey:
     algorithm = mint.signer.algorithm
     build = key_from_secret if algorithm in HMAC_ALGORITHMS else key_from_pem
     key = build(mint.signer.published, algorithm)
@@ -57,7 +57,7 @@ def key_for(mint: Mint) -> VerificationKey:
 
 
 def verify(token: str, key: VerificationKey) -> None:
-    """Form, header and signature, as `user_of` checks them."""
+    """Check form, header and signature as `user_of` does."""
     parsed = parse(token)
     check_signature(parsed, select_keys([key], check_header(parsed.header, key.algorithm)))
 
@@ -67,18 +67,18 @@ def trust(mint: Mint, **settings: Any) -> TrustedIssuer:
         token_issuer=mint.token_issuer,
         algorithm=mint.signer.algorithm,
         audience=mint.audience,
-        keys=FixedKey(key_for(mint)),
+        keys=FixedKey(build_key(mint)),
         leeway_seconds=mint.leeway_seconds,
         **settings,
     )
 
 
-def authenticator_for(mint: Mint, *, now: float | None = None, **settings: Any) -> JwtAuthenticator:
+def build_authenticator(mint: Mint, *, now: float | None = None, **settings: Any) -> JwtAuthenticator:
     return JwtAuthenticator(trusted=[trust(mint, **settings)], clock=lambda: mint.now if now is None else now)
 
 
-async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str]) -> User | type[Refusal]:
-    """Any exception but a refusal escapes, and fails the test."""
+async def authenticate(authenticator: JwtAuthenticator, authorization: Sequence[str]) -> User | type[Refusal]:
+    """Return the user, or the class of the refusal. Any other exception fails the test."""
     try:
         return await authenticator.authenticate(Credentials(authorization=tuple(authorization)))
     except Refusal as refusal:
@@ -89,9 +89,9 @@ async def outcome(authenticator: JwtAuthenticator, authorization: Sequence[str])
 
 
 @cache
-def corpus_of(algorithm: str, leeway_seconds: int, kid: str | None) -> Sequence[Hostile]:
-    """The hostile tokens of a service. To make those of RS256 takes longer than to refuse them."""
-    return hostile_tokens(mint_for(algorithm, leeway_seconds=leeway_seconds, kid=kid))
+def make_corpus(algorithm: str, leeway_seconds: int, kid: str | None) -> Sequence[Hostile]:
+    """Return the hostile tokens of a service, cached because to sign those of RS256 takes long."""
+    return make_hostile_tokens(make_mint(algorithm, leeway_seconds=leeway_seconds, kid=kid))
 
 
 @each_kind
@@ -99,14 +99,12 @@ def corpus_of(algorithm: str, leeway_seconds: int, kid: str | None) -> Sequence[
     ("leeway_seconds", "kid"),
     [(60, "key-1"), pytest.param(0, "key-1", marks=pytest.mark.long), pytest.param(60, None, marks=pytest.mark.long)],
 )
-async def test_every_hostile_token_is_refused_for_what_it_is(
-    algorithm: str, leeway_seconds: int, kid: str | None
-) -> None:
-    mint = mint_for(algorithm, leeway_seconds=leeway_seconds, kid=kid)
-    authenticator = authenticator_for(mint)
-    corpus = corpus_of(algorithm, leeway_seconds, kid)
+async def test_every_hostile_token_gets_its_own_refusal(algorithm: str, leeway_seconds: int, kid: str | None) -> None:
+    mint = make_mint(algorithm, leeway_seconds=leeway_seconds, kid=kid)
+    authenticator = build_authenticator(mint)
+    corpus = make_corpus(algorithm, leeway_seconds, kid)
 
-    outcomes = {hostile: await outcome(authenticator, [f"Bearer {hostile.token}"]) for hostile in corpus}
+    outcomes = {hostile: await authenticate(authenticator, [f"Bearer {hostile.token}"]) for hostile in corpus}
 
     assert {hostile.name: seen for hostile, seen in outcomes.items() if seen is not hostile.expected} == {}
     assert len(outcomes) >= 750
@@ -114,19 +112,19 @@ async def test_every_hostile_token_is_refused_for_what_it_is(
 
 @each_kind
 async def test_every_valid_token_is_accepted(algorithm: str) -> None:
-    mint = mint_for(algorithm)
-    authenticator = authenticator_for(mint)
-    good = valid_tokens(mint)
+    mint = make_mint(algorithm)
+    authenticator = build_authenticator(mint)
+    good = make_valid_tokens(mint)
 
-    outcomes = {name: await outcome(authenticator, [f"Bearer {token}"]) for name, token in good.items()}
+    outcomes = {name: await authenticate(authenticator, [f"Bearer {token}"]) for name, token in good.items()}
 
     assert {name: seen for name, seen in outcomes.items() if not isinstance(seen, User) or seen.id != "u-1"} == {}
     assert len(outcomes) >= 30
 
 
 @each_kind
-def test_the_corpus_says_nothing_twice(algorithm: str) -> None:
-    corpus = corpus_of(algorithm, 60, "key-1")
+def test_the_corpus_holds_no_name_and_no_token_twice(algorithm: str) -> None:
+    corpus = make_corpus(algorithm, 60, "key-1")
 
     names, tokens = {hostile.name for hostile in corpus}, {hostile.token for hostile in corpus}
     assert len(names) == len(corpus)
@@ -134,9 +132,9 @@ def test_the_corpus_says_nothing_twice(algorithm: str) -> None:
 
 
 @each_kind
-async def test_a_key_without_a_name_answers_to_any_kid(algorithm: str) -> None:
-    mint = mint_for(algorithm, kid=None)
-    authenticator = authenticator_for(mint)
+async def test_a_key_without_a_name_verifies_tokens_with_any_kid(algorithm: str) -> None:
+    mint = make_mint(algorithm, kid=None)
+    authenticator = build_authenticator(mint)
 
     user = await authenticator.user_of(mint.token(header=mint.header(kid="whatever")))
 
@@ -144,10 +142,10 @@ async def test_a_key_without_a_name_answers_to_any_kid(algorithm: str) -> None:
 
 
 @each_kind
-async def test_a_claim_nested_beyond_reason_gets_a_verdict(algorithm: str) -> None:
-    mint = mint_for(algorithm)
+async def test_a_token_with_a_very_deep_claim_is_accepted_or_refused_and_causes_no_other_error(algorithm: str) -> None:
+    mint = make_mint(algorithm)
 
-    seen = await outcome(authenticator_for(mint), [f"Bearer {token_with_a_deep_claim(mint)}"])
+    seen = await authenticate(build_authenticator(mint), [f"Bearer {make_deep_token(mint)}"])
 
     assert seen is TokenInvalid or isinstance(seen, User)
 
@@ -157,29 +155,29 @@ async def test_a_claim_nested_beyond_reason_gets_a_verdict(algorithm: str) -> No
 
 @each_algorithm
 async def test_every_algorithm_can_be_configured(algorithm: str) -> None:
-    mint = mint_for(algorithm)
+    mint = make_mint(algorithm)
 
-    user = await authenticator_for(mint).user_of(mint.token(claims=mint.claims(name="Ada")))
+    user = await build_authenticator(mint).user_of(mint.token(claims=mint.claims(name="Ada")))
 
     assert user == User(issuer=ISSUER, id="u-1", name="Ada", claims=mint.claims(name="Ada"))
 
 
 @each_algorithm
-async def test_a_service_takes_tokens_of_its_one_algorithm_only(algorithm: str) -> None:
-    authenticator = authenticator_for(mint_for(algorithm))
-    others = [mint_for(other) for other in sorted(ALGORITHMS - {algorithm})]
+async def test_a_service_accepts_tokens_of_its_one_algorithm_only(algorithm: str) -> None:
+    authenticator = build_authenticator(make_mint(algorithm))
+    others = [make_mint(other) for other in sorted(ALGORITHMS - {algorithm})]
 
-    outcomes = [await outcome(authenticator, [f"Bearer {other.token()}"]) for other in others]
+    outcomes = [await authenticate(authenticator, [f"Bearer {other.token()}"]) for other in others]
 
     assert outcomes == [TokenInvalid] * 9
 
 
 @each_algorithm
 async def test_a_token_of_another_key_is_refused(algorithm: str) -> None:
-    mint = mint_for(algorithm)
-    stranger = mint_for(algorithm, signer=signer_for(algorithm, owner="attacker"))
+    mint = make_mint(algorithm)
+    stranger = make_mint(algorithm, signer=signer_for(algorithm, owner="attacker"))
 
-    seen = await outcome(authenticator_for(mint), [f"Bearer {stranger.token()}"])
+    seen = await authenticate(build_authenticator(mint), [f"Bearer {stranger.token()}"])
 
     assert seen is TokenInvalid
 
@@ -187,31 +185,31 @@ async def test_a_token_of_another_key_is_refused(algorithm: str) -> None:
 @each_kind
 @pytest.mark.parametrize("count", [5_000, pytest.param(20_000, marks=pytest.mark.long)])
 def test_no_other_spelling_of_a_token_verifies(algorithm: str, count: int) -> None:
-    mint = mint_for(algorithm)
-    key, token = key_for(mint), mint.token(claims=mint.claims(jti="~~~???>>>"))
-    chance = random.Random(algorithm)  # noqa: S311 - a seed, so that a failure can be had again
+    mint = make_mint(algorithm)
+    key, token = build_key(mint), mint.token(claims=mint.claims(jti="~~~???>>>"))
+    chance = random.Random(algorithm)  # noqa: S311 - a seed, so that a failure can be repeated
 
-    accepted = {mutant for mutant in mutants(token, count, chance) if verifies(mutant, key)}
+    accepted = {mutant for mutant in make_mutants(token, count, chance) if is_verified(mutant, key)}
 
     assert accepted == set()
-    assert verifies(token, key)
+    assert is_verified(token, key)
 
 
-def mutants(token: str, count: int, chance: random.Random) -> list[str]:
-    """Change, insert or delete one byte of `token`: mostly by one that a token may hold, at times by any."""
+def make_mutants(token: str, count: int, chance: random.Random) -> list[str]:
+    """Return copies of `token`, each with one byte changed, inserted or deleted: mostly characters of tokens."""
     alphabet = string.ascii_letters + string.digits + "-_.=+/"
-    made: list[str] = []
-    while len(made) < count:
+    mutants: list[str] = []
+    while len(mutants) < count:
         place = chance.randrange(len(token) + 1)
         byte = chance.choice(alphabet) if chance.random() < 0.8 else chr(chance.randrange(256))
         rest, change = token[place:], chance.randrange(3)
         mutant = token[:place] + ((byte + rest[1:]), byte + rest, rest[1:])[change]
         if mutant != token:
-            made.append(mutant)
-    return made
+            mutants.append(mutant)
+    return mutants
 
 
-def verifies(token: str, key: VerificationKey) -> bool:
+def is_verified(token: str, key: VerificationKey) -> bool:
     try:
         verify(token, key)
     except TokenInvalid:
@@ -221,7 +219,7 @@ def verifies(token: str, key: VerificationKey) -> bool:
 
 # The Authorization header -------------------------------------------------------------------------------------------
 
-TOKEN = mint_for().token()
+TOKEN = make_mint().token()
 HEADER_SHAPES: dict[str, tuple[list[str], type[Refusal] | None]] = {
     "plain": ([f"Bearer {TOKEN}"], None),
     "small letters": ([f"bearer {TOKEN}"], None),
@@ -262,45 +260,45 @@ HEADER_SHAPES: dict[str, tuple[list[str], type[Refusal] | None]] = {
 
 
 @table("shape", HEADER_SHAPES)
-async def test_one_bearer_token_in_one_header_is_the_only_way_in(shape: str) -> None:
+async def test_only_one_bearer_token_in_one_header_is_accepted(shape: str) -> None:
     authorization, expected = HEADER_SHAPES[shape]
 
-    seen = await outcome(authenticator_for(mint_for()), authorization)
+    seen = await authenticate(build_authenticator(make_mint()), authorization)
 
     assert (None if isinstance(seen, User) else seen) is expected
 
 
 async def test_one_user_id_of_two_issuers_in_header_and_cookie_is_a_conflict() -> None:
-    mints = [mint_for(), mint_for(token_issuer="https://other.example")]
+    mints = [make_mint(), make_mint(token_issuer="https://other.example")]
     authenticator = JwtAuthenticator(
         trusted=[trust(mint) for mint in mints], clock=lambda: NOW, session=SessionCookie("session", ())
     )
     header, cookie = (mint.token() for mint in mints)
 
-    def sent(cookie: str) -> Credentials:
+    def build_credentials(cookie: str) -> Credentials:
         return Credentials(authorization=(f"Bearer {header}",), cookies=(f"session={cookie}",), is_post=True)
 
-    assert (await authenticator.authenticate(sent(header))).id == (await authenticator.user_of(cookie)).id
+    assert (await authenticator.authenticate(build_credentials(header))).id == (await authenticator.user_of(cookie)).id
     with pytest.raises(CredentialsConflict):
-        await authenticator.authenticate(sent(cookie))
+        await authenticator.authenticate(build_credentials(cookie))
 
 
-async def test_a_token_of_8192_characters_is_read_and_one_more_is_too_many() -> None:
-    mint = mint_for()
-    authenticator = authenticator_for(mint)
+async def test_a_token_of_8192_characters_is_accepted_and_one_of_8193_is_refused() -> None:
+    mint = make_mint()
+    authenticator = build_authenticator(mint)
 
-    longest = await outcome(authenticator, [f"Bearer {token_of_length(mint, 8192)}"])
-    too_long = await outcome(authenticator, [f"Bearer {token_of_length(mint, 8193)}"])
+    longest = await authenticate(authenticator, [f"Bearer {make_token_of_length(mint, 8192)}"])
+    too_long = await authenticate(authenticator, [f"Bearer {make_token_of_length(mint, 8193)}"])
 
     assert isinstance(longest, User)
     assert too_long is HeadersTooLarge
 
 
-def test_the_verifier_bounds_the_length_by_itself() -> None:
-    mint = mint_for()
+def test_the_verifier_itself_refuses_a_token_of_8193_characters() -> None:
+    mint = make_mint()
 
     with pytest.raises(TokenInvalid):
-        verify(token_of_length(mint, 8193), key_for(mint))
+        verify(make_token_of_length(mint, 8193), build_key(mint))
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
@@ -308,12 +306,12 @@ def test_the_verifier_bounds_the_length_by_itself() -> None:
 
 @pytest.mark.parametrize("leeway_seconds", [0, 1, 60, 300])
 async def test_exp_is_the_first_instant_at_which_a_token_is_refused(leeway_seconds: int) -> None:
-    mint = mint_for(leeway_seconds=leeway_seconds)
+    mint = make_mint(leeway_seconds=leeway_seconds)
     token = mint.token(claims=mint.claims(exp=1_800_000_600))
     end = 1_800_000_600 + leeway_seconds
 
     outcomes = [
-        await outcome(authenticator_for(mint, now=now), [f"Bearer {token}"])
+        await authenticate(build_authenticator(mint, now=now), [f"Bearer {token}"])
         for now in (end - 0.001, end, end + 0.001, end + 1e9)
     ]
 
@@ -322,16 +320,16 @@ async def test_exp_is_the_first_instant_at_which_a_token_is_refused(leeway_secon
 
 
 @pytest.mark.parametrize("leeway_seconds", [0, 60])
-async def test_a_token_that_is_older_than_the_operator_allows_is_expired_whatever_its_exp(leeway_seconds: int) -> None:
-    mint = mint_for(leeway_seconds=leeway_seconds)
+async def test_a_token_older_than_the_maximum_age_is_expired_even_if_its_exp_is_later(leeway_seconds: int) -> None:
+    mint = make_mint(leeway_seconds=leeway_seconds)
     token = mint.token(claims=mint.claims(exp=1_900_000_000, iat=1_800_000_000))
     end = 1_800_000_000 + 300 + leeway_seconds
 
     outcomes = [
-        await outcome(authenticator_for(mint, now=now, max_age_seconds=300), [f"Bearer {token}"])
+        await authenticate(build_authenticator(mint, now=now, max_age_seconds=300), [f"Bearer {token}"])
         for now in (1_800_000_000, end - 0.001, end, end + 1e6)
     ]
-    without_limit = await outcome(authenticator_for(mint, now=end + 1e6), [f"Bearer {token}"])
+    without_limit = await authenticate(build_authenticator(mint, now=end + 1e6), [f"Bearer {token}"])
 
     assert [isinstance(seen, User) for seen in outcomes] == [True, True, False, False]
     assert outcomes[2:] == [TokenExpired] * 2
@@ -339,12 +337,12 @@ async def test_a_token_that_is_older_than_the_operator_allows_is_expired_whateve
 
 
 @pytest.mark.parametrize("iat", [None, "1800000000", True])
-async def test_where_the_age_is_limited_a_token_without_an_instant_of_issue_is_refused(iat: object) -> None:
-    mint = mint_for()
+async def test_if_the_age_is_limited_a_token_without_a_valid_iat_is_refused(iat: object) -> None:
+    mint = make_mint()
     claims = {name: value for name, value in mint.claims().items() if name != "iat"}
     token = mint.token(claims=claims if iat is None else claims | {"iat": iat})
 
-    limited = await outcome(authenticator_for(mint, max_age_seconds=300), [f"Bearer {token}"])
+    limited = await authenticate(build_authenticator(mint, max_age_seconds=300), [f"Bearer {token}"])
 
     assert limited is TokenInvalid
 
@@ -352,12 +350,12 @@ async def test_where_the_age_is_limited_a_token_without_an_instant_of_issue_is_r
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 @pytest.mark.parametrize("leeway_seconds", [0, 1, 60, 300])
 async def test_nbf_and_iat_are_the_first_instant_at_which_a_token_is_accepted(leeway_seconds: int, claim: str) -> None:
-    mint = mint_for(leeway_seconds=leeway_seconds)
+    mint = make_mint(leeway_seconds=leeway_seconds)
     token = mint.token(claims=mint.claims(exp=1_900_000_000) | {claim: 1_800_000_600})
     begin = 1_800_000_600 - leeway_seconds
 
     outcomes = [
-        await outcome(authenticator_for(mint, now=now), [f"Bearer {token}"])
+        await authenticate(build_authenticator(mint, now=now), [f"Bearer {token}"])
         for now in (begin - 1e9, begin - 0.001, begin, begin + 0.001)
     ]
 
@@ -366,19 +364,19 @@ async def test_nbf_and_iat_are_the_first_instant_at_which_a_token_is_accepted(le
 
 
 async def test_the_clock_is_read_for_each_token() -> None:
-    mint, times = mint_for(), iter([NOW, NOW + 1e6, NOW])
+    mint, times = make_mint(), iter([NOW, NOW + 1e6, NOW])
     authenticator = JwtAuthenticator(trusted=[trust(mint)], clock=lambda: next(times))
 
-    outcomes = [await outcome(authenticator, [f"Bearer {mint.token()}"]) for _ in range(3)]
+    outcomes = [await authenticate(authenticator, [f"Bearer {mint.token()}"]) for _ in range(3)]
 
     assert [seen is TokenExpired for seen in outcomes] == [False, True, False]
 
 
 async def test_an_expired_token_with_a_bad_signature_is_invalid_not_expired() -> None:
-    mint = mint_for()
-    forged = mint_for(signer=signer_for("HS256", owner="attacker"))
+    mint = make_mint()
+    forged = make_mint(signer=signer_for("HS256", owner="attacker"))
 
-    seen = await outcome(authenticator_for(mint), [f"Bearer {forged.token(claims=forged.claims(exp=1))}"])
+    seen = await authenticate(build_authenticator(mint), [f"Bearer {forged.token(claims=forged.claims(exp=1))}"])
 
     assert seen is TokenInvalid
 
@@ -393,7 +391,7 @@ USER_IDS: dict[str, tuple[str, dict[str, object], str]] = {
     "sub zero": ("sub", {"sub": 0}, "0"),
     "sub a negative number": ("sub", {"sub": -7}, "-7"),
     "sub a number of 20 digits": ("sub", {"sub": 10**19}, "1" + "0" * 19),
-    "sub with the signs of identity providers": ("sub", {"sub": "auth0|5f7c8e@clients"}, "auth0|5f7c8e@clients"),
+    "sub as Auth0 writes it": ("sub", {"sub": "auth0|5f7c8e@clients"}, "auth0|5f7c8e@clients"),
     "sub beyond ASCII": ("sub", {"sub": "Ağça 🎙"}, "Ağça 🎙"),
     "sub in another case": ("sub", {"sub": "U-1"}, "U-1"),
     "another claim": ("uid", {"uid": "ada"}, "ada"),
@@ -409,9 +407,9 @@ USER_IDS: dict[str, tuple[str, dict[str, object], str]] = {
 @table("name", USER_IDS)
 async def test_the_user_id_comes_from_the_configured_claim_exactly(name: str) -> None:
     claim, claims, expected = USER_IDS[name]
-    mint = mint_for()
+    mint = make_mint()
 
-    user = await authenticator_for(mint, user_id_claim=claim).user_of(mint.token(claims=mint.claims(**claims)))
+    user = await build_authenticator(mint, user_id_claim=claim).user_of(mint.token(claims=mint.claims(**claims)))
 
     assert user.id == expected
     assert user.issuer == ISSUER
@@ -421,23 +419,23 @@ async def test_the_user_id_comes_from_the_configured_claim_exactly(name: str) ->
     "value", [None, "", True, False, 1.0, [], ["ada"], {}, {"id": "ada"}, "u" * 256, "\ud800", "ada\udcff"], ids=repr
 )
 @pytest.mark.parametrize("claim", ["uid", "app_metadata.id", "https://example.com/id"])
-async def test_a_user_id_that_is_no_id_is_refused(claim: str, value: object) -> None:
-    mint = mint_for()
+async def test_an_invalid_user_id_is_refused(claim: str, value: object) -> None:
+    mint = make_mint()
     nested: dict[str, object] = {"app_metadata": {"id": value}} if claim == "app_metadata.id" else {claim: value}
 
-    seen = await outcome(
-        authenticator_for(mint, user_id_claim=claim), [f"Bearer {mint.token(claims=mint.claims(**nested))}"]
+    seen = await authenticate(
+        build_authenticator(mint, user_id_claim=claim), [f"Bearer {mint.token(claims=mint.claims(**nested))}"]
     )
 
     assert seen is TokenInvalid
 
 
 @table("claim", ["uid", "a.b", "sub.id", "app_metadata.id.more", "app_metadata.", ".", ""])
-async def test_a_user_id_claim_that_is_not_there_is_refused_and_never_replaced_by_sub(claim: str) -> None:
-    mint = mint_for()
+async def test_a_token_without_the_configured_user_id_claim_is_refused_and_sub_never_replaces_it(claim: str) -> None:
+    mint = make_mint()
     token = mint.token(claims=mint.claims(app_metadata={"id": "ada"}))
 
-    seen = await outcome(authenticator_for(mint, user_id_claim=claim), [f"Bearer {token}"])
+    seen = await authenticate(build_authenticator(mint, user_id_claim=claim), [f"Bearer {token}"])
 
     assert seen is TokenInvalid
 
@@ -460,12 +458,12 @@ SUBJECTS_BESIDE_ANOTHER_CLAIM: dict[str, tuple[dict[str, object], object]] = {
 }
 
 
-async def test_where_another_claim_is_the_user_sub_may_be_left_out_but_must_be_an_id_if_it_is_there() -> None:
-    mint, seen = mint_for(), {}
+async def test_if_another_claim_is_the_user_id_sub_may_be_missing_but_not_invalid() -> None:
+    mint, seen = make_mint(), {}
     for name, (claims, _) in SUBJECTS_BESIDE_ANOTHER_CLAIM.items():
         unnamed = {claim: value for claim, value in mint.claims().items() if claim != "sub"}
-        authenticator = authenticator_for(mint, user_id_claim="uid")
-        user = await outcome(authenticator, [f"Bearer {mint.token(claims=unnamed | claims)}"])
+        authenticator = build_authenticator(mint, user_id_claim="uid")
+        user = await authenticate(authenticator, [f"Bearer {mint.token(claims=unnamed | claims)}"])
         seen[name] = user.id if isinstance(user, User) else user
 
     assert seen == {name: expected for name, (_, expected) in SUBJECTS_BESIDE_ANOTHER_CLAIM.items()}
@@ -491,23 +489,23 @@ USER_NAMES: dict[str, tuple[str, dict[str, object], str | None]] = {
 
 
 async def test_the_user_name_falls_back_from_the_configured_claim_to_the_names_of_openid_connect() -> None:
-    mint, seen = mint_for(), {}
+    mint, seen = make_mint(), {}
     for name, (claim, claims, _) in USER_NAMES.items():
         token = mint.token(claims=mint.claims(**claims))
-        seen[name] = (await authenticator_for(mint, user_name_claim=claim).user_of(token)).name
+        seen[name] = (await build_authenticator(mint, user_name_claim=claim).user_of(token)).name
 
     assert seen == {name: expected for name, (_, _, expected) in USER_NAMES.items()}
 
 
-# What is said -------------------------------------------------------------------------------------------------------
+# The refusals -------------------------------------------------------------------------------------------------------
 
 
 @each_kind
 async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_failed(algorithm: str) -> None:
-    authenticator = authenticator_for(mint_for(algorithm))
-    refusals = [await refusal_of(authenticator, hostile) for hostile in corpus_of(algorithm, 60, "key-1")]
+    authenticator = build_authenticator(make_mint(algorithm))
+    refusals = [await get_refusal(authenticator, hostile) for hostile in make_corpus(algorithm, 60, "key-1")]
 
-    said = {(type(refusal).__name__, refusal.detail) for _, refusal in refusals}
+    details = {(type(refusal).__name__, refusal.detail) for _, refusal in refusals}
     repeating = [
         hostile.name
         for hostile, refusal in refusals
@@ -517,12 +515,12 @@ async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_fail
         hostile.name for hostile, refusal in refusals if type(refusal) is TokenInvalid and not refusal.operator_note
     ]
 
-    assert said == {(kind.__name__, kind.detail) for kind in (TokenInvalid, TokenExpired, HeadersTooLarge)}
+    assert details == {(kind.__name__, kind.detail) for kind in (TokenInvalid, TokenExpired, HeadersTooLarge)}
     assert repeating == []
     assert silent == []
 
 
-async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:
+async def get_refusal(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:
     with pytest.raises(Refusal) as caught:
         await authenticator.authenticate(Credentials(authorization=(f"Bearer {hostile.token}",)))
     return hostile, caught.value
@@ -540,9 +538,9 @@ async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple
     ],
 )
 async def test_the_operator_learns_which_check_failed(changes: dict[str, object], note: str) -> None:
-    mint = mint_for()
+    mint = make_mint()
 
     with pytest.raises(TokenInvalid) as caught:
-        await authenticator_for(mint).user_of(mint.token(claims=mint.claims(**changes)))
+        await build_authenticator(mint).user_of(mint.token(claims=mint.claims(**changes)))
 
     assert caught.value.operator_note == note

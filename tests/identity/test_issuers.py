@@ -1,4 +1,4 @@
-"""Issuers side by side, with keys that voicepass fetches: they share nothing, and no token says where to fetch."""
+"""Several issuers with fetched keys: they share nothing, and voicepass fetches no address that a token names."""
 
 import asyncio
 import statistics
@@ -14,9 +14,9 @@ import pytest
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, AUDIENCE, TOKEN_ISSUER, settings_with
-from tests.identity.hostile_jwks import KID, jwk_of, set_of
-from tests.identity.hostile_tokens import Mint, ec_key_of, rsa_key_of, signer_for
-from tests.identity.issuer import EC_JWK, JWKS_PATH, OLD, Issuer, saying, trap
+from tests.identity.hostile_jwks import KID, make_jwk, make_set
+from tests.identity.hostile_tokens import Mint, get_ec_key, get_rsa_key, signer_for
+from tests.identity.issuer import EC_JWK, JWKS_PATH, OLD, Issuer, make_answer, open_trap
 from tests.servers import running
 from voicepass.app import create_app
 from voicepass.errors import Refusal, TokenInvalid
@@ -32,7 +32,7 @@ NOW: Final = 1_800_000_000.0
 PAIRS: Final = [("RS256", "RS256"), ("RS256", "ES256"), ("RS256", "HS256"), ("ES256", "ES256"), ("ES256", "HS256")]
 
 
-def mint_of(letter: str, algorithm: str) -> Mint:
+def make_mint(letter: str, algorithm: str) -> Mint:
     signer = signer_for(algorithm, owner="provider" if letter == "a" else "attacker")
     return Mint(
         signer=signer,
@@ -44,10 +44,10 @@ def mint_of(letter: str, algorithm: str) -> Mint:
 
 
 @asynccontextmanager
-async def authenticator_for(
+async def build_authenticator(
     issuer: Issuer, *mints: Mint, jwks: Sequence[object] = ()
 ) -> AsyncIterator[JwtAuthenticator]:
-    """Trusts the issuer of each mint; their keys are fetched, but for the secrets of HS*."""
+    """Trust the issuer of each mint. voicepass fetches their keys, except the secrets of HS*."""
     sources: list[FixedKey | PublishedKeys] = []
     for mint, jwk in zip(mints, jwks, strict=True):
         if jwk is None:
@@ -56,7 +56,7 @@ async def authenticator_for(
             )
             continue
         path = f"/{len(sources)}"
-        issuer.answers[path] = saying(set_of(*jwk) if isinstance(jwk, list) else set_of(jwk))
+        issuer.answers[path] = make_answer(make_set(*jwk) if isinstance(jwk, list) else make_set(jwk))
         sources.append(
             PublishedKeys(
                 url=issuer.url + path,
@@ -83,16 +83,16 @@ async def authenticator_for(
                 await source.aclose()
 
 
-def jwk_for(mint: Mint, *, kid: str | None = None) -> dict[str, object] | None:
+def find_jwk(mint: Mint, *, kid: str | None = None) -> dict[str, object] | None:
     owner = "provider" if mint.token_issuer == "https://a.example" else "attacker"
     if mint.signer.algorithm == "HS256":
         return None
-    key = rsa_key_of(owner) if mint.signer.algorithm == "RS256" else ec_key_of(owner, mint.signer.algorithm)
-    return jwk_of(key, kid=kid or mint.kid)
+    key = get_rsa_key(owner) if mint.signer.algorithm == "RS256" else get_ec_key(owner, mint.signer.algorithm)
+    return make_jwk(key, kid=kid or mint.kid)
 
 
-def crossed(own: Mint, other: Mint) -> Iterator[tuple[str, str]]:
-    """Tokens that say they are `own`'s and hold something of `other`'s."""
+def make_mixed_tokens(own: Mint, other: Mint) -> Iterator[tuple[str, str]]:
+    """Make tokens of the issuer `own` with a key, name, audience or header of the issuer `other`."""
     ours, theirs = own.header(kid=own.kid), other.header(kid=other.kid)
     as_text = signer_for("HS256", secret=own.signer.published)
     as_their_text = signer_for("HS256", secret=other.signer.published)
@@ -116,24 +116,26 @@ def crossed(own: Mint, other: Mint) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("algorithm", "other_algorithm"), PAIRS)
-@pytest.mark.parametrize("is_one_name", [False, True])
+@pytest.mark.parametrize("is_same_kid", [False, True])
 async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
-    issuer: Issuer, algorithm: str, other_algorithm: str, *, is_one_name: bool
+    issuer: Issuer, algorithm: str, other_algorithm: str, *, is_same_kid: bool
 ) -> None:
-    a, b = mint_of("a", algorithm), mint_of("b", other_algorithm)
-    if is_one_name:
+    a, b = make_mint("a", algorithm), make_mint("b", other_algorithm)
+    if is_same_kid:
         a, b = (replace(mint, kid="key-1") for mint in (a, b))
     tokens = {
-        f"{own.token_issuer}: {name}": token for own, other in ((a, b), (b, a)) for name, token in crossed(own, other)
+        f"{own.token_issuer}: {name}": token
+        for own, other in ((a, b), (b, a))
+        for name, token in make_mixed_tokens(own, other)
     }
-    if is_one_name:  # then these are good
+    if is_same_kid:  # then these tokens are valid
         del tokens["https://a.example: their name, our key"], tokens["https://b.example: their name, our key"]
-    if other_algorithm == "HS256":  # and so is a token signed with the secret that it should be signed with
+    if other_algorithm == "HS256":  # this token is valid too, because its own secret signs it
         del tokens["https://b.example: our public key as a secret"]
 
-    async with authenticator_for(issuer, a, b, jwks=[jwk_for(a), jwk_for(b)]) as authenticator:
-        good = [await user_of(authenticator, mint.token(header=mint.header(kid=mint.kid))) for mint in (a, b)]
-        accepted = [name for name, token in tokens.items() if await user_of(authenticator, token) is not TokenInvalid]
+    async with build_authenticator(issuer, a, b, jwks=[find_jwk(a), find_jwk(b)]) as authenticator:
+        good = [await get_user(authenticator, mint.token(header=mint.header(kid=mint.kid))) for mint in (a, b)]
+        accepted = [name for name, token in tokens.items() if await get_user(authenticator, token) is not TokenInvalid]
 
     assert [user.issuer for user in good if isinstance(user, User)] == ["https://a.example", "https://b.example"]
     assert accepted == []
@@ -141,34 +143,34 @@ async def test_two_issuers_never_share_a_key_an_algorithm_or_an_audience(
 
 
 async def test_a_token_is_tried_with_eight_keys_at_most(issuer: Issuer) -> None:
-    mint, others = mint_of("a", "ES256"), [OLD | {"kid": f"k{n}"} for n in range(8)]
-    own, users = jwk_for(mint), []
+    mint, others = make_mint("a", "ES256"), [OLD | {"kid": f"k{n}"} for n in range(8)]
+    own, users = find_jwk(mint), []
     for published in ([*others[:7], own], [*others, own]):
-        async with authenticator_for(issuer, mint, jwks=[published]) as authenticator:
-            users.append(await user_of(authenticator, mint.token()))
+        async with build_authenticator(issuer, mint, jwks=[published]) as authenticator:
+            users.append(await get_user(authenticator, mint.token()))
 
     assert isinstance(users[0], User)
     assert users[1] is TokenInvalid
 
 
-async def user_of(authenticator: JwtAuthenticator, token: str) -> User | type[Refusal]:
+async def get_user(authenticator: JwtAuthenticator, token: str) -> User | type[Refusal]:
     try:
         return await authenticator.user_of(token)
     except Refusal as refusal:
         return type(refusal)
 
 
-# Keys on a token's word ---------------------------------------------------------------------------------------------
+# Addresses that a token names ---------------------------------------------------------------------------------------
 
 
 async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
-    mint = replace(mint_of("a", "ES256"), kid=KID)
+    mint = replace(make_mint("a", "ES256"), kid=KID)
     attacker = signer_for("ES256", owner="attacker")
-    attackers_jwk = jwk_of(ec_key_of("attacker", "ES256"), kid=KID)
+    attackers_jwk = make_jwk(get_ec_key("attacker", "ES256"), kid=KID)
     async with (
-        trap() as (key_url, key_visitors),
-        trap() as (chain_url, chain_visitors),
-        authenticator_for(issuer, mint, jwks=[EC_JWK]) as authenticator,
+        open_trap() as (key_url, key_visitors),
+        open_trap() as (chain_url, chain_visitors),
+        build_authenticator(issuer, mint, jwks=[EC_JWK]) as authenticator,
     ):
         lures: list[dict[str, object]] = [
             {"jku": f"{key_url}/jwks.json"},
@@ -187,8 +189,8 @@ async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
             for sign in (mint.signer.sign, attacker.sign)
         ]
 
-        refused = [await user_of(authenticator, token) for token in forged]
-        honest = await user_of(authenticator, mint.token(header=mint.header(**lures[-1] | {"kid": KID})))
+        refused = [await get_user(authenticator, token) for token in forged]
+        honest = await get_user(authenticator, mint.token(header=mint.header(**lures[-1] | {"kid": KID})))
 
     assert refused == [TokenInvalid] * len(forged)
     assert isinstance(honest, User)
@@ -201,7 +203,7 @@ async def test_no_address_in_a_token_is_ever_fetched(issuer: Issuer) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.alone
-async def test_a_flood_of_unknown_names_over_http_hurts_no_signed_in_user(issuer: Issuer) -> None:
+async def test_during_a_flood_of_unknown_key_names_over_http_every_signed_in_user_gets_a_pass(issuer: Issuer) -> None:
     mint = Mint(signer=signer_for("ES256"), token_issuer=TOKEN_ISSUER, audience=AUDIENCE, now=time.time())
     good = {
         "Authorization": f"Bearer {mint.token(header=mint.header(kid=KID), claims=mint.claims(exp=time.time() + 900))}"
@@ -227,12 +229,12 @@ async def test_a_flood_of_unknown_names_over_http_hurts_no_signed_in_user(issuer
         )
         with running(lambda _url: create_app(settings)) as service:
             async with httpx.AsyncClient(base_url=service, trust_env=False, timeout=30) as client:
-                idle = [await timed(client, good) for _ in range(300)]
+                idle = [await measure_pass(client, good) for _ in range(300)]
                 began = time.monotonic()
                 refused, flooded = [], []
                 for wave in range(0, len(flood), 25):
                     *answers, served = await asyncio.gather(
-                        *(timed(client, headers) for headers in [*flood[wave : wave + 25], good])
+                        *(measure_pass(client, headers) for headers in [*flood[wave : wave + 25], good])
                     )
                     refused += answers
                     flooded.append(served)
@@ -246,7 +248,7 @@ async def test_a_flood_of_unknown_names_over_http_hurts_no_signed_in_user(issuer
     assert len(issuer.asked) <= 1 + (took + 30) // 30
 
 
-async def timed(client: httpx.AsyncClient, headers: dict[str, str]) -> tuple[int, float]:
+async def measure_pass(client: httpx.AsyncClient, headers: dict[str, str]) -> tuple[int, float]:
     began = time.monotonic()
     response = await client.post("/v1/signed-url", headers=headers)
     return response.status_code, time.monotonic() - began

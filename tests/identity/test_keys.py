@@ -1,11 +1,10 @@
-"""What is refused as a key, in words that never repeat it."""
+"""Which keys are refused, and that no refusal repeats the key."""
 
 import base64
 import datetime as dt
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -24,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import Certificate, CertificateBuilder, Name, NameAttribute, random_serial_number
 from cryptography.x509.oid import NameOID
 
-from tests.identity.hostile_tokens import SECRET, base64url, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_jwks import make_jwk
+from tests.identity.hostile_tokens import SECRET, base64url, get_ec_key, get_ed25519_key, get_rsa_key, signer_for
 from tests.tables import table
 from voicepass.identity.keys import (
     ALGORITHMS,
@@ -77,7 +77,7 @@ def test_a_secret_may_look_like_anything_and_is_used_byte_for_byte(name: str, al
 def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -> None:
     provider, attacker = signer_for(algorithm), signer_for(algorithm, owner="attacker")
 
-    key = key_of(provider.published, algorithm)
+    key = build_key(provider.published, algorithm)
 
     assert key.algorithm == algorithm
     assert key.verifies(b"signing input", provider.sign(b"signing input"))
@@ -87,10 +87,12 @@ def test_a_key_verifies_what_its_owner_signed_and_nothing_else(algorithm: str) -
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS - HMAC_ALGORITHMS))
-def test_a_jwk_is_the_same_key_as_the_text(algorithm: str) -> None:
+def test_a_jwk_is_the_same_key_as_its_pem(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
-    key = key_from_jwk(jwk_of(algorithm, kid="key-1", use="sig", alg=algorithm, key_ops=["verify"]), algorithm)
+    key = key_from_jwk(
+        make_provider_jwk(algorithm, kid="key-1", use="sig", alg=algorithm, key_ops=["verify"]), algorithm
+    )
 
     assert (key.names, key.algorithm) == ({"kid": "key-1"}, algorithm)
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
@@ -112,7 +114,7 @@ ODD_CASES = [
 
 @table(("oddity", "algorithm"), ODD_CASES)
 def test_a_jwk_that_an_issuer_writes_in_another_way_is_the_same_key(oddity: str, algorithm: str) -> None:
-    change, jwk = ODD_JWKS[oddity], jwk_of(algorithm)
+    change, jwk = ODD_JWKS[oddity], make_provider_jwk(algorithm)
     odd = jwk | (change if isinstance(change, dict) else {name: change(jwk[name]) for name in "nexy" if name in jwk})
 
     key = key_from_jwk(odd, algorithm)
@@ -124,14 +126,15 @@ def test_a_jwk_that_an_issuer_writes_in_another_way_is_the_same_key(oddity: str,
 def test_a_key_has_the_names_that_its_jwk_gives_it() -> None:
     names = {"kid": "key-1", "x5t": "AAAA", "x5t#S256": "BBBB"}
 
-    assert key_from_jwk(jwk_of("ES256", **names), "ES256").names == names
-    assert key_from_jwk(jwk_of("ES256", kid=None, x5t=7, **{"x5t#S256": ["BBBB"]}), "ES256").names == {}
+    assert key_from_jwk(make_provider_jwk("ES256", **names), "ES256").names == names
+    unnamed = make_provider_jwk("ES256") | {"kid": None, "x5t": 7, "x5t#S256": ["BBBB"]}
+    assert key_from_jwk(unnamed, "ES256").names == {}
 
 
-def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None:
+def test_a_pem_built_by_hand_is_accepted_if_its_exponent_is_valid() -> None:
     signer = signer_for("RS256")
 
-    key = key_from_pem(rsa_pem(exponent=65537), "RS256")
+    key = key_from_pem(write_rsa_pem(exponent=65537), "RS256")
 
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
 
@@ -140,19 +143,19 @@ def test_a_pem_put_together_by_hand_is_a_key_when_its_exponent_is_good() -> None
 def test_a_certificate_serves_as_its_public_key(algorithm: str) -> None:
     signer = signer_for(algorithm)
 
-    key = key_from_pem(certificate_of(algorithm).public_bytes(Encoding.PEM).decode(), algorithm)
+    key = key_from_pem(make_certificate(algorithm).public_bytes(Encoding.PEM).decode(), algorithm)
 
     assert key.verifies(b"signing input", signer.sign(b"signing input"))
 
 
-def unusable_secrets() -> dict[str, tuple[str, str]]:
+def list_unusable_secrets() -> dict[str, tuple[str, str]]:
     pem = signer_for("RS256").published
-    der = der_of(pem)
-    pkcs1 = rsa_key_of("provider").public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
-    ssh = rsa_key_of("provider").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    ec_ssh = ec_key_of("provider", "ES256").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    certificate = certificate_of("RS256").public_bytes(Encoding.DER)
-    jwk = jwk_of("RS256", kid="key-1")
+    der = decode_pem(pem)
+    pkcs1 = get_rsa_key("provider").public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    ssh = get_rsa_key("provider").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    ec_ssh = get_ec_key("provider", "ES256").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    certificate = make_certificate("RS256").public_bytes(Encoding.DER)
+    jwk = make_provider_jwk("RS256", kid="key-1")
     short, blank, public = "at least 32 bytes", "blank", "public key"
     return {
         "empty": ("", short),
@@ -168,20 +171,20 @@ def unusable_secrets() -> dict[str, tuple[str, str]]:
         "a PEM with \\n": (pem.replace("\n", "\\n"), public),
         "a PEM in spaces": (f"  {pem}  ", public),
         "a PEM of an EC key": (signer_for("ES256").published, public),
-        "a PEM certificate": (certificate_of("RS256").public_bytes(Encoding.PEM).decode(), public),
-        "a PEM private key": (private_pem(rsa_key_of("provider")), public),
+        "a PEM certificate": (make_certificate("RS256").public_bytes(Encoding.PEM).decode(), public),
+        "a PEM private key": (write_private_pem(get_rsa_key("provider")), public),
         "an SSH key": (ssh, public),
         "an SSH key after a space": (" " + ssh, public),
         "an EC SSH key": (ec_ssh, public),
         "DER in base64": (base64.b64encode(der).decode(), public),
         "DER in base64, in lines": (base64.encodebytes(der).decode(), public),
         "DER in base64url": (base64url(der), public),
-        "DER of an EC key": (base64.b64encode(der_of(signer_for("ES256").published)).decode(), public),
+        "DER of an EC key": (base64.b64encode(decode_pem(signer_for("ES256").published)).decode(), public),
         "DER in PKCS #1": (base64.b64encode(pkcs1).decode(), public),
         "DER of a certificate, as in x5c": (base64.b64encode(certificate).decode(), public),
         "a JWK": (json.dumps(jwk), public),
         "a JWK, indented": (json.dumps(jwk, indent=2), public),
-        "an EC JWK": (json.dumps(jwk_of("ES256")), public),
+        "an EC JWK": (json.dumps(make_provider_jwk("ES256")), public),
         "a JWK that is a secret": (json.dumps({"kty": "oct", "k": base64url(SECRET.encode())}), public),
         "a JWKS": (json.dumps({"keys": [jwk]}), public),
         "a list of JWKs": (json.dumps([jwk]), public),
@@ -189,71 +192,79 @@ def unusable_secrets() -> dict[str, tuple[str, str]]:
 
 
 def test_a_short_blank_or_mistaken_secret_is_refused() -> None:
-    secrets = unusable_secrets()
+    secrets = list_unusable_secrets()
 
-    answers = {name: refusal(lambda s=secret: key_from_secret(s, "HS256")) for name, (secret, _) in secrets.items()}
+    answers = {name: get_refusal(lambda s=secret: key_from_secret(s, "HS256")) for name, (secret, _) in secrets.items()}
 
     assert {name: answers[name] for name, (_, reason) in secrets.items() if reason not in answers[name]} == {}
-    assert [name for name, (secret, _) in secrets.items() if gives_away(secret, answers[name])] == []
+    assert [name for name, (secret, _) in secrets.items() if has_part_of(secret, answers[name])] == []
 
 
 @table("algorithm", [*sorted(ALGORITHMS - HMAC_ALGORITHMS), "none", "hs256", "HS1", "PS256", ""])
-def test_a_secret_serves_no_algorithm_but_hs(algorithm: str) -> None:
-    answer = refusal(lambda: key_from_secret(SECRET, algorithm))
+def test_a_secret_is_refused_for_every_algorithm_but_hs(algorithm: str) -> None:
+    answer = get_refusal(lambda: key_from_secret(SECRET, algorithm))
 
     assert "a secret is for HS256, HS384 or HS512" in answer
     assert SECRET not in answer
 
 
-def unusable_pems() -> dict[str, tuple[str, str, str]]:
+def list_unusable_pems() -> dict[str, tuple[str, str, str]]:
     pem, ec_pem = signer_for("RS256").published, signer_for("ES256").published
-    private = rsa_key_of("provider")
+    private = get_rsa_key("provider")
     ssh = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
-    ed25519_pem = spki(ed25519.Ed25519PrivateKey.generate().public_key())
+    ed25519_pem = write_pem(ed25519.Ed25519PrivateKey.generate().public_key())
     no_pem, private_half = "is not a PEM public key or certificate", "is a private key"
     return {
         "empty": ("", "RS256", no_pem),
         "words": ("the public key", "RS256", no_pem),
         "a lone surrogate": ("\ud800", "RS256", no_pem),
-        "a PEM without its marks": (base64.b64encode(der_of(pem)).decode(), "RS256", no_pem),
+        "a PEM without its marks": (base64.b64encode(decode_pem(pem)).decode(), "RS256", no_pem),
         "a PEM cut short": (pem[: len(pem) // 2], "RS256", no_pem),
         "a PEM of rubbish": ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "RS256", no_pem),
         "a certificate of rubbish": ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "RS256", no_pem),
         "an SSH key": (ssh, "RS256", no_pem),
-        "a JWK": (json.dumps(jwk_of("RS256")), "RS256", no_pem),
+        "a JWK": (json.dumps(make_provider_jwk("RS256")), "RS256", no_pem),
         "a secret": (SECRET, "RS256", no_pem),
-        "a private key": (private_pem(private), "RS256", private_half),
-        "a private key of old": (private_pem(private, PrivateFormat.TraditionalOpenSSL), "RS256", private_half),
-        "a private key of OpenSSH": (private_pem(private, PrivateFormat.OpenSSH), "RS256", private_half),
+        "a private key": (write_private_pem(private), "RS256", private_half),
+        "a PKCS #1 private key": (write_private_pem(private, PrivateFormat.TraditionalOpenSSL), "RS256", private_half),
+        "a private key of OpenSSH": (write_private_pem(private, PrivateFormat.OpenSSH), "RS256", private_half),
         "an encrypted private key": (encrypted.decode(), "RS256", private_half),
-        "a private EC key": (private_pem(ec_key_of("provider", "ES256")), "ES256", private_half),
-        "both halves": (pem + private_pem(private), "RS256", private_half),
-        "RSA of 1,024 bits": (weak_rsa_pem(), "RS256", "must have 2048 to 8192 bits; this one has 1024"),
-        "RSA, exponent 0": (rsa_pem(exponent=0), "RS256", no_pem),
-        "RSA, exponent 1": (rsa_pem(exponent=1), "RS256", no_pem),
-        "RSA, exponent 2": (rsa_pem(exponent=2), "RS256", no_pem),
-        "RSA, exponent 65536": (rsa_pem(exponent=65536), "RS256", no_pem),
+        "a private EC key": (write_private_pem(get_ec_key("provider", "ES256")), "ES256", private_half),
+        "both halves": (pem + write_private_pem(private), "RS256", private_half),
+        "RSA of 1,024 bits": (make_weak_rsa_pem(), "RS256", "must have 2048 to 8192 bits; this one has 1024"),
+        "RSA, exponent 0": (write_rsa_pem(exponent=0), "RS256", no_pem),
+        "RSA, exponent 1": (write_rsa_pem(exponent=1), "RS256", no_pem),
+        "RSA, exponent 2": (write_rsa_pem(exponent=2), "RS256", no_pem),
+        "RSA, exponent 65536": (write_rsa_pem(exponent=65536), "RS256", no_pem),
         "RSA for ES256": (pem, "ES256", "is not a key for ES256"),
         "EC for RS256": (ec_pem, "RS256", "is not a key for RS256"),
         "P-256 for ES384": (ec_pem, "ES384", "is not a key for ES384"),
         "P-256 for ES512": (ec_pem, "ES512", "is not a key for ES512"),
         "P-384 for ES256": (signer_for("ES384").published, "ES256", "is not a key for ES256"),
         "secp256k1 for ES256": (
-            spki(ec.generate_private_key(ec.SECP256K1()).public_key()),
+            write_pem(ec.generate_private_key(ec.SECP256K1()).public_key()),
             "ES256",
             "is not a key for ES256",
         ),
         "Ed25519 for ES256": (ed25519_pem, "ES256", "is not a key for ES256"),
         "Ed25519 for RS256": (ed25519_pem, "RS256", "is not a key for RS256"),
-        "Ed448 for EdDSA": (spki(ed448.Ed448PrivateKey.generate().public_key()), "EdDSA", "is not a key for EdDSA"),
-        "X25519 for EdDSA": (spki(x25519.X25519PrivateKey.generate().public_key()), "EdDSA", "is not a key for EdDSA"),
+        "Ed448 for EdDSA": (
+            write_pem(ed448.Ed448PrivateKey.generate().public_key()),
+            "EdDSA",
+            "is not a key for EdDSA",
+        ),
+        "X25519 for EdDSA": (
+            write_pem(x25519.X25519PrivateKey.generate().public_key()),
+            "EdDSA",
+            "is not a key for EdDSA",
+        ),
         "RSA for EdDSA": (pem, "EdDSA", "is not a key for EdDSA"),
         "P-256 for EdDSA": (ec_pem, "EdDSA", "is not a key for EdDSA"),
-        "Ed25519 of order 1": (ed25519_pem_of(1), "EdDSA", "anyone can sign"),
-        "a private Ed25519 key": (private_pem(ed25519_key_of("provider")), "EdDSA", private_half),
+        "Ed25519 of order 1": (write_ed25519_pem(1), "EdDSA", "anyone can sign"),
+        "a private Ed25519 key": (write_private_pem(get_ed25519_key("provider")), "EdDSA", private_half),
         "a certificate of another kind": (
-            certificate_of("RS256").public_bytes(Encoding.PEM).decode(),
+            make_certificate("RS256").public_bytes(Encoding.PEM).decode(),
             "ES256",
             "is not a key for ES256",
         ),
@@ -264,23 +275,24 @@ def unusable_pems() -> dict[str, tuple[str, str, str]]:
 
 
 def test_a_pem_that_is_no_public_key_for_the_algorithm_is_refused() -> None:
-    pems = unusable_pems()
+    pems = list_unusable_pems()
 
-    answers = {name: refusal(lambda p=pem, a=alg: key_from_pem(p, a)) for name, (pem, alg, _) in pems.items()}
+    answers = {name: get_refusal(lambda p=pem, a=alg: key_from_pem(p, a)) for name, (pem, alg, _) in pems.items()}
 
     assert {name: answers[name] for name, (_, _, reason) in pems.items() if reason not in answers[name]} == {}
-    assert [name for name, (pem, _, _) in pems.items() if gives_away(pem, answers[name])] == []
+    assert [name for name, (pem, _, _) in pems.items() if has_part_of(pem, answers[name])] == []
 
 
-def unusable_jwks() -> dict[str, tuple[object, str, str]]:
-    rsa_jwk, ec_jwk, oct_jwk = jwk_of("RS256"), jwk_of("ES256"), {"kty": "oct", "k": base64url(SECRET.encode())}
-    numbers = rsa_key_of("provider").private_numbers()
+def list_unusable_jwks() -> dict[str, tuple[object, str, str]]:
+    rsa_jwk, ec_jwk = make_provider_jwk("RS256"), make_provider_jwk("ES256")
+    oct_jwk = {"kty": "oct", "k": base64url(SECRET.encode())}
+    numbers = get_rsa_key("provider").private_numbers()
     d = base64url(numbers.d.to_bytes(256))
-    ec_d = base64url(ec_key_of("provider", "ES256").private_numbers().private_value.to_bytes(32))
+    ec_d = base64url(get_ec_key("provider", "ES256").private_numbers().private_value.to_bytes(32))
     modulus = numbers.public_numbers.n
     y = int.from_bytes(base64url_decode(ec_jwk["y"]))
     other_y = base64url((y ^ 1).to_bytes(32))
-    ed_jwk = jwk_of("EdDSA")
+    ed_jwk = make_provider_jwk("EdDSA")
     weak = "is malformed, or a key with which anyone can sign"
     not_meant, another, malformed = "is not meant for verifying", "is meant for another algorithm", "is malformed"
     return {
@@ -364,28 +376,28 @@ def unusable_jwks() -> dict[str, tuple[object, str, str]]:
 
 
 def test_a_jwk_that_is_no_key_for_the_algorithm_is_refused() -> None:
-    jwks = unusable_jwks()
+    jwks = list_unusable_jwks()
 
-    answers = {name: refusal(lambda j=jwk, a=alg: key_from_jwk(j, a)) for name, (jwk, alg, _) in jwks.items()}
+    answers = {name: get_refusal(lambda j=jwk, a=alg: key_from_jwk(j, a)) for name, (jwk, alg, _) in jwks.items()}
 
     assert {name: answers[name] for name, (_, _, reason) in jwks.items() if reason not in answers[name]} == {}
-    assert [name for name, (jwk, _, _) in jwks.items() if gives_away(json.dumps(jwk), answers[name])] == []
+    assert [name for name, (jwk, _, _) in jwks.items() if has_part_of(json.dumps(jwk), answers[name])] == []
 
 
 def test_an_ed25519_key_that_is_no_point_of_the_curve_verifies_nothing() -> None:
-    key = key_from_jwk(jwk_of("EdDSA", x=base64url((2).to_bytes(32, "little"))), "EdDSA")
+    key = key_from_jwk(make_provider_jwk("EdDSA", x=base64url((2).to_bytes(32, "little"))), "EdDSA")
     signatures = [signer_for("EdDSA").sign(b"text"), bytes(64), (1).to_bytes(32, "little") + bytes(32)]
 
     assert [key.verifies(b"text", signature) for signature in signatures] == [False] * 3
 
 
-def test_a_key_shows_nothing_of_itself_in_a_log_line() -> None:
+def test_the_text_of_a_key_object_never_holds_the_key() -> None:
     key = replace(key_from_secret(SECRET, "HS256"), names={"kid": "key-1"})
 
     shown = f"{key} {key!r}"
 
     assert "key-1" in shown
-    assert not gives_away(SECRET, shown)
+    assert not has_part_of(SECRET, shown)
 
 
 @pytest.mark.long
@@ -398,7 +410,7 @@ def test_the_pure_python_ecdsa_is_never_imported() -> None:
 
 
 @table("data", [b"", b"f", b"fo", b"foo", bytes(range(256)), b"\xfb\xff\xbf"])
-def test_base64url_goes_there_and_back(data: bytes) -> None:
+def test_base64url_decodes_what_it_encoded(data: bytes) -> None:
     text = base64url_encode(data)
 
     assert base64url_decode(text) == data
@@ -409,7 +421,7 @@ def test_base64url_goes_there_and_back(data: bytes) -> None:
     "text",
     ["A", "AAAAA", "AA==", "AAA=", "=", "Zh", "Zm9", "+A", "/A", "A A", "AA\n", "AA\0", "ÄÄ", "\uff21A", "\ud800"],
 )
-def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
+def test_base64url_refuses_every_other_encoding_of_a_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"base64|padding|ASCII"):
         base64url_decode(text)
 
@@ -417,8 +429,8 @@ def test_base64url_knows_one_spelling_of_every_text(text: str) -> None:
 # Keys and answers ---------------------------------------------------------------------------------------------------
 
 
-def refusal(build: Any) -> str:
-    """Return the words with which a key is refused; any other exception escapes, and fails the test."""
+def get_refusal(build: Any) -> str:
+    """Return the text of the refusal, or "accepted". Any other exception fails the test."""
     try:
         build()
     except KeyUnusableError as error:
@@ -426,39 +438,29 @@ def refusal(build: Any) -> str:
     return "accepted"
 
 
-def gives_away(key: str, message: str) -> bool:
-    """Whether any 12 characters of `key` stand in `message`."""
+def has_part_of(key: str, message: str) -> bool:
+    """Whether `message` holds any 12 characters of `key`."""
     return any(key[start : start + 12] in message for start in range(len(key) - 11))
 
 
-def key_of(published: str, algorithm: str) -> VerificationKey:
+def build_key(published: str, algorithm: str) -> VerificationKey:
     return (key_from_secret if algorithm in HMAC_ALGORITHMS else key_from_pem)(published, algorithm)
 
 
-def jwk_of(algorithm: str, **members: object) -> dict[str, Any]:
+def make_provider_jwk(algorithm: str, **members: object) -> dict[str, Any]:
     """Return the provider's JWK for `algorithm`."""
-    jwk: Mapping[str, object]
+    return {**make_jwk(get_provider_key(algorithm), **members)}
+
+
+def get_provider_key(algorithm: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
     if algorithm == "EdDSA":
-        x = base64url(ed25519_key_of("provider").public_key().public_bytes_raw())
-        jwk = {"kty": "OKP", "crv": "Ed25519", "x": x}
-    elif algorithm.startswith("RS"):
-        jwk = {"kty": "RSA", "n": base64url(rsa_key_of("provider").public_key().public_numbers().n.to_bytes(256))}
-        jwk = {**jwk, "e": "AQAB"}
-    else:
-        key = ec_key_of("provider", algorithm)
-        numbers, length = key.public_key().public_numbers(), (key.curve.key_size + 7) // 8
-        x, y = (base64url(number.to_bytes(length)) for number in (numbers.x, numbers.y))
-        jwk = {"kty": "EC", "crv": f"P-{key.curve.key_size}", "x": x, "y": y}
-    return {**jwk, **members}
+        return get_ed25519_key("provider")
+    return get_rsa_key("provider") if algorithm.startswith("RS") else get_ec_key("provider", algorithm)
 
 
 @cache
-def certificate_of(algorithm: str) -> Certificate:
-    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey = rsa_key_of("provider")
-    if algorithm == "EdDSA":
-        key = ed25519_key_of("provider")
-    elif algorithm.startswith("ES"):
-        key = ec_key_of("provider", algorithm)
+def make_certificate(algorithm: str) -> Certificate:
+    key = get_provider_key(algorithm)
     name = Name([NameAttribute(NameOID.COMMON_NAME, "login.example")])
     today = dt.datetime.now(tz=dt.UTC)
     return (
@@ -474,20 +476,20 @@ def certificate_of(algorithm: str) -> Certificate:
 
 
 @cache
-def weak_rsa_pem() -> str:
-    return spki(rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key())  # noqa: S505
+def make_weak_rsa_pem() -> str:
+    return write_pem(rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key())  # noqa: S505
 
 
-def rsa_pem(*, exponent: int) -> str:
-    """Return the provider's key with another exponent, put together by hand: no library writes such a key."""
-    modulus = rsa_key_of("provider").public_key().public_numbers().n
-    numbers = der_item(0x30, *(der_item(0x02, n.to_bytes(n.bit_length() // 8 + 1)) for n in (modulus, exponent)))
-    rsa_encryption = der_item(0x30, bytes.fromhex("06092a864886f70d0101010500"))
-    der = der_item(0x30, rsa_encryption, der_item(0x03, b"\0", numbers))
+def write_rsa_pem(*, exponent: int) -> str:
+    """Return the provider's key with another exponent, built by hand because no library writes such a key."""
+    modulus = get_rsa_key("provider").public_key().public_numbers().n
+    numbers = encode_der(0x30, *(encode_der(0x02, n.to_bytes(n.bit_length() // 8 + 1)) for n in (modulus, exponent)))
+    rsa_encryption = encode_der(0x30, bytes.fromhex("06092a864886f70d0101010500"))
+    der = encode_der(0x30, rsa_encryption, encode_der(0x03, b"\0", numbers))
     return f"-----BEGIN PUBLIC KEY-----\n{base64.encodebytes(der).decode()}-----END PUBLIC KEY-----\n"
 
 
-def der_item(tag: int, *contents: bytes) -> bytes:
+def encode_der(tag: int, *contents: bytes) -> bytes:
     content = b"".join(contents)
     length = len(content)
     sized = bytes([length]) if length < 0x80 else b"\x82" + length.to_bytes(2)
@@ -511,17 +513,17 @@ def weak_points() -> dict[str, str]:
     return {name: base64url(number.to_bytes(32, "little")) for name, number in signed.items()}
 
 
-def ed25519_pem_of(number: int) -> str:
-    return spki(ed25519.Ed25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
+def write_ed25519_pem(number: int) -> str:
+    return write_pem(ed25519.Ed25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
 
 
-def spki(key: PublicKeyTypes) -> str:
+def write_pem(key: PublicKeyTypes) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def private_pem(key: PrivateKeyTypes, style: PrivateFormat = PrivateFormat.PKCS8) -> str:
+def write_private_pem(key: PrivateKeyTypes, style: PrivateFormat = PrivateFormat.PKCS8) -> str:
     return key.private_bytes(Encoding.PEM, style, NoEncryption()).decode()
 
 
-def der_of(pem: str) -> bytes:
+def decode_pem(pem: str) -> bytes:
     return base64.b64decode("".join(pem.splitlines()[1:-1]))

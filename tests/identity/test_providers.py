@@ -1,4 +1,4 @@
-"""Every identity provider of the document: its block, as printed, accepts a token of the documented shape only."""
+"""The document's block of each identity provider accepts only tokens of the documented shape."""
 
 import re
 import time
@@ -18,8 +18,8 @@ from starlette.routing import Route
 from tests.canaries import API_KEY
 from tests.cli.test_cli import CLEAN, run
 from tests.conftest import settings_with
-from tests.identity.hostile_jwks import jwk_of
-from tests.identity.hostile_tokens import Mint, ec_key_of, ed25519_key_of, rsa_key_of, signer_for
+from tests.identity.hostile_jwks import make_jwk
+from tests.identity.hostile_tokens import Mint, get_ec_key, get_ed25519_key, get_rsa_key, signer_for
 from tests.servers import running
 from tests.tables import table
 from voicepass.config.build import configure
@@ -38,7 +38,7 @@ BLOCKS: dict[str, str] = dict(re.findall(r"<!--([a-z0-9-]+)-->\n```toml\n(.*?)``
 
 
 def vary(name: str, *, without: str = "", to: list[str]) -> str:
-    """The block with these lines, which the document prints, instead of those of the same keys and of `without`."""
+    """Return the block with the document's lines `to`. They replace the lines of the same keys and of `without`."""
     keys = {without, *(line.split(" ")[0] for line in to)}
     assert all(f"`{line}`" in DOCUMENT for line in to)
     return "\n".join([*(line for line in BLOCKS[name].splitlines() if line.split(" ")[0] not in keys), *to, ""])
@@ -56,10 +56,10 @@ BLOCKS |= {
 SECRETS = re.findall(r'secret_env = "(\w+)"', DOCUMENT)
 KID = "key-2026"
 KEYS: dict[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey] = {
-    "RS256": rsa_key_of("provider"),
-    "ES256": ec_key_of("provider", "ES256"),
-    "ES384": ec_key_of("provider", "ES384"),
-    "EdDSA": ed25519_key_of("provider"),
+    "RS256": get_rsa_key("provider"),
+    "ES256": get_ec_key("provider", "ES256"),
+    "ES384": get_ec_key("provider", "ES384"),
+    "EdDSA": get_ed25519_key("provider"),
 }
 
 Claims = dict[str, Any]
@@ -67,7 +67,7 @@ Claims = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a provider documents of its tokens. `wrong`: what differs in its other tokens; None takes a claim out."""
+    """The documented tokens of a provider. `wrong`: the other claims of its other tokens; None removes a claim."""
 
     claims: Claims
     user: tuple[str, str | None]
@@ -296,8 +296,8 @@ SHAPES: dict[str, Shape] = {
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
-    """Publishes the keys of every provider, and the discovery documents of those that have one, on loopback."""
-    published = [jwk_of(key, kid=KID, use="sig", alg=algorithm) for algorithm, key in KEYS.items()]
+    """A server on loopback with the keys of every provider, and with their discovery documents."""
+    published = [make_jwk(key, kid=KID, use="sig", alg=algorithm) for algorithm, key in KEYS.items()]
 
     async def keys(_request: Request) -> Response:
         return JSONResponse({"keys": published})
@@ -311,31 +311,31 @@ def provider() -> Iterator[str]:
         yield url
 
 
-def block_of(name: str, provider: str) -> str:
-    """The printed block; only the host of its keys is ours."""
+def read_block(name: str, provider: str) -> str:
+    """Return the document's block. Only the host of its keys is replaced."""
     return re.sub(r'(jwks_url = ")https://[^/]+', rf"\1{provider}", BLOCKS[name])
 
 
 @asynccontextmanager
-async def authenticator_of(
+async def build_authenticator(
     name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[JwtAuthenticator, Mint]]:
-    """What voicepass makes of the printed block, and a mint of the provider's tokens."""
-    (tmp_path / "policy.toml").write_text(block_of(name, provider))
+    """Build the authenticator of the document's block, and a mint of the provider's tokens."""
+    (tmp_path / "policy.toml").write_text(read_block(name, provider))
     for variable in SECRETS:
         monkeypatch.setenv(variable, signer_for("HS256").published)
     here = dict.fromkeys(("voicepass_jwt_secret", "voicepass_jwt_issuer", "voicepass_jwt_audience"))
     (trusted,) = configure(settings_with(voicepass_policy_file=str(tmp_path / "policy.toml"), **here)).trusted
-    yield JwtAuthenticator(trusted=[trusted], clock=time.time), mint_of(trusted.token_issuer, trusted.algorithm)
+    yield JwtAuthenticator(trusted=[trusted], clock=time.time), make_mint(trusted.token_issuer, trusted.algorithm)
     if isinstance(trusted.keys, PublishedKeys):
         await trusted.keys.aclose()
 
 
-def mint_of(token_issuer: str, algorithm: str) -> Mint:
+def make_mint(token_issuer: str, algorithm: str) -> Mint:
     return Mint(signer=signer_for(algorithm), token_issuer=token_issuer, audience="", now=time.time())
 
 
-def token(mint: Mint, claims: Claims) -> str:
+def sign_token(mint: Mint, claims: Claims) -> str:
     now = int(mint.now)
     every = {"iss": mint.token_issuer, "iat": now, "exp": now + 60} | claims
     stated = {claim: value for claim, value in every.items() if value is not None}
@@ -348,11 +348,11 @@ async def test_a_token_of_the_providers_shape_is_accepted_and_its_other_tokens_a
 ) -> None:
     shape, accepted = SHAPES[name], {}
 
-    async with authenticator_of(name, provider, tmp_path, monkeypatch) as (authenticator, mint):
-        user = await authenticator.user_of(token(mint, shape.claims))
+    async with build_authenticator(name, provider, tmp_path, monkeypatch) as (authenticator, mint):
+        user = await authenticator.user_of(sign_token(mint, shape.claims))
         for wrong, changes in shape.wrong.items():
             try:
-                accepted[wrong] = await authenticator.user_of(token(mint, shape.claims | changes))
+                accepted[wrong] = await authenticator.user_of(sign_token(mint, shape.claims | changes))
             except TokenInvalid:
                 continue
 
@@ -362,18 +362,18 @@ async def test_a_token_of_the_providers_shape_is_accepted_and_its_other_tokens_a
 
 @pytest.mark.long
 @table("name", SHAPES)
-async def test_no_provider_takes_the_token_of_another(
+async def test_no_provider_accepts_the_token_of_another(
     name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepted: list[tuple[str, User]] = []
 
-    async with authenticator_of(name, provider, tmp_path, monkeypatch) as (authenticator, mint):
+    async with build_authenticator(name, provider, tmp_path, monkeypatch) as (authenticator, mint):
         for other, shape in SHAPES.items():
             for signed_with in ("HS256", *KEYS):
                 is_own = signed_with == mint.signer.algorithm
-                forger = mint_of(f"https://{other}" if is_own else mint.token_issuer, signed_with)
+                forger = make_mint(f"https://{other}" if is_own else mint.token_issuer, signed_with)
                 try:
-                    accepted.append((other, await authenticator.user_of(token(forger, shape.claims))))
+                    accepted.append((other, await authenticator.user_of(sign_token(forger, shape.claims))))
                 except Refusal:
                     continue
 
@@ -381,13 +381,13 @@ async def test_no_provider_takes_the_token_of_another(
 
 
 def test_the_command_line_explains_a_token_as_the_document_shows(provider: str, tmp_path: Path) -> None:
-    (tmp_path / "policy.toml").write_text(block_of("auth0", provider))
+    (tmp_path / "policy.toml").write_text(read_block("auth0", provider))
     environment = CLEAN | {
         "ELEVENLABS_API_KEY": API_KEY,
         "ELEVENLABS_AGENT_ID": "agent_01k0example",
         "VOICEPASS_POLICY_FILE": "policy.toml",
     }
-    unverified_token = token(mint_of("https://TENANT.eu.auth0.com/", "RS256"), SHAPES["auth0"].claims)
+    unverified_token = sign_token(make_mint("https://TENANT.eu.auth0.com/", "RS256"), SHAPES["auth0"].claims)
 
     checked = run("policy", "check", "policy.toml", cwd=tmp_path, environment=CLEAN)
     explained = run("policy", "explain", unverified_token, cwd=tmp_path, environment=environment)
@@ -397,15 +397,17 @@ def test_the_command_line_explains_a_token_as_the_document_shows(provider: str, 
     assert f"```\n{explained.stdout}```" in shown
 
 
-async def test_keycloak_roles_open_an_agent(provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with authenticator_of("keycloak", provider, tmp_path, monkeypatch) as (authenticator, mint):
-        user = await authenticator.user_of(token(mint, SHAPES["keycloak"].claims))
+async def test_a_rule_with_keycloak_roles_admits_their_user(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with build_authenticator("keycloak", provider, tmp_path, monkeypatch) as (authenticator, mint):
+        user = await authenticator.user_of(sign_token(mint, SHAPES["keycloak"].claims))
 
     (condition,) = re.findall(r'allow = \[\{ "(realm_access\.roles)" = \["(seller)"\] \}\]', DOCUMENT)
     assert Rule({condition[0]: (condition[1],)}).admits(user.claims)
 
 
-def test_every_provider_of_the_document_is_tested_and_says_what_a_frontend_needs() -> None:
+def test_every_provider_of_the_document_is_tested_and_the_document_says_what_a_frontend_sends() -> None:
     sections = re.split(r"^## ", DOCUMENT, flags=re.MULTILINE)[1:]
 
     assert set(BLOCKS) == set(SHAPES)

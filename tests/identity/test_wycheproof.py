@@ -1,4 +1,4 @@
-"""Wycheproof's vectors of tokens and keys, against the verifier; vectors/README.md says what was changed in them."""
+"""The verifier agrees with Wycheproof's vectors of tokens and keys. vectors/README.md lists our changes to them."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ CONFIGURED = {"HS256"} | RSA_ALGORITHMS | CURVES.keys()
 
 
 def test_the_verifier_agrees_with_every_wycheproof_vector() -> None:
-    outcomes = {(vector["file"], vector["tcId"]): outcome_of(vector["jwk"], vector["token"]) for vector in VECTORS}
+    outcomes = {(vector["file"], vector["tcId"]): judge(vector["jwk"], vector["token"]) for vector in VECTORS}
 
     surprises = [
         f"{vector['file']} {vector['tcId']} ({vector['comment']}): {outcomes[vector['file'], vector['tcId']]}"
@@ -42,42 +42,42 @@ def test_no_wycheproof_vector_is_missing() -> None:
     assert counts == {"accept": 28, "refuse": 396, "either": 2}
 
 
-def outcome_of(jwk: Mapping[str, Any], token: str) -> str:
-    """Any exception but the verifier's own escapes, and fails the test."""
+def judge(jwk: Mapping[str, Any], token: str) -> str:
+    """Return "accept" or "refuse". An exception that is not the verifier's own fails the test."""
     try:
-        header = header_of(token)
-        key = chosen(jwk, header.get("kid"))
+        header = read_header(token)
+        key = choose_key(jwk, header.get("kid"))
         algorithm = key.get("alg", header.get("alg"))
         if algorithm not in CONFIGURED:
             return "refuse"
         parsed = parse(token)
         names = check_header(parsed.header, algorithm)
-        check_signature(parsed, select_keys([key_of(key, algorithm)], names))
+        check_signature(parsed, select_keys([build_key(key, algorithm)], names))
     except (TokenInvalid, KeyUnusableError):
         return "refuse"
     return "accept"
 
 
-def key_of(jwk: Mapping[str, Any], algorithm: str) -> VerificationKey:
-    """Build the vector's key. voicepass reads no secret from a JWK, so the secret is taken out here."""
+def build_key(jwk: Mapping[str, Any], algorithm: str) -> VerificationKey:
+    """Build the vector's key. voicepass reads no secret from a JWK, so this function reads it."""
     if algorithm != "HS256":
         return key_from_jwk(jwk, algorithm)
-    meant_for_it = jwk["kty"] == "oct" and jwk.get("use", "sig") == "sig" and "verify" in jwk.get("key_ops", ["verify"])
-    if not meant_for_it:
+    is_for_hs256 = jwk["kty"] == "oct" and jwk.get("use", "sig") == "sig" and "verify" in jwk.get("key_ops", ["verify"])
+    if not is_for_hs256:
         raise KeyUnusableError("is not a secret for HS256")
     return key_from_secret(base64url_decode(jwk["k"]).decode("utf-8", "surrogateescape"), algorithm)
 
 
-def header_of(token: str) -> Mapping[str, Any]:
+def read_header(token: str) -> Mapping[str, Any]:
     try:
         header = json.loads(base64url_decode(token.partition(".")[0]))
     except ValueError:
-        return {}  # the verifier will have its say
+        return {}  # the verifier refuses such a token itself
     return header if isinstance(header, dict) else {}
 
 
-def chosen(jwk: Mapping[str, Any], kid: object) -> Mapping[str, Any]:
-    """Return the key called `kid` of a key set, or the only one; a set that cannot be trusted is refused whole."""
+def choose_key(jwk: Mapping[str, Any], kid: object) -> Mapping[str, Any]:
+    """Return the key named `kid` of a set, or the key itself. Refuse a set with a name twice or with mixed kinds."""
     if "keys" not in jwk:
         return jwk
     keys: list[Mapping[str, Any]] = jwk["keys"]

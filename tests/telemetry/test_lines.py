@@ -1,4 +1,4 @@
-"""What is written of an attempt: one line, parseable, with the cause for the operator and no secret for anyone."""
+"""The log line of an attempt: one line that programs can parse, with the cause and without any secret."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def default_logging() -> Iterator[None]:
     configure_logging(log_format="json", level="debug")
 
 
-def attempt(**changes: object) -> Attempt:
+def make_attempt(**changes: object) -> Attempt:
     request = PassRequest(
         request_id="r-1",
         credentials=Credentials(),
@@ -45,7 +45,7 @@ def attempt(**changes: object) -> Attempt:
 def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    log_attempt(attempt(seconds=0.0123))
+    log_attempt(make_attempt(seconds=0.0123))
 
     (line,) = capsys.readouterr().err.splitlines()
     event = json.loads(line)
@@ -58,7 +58,7 @@ def test_a_granted_pass_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) 
 def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
     configure_logging(log_format=log_format, level="info")
 
-    log_attempt(attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
+    log_attempt(make_attempt(user=User(issuer="i", id=HOSTILE, name=None, claims={})))
 
     written = capsys.readouterr().err
     assert len(written.splitlines()) == 1
@@ -77,12 +77,12 @@ def test_no_claim_can_forge_a_line(capsys: pytest.CaptureFixture[str], log_forma
         (errors.InternalError, "error"),
     ],
 )
-def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
+def test_a_refusal_is_logged_with_its_cause_and_as_an_error_only_if_the_operator_can_fix_it(
     capsys: pytest.CaptureFixture[str], refusal: type[errors.Refusal], level: str
 ) -> None:
     configure_logging(log_format="json", level="info")
 
-    failed = attempt(
+    failed = make_attempt(
         outcome=refusal.code,
         is_operators_fault=refusal.is_operators_fault,
         operator_note="give the key convai_write",
@@ -97,15 +97,17 @@ def test_a_refusal_says_why_and_wakes_someone_only_for_what_they_can_fix(
     assert secrets_in(written) == []
 
 
-def test_an_unknown_alias_is_the_callers_text_and_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_alias_is_not_logged_because_it_is_the_callers_text(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    log_attempt(attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
+    log_attempt(make_attempt(alias="x" * 64, agent=None, outcome="agent_not_allowed"))
 
     assert "xxxx" not in capsys.readouterr().err
 
 
-def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_other_libraries_are_redacted_and_their_debug_lines_are_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure_logging(log_format="json", level="debug")
 
     logging.getLogger("some.library").warning("dialling wss://x/?conversation_signature=zzz9&a=b")
@@ -120,19 +122,19 @@ def test_foreign_text_is_redacted_and_noisy_libraries_stay_quiet(capsys: pytest.
 
 
 class Broken:
-    """An observer with a mistake."""
+    """An observer that raises."""
 
     def __call__(self, _attempt: Attempt) -> None:
         raise ValueError(signed_url())
 
 
-def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_see_the_attempt(
+def test_an_observer_that_raises_is_named_in_one_line_and_the_others_still_get_the_attempt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging(log_format="json", level="info")
     seen: list[Attempt] = []
 
-    notify([Broken(), seen.append], attempt())
+    notify([Broken(), seen.append], make_attempt())
 
     written = capsys.readouterr().err
     line = json.loads(written)

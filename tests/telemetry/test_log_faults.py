@@ -1,4 +1,4 @@
-"""A log that cannot be written refuses nobody a pass, and the process still ends on SIGTERM."""
+"""While the log cannot be written, voicepass still grants passes and still ends on SIGTERM."""
 
 import contextlib
 import itertools
@@ -18,13 +18,13 @@ import pytest
 from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import MakeToken
 from tests.servers import free_port
-from tests.telemetry.test_metrics import samples
+from tests.telemetry.test_metrics import read_samples
 
 pytestmark = pytest.mark.alone
 
-POLL_SECONDS = 0.02  # without a pause, the test would take the processor from the process that it watches
+POLL_SECONDS = 0.02  # without a pause, the test takes the processor that the server needs
 END_SECONDS = 10
-"""A process that waits for its log would not end at all."""
+"""A process that waited for its log would never end."""
 
 SERVE = ("-m", "voicepass", "serve")
 COMMANDS = {
@@ -36,7 +36,7 @@ COMMANDS = {
 
 @dataclass
 class Service:
-    """A process that serves; `passes` asks for passes of new users and tells how it was answered."""
+    """A process that serves."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -44,23 +44,24 @@ class Service:
     client: httpx.Client = field(default_factory=lambda: httpx.Client(trust_env=False, timeout=30))
     _users: Iterator[int] = field(default_factory=itertools.count)
 
-    def passes(self, count: int) -> set[int]:
+    def request_passes(self, count: int) -> set[int]:
+        """Request passes for new users; return the status codes."""
         tokens = [self.make_token(sub=f"u-{next(self._users)}") for _ in range(count)]
         return {self._status({"Authorization": f"Bearer {token}"}) for token in tokens}
 
     def _status(self, headers: dict[str, str]) -> int:
         return self.client.post(f"{self.url}/v1/signed-url", headers=headers).status_code
 
-    def dropped(self, *, at_least: int) -> float:
-        """The count of lost lines, once it is as high as that."""
+    def wait_for_dropped(self, *, at_least: int) -> float:
+        """Return the count of lost lines, once it is at least that high."""
         begun, count = time.monotonic(), -1.0
         while count < at_least and time.monotonic() - begun < 20:
             time.sleep(POLL_SECONDS)
-            count = samples(self.client.get(f"{self.url}/metrics").text)["voicepass_log_lines_dropped_total"]
+            count = read_samples(self.client.get(f"{self.url}/metrics").text)["voicepass_log_lines_dropped_total"]
         return count
 
     def end(self) -> float:
-        """Send SIGTERM and wait; the seconds that the end took."""
+        """Send SIGTERM and wait; return the seconds until the end."""
         begun = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=END_SECONDS) in {0, -signal.SIGTERM}
@@ -68,10 +69,10 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(
+def run_service(
     stderr: int, *, elevenlabs: str, cwd: Path, make_token: MakeToken, command: Sequence[str] = SERVE
 ) -> Iterator[Service]:
-    """Serve with this descriptor as standard error, from when it answers until the block ends."""
+    """Run a server with this descriptor as standard error; yield when it answers."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, *command, "--port", str(port)],
@@ -97,15 +98,15 @@ def serving(
 
 
 def read_until(pipe: int, text: str, *, times: int = 1) -> None:
-    """Read what is written until a text has come so many times."""
+    """Read until `text` has arrived this many times."""
     data = b""
     while data.count(text.encode()) < times:
         data += os.read(pipe, 100_000)
 
 
 def fill(pipe: int) -> None:
-    """Leave no room in a pipe that nobody reads, not even for one byte."""
-    # Opened again, because the process under test shares the flags of `pipe`.
+    """Fill a pipe to the last byte."""
+    # Open it again, because the process under test shares the flags of `pipe`.
     filling = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
     for size in (4096, 1):
         with contextlib.suppress(BlockingIOError):
@@ -119,15 +120,15 @@ def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlab
     os.mkfifo(tmp_path / "log")
     reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
     writing = os.open(tmp_path / "log", os.O_WRONLY)
-    with serving(writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
+    with run_service(writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
         os.set_blocking(reading, True)
         read_until(reading, "Uvicorn running")  # the port answers before this line is written
         os.close(reading)
 
-        statuses = service.passes(5)
-        dropped = service.dropped(at_least=5)
+        statuses = service.request_passes(5)
+        dropped = service.wait_for_dropped(at_least=5)
         reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
-        statuses |= service.passes(1)
+        statuses |= service.request_passes(1)
         service.end()
 
         lines = [json.loads(line) for line in os.read(reading, 100_000).splitlines()]
@@ -137,7 +138,7 @@ def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlab
     assert statuses == {200}
     assert events[0] == "pass.granted"
     assert [line["lost"] for line in lines if line["event"] == "log.resumed"] == [dropped] == [5]
-    assert events[-1].startswith("Finished server process"), "the end is in the log too"
+    assert events[-1].startswith("Finished server process"), "the log also holds the end"
 
 
 @pytest.mark.long
@@ -145,9 +146,9 @@ def test_passes_are_granted_while_the_disk_of_the_log_is_full(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken
 ) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    with serving(full, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
-        statuses = service.passes(20)
-        dropped = service.dropped(at_least=20)
+    with run_service(full, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token) as service:
+        statuses = service.request_passes(20)
+        dropped = service.wait_for_dropped(at_least=20)
         service.end()
     os.close(full)
 
@@ -163,12 +164,12 @@ def test_passes_are_granted_and_sigterm_is_obeyed_while_a_reader_does_not_read(
     tmp_path: Path, elevenlabs: str, make_token: MakeToken, command: str
 ) -> None:
     reading, writing = os.pipe()
-    with serving(
+    with run_service(
         writing, elevenlabs=elevenlabs, cwd=tmp_path, make_token=make_token, command=COMMANDS[command]
     ) as service:
         read_until(reading, "Application startup complete", times=2 if command == "workers" else 1)
         fill(writing)
-        statuses = service.passes(40)
+        statuses = service.request_passes(40)
         seconds = service.end()
     os.close(reading)
     os.close(writing)

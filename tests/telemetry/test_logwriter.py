@@ -1,4 +1,4 @@
-"""Lines are written by a thread: in order, whole, and without anyone waiting for a reader that does not read."""
+"""A thread writes the lines whole and in order. No caller waits for a reader that does not read."""
 
 import contextlib
 import os
@@ -14,16 +14,16 @@ import pytest
 from voicepass.telemetry.logwriter import MAX_WAITING_LINES, LogWriter
 
 
-class Lost:
-    """Keeps the numbers of lost lines that the writer reports."""
+class LossRecorder:
+    """Records each number of lost lines that the writer reports."""
 
     def __init__(self) -> None:
-        self.told: list[int] = []
-        self.is_told = threading.Event()
+        self.counts: list[int] = []
+        self.is_called = threading.Event()
 
     def __call__(self, lost: int) -> None:
-        self.told.append(lost)
-        self.is_told.set()
+        self.counts.append(lost)
+        self.is_called.set()
 
 
 @pytest.fixture
@@ -43,19 +43,19 @@ def read_lines(descriptor: int, most: int) -> list[str]:
     return data.decode().splitlines()
 
 
-def test_a_line_is_there_as_soon_as_it_is_written_where_nothing_is_buffered(pipe: tuple[int, int]) -> None:
+def test_without_buffering_a_line_is_written_at_once(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.set_blocking(reading, False)
 
-    LogWriter(writing, on_resumed=Lost()).write("a line \ud800")
+    LogWriter(writing, on_resumed=LossRecorder()).write("a line \ud800")
 
     assert os.read(reading, 100) == b"a line \\ud800\n"
 
 
-def test_the_end_of_buffering_writes_all_that_is_left_and_so_does_each_line_after_it(pipe: tuple[int, int]) -> None:
+def test_the_end_of_buffering_writes_all_waiting_lines_and_later_ones_follow_at_once(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.set_blocking(reading, False)
-    writer = LogWriter(writing, on_resumed=Lost())
+    writer = LogWriter(writing, on_resumed=LossRecorder())
 
     with writer.buffered():
         for number in range(1000):
@@ -65,9 +65,9 @@ def test_the_end_of_buffering_writes_all_that_is_left_and_so_does_each_line_afte
     assert os.read(reading, 100_000).decode().splitlines() == [*(f"line {n}" for n in range(1000)), "the last"]
 
 
-def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_counted(pipe: tuple[int, int]) -> None:
+def test_no_caller_waits_for_a_reader_that_does_not_read_and_dropped_lines_are_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    lost, lines = Lost(), [f"line {number}".ljust(100, ".") for number in range(2 * MAX_WAITING_LINES)]
+    lost, lines = LossRecorder(), [f"line {number}".ljust(100, ".") for number in range(2 * MAX_WAITING_LINES)]
     writer = LogWriter(writing, on_resumed=lost)
 
     with writer.buffered():
@@ -75,21 +75,21 @@ def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_
             writer.write(line)
     dropped = writer.dropped
     arrived = read_lines(reading, len(lines) - dropped)
-    assert lost.is_told.wait(timeout=10)
+    assert lost.is_called.wait(timeout=10)
 
     remaining = iter(lines)
     assert 0 < dropped <= MAX_WAITING_LINES
-    assert all(line in remaining for line in arrived), "they are whole, and in order"
-    assert lost.told == [dropped]
+    assert all(line in remaining for line in arrived), "the lines are whole and in order"
+    assert lost.counts == [dropped]
 
 
 def log_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "log"]
 
 
-def test_a_service_that_ends_inside_another_leaves_the_other_its_thread(tmp_path: Path) -> None:
+def test_after_an_inner_buffer_ends_the_outer_one_keeps_its_thread(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        writer = LogWriter(file.fileno(), on_resumed=Lost())
+        writer = LogWriter(file.fileno(), on_resumed=LossRecorder())
         with writer.buffered():
             threads = log_threads()
             with writer.buffered():
@@ -103,15 +103,15 @@ def test_a_service_that_ends_inside_another_leaves_the_other_its_thread(tmp_path
     assert writer.dropped == 0
 
 
-@pytest.mark.timeout(60)  # to wait for each line would take five minutes
-def test_who_writes_a_line_of_its_own_waits_once_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
+@pytest.mark.timeout(60)  # a wait for each line would take five minutes
+def test_an_unbuffered_writer_waits_only_once_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
     _, writing = pipe
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writing, b"x" * 4096)
     os.set_blocking(writing, True)
-    writer = LogWriter(writing, on_resumed=Lost())
+    writer = LogWriter(writing, on_resumed=LossRecorder())
 
     for number in range(1000):
         writer.write(f"line {number}")
@@ -119,8 +119,8 @@ def test_who_writes_a_line_of_its_own_waits_once_for_a_reader_that_does_not_read
     assert writer.dropped == 1000
 
 
-def test_lines_without_a_reader_are_counted_and_reported_when_one_is_there_again(tmp_path: Path) -> None:
-    fifo, lost = tmp_path / "log", Lost()
+def test_lines_without_a_reader_are_counted_and_reported_to_the_next_reader(tmp_path: Path) -> None:
+    fifo, lost = tmp_path / "log", LossRecorder()
     os.mkfifo(fifo)
     reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     writing = os.open(fifo, os.O_WRONLY)
@@ -133,16 +133,16 @@ def test_lines_without_a_reader_are_counted_and_reported_when_one_is_there_again
         writer.write(f"lost {number}")
     reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     writer.write("read again")
-    assert lost.is_told.wait(timeout=10)
+    assert lost.is_called.wait(timeout=10)
 
     assert os.read(reading, 100) == b"read again\n"
-    assert (writer.dropped, lost.told) == (3, [3])
+    assert (writer.dropped, lost.counts) == (3, [3])
     os.close(reading)
     os.close(writing)
 
 
-def test_after_half_a_line_the_next_one_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
-    lost, file = Lost(), tmp_path / "log"
+def test_after_an_incomplete_line_the_next_one_begins_on_a_new_line(tmp_path: Path) -> None:
+    lost, file = LossRecorder(), tmp_path / "log"
     writing = os.open(file, os.O_WRONLY | os.O_CREAT)
     writer = LogWriter(writing, on_resumed=lost)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -155,16 +155,16 @@ def test_after_half_a_line_the_next_one_begins_on_a_line_of_its_own(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.write("the third line")
 
-    assert lost.is_told.wait(timeout=10)
+    assert lost.is_called.wait(timeout=10)
     assert file.read_text().splitlines() == ["the first line", "the second", "the third line"]
-    assert (writer.dropped, lost.told) == (1, [1])
+    assert (writer.dropped, lost.counts) == (1, [1])
     os.close(writing)
 
 
 def test_a_pipe_that_another_program_made_non_blocking_loses_no_line(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.set_blocking(writing, False)
-    writer = LogWriter(writing, on_resumed=Lost())
+    writer = LogWriter(writing, on_resumed=LossRecorder())
     lines = [f"line {number}".ljust(100, ".") for number in range(2000)]  # three times what the pipe holds
 
     with writer.buffered():
@@ -198,7 +198,7 @@ with log_writer.buffered():
 """
 
 
-def test_an_import_starts_nothing_and_a_forked_process_logs_too() -> None:
+def test_an_import_starts_no_thread_and_a_forked_process_still_logs() -> None:
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
 
     assert [line.split('"')[3] for line in ended.stderr.splitlines()] == [

@@ -1,4 +1,4 @@
-"""What operators read is true: the tables of events and metrics, the dashboard, the alerts and their runbook."""
+"""The documents for operators match the code: tables of events and metrics, dashboard, alerts and runbook."""
 
 import ast
 import json
@@ -15,8 +15,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.telemetry.test_lines import attempt
-from tests.telemetry.test_metrics import Process, TurnedLedger, metrics_of
+from tests.telemetry.test_lines import make_attempt
+from tests.telemetry.test_metrics import FakeLedger, Process, make_metrics
 from voicepass import errors
 from voicepass.model import IssuedPass
 from voicepass.telemetry.attempt import Step, StepName
@@ -62,20 +62,20 @@ SETTLED = IssuedPass(
 )
 
 
-def table(first: str) -> dict[str, list[str]]:
-    """The cells of each row of the document's table that begins with this heading, by the first of them."""
+def read_table(first: str) -> dict[str, list[str]]:
+    """Return the document's table whose first heading is `first`: the other cells of each row by its first cell."""
     (body,) = re.findall(rf"^\| {first} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", DOCUMENT, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
     return {row[0].strip("`"): row[1:] for row in rows}
 
 
-def names(cell: str) -> set[str]:
+def find_names(cell: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", cell))
 
 
 @dataclass(frozen=True)
-class Written:
-    """A line that the source writes: its event, level, and fields; `is_open` where more are added from elsewhere."""
+class LogLine:
+    """A log line in the source: its event, level and fields. `is_open`: other code adds more fields."""
 
     event: str
     level: str
@@ -83,7 +83,7 @@ class Written:
     is_open: bool
 
 
-def written() -> Iterator[Written]:
+def find_log_lines() -> Iterator[LogLine]:
     for path in sorted((ROOT / "src" / "voicepass").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
@@ -93,7 +93,7 @@ def written() -> Iterator[Written]:
                     args=[ast.Constant(value=str(event))],
                     keywords=keywords,
                 ):
-                    yield Written(
+                    yield LogLine(
                         event,
                         "info, error" if level == "write" else level,
                         frozenset(keyword.arg for keyword in keywords if keyword.arg),
@@ -103,50 +103,50 @@ def written() -> Iterator[Written]:
                     func=ast.Name(id="partial"),
                     args=[ast.Attribute(value=ast.Name(id="_log"), attr=level), ast.Constant(value=str(event))],
                 ):
-                    yield Written(event, level, frozenset(), is_open=True)
+                    yield LogLine(event, level, frozenset(), is_open=True)
 
 
-def test_the_table_of_events_is_that_of_the_source() -> None:
-    documented = table("event")
+def test_the_table_of_events_matches_the_source() -> None:
+    documented = read_table("event")
 
-    lines = list(written())
+    lines = list(find_log_lines())
     assert {line.event for line in lines} == set(documented)
     for line in lines:
-        assert line.fields <= names(documented[line.event][1]), line
+        assert line.fields <= find_names(documented[line.event][1]), line
     for event, (levels, *_) in documented.items():
         assert {level for line in lines if line.event == event for level in line.level.split(", ")} == set(
             levels.split(", ")
         ), event
     for event in set(documented) - {line.event for line in lines if line.is_open}:
         together = frozenset().union(*(line.fields for line in lines if line.event == event))
-        assert together == names(documented[event][1]), event
+        assert together == find_names(documented[event][1]), event
 
 
 def test_the_lines_of_a_pass_have_the_fields_that_the_table_lists(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="info")
 
-    log_attempt(attempt())
-    log_attempt(attempt(outcome="internal_error", cause=ValueError()))
+    log_attempt(make_attempt())
+    log_attempt(make_attempt(outcome="internal_error", cause=ValueError()))
     log_settlement(SETTLED)
 
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert len(lines) == 4
     for line in lines:
-        assert set(line) - OF_EVERY_LINE == names(table("event")[line["event"]][1])
+        assert set(line) - OF_EVERY_LINE == find_names(read_table("event")[line["event"]][1])
 
 
 def test_every_line_that_names_a_user_names_the_token_issuer() -> None:
-    naming = [cells[1] for cells in table("event").values() if {"user_id", "key"} & names(cells[1])]
+    naming = [cells[1] for cells in read_table("event").values() if {"user_id", "key"} & find_names(cells[1])]
 
     assert len(naming) >= 7
-    assert all("token_issuer" in names(fields) for fields in naming)
+    assert all("token_issuer" in find_names(fields) for fields in naming)
 
 
 @pytest.fixture
-async def exposed() -> dict[str, tuple[str, set[str]]]:
+async def code_metrics() -> dict[str, tuple[str, set[str]]]:
     """Every metric of the code by the name that Prometheus gives it: its type and its labels."""
-    metrics = metrics_of(Process(), TurnedLedger())
-    metrics.count_attempt(attempt(conversation_id=None, steps=[Step(StepName.VERIFY)], is_reissued=True))
+    metrics = make_metrics(Process(), FakeLedger())
+    metrics.count_attempt(make_attempt(conversation_id=None, steps=[Step(StepName.VERIFY)], is_reissued=True))
     metrics.count_settlement(SETTLED)
     metrics.count_bypass("public")
     labels: dict[str, set[str]] = defaultdict(set)
@@ -161,13 +161,13 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
     return {name: (type_, labels[name]) for name, type_ in types.items()}
 
 
-async def test_the_table_of_metrics_is_that_of_the_code(exposed: dict[str, tuple[str, set[str]]]) -> None:
-    assert {name: (cells[0], names(cells[1])) for name, cells in table("metric").items()} == exposed
+async def test_the_table_of_metrics_matches_the_code(code_metrics: dict[str, tuple[str, set[str]]]) -> None:
+    assert {name: (cells[0], find_names(cells[1])) for name, cells in read_table("metric").items()} == code_metrics
     assert all(f"`{step}`" in DOCUMENT for step in StepName)
 
 
-async def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(
-    exposed: dict[str, tuple[str, set[str]]],
+async def test_dashboard_and_alerts_query_only_metrics_and_labels_that_exist(
+    code_metrics: dict[str, tuple[str, set[str]]],
 ) -> None:
     outcomes = {r.code for r in vars(errors).values() if isinstance(r, type) and hasattr(r, "code")}
     values: dict[str, set[str]] = {"outcome": outcomes | {"granted", "cancelled"}, "step": set(StepName)}
@@ -177,11 +177,11 @@ async def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(
         in_query = set()
         for name, matchers in re.findall(r"(voicepass_\w+)(?:\{([^}]*)\})?", query):
             metric = re.sub(r"_(bucket|count|sum)$", "", name)
-            assert metric in exposed, query
-            in_query |= exposed[metric][1] | FROM_PROMETHEUS
+            assert metric in code_metrics, query
+            in_query |= code_metrics[metric][1] | FROM_PROMETHEUS
             asked.add(metric)
             for label, value in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
-                assert label in exposed[metric][1] | FROM_PROMETHEUS, query
+                assert label in code_metrics[metric][1] | FROM_PROMETHEUS, query
                 assert label not in values or set(value.split("|")) <= values[label], query
         for grouped in re.findall(r"by \(([^)]*)\)", query):
             assert set(grouped.split(", ")) <= in_query, query
@@ -190,11 +190,11 @@ async def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(
         "voicepass_build_info",
         "voicepass_calls_under_way",
     }  # the last is deprecated
-    assert asked == set(exposed) - unused, "what is worth counting is worth showing"
+    assert asked == set(code_metrics) - unused, "every other metric is in a query"
 
 
-def test_the_alert_about_what_someone_must_fix_names_every_such_refusal() -> None:
-    theirs = {
+def test_the_alert_voicepass_failing_names_every_refusal_that_the_operator_must_fix() -> None:
+    operator_codes = {
         refusal.code
         for refusal in vars(errors).values()
         if isinstance(refusal, type) and getattr(refusal, "is_operators_fault", False) and hasattr(refusal, "code")
@@ -203,11 +203,11 @@ def test_the_alert_about_what_someone_must_fix_names_every_such_refusal() -> Non
     (named,) = [re.search(r'outcome=~"([^"]*)"', rule["expr"]) for rule in RULES if rule["alert"] == "VoicepassFailing"]
 
     assert named is not None
-    assert set(named[1].split("|")) == theirs
-    assert any(named[1] in query for query in QUERIES if "$instance" in query), "the dashboard says the same"
+    assert set(named[1].split("|")) == operator_codes
+    assert any(named[1] in query for query in QUERIES if "$instance" in query), "the dashboard names the same refusals"
 
 
-def test_every_alert_has_its_section_in_the_runbook_and_leads_to_it() -> None:
+def test_every_alert_has_its_section_in_the_runbook_and_links_to_it() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
 
     assert list(sections) == [rule["alert"] for rule in RULES]
@@ -218,8 +218,8 @@ def test_every_alert_has_its_section_in_the_runbook_and_leads_to_it() -> None:
         assert re.findall(r"^\*\*(\w+)\*\*: ", text, re.MULTILINE) == ["Means", "See", "Do"]
 
 
-def test_the_runbook_names_only_what_there_is() -> None:
-    events = set(table("event"))
+def test_the_runbook_names_only_events_codes_and_metrics_that_exist() -> None:
+    events = set(read_table("event"))
     codes = {
         refusal.code for refusal in vars(errors).values() if isinstance(refusal, type) and hasattr(refusal, "code")
     }
@@ -227,17 +227,19 @@ def test_the_runbook_names_only_what_there_is() -> None:
     assert set(re.findall(r'\.event == "([^"]+)"', RUNBOOK + DOCUMENT)) <= events
     assert set(re.findall(r'\.code == "([^"]+)"', RUNBOOK)) <= codes
     assert set(re.findall(r"`((?:elevenlabs|ledger|keys)_\w+)`", RUNBOOK)) <= codes
-    assert {re.sub(r"_bucket$", "", name) for name in re.findall(r"voicepass_\w+", RUNBOOK)} <= set(table("metric"))
+    assert {re.sub(r"_bucket$", "", name) for name in re.findall(r"voicepass_\w+", RUNBOOK)} <= set(
+        read_table("metric")
+    )
 
 
-def test_the_dashboard_is_one_that_grafana_draws() -> None:
+def test_each_panel_of_the_dashboard_has_its_own_id_and_place() -> None:
     panels = DASHBOARD["panels"]
     boxes = [panel["gridPos"] for panel in panels]
 
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert all(box["x"] + box["w"] <= 24 for box in boxes)
     cells = [(x, y) for b in boxes for x in range(b["x"], b["x"] + b["w"]) for y in range(b["y"], b["y"] + b["h"])]
-    assert len(cells) == len(set(cells)), "no panel lies on another"
+    assert len(cells) == len(set(cells)), "no panel overlaps another"
 
 
 PROMTOOL = shutil.which("promtool")
@@ -248,7 +250,7 @@ PROMTOOL = shutil.which("promtool")
 @pytest.mark.parametrize(
     "command", [["check", "rules", "deploy/prometheus/alerts.yaml"], ["test", "rules", "tests/alerts.yaml"]]
 )
-def test_prometheus_takes_the_rules_and_they_fire_when_they_should(command: list[str]) -> None:
+def test_prometheus_accepts_the_rules_and_they_fire_in_their_cases(command: list[str]) -> None:
     ended = subprocess.run([str(PROMTOOL), *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -256,7 +258,7 @@ def test_prometheus_takes_the_rules_and_they_fire_when_they_should(command: list
 
 @pytest.mark.long
 @pytest.mark.skipif(PROMTOOL is None, reason="needs promtool (Debian: apt-get install prometheus)")
-def test_prometheus_understands_every_query_of_the_dashboard(tmp_path: Path) -> None:
+def test_prometheus_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:
     queries = [query.replace("$__rate_interval", "5m") for query in QUERIES]
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}))

@@ -1,11 +1,10 @@
-"""What a collector is sent: one trace for each attempt, nothing secret in it, and nobody waits for it."""
+"""The traces for a collector: one for each attempt, without any secret, and no request waits for the collector."""
 
 import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -28,7 +27,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @dataclass
 class Collector:
-    """Takes in what OpenTelemetry exports, as an OTLP collector does over HTTP."""
+    """Receives what OpenTelemetry exports, as an OTLP collector does over HTTP."""
 
     received: list[bytes] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
@@ -70,17 +69,11 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         yield collector
 
 
-@asynccontextmanager
-async def service() -> AsyncIterator[httpx.AsyncClient]:
-    async with serving() as client:
-        yield client
-
-
 async def test_a_pass_is_one_span_for_each_step_within_the_callers_trace(
     collector: Collector, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     begun = time.time()
-    async with service() as client:
+    async with serving() as client:
         headers = bearer | {"traceparent": f"00-{TRACE}-{PARENT}-01"}
         answer = await client.post("/v1/signed-url", headers=headers)
     ended = time.time()
@@ -102,14 +95,14 @@ async def test_a_pass_is_one_span_for_each_step_within_the_callers_trace(
     times += [server.end_time_unix_nano, ended * 1e9]
     assert all(later - earlier > -1e6 for earlier, later in itertools.pairwise(times)), times
     sent = [dict(call.request.headers) for call in upstream["signed_url"].calls]
-    assert "traceparent" not in json.dumps(sent), "the trace ends here"
+    assert "traceparent" not in json.dumps(sent), "ElevenLabs does not get the caller's trace"
 
 
 async def test_no_span_holds_a_secret_or_the_callers_text(
     collector: Collector, upstream: respx.MockRouter, make_token: MakeToken, canary_log: CanaryLog
 ) -> None:
     token = make_token(sub="u-someone", name="Ada Private")
-    async with service() as client:
+    async with serving() as client:
         await client.post(
             "/v1/signed-url", headers={"Authorization": f"Bearer {token}", "traceparent": "canary-parent"}
         )
@@ -125,11 +118,11 @@ async def test_no_span_holds_a_secret_or_the_callers_text(
     assert canary_log.leaking() == []
 
 
-async def test_a_failing_step_is_an_error_and_so_is_the_attempt_where_someone_must_act(
+async def test_a_failing_step_is_an_error_and_so_is_the_attempt_if_the_operator_must_act(
     collector: Collector, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:
     upstream["signed_url"].respond(401, json={"detail": {"status": "invalid_api_key"}})
-    async with service() as client:
+    async with serving() as client:
         await client.post("/v1/signed-url", headers=bearer)
         await client.post("/v1/signed-url")
 
@@ -149,7 +142,7 @@ async def test_a_failing_step_is_an_error_and_so_is_the_attempt_where_someone_mu
         {"OTEL_TRACES_EXPORTER": "zipkin"},
     ],
 )
-async def test_nothing_is_sent_where_the_variables_do_not_ask_for_it(
+async def test_nothing_is_sent_unless_the_variables_ask_for_it(
     collector: Collector,
     upstream: respx.MockRouter,
     bearer: dict[str, str],
@@ -160,17 +153,17 @@ async def test_nothing_is_sent_where_the_variables_do_not_ask_for_it(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    async with service() as client:
+    async with serving() as client:
         answer = await client.post("/v1/signed-url", headers=bearer)
 
     assert (answer.status_code, collector.received) == (200, [])
 
 
-def test_the_framework_sends_nothing_of_its_own(
+def test_the_framework_sends_no_trace_of_its_own(
     collector: Collector, upstream: respx.MockRouter, bearer: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del upstream
-    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")  # it looks when a server starts it
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")  # FastAPI reads this when a server starts the app
 
     with running(lambda _url: create_app(settings_with())) as url:
         answer = httpx.post(f"{url}/v1/signed-url", headers=bearer, trust_env=False)
@@ -180,7 +173,7 @@ def test_the_framework_sends_nothing_of_its_own(
     assert len(collector.spans) == 5
 
 
-async def test_without_the_extra_the_service_serves_and_says_what_to_install(
+async def test_without_the_extra_the_service_serves_and_logs_what_to_install(
     upstream: respx.MockRouter,
     bearer: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -190,7 +183,7 @@ async def test_without_the_extra_the_service_serves_and_says_what_to_install(
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
 
-    async with service() as client:
+    async with serving() as client:
         answer = await client.post("/v1/signed-url", headers=bearer)
 
     assert answer.status_code == 200
@@ -199,13 +192,13 @@ async def test_without_the_extra_the_service_serves_and_says_what_to_install(
 
 @pytest.mark.long
 @pytest.mark.alone
-async def test_a_dead_collector_costs_no_pass_and_keeps_no_process_from_ending(
+async def test_with_a_dead_collector_passes_are_granted_and_the_process_ends(
     upstream: respx.MockRouter, bearer: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del upstream
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
 
-    async with service() as client:
+    async with serving() as client:
         answers = {(await client.post("/v1/signed-url", headers=bearer)).status_code for _ in range(3)}
         begun = time.monotonic()
 

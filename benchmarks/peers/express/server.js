@@ -3,7 +3,7 @@ import express from "express";
 import jwt from "jsonwebtoken";
 
 const { API_KEY, AGENT_ID, UPSTREAM, JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE, PORT, KEY_BUILT_ONCE } = process.env;
-// Tutorials hand over the secret as text; jsonwebtoken then tries it as a public key first, at every request.
+// Tutorials pass the secret as text. jsonwebtoken then first tries it as a public key, at every request.
 const key = KEY_BUILT_ONCE ? createSecretKey(JWT_SECRET, "utf8") : JWT_SECRET;
 const app = express();
 

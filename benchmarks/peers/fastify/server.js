@@ -4,7 +4,7 @@ import jwt from "jsonwebtoken";
 import { Pool } from "undici";
 
 const { API_KEY, AGENT_ID, UPSTREAM, JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE, PORT } = process.env;
-const key = createSecretKey(JWT_SECRET, "utf8"); // text would be tried as a public key first
+const key = createSecretKey(JWT_SECRET, "utf8"); // jsonwebtoken first tries a text as a public key
 const app = Fastify();
 const upstream = new Pool(UPSTREAM);
 

@@ -1,20 +1,20 @@
-"""What users reported in public, as states: in each the doctor must name the cause.
+"""States of a service that users reported in public. The doctor must name the cause of each.
 
-No state stands for these reports, because nothing at ElevenLabs or in voicepass is wrong in them:
+These reports have no state here, because nothing at ElevenLabs or in voicepass was wrong:
 
 - packages#87: the API key in a NEXT_PUBLIC variable (no server can see what a page was built with)
 - elevenlabs-python#619, elevenlabs-examples#156: mistakes of old SDKs, fixed since
-- packages#200: no microphone audio over WebRTC (there is no WebRTC server to pretend with)
-- packages#17: `url` in place of `signedUrl` (the page never connects; its console says so)
-- elevenlabs-docs#1320: a key's credit limit that is not kept (too much works, not too little)
+- packages#200: no microphone audio over WebRTC (the emulator has no WebRTC server)
+- packages#17: `url` in place of `signedUrl` (the page never connects; its console shows that)
+- elevenlabs-docs#1320: a key's credit limit that ElevenLabs does not apply (no request fails)
 
-The last table has what only a page or a console shows: people paste it into `explain`.
+The last table holds texts that only a page or a console shows. People paste them into `explain`.
 """
 
 import pytest
 
 from tests.conftest import settings_with
-from tests.doctor.conftest import Examined, State, troubles
+from tests.doctor.conftest import Examine, State, list_troubles
 from tests.tables import table
 from voicepass.config.build import configure
 from voicepass.config.environment import SettingsRefusedError
@@ -56,19 +56,19 @@ REPORTS = [
 
 @table(("report", "state", "cause"), REPORTS)
 def test_the_doctor_names_the_cause_of_each_public_report(
-    examined: Examined, report: str, state: State, cause: str
+    examine_state: Examine, report: str, state: State, cause: str
 ) -> None:
-    findings = examined(state)
+    findings = examine_state(state)
 
-    assert cause in {named for _, named in troubles(findings)}, report
+    assert cause in {named for _, named in list_troubles(findings)}, report
 
 
 @pytest.mark.parametrize("cause", ["override_not_allowed", "variables_missing"])
-def test_the_conversation_confirms_each_finding_about_the_settings(examined: Examined, cause: str) -> None:
-    told = [state for _, state, named in REPORTS if named == cause]
+def test_the_conversation_confirms_each_finding_about_the_settings(examine_state: Examine, cause: str) -> None:
+    states = [state for _, state, named in REPORTS if named == cause]
 
-    for state in told:
-        assert troubles(examined(state))[-1] == ("conversation", cause)
+    for state in states:
+        assert list_troubles(examine_state(state))[-1] == ("conversation", cause)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_conversation_confirms_each_finding_about_the_settings(examined: Exa
         ("a query in the agent's id", "agent_x&conversation_signature=cvtkn_1", "ELEVENLABS_AGENT_ID must be the bare"),
     ],
 )
-def test_a_pasted_agent_id_never_gets_so_far(report: str, agent_id: str, said: str) -> None:
+def test_settings_refuse_an_agent_id_that_is_another_id_or_a_query(report: str, agent_id: str, said: str) -> None:
     with pytest.raises(SettingsRefusedError, match=said) as refused:
         configure(settings_with(elevenlabs_agent_id=agent_id))
 
