@@ -495,6 +495,7 @@ async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_
 
     assert credential.conversation_id == "conv_1"
     assert [(line["event"], line["pass_id"]) for line in logged] == [("pass.seal_broken", changed.pass_id)]
+    assert "the API key was replaced" in logged[0]["note"]
 
 
 # The seal.

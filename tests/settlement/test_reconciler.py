@@ -450,7 +450,10 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
     assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
-    assert [line["event"] for line in logged] == ["reconciler.stopped", "passes.reconciled"]
+    assert [(line["event"], line.get("host")) for line in logged] == [
+        ("reconciler.stopped", "https://there"),
+        ("passes.reconciled", None),
+    ]
 
 
 # One instance at a time, and nothing ends it.
