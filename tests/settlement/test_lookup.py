@@ -30,9 +30,9 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
-from voicepass.settlement import Bypasses, Outcome, Settlements
+from voicepass.settlement import NEVER_OPENED_SECONDS, Bypasses, Outcome, Settlements
 from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses
-from voicepass.settlement.reports import Report
+from voicepass.settlement.reports import Report, Status, fetch_report
 
 pytestmark = pytest.mark.anyio
 
@@ -371,6 +371,23 @@ async def test_a_ledger_that_fails_during_a_lookup_fails_closed_and_the_next_loo
         assert len(provider.asked) == 3
 
 
+async def test_a_lookup_whose_ledger_fails_for_one_pass_ends_when_the_other_answers_are_written() -> None:
+    class FailingOnce(Settlements):
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            if issued.conversation_id == "conv_2":
+                raise LedgerUnavailable(operator_note="the disk is full")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return await super().apply(issued, report)
+
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        with pytest.raises(LedgerUnavailable):
+            await given.instance(provider, settlements=FailingOnce).refresh(reservation(), LIMIT)
+
+        assert sorted(str(each.conversation_id) for each in given.settled) == ["conv_1", "conv_3"]
+
+
 @table("is_closing", [True, False])
 async def test_a_lookup_that_fails_after_its_caller_hung_up_raises_nothing_anywhere(*, is_closing: bool) -> None:
     provider = HeldProvider(default=account("done", call_duration_secs=1))
@@ -469,6 +486,38 @@ async def test_a_question_without_an_answer_is_logged() -> None:
             "note": "it is down",
         }
     ]
+
+
+@table(("source", "by_lookups"), [("lookup", ["conv_1"]), ("reconciler", [])])
+async def test_only_a_lookup_takes_the_calls_that_are_kept_for_lookups(source: str, by_lookups: list[str]) -> None:
+    provider = FakeProvider()
+    async with set_up(conversations=["conv_1"]) as given:
+        await fetch_report(provider, HERE, await given.ledger.find_pass("conv_1"), source=source)
+
+    assert provider.asked == ["conv_1"]
+    assert provider.asked_by_lookups == by_lookups
+
+
+@table(
+    ("status", "age_seconds", "outcomes"),
+    [
+        (Status.DONE, 60, [Outcome.ENDED, Outcome.LEFT]),  # without a length
+        (Status.ENDED, 60, [Outcome.ENDED, Outcome.LEFT]),
+        (Status.OPEN, 60, [Outcome.LEFT, Outcome.LEFT]),
+        (Status.UNOPENED, 60, [Outcome.LEFT, Outcome.LEFT]),
+        (Status.UNOPENED, NEVER_OPENED_SECONDS, [Outcome.EXPIRED, Outcome.LEFT]),
+    ],
+)
+async def test_a_report_frees_a_limit_once_and_only_if_the_pass_counted_as_open(
+    status: Status, age_seconds: float, outcomes: list[Outcome]
+) -> None:
+    async with set_up(conversations=["conv_1"]) as given:
+        given.clock.now = NOW + age_seconds
+        issued = await given.ledger.find_pass("conv_1")
+        report = Report(conversation_id="conv_1", status=status)
+
+        applied = [await given.open_passes.settlements.apply(issued, report) for _ in range(2)]
+    assert applied == outcomes
 
 
 # The unopened pass.
