@@ -73,6 +73,7 @@ class FakeProvider(ElevenLabs):
         listing: Exception | None = None,
     ) -> None:
         self.asked: list[str] = []
+        self.asked_by_lookups: list[str] = []
         self.listed: list[tuple[float, float]] = []
         self._accounts = accounts or {}
         self._default = default if default is not None else {"status": "in-progress"}
@@ -82,9 +83,10 @@ class FakeProvider(ElevenLabs):
     async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> dict[str, object]:
-        del is_lookup
         assert agent_base_url
         self.asked.append(conversation_id)
+        if is_lookup:
+            self.asked_by_lookups.append(conversation_id)
         answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
         if isinstance(answer, Exception):
             raise answer

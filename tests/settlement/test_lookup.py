@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -29,9 +30,9 @@ from voicepass.errors import (
 from voicepass.ledger import Ledger
 from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Agent, Counted, Credential, IssuedPass, Limit, Reservation, Scope, Transport
-from voicepass.settlement import Bypasses, Outcome, Settlements
+from voicepass.settlement import NEVER_OPENED_SECONDS, Bypasses, Outcome, Settlements
 from voicepass.settlement.lookup import DEADLINE_SHARE, OpenPasses
-from voicepass.settlement.reports import Report
+from voicepass.settlement.reports import Report, Status, fetch_report
 
 pytestmark = pytest.mark.anyio
 
@@ -55,11 +56,14 @@ class HeldProvider(FakeProvider):
         return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
 
+START = 1000.0
+
+
 class Ticks:
     """Monotonic time that passes only by sleeping."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = START
         self.slept: list[float] = []
 
     def __call__(self) -> float:
@@ -252,6 +256,32 @@ async def test_callers_who_come_together_share_one_lookup() -> None:
         assert len(provider.asked) == 3
 
 
+EVERYONE = Limit(name="all", scope=Scope.ALL, counted=Counted.CONVERSATIONS, most=30, window_seconds=86_400)
+PER_AGENT = Limit(name="agent", scope=Scope.AGENT, counted=Counted.CONVERSATIONS, most=30, window_seconds=86_400)
+
+
+@table(
+    ("limits", "other", "asking"),
+    [
+        ((LIMIT, LIMIT), {"user_id": "u-2"}, {"user_id": "u-2"}),
+        ((LIMIT, LIMIT), {"token_issuer": "https://other.example"}, {"token_issuer": "https://other.example"}),
+        ((PER_AGENT, PER_AGENT), {"agent_alias": "other"}, {"agent_alias": "other"}),
+        ((LIMIT, EVERYONE), {"user_id": "u-2"}, {}),
+    ],
+)
+async def test_callers_whose_limits_count_other_passes_share_no_lookup(
+    limits: Sequence[Limit], other: dict[str, Any], asking: dict[str, Any]
+) -> None:
+    provider = FakeProvider(default=account("in-progress"))
+    async with set_up(provider, conversations=["conv_1"]) as given:
+        await given.grant("conv_2", **other)
+
+        who = [reservation(), reservation(**asking)]
+        await asyncio.gather(*map(given.open_passes.refresh, who, limits))
+
+    assert set(provider.asked) == {"conv_1", "conv_2"}
+
+
 async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
     provider = HeldProvider(default=account("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
@@ -290,7 +320,7 @@ async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup
 
         await given.open_passes.refresh(reservation(), LIMIT)
 
-    assert given.ticks.now == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
+    assert given.ticks.now - START == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
 
 
 async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
@@ -325,16 +355,58 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
         assert await given.refusal() is None
 
 
-async def test_a_ledger_that_fails_during_a_lookup_fails_closed() -> None:
-    class Failing(Settlements):
-        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
-            del issued, report
-            raise LedgerUnavailable(operator_note="the disk is full")
+class Failing(Settlements):
+    async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+        del issued, report
+        raise LedgerUnavailable(operator_note="the disk is full")
 
+
+async def test_a_ledger_that_fails_during_a_lookup_fails_closed_and_the_next_lookup_waits() -> None:
     provider = FakeProvider(default=account("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
         with pytest.raises(LedgerUnavailable):
             await given.instance(provider, settlements=Failing).refresh(reservation(), LIMIT)
+
+        assert not await given.open_passes.refresh(reservation(), LIMIT)
+        assert len(provider.asked) == 3
+
+
+async def test_a_lookup_whose_ledger_fails_for_one_pass_ends_when_the_other_answers_are_written() -> None:
+    class FailingOnce(Settlements):
+        async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
+            if issued.conversation_id == "conv_2":
+                raise LedgerUnavailable(operator_note="the disk is full")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return await super().apply(issued, report)
+
+    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        with pytest.raises(LedgerUnavailable):
+            await given.instance(provider, settlements=FailingOnce).refresh(reservation(), LIMIT)
+
+        assert sorted(str(each.conversation_id) for each in given.settled) == ["conv_1", "conv_3"]
+
+
+@table("is_closing", [True, False])
+async def test_a_lookup_that_fails_after_its_caller_hung_up_raises_nothing_anywhere(*, is_closing: bool) -> None:
+    provider = HeldProvider(default=account("done", call_duration_secs=1))
+    async with set_up(provider, conversations=THREE) as given:
+        open_passes = given.instance(provider, settlements=Failing)
+        before = asyncio.all_tasks()
+        caller = asyncio.create_task(open_passes.refresh(reservation(), LIMIT))
+        await provider.is_asked.wait()
+        caller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await caller
+        provider.may_answer.set()
+
+        if is_closing:
+            await open_passes.aclose()
+        else:
+            await asyncio.wait(asyncio.all_tasks() - before)
+
+    gc.collect()  # asyncio reports a lost exception when it collects the task, and then the test fails
 
 
 async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_observed() -> None:
@@ -416,6 +488,38 @@ async def test_a_question_without_an_answer_is_logged() -> None:
     ]
 
 
+@table(("source", "by_lookups"), [("lookup", ["conv_1"]), ("reconciler", [])])
+async def test_only_a_lookup_takes_the_calls_that_are_kept_for_lookups(source: str, by_lookups: list[str]) -> None:
+    provider = FakeProvider()
+    async with set_up(conversations=["conv_1"]) as given:
+        await fetch_report(provider, HERE, await given.ledger.find_pass("conv_1"), source=source)
+
+    assert provider.asked == ["conv_1"]
+    assert provider.asked_by_lookups == by_lookups
+
+
+@table(
+    ("status", "age_seconds", "outcomes"),
+    [
+        (Status.DONE, 60, [Outcome.ENDED, Outcome.LEFT]),  # without a length
+        (Status.ENDED, 60, [Outcome.ENDED, Outcome.LEFT]),
+        (Status.OPEN, 60, [Outcome.LEFT, Outcome.LEFT]),
+        (Status.UNOPENED, 60, [Outcome.LEFT, Outcome.LEFT]),
+        (Status.UNOPENED, NEVER_OPENED_SECONDS, [Outcome.EXPIRED, Outcome.LEFT]),
+    ],
+)
+async def test_a_report_frees_a_limit_once_and_only_if_the_pass_counted_as_open(
+    status: Status, age_seconds: float, outcomes: list[Outcome]
+) -> None:
+    async with set_up(conversations=["conv_1"]) as given:
+        given.clock.now = NOW + age_seconds
+        issued = await given.ledger.find_pass("conv_1")
+        report = Report(conversation_id="conv_1", status=status)
+
+        applied = [await given.open_passes.settlements.apply(issued, report) for _ in range(2)]
+    assert applied == outcomes
+
+
 # The unopened pass.
 
 
@@ -495,6 +599,7 @@ async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_
 
     assert credential.conversation_id == "conv_1"
     assert [(line["event"], line["pass_id"]) for line in logged] == [("pass.seal_broken", changed.pass_id)]
+    assert "the API key was replaced" in logged[0]["note"]
 
 
 # The seal.

@@ -23,7 +23,7 @@ from tests.settlement.given import (
     provider_at,
     row,
 )
-from tests.simulation.virtual_time import VirtualTime, run
+from tests.simulation.virtual_time import FreezingLedger, VirtualTime, run
 from tests.tables import table
 from voicepass.elevenlabs import ElevenLabs
 from voicepass.elevenlabs.answers import ConversationsPage
@@ -147,6 +147,19 @@ async def test_every_row_of_a_page_counts_however_many_it_has() -> None:
 
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(3)]
     assert settled == ["reconciler"] * 3
+
+
+async def test_each_row_of_a_page_is_applied_once() -> None:
+    clock = Clock()
+    page = [row("conv_9", "done", agent_id="agent_other"), row("conv_1", "done", 42, agent_id="agent_other")]
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        await grant(ledger)
+        clock.now += 300
+
+        with capture_logs() as logged:
+            await make_reconciler(ledger, FakeProvider(pages=[page]), clock).run_round()
+
+    assert [line["event"] for line in logged].count("conversation.wrong_agent") == 1
 
 
 async def test_the_list_is_read_every_four_minutes() -> None:
@@ -450,7 +463,10 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
     assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
-    assert [line["event"] for line in logged] == ["reconciler.stopped", "passes.reconciled"]
+    assert [(line["event"], line.get("host")) for line in logged] == [
+        ("reconciler.stopped", "https://there"),
+        ("passes.reconciled", None),
+    ]
 
 
 # One instance at a time, and nothing ends it.
@@ -488,6 +504,40 @@ async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> Non
         got.append(await ledger.take_lease("a", 10))
 
     assert got == [True, False, True, False, True, False, True]
+
+
+CUT_SHORT = {"event": "reconciler.cut_short", "log_level": "warning", "after_seconds": 120}
+
+
+@table(
+    ("reading_seconds", "ends_after", "is_free_after", "lines"),
+    [(20, 20, 54, []), (100, 100, 100, []), (130, 120, 120, [CUT_SHORT])],
+)
+def test_a_round_keeps_other_instances_away_until_shortly_before_the_next_one_and_is_cut_short_with_its_lease(
+    reading_seconds: float, ends_after: float, is_free_after: float, lines: list[dict[str, Any]]
+) -> None:
+    class Slow(FakeProvider):
+        async def list_conversations(
+            self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
+        ) -> ConversationsPage:
+            await asyncio.sleep(reading_seconds)
+            return await super().list_conversations(agent_base_url, agent_id, since=since, until=until, cursor=cursor)
+
+    time = VirtualTime()
+
+    async def hold() -> tuple[float, float]:
+        async with open_sqlite(":memory:", clock=lambda: NOW + time.now) as real:
+            ledger = FreezingLedger(real, time)
+            await asyncio.sleep(1000)
+            await make_reconciler(ledger, Slow(), Clock()).run_round()
+            ended_at = time.now
+            while not await ledger.take_lease("reconciler", 60):  # noqa: ASYNC110 - other instances ask like this
+                await asyncio.sleep(0.5)
+            return ended_at - 1000, time.now - 1000
+
+    with capture_logs() as logged:
+        assert run(time, hold) == (ends_after, is_free_after)
+    assert logged == lines
 
 
 async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_next_one(tmp_path: Path) -> None:
@@ -566,7 +616,14 @@ async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> N
     with capture_logs() as logged:
         await make_reconciler(Out(), FakeProvider(), Clock()).run_round()  # type: ignore[arg-type]
 
-    assert [(line["event"], line["note"]) for line in logged] == [("reconciler.stopped", "the disk is full")]
+    assert logged == [
+        {
+            "event": "reconciler.stopped",
+            "log_level": "warning",
+            "code": "ledger_unavailable",
+            "note": "the disk is full",
+        }
+    ]
 
 
 async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() -> None:

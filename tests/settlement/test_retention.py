@@ -58,20 +58,30 @@ async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_n
 def test_a_round_follows_every_minute_even_if_one_fails() -> None:
     time = VirtualTime()
     rounds: list[float] = []
+    deleted: list[tuple[float, float]] = []
 
-    class Failing:
+    class FailingTwice:
         async def take_lease(self, _name: str, _seconds: float) -> bool:
             rounds.append(time.now)
-            raise RuntimeError("a bug")
+            if len(rounds) <= 2:
+                raise RuntimeError("a bug")
+            return True
+
+        async def erase_sealed(self) -> None:
+            pass
+
+        async def delete_old(self, *, age_seconds: float) -> None:
+            deleted.append((time.now, age_seconds))
 
     async def repeat() -> None:
-        async with run_retention(Failing(), keep_seconds=1):  # type: ignore[arg-type]
-            await asyncio.sleep(150)
+        async with run_retention(FailingTwice(), keep_seconds=31 * DAY):  # type: ignore[arg-type]
+            await asyncio.sleep(210)
 
     with capture_logs() as logged:
         run(time, repeat)
 
-    assert rounds == [60, 120]
+    assert rounds == [60, 120, 180]
+    assert deleted == [(180, 31 * DAY)]
     assert logged == [{"event": "retention.failed", "log_level": "error", "cause": "RuntimeError"}] * 2
 
 

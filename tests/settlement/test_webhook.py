@@ -6,6 +6,7 @@ import hmac
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -189,6 +190,9 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
         ({"call_duration_secs": 42, "cost": 420}, (42, 420)),
         ({"call_duration_secs": 0, "cost": 0}, (0, 0)),
         ({"call_duration_secs": 41.2, "cost": 4.5}, (42, 5)),
+        ({"call_duration_secs": 24 * 3600, "cost": 2**31 - 1}, (24 * 3600, 2**31 - 1)),
+        ({"call_duration_secs": 24 * 3600 + 1}, None),
+        ({"call_duration_secs": 42, "cost": 2**31}, (42, None)),
         ({"call_duration_secs": 42}, (42, None)),
         ({"call_duration_secs": 42, "cost": None}, (42, None)),
         ({"call_duration_secs": 42, "cost": "420"}, (42, None)),
@@ -220,6 +224,18 @@ def test_only_a_number_is_a_cost_in_dollars(sent: object, kept: float | None) ->
 
     assert settlement is not None
     assert settlement.cost_fiat == kept
+
+
+@table(
+    ("sent", "kept"),
+    [(NOW, NOW), (NOW + 0.5, NOW + 0.5), (2**32, 2**32), (2**41, None), (0, None), (-1, None), (str(NOW), None)],
+)
+def test_a_conversation_begins_at_a_number_of_seconds_also_after_the_year_2038(
+    sent: object, kept: float | None
+) -> None:
+    record = {"metadata": {"start_time_unix_secs": sent}}
+
+    assert parse_record("conv_1", record, source="webhook").started_at == kept
 
 
 @table(
@@ -336,7 +352,10 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
         early = await ledger.find_pass("conv_2")
 
     assert (found.settled_at, early.settled_at) == (None, None)
-    assert [(line["event"], line["conversation_id"]) for line in logged] == [("conversation.wrong_agent", "conv_1")]
+    assert [(line["event"], line["conversation_id"], line["agent"]) for line in logged] == [
+        ("conversation.wrong_agent", "conv_1", "default")
+    ]
+    assert "another agent" in logged[0]["note"]
 
 
 @table(
@@ -420,9 +439,15 @@ async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> N
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
-        await make_settlements(ledger, Clock(), broken, seen.append).settle(settlement)
+        settlements = make_settlements(ledger, Clock(), broken, seen.append)
+        await settlements.settle(settlement)
 
+        await grant(ledger, "conv_2")
+        settlements.observe = broken
+        await settlements.settle(replace(settlement, conversation_id="conv_2"))
+        second = await ledger.find_pass("conv_2")
     assert [settled.seconds for settled in seen] == [40]
+    assert second.seconds == 40
 
 
 async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
