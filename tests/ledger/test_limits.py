@@ -60,6 +60,31 @@ async def test_passes_are_limited_in_a_window_that_rolls(ledger: Ledger, clock: 
     assert then[1].resets_at == START + 70
 
 
+@pytest.mark.parametrize("scope", Scope)
+async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nobody_else(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    most, whom = [limit(2, counted=Counted.REQUESTS, scope=scope, window_seconds=60)], SCOPES[scope]
+    for n in range(2):
+        failed = reservation(**whom(n))
+        await ledger.reserve(failed, most)
+        await ledger.release(failed, has_reached=True)
+    reached = await refusal(ledger, most, **whom(2))
+    strangers: dict[Scope, list[dict[str, str]]] = {
+        Scope.USER: [{"user_id": "u-2"}, {"user_id": "u-1", "token_issuer": "https://other.example"}],
+        Scope.AGENT: [{"user_id": "u-1", "agent_alias": "other"}],
+        Scope.ALL: [],
+    }
+    others = [await refusal(ledger, most, **stranger) for stranger in strangers[scope]]
+    clock.now = START + 60
+    later = await refusal(ledger, most, **whom(3))
+
+    assert isinstance(reached, RateLimited)
+    assert reached.resets_at == START + 60
+    assert set(others) <= {None}
+    assert later is None
+
+
 async def test_every_lapsed_reservation_is_deleted_and_no_younger_one(ledger: Ledger, clock: TurnedClock) -> None:
     for _ in range(3):
         await ledger.reserve(reservation(), [])
