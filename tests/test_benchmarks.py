@@ -1,4 +1,4 @@
-"""The benchmarks still run: what is never tried rots, and its figures with it."""
+"""The benchmarks still run, so that they still measure the code as it is."""
 
 import shutil
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.long
-def test_voicepass_is_compared_and_who_does_not_run_is_said_to_be_missing() -> None:
+def test_voicepass_is_compared_and_the_report_names_a_candidate_that_does_not_start() -> None:
     absent = Candidate("absent", "Not there", ("no-such-program",))
     figures = Figures()
 
@@ -32,7 +32,7 @@ def test_voicepass_is_compared_and_who_does_not_run_is_said_to_be_missing() -> N
 
 
 @pytest.mark.long
-def test_every_rung_of_the_ladder_gives_passes() -> None:
+def test_every_layer_that_is_measured_gives_passes() -> None:
     loads = climb(delay=0, rounds=1, seconds=0.5, connections=4)
 
     assert {name: load.failed for name, [load] in loads.items()} == dict.fromkeys(RUNGS, 0)

@@ -79,7 +79,7 @@ OUTAGE = failure(is_outage=True)
 
 
 @pytest.mark.parametrize("requests", [1, 4, 5, 6, 37, 1000])
-async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(requests: int) -> None:
+async def test_when_all_calls_fail_ten_are_retried_and_then_one_in_five(requests: int) -> None:
     upstream = Upstream()
     upstream.failing = failure()
 
