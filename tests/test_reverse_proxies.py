@@ -174,14 +174,14 @@ async def test_no_request_fails_while_the_instances_behind_a_proxy_restart_in_tu
         await instance.end()
         instance.is_ready = False
         instance.start()
-        await instance.until_ready()
+        await instance.wait_until_ready()
 
     async with httpx.AsyncClient(trust_env=False, timeout=1) as probing:
         probes = [asyncio.create_task(instance.probe(probing)) for instance in served]
         try:
             for instance in served:
                 instance.start()
-                await instance.until_ready()
+                await instance.wait_until_ready()
             upstreams = [instance.url.removeprefix("http://") for instance in served]
             with run_proxy(name, tmp_path, upstreams) as url:
                 async with httpx.AsyncClient(verify=False, trust_env=False, base_url=url, timeout=30) as client:  # noqa: S501

@@ -1,4 +1,4 @@
-"""A backup is whole although voicepass writes, and a move to PostgreSQL copies all rows or none."""
+"""A backup is complete although voicepass writes meanwhile, and a move to PostgreSQL copies all rows or none."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def count_passes(file: Path) -> int:
 async def test_a_backup_has_every_pass_that_a_plain_copy_of_the_file_loses(tmp_path: Path) -> None:
     file, backup, plain = tmp_path / "voicepass.db", tmp_path / "backup.db", tmp_path / "plain.db"
     is_done = asyncio.Event()
-    before = COMMITS_PER_COPY // 2 - 1  # a reservation and a grant each: the log is not yet copied into the file
+    before = COMMITS_PER_COPY // 2 - 1  # two commits each: SQLite has not yet copied its log into the file
 
     async def keep_writing(ledger: Ledger) -> None:
         while not is_done.is_set():
@@ -59,9 +59,7 @@ async def test_a_backup_has_every_pass_that_a_plain_copy_of_the_file_loses(tmp_p
     assert set(os.listdir(tmp_path)) == {"voicepass.db", "backup.db", "plain.db"}  # noqa: PTH208
 
 
-def test_a_command_about_the_ledger_that_cannot_work_says_why_and_changes_nothing(
-    tmp_path: Path, postgres: Postgres
-) -> None:
+def test_a_ledger_command_that_fails_prints_the_reason_and_changes_nothing(tmp_path: Path, postgres: Postgres) -> None:
     (tmp_path / "taken.db").write_text("mine")
     none_yet = run("ledger", "backup", "new.db", cwd=tmp_path)
     asyncio.run(fill(tmp_path / "voicepass.db"))
@@ -102,13 +100,13 @@ async def read_all(ledger: Ledger) -> dict[str, list[str]]:
     return {table: sorted(map(repr, await rows(ledger, f"SELECT * FROM {table}"))) for table in TABLES}  # noqa: S608
 
 
-async def test_a_move_copies_every_row_exactly_and_may_run_again_until_there_are_other_rows(
+async def test_a_move_copies_every_row_and_can_be_repeated_until_the_target_has_other_rows(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     await fill(file)
     with closing(sqlite3.connect(file)) as connection:
-        connection.execute("ANALYZE")  # makes a table of SQLite's own
+        connection.execute("ANALYZE")  # makes a table that belongs to SQLite
     environment = ENVIRONMENT | {"VOICEPASS_DATABASE_URL": url}
 
     moved = await asyncio.to_thread(run, "ledger", "copy", str(file), cwd=tmp_path, environment=environment)
@@ -128,7 +126,7 @@ async def test_a_move_copies_every_row_exactly_and_may_run_again_until_there_are
     assert "PostgreSQL has other rows already" in other.stderr
 
 
-async def test_a_move_corrects_sums_that_are_wrong_in_the_source(tmp_path: Path, postgres: Postgres) -> None:
+async def test_a_move_corrects_wrong_sums_of_the_source(tmp_path: Path, postgres: Postgres) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     await fill(file)
     with closing(sqlite3.connect(file)) as connection:
@@ -146,7 +144,7 @@ async def test_a_move_corrects_sums_that_are_wrong_in_the_source(tmp_path: Path,
 
 @contextmanager
 def open_in_another_process(file: Path) -> Iterator[None]:
-    """Let a process open the ledger as voicepass does, and do nothing with it."""
+    """Let another process open the ledger as voicepass does, and keep it open."""
     code = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM passes').fetchall(); "
         "print('open', flush=True); sys.stdin.read()"
@@ -184,7 +182,7 @@ def multiply_passes(file: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_move_that_is_killed_leaves_nothing_and_ends_right_when_it_runs_again(
+def test_a_move_that_is_killed_copies_nothing_and_succeeds_when_it_is_repeated(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
@@ -206,7 +204,7 @@ def test_a_move_that_is_killed_leaves_nothing_and_ends_right_when_it_runs_again(
     assert postgres.run(count_passes_at_target) == [(30 + 30 * MANY,)]
 
 
-def test_a_backup_that_was_interrupted_has_another_name(tmp_path: Path) -> None:
+def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "voicepass.db").write_bytes(b"no database at all, but long enough to be read as one" * 40)
 
     with pytest.raises(sqlite3.DatabaseError):

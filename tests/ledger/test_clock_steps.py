@@ -1,4 +1,4 @@
-"""What a step of a clock does to the ledger: nothing within a process, and no row of a clock that was ahead blocks."""
+"""A step of a clock changes no decision of a running ledger, and rows from a clock that was ahead block nobody."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ PASSES = limit(1)
 
 
 class Machine:
-    """A machine whose wall clock is set to and fro, while real time passes."""
+    """A machine whose wall clock a test sets forward or back, and its real elapsed time."""
 
     def __init__(self) -> None:
         self.wall, self.ticks = TurnedClock(), TurnedClock()
@@ -33,12 +33,12 @@ class Machine:
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 @pytest.mark.parametrize("reached", [PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL], ids=lambda each: each.name)
-async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
+async def test_a_clock_step_moves_the_reset_of_a_limit_by_less_than_four_percent(
     engine: Engine, reached: object, step: float
 ) -> None:
     machine = Machine()
     limits = [each for each in (PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL) if each is reached]
-    async with engine.opened(machine.clock) as ledger:
+    async with engine.open(machine.clock) as ledger:
         await granted(ledger, limits)
         before = await refusal(ledger, limits)
         wait_seconds = 0 if before is None or before.retry_after_seconds is None else before.retry_after_seconds
@@ -58,9 +58,9 @@ async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engine, step: float) -> None:
+async def test_a_clock_step_moves_the_end_of_a_lease_by_less_than_four_percent(engine: Engine, step: float) -> None:
     machine = Machine()
-    async with engine.opened(machine.clock) as ledger:
+    async with engine.open(machine.clock) as ledger:
         taken = await ledger.take_lease("reconciler", 120)
         machine.wall.now += step
 
@@ -74,7 +74,7 @@ async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engin
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: Path, step: float) -> None:
+async def test_after_a_clock_step_the_list_of_elevenlabs_is_read_by_the_wall_clock(tmp_path: Path, step: float) -> None:
     machine = Machine()
     async with open_sqlite(str(tmp_path / "ledger.db"), clock=machine.clock, wall=machine.wall) as ledger:
         machine.wall.now += step
@@ -95,12 +95,12 @@ async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: 
     assert (second.since, second.until) == pytest.approx((real + 10, real + 265), abs=10)
 
 
-# -- rows of a clock that was ahead ----------------------------------------------------------------------------------
-# The clock of the ledger itself is set back: of a database, or of a machine across a restart.
+# -- rows from a clock that was ahead --------------------------------------------------------------------------------
+# Here the ledger's own clock goes back: that of a database server, or that of a machine between two starts.
 
 
 @pytest.mark.parametrize("back", [121.0, HOUR, 365 * 86_400.0])
-async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
+async def test_a_lease_is_taken_over_if_its_end_is_impossibly_late(
     ledger: Ledger, clock: TurnedClock, back: float
 ) -> None:
     await ledger.take_lease("reconciler", 120)
@@ -110,10 +110,10 @@ async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
     assert not await ledger.take_lease("reconciler", 120)
 
 
-async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_after_a_step_back_a_lease_ends_at_most_its_own_length_later(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.take_lease("reconciler", 120)
-    clock.now += 100  # 20 seconds are left,
-    clock.now -= 100  # and now it looks like 120
+    clock.now += 100  # 20 seconds are left
+    clock.now -= 100  # by the clock, 120 seconds are left
 
     held = await ledger.take_lease("reconciler", 120)
     clock.now += 120
@@ -123,7 +123,7 @@ async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger:
 
 
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
-async def test_a_lookup_of_a_clock_that_was_ahead_holds_nobody_up(
+async def test_a_lookup_that_began_by_a_clock_that_was_ahead_delays_nobody(
     ledger: Ledger, clock: TurnedClock, *, is_paused: bool
 ) -> None:
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -138,7 +138,9 @@ async def test_a_lookup_of_a_clock_that_was_ahead_holds_nobody_up(
     assert (is_running, turn.turn, again.turn) == (False, Turn.OURS, Turn.RUNNING)
 
 
-async def test_a_reservation_of_a_clock_that_was_ahead_is_not_waited_for(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_nobody_waits_for_a_reservation_made_by_a_clock_that_was_ahead(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
     await ledger.reserve(reservation(), [])
     during = await ledger.is_in_flight(reservation())
     clock.now -= HOUR
@@ -147,7 +149,7 @@ async def test_a_reservation_of_a_clock_that_was_ahead_is_not_waited_for(ledger:
     assert not await ledger.is_in_flight(reservation())
 
 
-async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_recent(ledger: Ledger, clock: TurnedClock) -> None:
     asked, given = reservation(), credential("conv_1")
     await ledger.reserve(asked, [])
     await ledger.grant(asked, given, sealed=b"sealed")
@@ -159,7 +161,7 @@ async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: 
     assert await ledger.list_unopened(reservation()) == []
 
 
-async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_a_list_that_was_read_by_a_clock_that_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
     await granted(ledger)
     clock.now += HOUR
     await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
@@ -172,6 +174,6 @@ async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger
 
     assert listing is not None
     assert (listing.since, listing.until) == (START - 60, START + 45)
-    assert never_opened == [], "nothing is too old to be opened by a clock that was ahead"
+    assert never_opened == [], "by the correct clock, the pass can still be opened"
     (row,) = await rows(ledger, "SELECT listed_until FROM listings")
     assert row["listed_until"] == START + 45

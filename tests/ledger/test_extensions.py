@@ -1,4 +1,4 @@
-"""Extensions: more minutes for one user, until they end. Each test runs on both engines."""
+"""Extensions: more minutes for one user until a given time. Each test runs on both engines."""
 
 import asyncio
 import math
@@ -56,7 +56,7 @@ async def test_an_extension_adds_to_the_minutes_of_its_user_only(
     assert await count_passes(ledger) == passes
 
 
-async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_an_extension_ends_at_its_time_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
     await extend(ledger, extension())
     await extend(ledger, extension("u-2", ends_in=2 * HOUR))
     before = await ledger.run(extensions.list_extensions)
@@ -96,12 +96,12 @@ async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Led
 @pytest.mark.parametrize(
     ("ends_in", "retry_after"),
     [
-        pytest.param(DAY + HOUR, DAY - 600, id="the first pass leaves the day while the extension lasts"),
-        pytest.param(DAY - 601, DAY, id="the extension ends first, so the second pass must leave the day too"),
-        pytest.param(DAY, DAY, id="it ends at the instant when the first pass leaves the day"),
+        pytest.param(DAY + HOUR, DAY - 600, id="the first pass leaves the window while the extension lasts"),
+        pytest.param(DAY - 601, DAY, id="the extension ends first, so the second pass must leave the window too"),
+        pytest.param(DAY, DAY, id="it ends at the instant when the first pass leaves the window"),
     ],
 )
-async def test_a_refusal_says_when_a_try_succeeds_also_if_the_extension_ends_before(
+async def test_a_refusal_says_when_a_retry_succeeds_even_if_the_extension_ends_first(
     ledger: Ledger, clock: TurnedClock, ends_in: float, retry_after: float
 ) -> None:
     await extend(ledger, extension(ends_in=ends_in))
@@ -131,7 +131,7 @@ async def test_limits_of_agents_and_of_passes_are_not_extended(ledger: Ledger) -
     assert [each is None for each in refused] == [True, False, False]
 
 
-async def test_whether_the_user_has_had_a_pass_is_said(ledger: Ledger) -> None:
+async def test_extend_tells_whether_the_user_ever_had_a_pass(ledger: Ledger) -> None:
     await granted(ledger, [], user_id="u-1", token_issuer="https://b.example")
     await granted(ledger, [], user_id="u-9", token_issuer="https://a.example")
 
@@ -141,7 +141,7 @@ async def test_whether_the_user_has_had_a_pass_is_said(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("ends_in", [0.0, -1.0, MAX_SECONDS + 1.0, math.inf, math.nan])
-async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledger: Ledger, ends_in: float) -> None:
+async def test_an_extension_that_has_ended_or_is_too_long_is_refused(ledger: Ledger, ends_in: float) -> None:
     await extend(ledger, extension())
 
     with pytest.raises(RequestInvalid):
@@ -150,7 +150,7 @@ async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledge
     assert await ledger.run(extensions.list_extensions) == [extension()]
 
 
-async def test_parallel_requests_of_an_extended_user_share_exactly_the_extended_minutes(engine: Engine) -> None:
+async def test_parallel_requests_of_a_user_get_exactly_the_extended_minutes(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         await extend(ledgers[0], extension(minutes=35))
         asked = [refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]

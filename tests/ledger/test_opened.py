@@ -1,4 +1,4 @@
-"""What is really open: one lookup at a time, its result in the ledger, and sums that stay equal to their passes."""
+"""Lookups of open conversations: one at a time, their results in the ledger, and sums that stay equal to the passes."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ MINUTES = limit(1800, counted=Counted.SECONDS, window_seconds=DAY)
 MINUTES_OF_ALL = limit(1800, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=DAY)
 
 
-async def test_a_lookup_names_the_passes_that_count_those_of_unknown_state_first(
+async def test_a_lookup_lists_the_passes_that_count_and_first_those_of_unknown_state(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     first = await granted(ledger)
@@ -37,7 +37,7 @@ async def test_a_lookup_names_the_passes_that_count_those_of_unknown_state_first
 
 
 @pytest.mark.parametrize("counted", [Counted.CONVERSATIONS, Counted.SECONDS])
-async def test_a_lookup_names_ten_passes_at_most(ledger: Ledger, counted: Counted) -> None:
+async def test_a_lookup_lists_at_most_ten_passes(ledger: Ledger, counted: Counted) -> None:
     for _ in range(12):
         await granted(ledger)
 
@@ -46,7 +46,7 @@ async def test_a_lookup_names_ten_passes_at_most(ledger: Ledger, counted: Counte
     assert len(turn.passes) == 10
 
 
-async def test_a_lookup_for_everyone_names_the_passes_of_all(ledger: Ledger) -> None:
+async def test_a_lookup_for_a_limit_of_all_lists_the_passes_of_all_users(ledger: Ledger) -> None:
     of_another = await granted(ledger, user_id="u-2")
 
     turn = await ledger.begin_lookup(reservation(), limit(1, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1)
@@ -54,7 +54,7 @@ async def test_a_lookup_for_everyone_names_the_passes_of_all(ledger: Ledger) -> 
     assert [issued.conversation_id for issued in turn.passes] == [of_another]
 
 
-async def test_one_of_all_instances_looks_up_and_none_for_two_seconds_after_it_freed_nothing(
+async def test_only_one_instance_looks_up_and_none_for_two_seconds_if_it_freed_nothing(
     engine: Engine, clock: TurnedClock
 ) -> None:
     async with engine.instances() as instances:
@@ -80,7 +80,7 @@ async def test_one_of_all_instances_looks_up_and_none_for_two_seconds_after_it_f
     assert of_another.turn is Turn.OURS
 
 
-async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_may_take(
+async def test_a_lookup_that_a_crash_ended_blocks_others_no_longer_than_its_time_limit(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -93,7 +93,7 @@ async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_
     assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
 
 
-async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_what_a_crash_left(
+async def test_a_reservation_in_flight_is_waited_for_but_not_one_that_a_crash_left(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     asked = reservation()
@@ -110,7 +110,7 @@ async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_w
     assert (before, during, of_another, left_behind, after) == (False, True, False, False, False)
 
 
-async def test_a_conversation_that_has_ended_is_open_no_longer_and_costs_the_time_since_its_grant(
+async def test_an_ended_conversation_is_not_open_and_costs_the_time_since_its_grant(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES]
@@ -137,16 +137,16 @@ async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: 
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_every_scope(
+async def test_an_ended_or_unopened_pass_gives_minutes_back_in_every_scope(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
-    """Also where its quarter of an hour was added up before."""
+    """This is also true for passes whose quarter of an hour was summed up before."""
     limits = [limit(1800, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)]
     ended, unopened, _ = [await granted(ledger, limits, seconds=600) for _ in range(3)]
     clock.now += 90
     full = await refusal(ledger, limits)
     await ledger.note_ended(ended)
-    clock.now += 1800  # their quarter is over, and the next question adds it up
+    clock.now += 1800  # their quarter of an hour is over, so the next question sums it up
     passing = reservation(seconds=1)
     await ledger.reserve(passing, limits)
     await ledger.release(passing)
@@ -158,9 +158,7 @@ async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_ev
     assert (await ledger.find_pass(third)).seconds == 1800 - 90 - 0 - 600
 
 
-async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_pass_that_was_noted_as_open_is_never_released_as_unopened(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await granted(ledger)
     await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
@@ -172,9 +170,7 @@ async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
     assert (found.opened_at, found.settled_at) == (START + 5, None)
 
 
-async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_an_unopened_pass_is_released_when_it_can_no_longer_be_opened(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await granted(ledger)
     clock.now += 929
     released = [await ledger.note_unopened(conversation_id, expires_seconds=930)]
@@ -185,7 +181,7 @@ async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
     assert (await ledger.find_pass(conversation_id)).settled_by == "expiry"
 
 
-async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again(
+async def test_a_released_pass_counts_again_if_its_conversation_is_open_after_all(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
@@ -201,9 +197,7 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     assert isinstance(await refusal(ledger, limits), TooManyConversations)
 
 
-async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     minutes = [limit(60, counted=Counted.SECONDS, window_seconds=DAY)]
     opened, ended = await granted(ledger, minutes, seconds=600), await granted(ledger, seconds=60)
     clock.now += 930
@@ -216,7 +210,7 @@ async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it
     assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
-async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
+async def test_a_released_pass_is_charged_if_its_conversation_took_place_after_all(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
@@ -229,7 +223,7 @@ async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged
     assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
 
 
-async def test_every_pass_of_a_limit_of_all_is_asked_about_in_time_and_the_user_s_own_first(ledger: Ledger) -> None:
+async def test_lookups_for_a_limit_of_all_reach_every_pass_and_list_the_users_own_first(ledger: Ledger) -> None:
     everyone = limit(40, counted=Counted.CONVERSATIONS, scope=Scope.ALL)
     others = {await granted(ledger, user_id=f"u-{n}") for n in range(30)}
     for conversation_id in others:
@@ -255,10 +249,10 @@ async def test_a_pass_that_is_not_granted_yet_may_fail_at_any_moment(ledger: Led
     assert reached.retry_after_seconds == 3
 
 
-# When to try again.
+# When to retry.
 
 
-async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
+async def test_while_a_conversation_is_open_a_retry_may_succeed_after_three_seconds(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
@@ -271,14 +265,14 @@ async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
     reached = await refusal(ledger, limits)
 
     assert unopened is not None
-    assert unopened.retry_after_seconds == 930  # then it is released
+    assert unopened.retry_after_seconds == 930  # after these seconds it is released
     assert unknown is not None
-    assert unknown.retry_after_seconds == 1560  # until it lapses: nobody knows whether it is open
+    assert unknown.retry_after_seconds == 1560  # until it lapses, because the ledger cannot tell whether it is open
     assert isinstance(reached, TooManyConversations)
     assert (reached.retry_after_seconds, reached.resets_at) == (3, clock.now + 3)
 
 
-async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(ledger: Ledger) -> None:
+async def test_a_refusal_names_a_limit_of_passes_before_one_that_a_lookup_may_change(ledger: Ledger) -> None:
     limits = [limit(1), limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
     await granted(ledger, limits)
 
@@ -291,7 +285,7 @@ async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(
 # The sealed credential.
 
 
-async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transport_newest_first(
+async def test_unopened_sealed_passes_are_listed_by_user_agent_and_transport_newest_first(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     others = [
@@ -325,7 +319,7 @@ async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transpor
 
 
 @pytest.mark.parametrize("event", ["opened", "ended", "settled", "expired", "too old to be opened"])
-async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
+async def test_the_sealed_credential_is_erased_when_it_cannot_be_used_any_more(
     ledger: Ledger, clock: TurnedClock, event: str
 ) -> None:
     asked, given = reservation(), credential("conv_1")
@@ -351,7 +345,7 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
 
 
-async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(ledger: Ledger) -> None:
+async def test_a_pass_whose_settlement_arrived_first_keeps_no_sealed_credential(ledger: Ledger) -> None:
     asked, given = reservation(), credential("conv_1")
     await ledger.reserve(asked, [])
     await ledger.settle(settled_with("conv_1"))

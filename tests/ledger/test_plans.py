@@ -1,4 +1,4 @@
-"""No question grows with the ledger: each is answered from an index, on both engines, among 20,000 passes."""
+"""No query takes longer as the ledger grows: on both engines, each uses an index among 20,000 passes."""
 
 import json
 import re
@@ -79,15 +79,15 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
 
 @pytest.fixture
 async def filled(engine: Engine) -> AsyncIterator[Ledger]:
-    async with engine.opened() as ledger:
-        for first in range(0, 20_000, 2_000):  # in parts: each statement has two seconds
+    async with engine.open() as ledger:
+        for first in range(0, 20_000, 2_000):  # in parts, because a statement may take at most two seconds
             await rows(ledger, FILL, first=first, last=first + 1_999)
         await rows(ledger, "ANALYZE")
         yield ledger
 
 
 @ALONE_ON_POSTGRES
-async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: Engine) -> None:
+async def test_every_query_uses_an_index(filled: Ledger, engine: Engine) -> None:
     plans = {name: await plan(filled, engine, rule) for name, rule in RULES.items()}
 
     scanned = re.compile(
@@ -96,12 +96,12 @@ async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: 
     assert [name for name, texts in plans.items() if any(map(scanned.search, texts))] == []
     unbounded = re.compile(
         r"SCAN passes USING" if engine.name == "sqlite" else r"a^"
-    )  # a whole index, for LIMIT to end
+    )  # reads a whole index until LIMIT ends it
     assert {name for name, texts in plans.items() if any(map(unbounded.search, texts))} <= {"listed", "refuse everyone"}
 
 
 @ALONE_ON_POSTGRES
-async def test_usage_counts_what_is_there(filled: Ledger) -> None:
+async def test_usage_counts_every_pass_in_the_window(filled: Ledger) -> None:
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
 
     (answer,) = await filled.usage(user, [limit(1000, window_seconds=86_400 * 30)])
@@ -110,8 +110,8 @@ async def test_usage_counts_what_is_there(filled: Ledger) -> None:
 
 
 @ALONE_ON_POSTGRES
-async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Ledger, engine: Engine) -> None:
-    """PostgreSQL believes that nothing is open or young when all was settled at its last ANALYZE."""
+async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled: Ledger, engine: Engine) -> None:
+    """PostgreSQL expects no open or recent passes if all were settled and old at its last ANALYZE."""
     await rows(filled, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
     await rows(filled, "ANALYZE")
     for first in range(0, 8_000, 2_000):
@@ -133,7 +133,7 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
 async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_one_to_grant(
     filled: Ledger, engine: Engine
 ) -> None:
-    """What a lookup needs to know is written and asked elsewhere."""
+    """Other transactions read and write what a lookup needs."""
     reserve = await plan(
         filled, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
     )

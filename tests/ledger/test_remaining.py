@@ -14,7 +14,7 @@ MONTH = limit(5000, counted=Counted.SECONDS, window_seconds=30 * 86_400)
 OTHERS = [limit(0), limit(1, counted=Counted.SECONDS, scope=Scope.ALL), limit(1, counted=Counted.CONVERSATIONS)]
 
 
-async def test_what_a_conversation_has_reserved_and_not_used_is_left_to_its_user(
+async def test_the_unused_part_of_a_conversations_reservation_is_left_to_its_user(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [*OTHERS, MONTH, DAY]

@@ -1,4 +1,4 @@
-"""The sums of an agent and of all always equal their passes, and every limit is exact, whatever happened before."""
+"""The sums of an agent and of all users always equal their passes, and every limit is exact, after any history."""
 
 import asyncio
 import math
@@ -53,7 +53,7 @@ Sums = dict[tuple[str, int, int], tuple[int, int, int]]
 
 
 async def read_sums(ledger: Ledger, *, oldest: float) -> tuple[Sums, Sums]:
-    """Return the sums, and what they have to be by the passes: passes, seconds and open passes of each slot."""
+    """Return the stored sums and the expected ones. Each has the passes, seconds and open passes of a slot."""
     kept = {length: (oldest - KEPT_SECONDS[length]) / length + 1 for length in LENGTHS}
     found: Sums = {
         (row["scope"], row["length"], row["slot"]): (row["passes"], row["seconds"], row["open"])
@@ -76,8 +76,8 @@ async def read_sums(ledger: Ledger, *, oldest: float) -> tuple[Sums, Sums]:
     return found, wanted
 
 
-def use(counted: Limit, passes: Sequence[Row], failed: Sequence[Row], now: float) -> list[tuple[float, int]]:
-    """Return what counts, pass by pass: (when it was reserved, how much), the newest first."""
+def list_amounts(counted: Limit, passes: Sequence[Row], failed: Sequence[Row], now: float) -> list[tuple[float, int]]:
+    """Return (time of the reservation, amount) of each pass that counts, newest first."""
     since = now - counted.window_seconds
     whose = [row for row in passes if is_of(counted.scope, row)]
     match counted.counted:
@@ -98,7 +98,7 @@ def is_of(scope: Scope, row: Row) -> bool:
     return all(row[name] == WHOSE[name] for name in names)
 
 
-def reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) -> float | None:
+def find_reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) -> float | None:
     since_then = 0
     for reserved_at, amount in counted:
         since_then += amount
@@ -108,7 +108,7 @@ def reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) 
 
 
 class History:
-    """What happens to passes, step by step."""
+    """Applies events to passes, step by step."""
 
     def __init__(self, ledger: Ledger, clock: TurnedClock) -> None:
         self._ledger = ledger
@@ -125,7 +125,7 @@ class History:
                 facts = {"user_id": user_id, "agent_alias": agent, "seconds": 60 * (number % 16)}
                 self._conversations.append(await granted(self._ledger, [], **facts))
             case "reserve" | "reserve ready":
-                named = chosen if number % 5 == 0 else None  # sometimes a conversation that is issued already
+                named = chosen if number % 5 == 0 else None  # sometimes a conversation that has a pass already
                 self._reserved.append(reservation(user_id, agent_alias=agent))
                 with suppress(BadAnswer):
                     ready = credential(named) if what == "reserve ready" else None
@@ -181,7 +181,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, most=st.integers(1, 4000))
-async def test_whatever_happens_the_sums_equal_the_passes_and_the_limits_are_exact(
+async def test_after_any_history_the_sums_equal_the_passes_and_the_limits_are_exact(
     ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int
 ) -> None:
     await check_history(ledger, clock, steps, most)
@@ -212,8 +212,8 @@ async def check_history(ledger: Ledger, clock: TurnedClock, steps: list[tuple[st
     passes, failed = await rows(ledger, "SELECT * FROM passes"), await rows(ledger, "SELECT * FROM failed_requests")
     for asked in LIMITS:
         if asked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
-            continue  # the rows of failed requests are gone after two minutes, and the sums stay
-        await check_limit(ledger, asked, use(asked, passes, failed, clock.now), most)
+            continue  # failed requests are deleted after two minutes, but stay in the sums
+        await check_limit(ledger, asked, list_amounts(asked, passes, failed, clock.now), most)
 
 
 async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, int]], most: int) -> None:
@@ -224,7 +224,7 @@ async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, i
 
     assert answer.used == used
     if used and asked.counted is not Counted.CONVERSATIONS:
-        assert answer.resets_at == reset(counted, whole.most, asked.window_seconds)
+        assert answer.resets_at == find_reset(counted, whole.most, asked.window_seconds)
     for spare in (0, 1):
         edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
         question = prepare_question([edge])
@@ -236,7 +236,7 @@ async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, i
 
 
 @ALONE_ON_POSTGRES
-async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_right(
+async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_correct(
     engine: Engine, clock: TurnedClock
 ) -> None:
     async with engine.instances() as instances:
@@ -284,12 +284,12 @@ async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger
     assert await ledger.fix_sums() == []
 
 
-async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
+async def test_old_passes_sums_and_orphans_are_deleted_and_recent_ones_are_kept(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     for name in ("old", "young"):
         await granted(ledger, user_id=name, seconds=100)
-        await ledger.settle(settlement(f"conv_{name}"))  # it waits for a pass that never comes
+        await ledger.settle(settlement(f"conv_{name}"))  # an orphan, because its pass is never granted
         clock.now += 40 * DAY
     clock.now -= 40 * DAY
 
@@ -303,7 +303,7 @@ async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
 
 
 @pytest.mark.parametrize("scope", [Scope.AGENT, Scope.ALL])
-async def test_a_clock_that_was_ahead_for_a_while_hides_nothing(
+async def test_passes_that_a_clock_that_was_ahead_reserved_still_count(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     limits = [limit(600, scope=scope, counted=Counted.SECONDS, window_seconds=DAY)]

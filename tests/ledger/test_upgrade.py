@@ -1,4 +1,4 @@
-"""The procedures of docs/upgrade.md work as printed: each command that the page shows is run."""
+"""The procedures of docs/upgrade.md work as printed: the tests run each command of the page."""
 
 import os
 import re
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 def run_printed(kind: str, *, cwd: Path, database_url: str, tools: Path | None = None) -> str:
-    """Run the commands that the page shows under this mark."""
+    """Run the commands that follow the mark `<!-- kind -->` in the page."""
     (command,) = re.findall(rf"<!-- {kind} -->\n *```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     path = os.pathsep.join([*([str(tools)] if tools else []), str(Path(sys.prefix) / "bin"), CLEAN["PATH"]])
     environment = CLEAN | {"PATH": path, "VOICEPASS_DATABASE_URL": database_url}
@@ -76,11 +76,11 @@ async def test_a_ledger_moves_to_postgresql_is_dumped_and_restored(tmp_path: Pat
         await granted(restored)
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # what a pooler reaches is the same
-async def test_after_a_rollback_the_old_version_grants_on_the_ledger_of_a_newer_one(
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # a pooler leads to the same tables
+async def test_after_a_downgrade_the_old_version_grants_passes_on_the_newer_ledger(
     engine: Engine, postgres: Postgres
 ) -> None:
-    async with engine.opened() as old:
+    async with engine.open() as old:
         before = await granted(old)
     if engine.name == "sqlite":
         with closing(sqlite3.connect(engine.url)) as connection:
@@ -90,7 +90,7 @@ async def test_after_a_rollback_the_old_version_grants_on_the_ledger_of_a_newer_
         postgres.run(f"ALTER TABLE {schema}.passes ADD COLUMN newer TEXT")
         postgres.run(f"INSERT INTO {schema}.schema_steps (number) VALUES (99)")  # noqa: S608 - a name of ours
 
-    async with engine.opened() as again:
+    async with engine.open() as again:
         after = await granted(again)
 
         assert await list_conversations(again) == sorted([before, after])
