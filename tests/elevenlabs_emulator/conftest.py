@@ -12,7 +12,7 @@ from voicepass.telemetry.logs import configure_logging
 
 
 class _Stage:
-    """The app behind the one server of a test run: whatever a test has put on it."""
+    """The app of the one server of a test run. Each test sets `app`."""
 
     app: ASGIApp
 
@@ -24,14 +24,14 @@ class _Stage:
 @pytest.fixture(scope="session")
 def stage() -> Iterator[tuple[_Stage, str]]:
     stage = _Stage()
-    configure_logging(log_format="console", level="error")  # or websockets would log, at DEBUG, what it is asked
+    configure_logging(log_format="console", level="error")  # otherwise websockets logs each request at DEBUG
     with running(lambda _url: stage) as url:
         yield stage, url
 
 
 @pytest.fixture
 def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
-    """Serves an emulator, and compares what it answers with the vendor's models unless a fault breaks it."""
+    """Serves an emulator. Compares its answers with the vendor's models, unless a fault breaks them."""
     has_broken_answers = False
 
     def check(response: httpx.Response) -> None:

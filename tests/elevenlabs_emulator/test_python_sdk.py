@@ -28,7 +28,7 @@ SALE = "I want to sell eggs for 2 dollars each"
 
 
 class _Microphone(AudioInterface):
-    """Speaks for three seconds at once, and counts what the agent plays."""
+    """Sends three seconds of speech at once, and counts the bytes that the agent plays."""
 
     def __init__(self) -> None:
         self.played = 0
@@ -47,8 +47,8 @@ class _Microphone(AudioInterface):
         pass
 
 
-def _client(service: Service, *, key: str = KEY) -> ElevenLabs:
-    # The SDK never closes an HTTP client of its own making; this one its fixture closes.
+def _make_client(service: Service, *, key: str = KEY) -> ElevenLabs:
+    # The SDK never closes an HTTP client that it made itself. The fixture closes this one.
     return ElevenLabs(api_key=key, base_url=service.url, httpx_client=service.http)
 
 
@@ -70,7 +70,7 @@ class _Call:
             **changed,
         }
         self.conversation = Conversation(
-            _client(service),
+            _make_client(service),
             client_tools=tools,
             callback_agent_response=self.said.put,
             callback_user_transcript=self.transcripts.append,
@@ -98,7 +98,7 @@ class _Call:
         return self.details.close_code, self.details.close_reason
 
 
-def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: Service) -> None:
+def test_in_a_text_conversation_the_agent_takes_an_order_and_calls_the_client_tool(service: Service) -> None:
     call = _Call(service)
     greeting = call.said.get(timeout=5)
 
@@ -117,7 +117,7 @@ def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: S
     assert [(call.path, call.key) for call in service.emulator.records.calls] == [(SIGN, "right")]
 
 
-def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(serve: Serve) -> None:
+def test_in_a_voice_conversation_the_agent_gets_the_microphone_and_is_played(serve: Serve) -> None:
     microphone = _Microphone()
     service = serve(Emulator(agents=[AGENT.model_copy(update={"spoken_lines": (SALE,)})]))
 
@@ -137,11 +137,13 @@ def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(serve:
         ({"config": None}, 1008, "Missing required dynamic variables in first message: {'user_name'}"),
     ],
 )
-def test_a_refusal_reaches_the_sdks_user(service: Service, changed: dict[str, Any], code: int, reason: str) -> None:
+def test_the_sdk_reports_a_refusal_to_its_caller(
+    service: Service, changed: dict[str, Any], code: int, reason: str
+) -> None:
     assert _Call(service, **changed).refusal() == (code, reason)
 
 
-def test_every_closing_reaches_the_sdks_user(service: Service) -> None:
+def test_the_sdk_reports_every_closing_to_its_caller(service: Service) -> None:
     for name, row in CLOSINGS.items():
         service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
 
@@ -150,6 +152,6 @@ def test_every_closing_reaches_the_sdks_user(service: Service) -> None:
 
 def test_a_refused_call_is_an_api_error(service: Service) -> None:
     with pytest.raises(ApiError) as raised:
-        _client(service, key="sk_wrong").conversational_ai.conversations.get_signed_url(agent_id=AGENT.agent_id)
+        _make_client(service, key="sk_wrong").conversational_ai.conversations.get_signed_url(agent_id=AGENT.agent_id)
 
     assert raised.value.status_code == 401
