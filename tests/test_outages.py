@@ -195,7 +195,7 @@ async def test_a_user_over_a_limit_gets_no_warm_url(make_token: MakeToken) -> No
 # Load and hang-ups --------------------------------------------------------------------------------------------------
 
 
-class Slow:
+class SlowUpstream:
     """An upstream that answers well after some seconds, and counts the requests that it serves at once."""
 
     def __init__(self, seconds: float) -> None:
@@ -219,7 +219,7 @@ class Slow:
 
 
 async def test_a_request_that_could_not_be_served_in_time_is_refused_at_once(bearer: dict[str, str]) -> None:
-    slow = Slow(0.2)
+    slow = SlowUpstream(0.2)
 
     async with slow.listening() as base_url, serve_before(base_url, voicepass_max_calls=4) as api:
         answers = await asyncio.gather(*(api.post(PASS, headers=bearer) for _ in range(20)))
@@ -255,7 +255,7 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_lose_no_s
 ) -> None:
     """In process, a hang-up cancels the service's current await. A pass that is not granted is then released."""
     dice = random.Random(5)  # noqa: S311 - the same moments every time
-    slow = Slow(0.03)
+    slow = SlowUpstream(0.03)
     database = f"sqlite:///{tmp_path}/db"
 
     async with (
@@ -287,7 +287,7 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_lose_no_s
 async def test_500_peers_that_disconnect_leave_nothing_reserved(make_token: MakeToken, tmp_path: Path) -> None:
     """Over sockets, the service finishes a call that has begun, so each pass is either granted or released."""
     dice = random.Random(6)  # noqa: S311 - the same moments every time
-    slow = Slow(0.03)
+    slow = SlowUpstream(0.03)
     token = make_token()
     request = f"POST {PASS} HTTP/1.1\r\nhost: v\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n".encode()
 
@@ -299,14 +299,14 @@ async def test_500_peers_that_disconnect_leave_nothing_reserved(make_token: Make
             port = int(service.rpartition(":")[2])
             crowd = asyncio.Semaphore(50)
 
-            async def vanish() -> None:
+            async def disconnect() -> None:
                 async with crowd:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.write(request)
                     await asyncio.sleep(dice.random() * 0.05)
                     writer.transport.abort() if dice.random() < 0.5 else writer.close()
 
-            await asyncio.gather(*(vanish() for _ in range(500)))
+            await asyncio.gather(*(disconnect() for _ in range(500)))
             async with httpx.AsyncClient(base_url=service, trust_env=False, timeout=10) as client:
                 await wait_until_idle(client)
                 bearer = {"Authorization": f"Bearer {token}"}
@@ -408,7 +408,7 @@ def count_open_files() -> int:
 async def test_at_five_times_its_capacity_the_service_keeps_its_rate_and_recovers_at_once(
     bearer: dict[str, str],
 ) -> None:
-    slow, most, seconds = Slow(0.5), 16, 12
+    slow, most, seconds = SlowUpstream(0.5), 16, 12
     capacity = most / slow.seconds
     accepted: list[float] = []
     refused: list[float] = []

@@ -1,4 +1,4 @@
-"""The browser client asks for the microphone before it asks for a pass, and leaves no microphone on."""
+"""The browser client asks for the microphone before it requests a pass, and always switches the microphone off."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 CLIENT = Path(__file__).parents[2] / "src" / "voicepass" / "api" / "client.js"
 
-# Counts what the page asks the browser and the service for. `hold` keeps the browser's prompt open until `answer`.
+# Counts the page's requests for the microphone and for passes. `hold` keeps the browser's prompt open until `answer`.
 WATCH = """() => {
   const devices = navigator.mediaDevices;
   const [ask, send] = [devices.getUserMedia.bind(devices), window.fetch];
@@ -44,15 +44,15 @@ VOICE = "{ session: { textOnly: false } }"
 
 
 @pytest.fixture
-def watched(lab: Laboratory, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
+def watched_lab(lab: Laboratory, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
     playwright_thread.submit(lab.page.evaluate, WATCH).result()
     yield lab
     playwright_thread.submit(lab.page.evaluate, "() => unwatch()").result()
 
 
 @contextmanager
-def refusing(lab: Laboratory) -> Iterator[None]:
-    """Without a permission, this Chromium refuses as if the user had pressed Block."""
+def refuse_microphone(lab: Laboratory) -> Iterator[None]:
+    """Make Chromium refuse the microphone, as it does after the user pressed Block."""
     lab.page.context.clear_permissions()
     try:
         yield
@@ -60,9 +60,9 @@ def refusing(lab: Laboratory) -> Iterator[None]:
         lab.page.context.grant_permissions(["microphone"])
 
 
-def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World) -> None:
-    with refusing(watched):
-        seen = watched.begin(f"""
+def test_a_refused_microphone_sends_no_request(watched_lab: Laboratory, world: World) -> None:
+    with refuse_microphone(watched_lab):
+        seen = watched_lab.begin(f"""
             let tokens = 0;
             const connection = lab.open({{ token: () => `${{tokens += 1}}`, ...{VOICE} }});
             const {{ cause, sentence, error }} = await connection.ended;
@@ -81,7 +81,7 @@ def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World
 
 
 def end_on_a_bare_page(page: Page, url: str) -> tuple[list[str], list[str]]:
-    """Connect on a page that has the client and nothing else: how that ends, and what was asked for."""
+    """Connect on a page that has only the client. Return the ending, and the paths that the page requested."""
     asked_for: list[str] = []
 
     def serve(route: Route) -> None:
@@ -131,8 +131,8 @@ def test_an_insecure_page_sends_no_request(lab: Laboratory) -> None:
     assert asked_for == ["", "v1/client.js"]
 
 
-def test_text_never_asks_for_the_microphone(watched: Laboratory) -> None:
-    seen = watched.begin("""
+def test_a_text_conversation_never_asks_for_the_microphone(watched_lab: Laboratory) -> None:
+    seen = watched_lab.begin("""
         const overrides = { conversation: { textOnly: true } };
         for (const session of [{ textOnly: true }, { textOnly: undefined, overrides }]) {
           const connection = lab.open({ session });
@@ -144,8 +144,8 @@ def test_text_never_asks_for_the_microphone(watched: Laboratory) -> None:
     assert seen == [0, 2]
 
 
-def test_no_pass_is_asked_for_until_the_user_has_answered(watched: Laboratory, world: World) -> None:
-    asked = watched.begin(f"""
+def test_no_pass_is_requested_until_the_user_has_answered_the_prompt(watched_lab: Laboratory, world: World) -> None:
+    asked = watched_lab.begin(f"""
         watch.hold();
         window.connection = lab.open({VOICE});
         await lab.until("connecting");
@@ -153,7 +153,7 @@ def test_no_pass_is_asked_for_until_the_user_has_answered(watched: Laboratory, w
         await watch.turn();
         return [status, isWaitingForMicrophone, pass === undefined, watch.asked, watch.sent]""")
     passes_before_the_answer = world.passes_asked_for
-    answered = watched.go_on("""
+    answered = watched_lab.go_on("""
         watch.answer();
         const { isWaitingForMicrophone } = await lab.until("connecting");
         await connection.connected;
@@ -165,37 +165,37 @@ def test_no_pass_is_asked_for_until_the_user_has_answered(watched: Laboratory, w
     assert (passes_before_the_answer, world.passes_asked_for) == (0, 1)
 
 
-def test_the_stream_stays_open_until_the_sdk_has_its_own_and_reconnects_ask_only_through_the_sdk(
-    watched: Laboratory, world: World
+def test_the_client_keeps_its_stream_until_the_sdk_has_one_and_on_reconnects_asks_for_none(
+    watched_lab: Laboratory, world: World
 ) -> None:
-    """The SDK asks twice for each conversation: for a first stream, and for the one that it sends."""
-    first = watched.begin(f"""
+    """For each conversation the SDK requests two streams: a first one, and the one that it sends."""
+    first = watched_lab.begin(f"""
         window.connection = lab.open({VOICE});
         await connection.connected;
         await watch.turn();
         return [watch.liveAtEachRequest, watch.live()]""")
 
     world.cable.pull()
-    dropped = watched.go_on("await lab.until('waiting'); return watch.live()")
+    dropped = watched_lab.go_on("await lab.until('waiting'); return watch.live()")
     world.cable.plug_in()
-    back = watched.go_on("""
+    back = watched_lab.go_on("""
         lab.sleeps.at(-1).pass();
         await lab.until("connected");
         return watch.asked""")
-    ended = watched.go_on("""
+    ended = watched_lab.go_on("""
         await connection.end();
         return watch.live()""")
 
     assert first == [[0, 1, 2], 1]
     assert dropped == 0
-    assert back == 5, "once by the client, and twice by the SDK for each of the two conversations"
+    assert back == 5, "the client asks once, and the SDK twice for each of the two conversations"
     assert ended == 0
 
 
-def test_end_while_the_prompt_is_open_ends_at_once_and_stops_the_stream_that_comes_later(
-    watched: Laboratory, world: World
+def test_an_end_while_the_prompt_is_open_takes_effect_at_once_and_stops_the_later_stream(
+    watched_lab: Laboratory, world: World
 ) -> None:
-    seen = watched.begin(f"""
+    seen = watched_lab.begin(f"""
         watch.hold();
         const connection = lab.open({VOICE});
         while (watch.asked < 1) await watch.turn();
@@ -220,10 +220,10 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_no_microphone_stays_on_when_it_fails(watched: Laboratory, failure: str) -> None:
+def test_no_microphone_stays_on_after_a_failed_start(watched_lab: Laboratory, failure: str) -> None:
     options, cause = FAILURES[failure]
 
-    seen = watched.begin(f"""
+    seen = watched_lab.begin(f"""
         const withoutSocket = {{ startSession: (given) =>
           lab.Conversation.startSession({{ ...given, signedUrl: "ws://127.0.0.1:1/?" }}) }};
         const {{ cause }} = await lab.open({{ ...{VOICE}, ...{options} }}).ended;
@@ -241,9 +241,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("when", ENDS)
-def test_no_microphone_stays_on_when_it_is_ended(watched: Laboratory, when: str) -> None:
-    """The SDK cannot be stopped while it opens a conversation: it stops its own streams once that is open."""
-    seen = watched.begin(f"""
+def test_no_microphone_stays_on_after_the_end(watched_lab: Laboratory, when: str) -> None:
+    """The SDK cannot be stopped while it opens a conversation. It stops its streams when the conversation is open."""
+    seen = watched_lab.begin(f"""
         const openings = [];
         const starter = {{ startSession: (options) => {{
           openings.push(lab.Conversation.startSession(options));
@@ -258,10 +258,10 @@ def test_no_microphone_stays_on_when_it_is_ended(watched: Laboratory, when: str)
     assert seen == "user_ended"
 
 
-def test_the_microphone_is_off_while_it_waits_to_try_again(watched: Laboratory, world: World) -> None:
+def test_the_microphone_is_off_while_the_client_waits_to_retry(watched_lab: Laboratory, world: World) -> None:
     world.emulator.faults["signed_url"] = Fault(status=503)
 
-    seen = watched.begin(f"""
+    seen = watched_lab.begin(f"""
         const connection = lab.open({VOICE});
         const {{ because }} = await lab.until("waiting");
         const isLive = watch.live() > 0;
@@ -272,10 +272,10 @@ def test_the_microphone_is_off_while_it_waits_to_try_again(watched: Laboratory, 
 
 
 @pytest.mark.parametrize("session", ["{ textOnly: false }", "{ textOnly: true }"])
-def test_a_page_that_mounts_twice_takes_one_pass_and_one_that_is_left_at_once_takes_none(
-    watched: Laboratory, world: World, session: str
+def test_a_page_that_mounts_twice_uses_one_pass_and_one_that_ends_at_once_uses_none(
+    watched_lab: Laboratory, world: World, session: str
 ) -> None:
-    seen = watched.begin(f"""
+    seen = watched_lab.begin(f"""
         const states = [];
         const options = {{ session: {session}, token: () => (states.push("token"), lab.token) }};
         const left = lab.open({{ ...options, onChange: ({{ status }}) => states.push(status) }});
@@ -293,8 +293,8 @@ def test_a_page_that_mounts_twice_takes_one_pass_and_one_that_is_left_at_once_ta
     assert world.passes_asked_for == 1
 
 
-def test_a_pass_that_arrives_as_the_user_ends_it_opens_nothing(watched: Laboratory) -> None:
-    seen = watched.begin("""
+def test_a_pass_that_arrives_after_the_user_ended_opens_no_conversation(watched_lab: Laboratory) -> None:
+    seen = watched_lab.begin("""
         let [connection, started] = [null, false];
         const read = Response.prototype.text;
         Response.prototype.text = async function () {

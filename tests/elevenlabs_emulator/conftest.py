@@ -45,11 +45,11 @@ def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
     hooks = {"response": [check]}
     with httpx.Client(base_url=stage[1], trust_env=False, verify=NO_CERTIFICATES, event_hooks=hooks) as http:
 
-        def served(emulator: Emulator) -> Service:
+        def serve_emulator(emulator: Emulator) -> Service:
             stage[0].app = create_emulator(emulator)
             return Service(emulator=emulator, url=stage[1], http=http)
 
-        yield served
+        yield serve_emulator
 
 
 @pytest.fixture

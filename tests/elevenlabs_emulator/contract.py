@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 Frame = dict[str, Any]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -30,19 +30,19 @@ ErrorType = Literal[
 ]
 
 
-class Metadata(Strict):
+class Metadata(StrictModel):
     conversation_id: str
     agent_output_audio_format: AudioFormat
     user_input_audio_format: AudioFormat
 
 
-class Alignment(Strict):
+class Alignment(StrictModel):
     chars: list[str]
     char_start_times_ms: list[int]
     char_durations_ms: list[int]
 
 
-class Event(Strict):
+class Event(StrictModel):
     event_id: int
 
 
@@ -87,15 +87,15 @@ class ToolResponse(Event):
     is_called: bool
 
 
-class VadScore(Strict):
+class VadScore(StrictModel):
     vad_score: float = Field(ge=0, le=1)
 
 
-class QueueStatus(Strict):
+class QueueStatus(StrictModel):
     status: Literal["waiting", "admitted", "timed_out"]
 
 
-class Error(Strict):
+class Error(StrictModel):
     code: Literal[1000, 1002, 1008, 1011]
     message: str
     reason: str
@@ -144,7 +144,7 @@ ANSWERS: dict[str, str] = {
 }
 
 
-class LiveError(Strict):
+class LiveError(StrictModel):
     type: str
     code: str
     message: str
@@ -158,7 +158,7 @@ class InvalidParameter(BaseModel):
     type: str
 
 
-class ErrorAnswer(Strict):
+class ErrorAnswer(StrictModel):
     detail: LiveError | list[InvalidParameter] | Literal["Method Not Allowed"]
 
 

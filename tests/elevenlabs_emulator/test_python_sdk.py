@@ -74,7 +74,7 @@ class _Call:
             client_tools=tools,
             callback_agent_response=self.said.put,
             callback_user_transcript=self.transcripts.append,
-            callback_disconnect=self._disconnected,
+            callback_disconnect=self._record_end,
             **options,
         )
         self.conversation.start_session()  # type: ignore[no-untyped-call]  # the SDK's
@@ -83,7 +83,7 @@ class _Call:
         self.created.put(parameters)
         return "created"
 
-    def _disconnected(self, details: DisconnectionDetails) -> None:
+    def _record_end(self, details: DisconnectionDetails) -> None:
         self.details = details
         self.ended.set()
 
@@ -91,7 +91,7 @@ class _Call:
         self.conversation.end_session()  # type: ignore[no-untyped-call]  # the SDK's
         return self.conversation.wait_for_session_end()
 
-    def refusal(self) -> tuple[int | None, str | None]:
+    def read_refusal(self) -> tuple[int | None, str | None]:
         assert self.ended.wait(5)
         self.conversation.wait_for_session_end()
         assert self.details is not None
@@ -140,14 +140,14 @@ def test_in_a_voice_conversation_the_agent_gets_the_microphone_and_is_played(ser
 def test_the_sdk_reports_a_refusal_to_its_caller(
     service: Service, changed: dict[str, Any], code: int, reason: str
 ) -> None:
-    assert _Call(service, **changed).refusal() == (code, reason)
+    assert _Call(service, **changed).read_refusal() == (code, reason)
 
 
 def test_the_sdk_reports_every_closing_to_its_caller(service: Service) -> None:
     for name, row in CLOSINGS.items():
         service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
 
-        assert _Call(service).refusal() == (row.code, row.reason), name
+        assert _Call(service).read_refusal() == (row.code, row.reason), name
 
 
 def test_a_refused_call_is_an_api_error(service: Service) -> None:

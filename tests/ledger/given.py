@@ -194,7 +194,7 @@ logfile = {directory / "log"}
         """The folder of psql, pg_dump and pg_restore."""
         return self._server.bin_path
 
-    def fresh_database(self) -> str:
+    def create_database(self) -> str:
         """Create an empty database and return its URL."""
         name = f"d{uuid.uuid4().hex}"
         self.run(f"CREATE DATABASE {name}")
@@ -250,7 +250,7 @@ def settlement(conversation_id: str, *, seconds: int = 42, source: str = "webhoo
     return replace(given, **facts)
 
 
-async def granted(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) -> str:
+async def grant_pass(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) -> str:
     """Reserve and grant one pass; return the id of its conversation."""
     reserved, given = reservation(**facts), credential()
     await ledger.reserve(reserved, limits)
@@ -259,7 +259,7 @@ async def granted(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) ->
     return given.conversation_id
 
 
-async def refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> LimitReached | None:
+async def find_refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> LimitReached | None:
     """Reserve a pass; return the refusal, or None if there was room."""
     try:
         await ledger.reserve(reservation(**facts), limits)
@@ -277,11 +277,11 @@ async def rows(ledger: Ledger, statement: str, **parameters: Any) -> list[Row]:
     return await ledger.run(rule)
 
 
-async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
+async def explain_rule(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
     """Return the engine's query plan for each statement of a rule."""
     explain = "EXPLAIN QUERY PLAN" if engine.name == "sqlite" else "EXPLAIN (FORMAT JSON)"
 
-    def explained(_now: float) -> Dialogue[list[str]]:
+    def explain_each(_now: float) -> Dialogue[list[str]]:
         plans: list[str] = []
         dialogue = rule()
         try:
@@ -293,4 +293,4 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
         except (StopIteration, LimitReached):
             return plans
 
-    return await ledger.run(explained)
+    return await ledger.run(explain_each)

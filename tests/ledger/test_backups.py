@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import CLEAN, ENVIRONMENT, run
-from tests.ledger.given import Postgres, granted, limit, rows, settlement
+from tests.ledger.given import Postgres, grant_pass, limit, rows, settlement
 from voicepass.ledger import Ledger
 from voicepass.ledger.backups import back_up
 from voicepass.ledger.postgres import open_postgres
@@ -40,11 +40,11 @@ async def test_a_backup_has_every_pass_that_a_plain_copy_of_the_file_loses(tmp_p
 
     async def keep_writing(ledger: Ledger) -> None:
         while not is_done.is_set():
-            await granted(ledger)
+            await grant_pass(ledger)
 
     async with open_sqlite(str(file), clock=time.time) as ledger:
         for _ in range(before):
-            await granted(ledger)
+            await grant_pass(ledger)
         writing = asyncio.create_task(keep_writing(ledger))
         shutil.copy(file, plain)
         await asyncio.to_thread(back_up, file, backup)
@@ -88,7 +88,7 @@ def test_a_ledger_command_that_fails_prints_the_reason_and_changes_nothing(tmp_p
 async def fill(file: Path) -> None:
     """Write rows of each kind."""
     async with open_sqlite(str(file), clock=time.time) as ledger:
-        conversations = [await granted(ledger, user_id=f"u-{n} 'ä'\n") for n in range(30)]
+        conversations = [await grant_pass(ledger, user_id=f"u-{n} 'ä'\n") for n in range(30)]
         for conversation_id in [*conversations[:9], "conv_of_nobody"]:
             await ledger.settle(settlement(conversation_id))
         await ledger.block(Block(kind=BlockKind.USER, key="u-1", token_issuer=""))
@@ -120,7 +120,7 @@ async def test_a_move_copies_every_row_and_can_be_repeated_until_the_target_has_
         assert await target.fix_sums() == []
         assert await rows(target, "SELECT name FROM leases") == []
         everyone = limit(1000, scope=Scope.ALL)
-        await granted(target, [everyone], user_id="u-new")
+        await grant_pass(target, [everyone], user_id="u-new")
     other = await asyncio.to_thread(run, "ledger", "copy", str(file), cwd=tmp_path, environment=environment)
     assert (other.returncode, other.stdout) == (1, "")
     assert "PostgreSQL has other rows already" in other.stderr

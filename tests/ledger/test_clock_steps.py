@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from tests.ledger.given import (
+    START,
+    Engine,
+    TurnedClock,
+    credential,
+    find_refusal,
+    grant_pass,
+    limit,
+    reservation,
+    rows,
+)
 from voicepass.ledger import Ledger
 from voicepass.ledger.clock import SteadyClock
 from voicepass.ledger.sqlite import open_sqlite
@@ -39,16 +49,16 @@ async def test_a_clock_step_moves_the_reset_of_a_limit_by_less_than_four_percent
     machine = Machine()
     limits = [each for each in (PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL) if each is reached]
     async with engine.open(machine.clock) as ledger:
-        await granted(ledger, limits)
-        before = await refusal(ledger, limits)
+        await grant_pass(ledger, limits)
+        before = await find_refusal(ledger, limits)
         wait_seconds = 0 if before is None or before.retry_after_seconds is None else before.retry_after_seconds
         machine.wall.now += step
 
-        at_once = await refusal(ledger, limits)
+        at_once = await find_refusal(ledger, limits)
         machine.wait(wait_seconds * 0.96)
-        just_before = await refusal(ledger, limits)
+        just_before = await find_refusal(ledger, limits)
         machine.wait(wait_seconds * 0.08)
-        then = await refusal(ledger, limits)
+        then = await find_refusal(ledger, limits)
 
     assert wait_seconds > 0
     assert at_once is not None
@@ -79,7 +89,7 @@ async def test_after_a_clock_step_the_list_of_elevenlabs_is_read_by_the_wall_clo
     async with open_sqlite(str(tmp_path / "ledger.db"), clock=machine.clock, wall=machine.wall) as ledger:
         machine.wall.now += step
         real = machine.wall.now
-        conversation_id = await granted(ledger)
+        conversation_id = await grant_pass(ledger)
         machine.wait(30)
         first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
         await ledger.note_opened(conversation_id, real + 10)
@@ -162,7 +172,7 @@ async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_recent(ledger: L
 
 
 async def test_a_list_that_was_read_by_a_clock_that_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
-    await granted(ledger)
+    await grant_pass(ledger)
     clock.now += HOUR
     await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
     await ledger.note_listed("agent_1", clock.now - 15)

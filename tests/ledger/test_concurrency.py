@@ -10,7 +10,7 @@ from tests.ledger.given import (
     START,
     Engine,
     credential,
-    granted,
+    grant_pass,
     limit,
     reservation,
     rows,
@@ -95,7 +95,7 @@ async def test_a_settlement_at_the_same_instant_as_its_grant_is_never_lost(engin
 
 async def test_a_hundred_copies_of_a_webhook_settle_once(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        conversation_id = await granted(ledgers[0])
+        conversation_id = await grant_pass(ledgers[0])
 
         outcomes = await asyncio.gather(
             *(ledgers[n % len(ledgers)].settle(settlement(conversation_id)) for n in range(100))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, granted, limit, refusal, rows
+from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, find_refusal, grant_pass, limit, rows
 from voicepass.errors import QuotaExceeded, RequestInvalid
 from voicepass.ledger import Ledger, extensions
 from voicepass.ledger.extensions import MAX_SECONDS, Extension
@@ -27,7 +27,7 @@ def extension(user_id: str = "u-1", *, minutes: int = 10, ends_in: float = HOUR,
 async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
     """Take passes of ten minutes until the ledger refuses one; return how many there were."""
     for number in range(20):
-        if isinstance(await refusal(ledger, [TEN_MINUTES_A_DAY], user_id=user_id), QuotaExceeded):
+        if isinstance(await find_refusal(ledger, [TEN_MINUTES_A_DAY], user_id=user_id), QuotaExceeded):
             return number
     raise AssertionError("nothing was refused")
 
@@ -78,11 +78,11 @@ async def test_an_extension_ends_at_its_time_or_when_it_is_revoked(ledger: Ledge
 async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Ledger) -> None:
     limits = [TEN_MINUTES_A_DAY, limit(9, window_seconds=DAY), limit(3, counted=Counted.CONVERSATIONS)]
     await extend(ledger, extension())
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
     before = await ledger.usage(USER, limits)
-    await granted(ledger, limits)
-    refused = await refusal(ledger, limits)
+    await grant_pass(ledger, limits)
+    refused = await find_refusal(ledger, limits)
 
     assert [(answer.limit.most, answer.used, answer.left) for answer in before] == [
         (1200, 600, 600),
@@ -105,16 +105,16 @@ async def test_a_refusal_says_when_a_retry_succeeds_even_if_the_extension_ends_f
     ledger: Ledger, clock: TurnedClock, ends_in: float, retry_after: float
 ) -> None:
     await extend(ledger, extension(ends_in=ends_in))
-    await granted(ledger, [TEN_MINUTES_A_DAY])
+    await grant_pass(ledger, [TEN_MINUTES_A_DAY])
     clock.now += 600
-    await granted(ledger, [TEN_MINUTES_A_DAY])
+    await grant_pass(ledger, [TEN_MINUTES_A_DAY])
 
-    refused = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    refused = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
     assert refused is not None
     clock.now += refused.resets_at - clock.now - 1
-    too_early = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    too_early = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
     clock.now += 1
-    in_time = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    in_time = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
 
     assert refused.retry_after_seconds == math.ceil(retry_after)
     assert too_early is not None
@@ -126,14 +126,14 @@ async def test_limits_of_agents_and_of_passes_are_not_extended(ledger: Ledger) -
     of_agent = [limit(600, counted=Counted.SECONDS, scope=Scope.AGENT, window_seconds=DAY)]
     of_passes = [limit(1, window_seconds=DAY)]
 
-    refused = [await refusal(ledger, limits) for limits in (of_agent, of_agent, of_passes)]
+    refused = [await find_refusal(ledger, limits) for limits in (of_agent, of_agent, of_passes)]
 
     assert [each is None for each in refused] == [True, False, False]
 
 
 async def test_extend_tells_whether_the_user_ever_had_a_pass(ledger: Ledger) -> None:
-    await granted(ledger, [], user_id="u-1", token_issuer="https://b.example")
-    await granted(ledger, [], user_id="u-9", token_issuer="https://a.example")
+    await grant_pass(ledger, [], user_id="u-1", token_issuer="https://b.example")
+    await grant_pass(ledger, [], user_id="u-9", token_issuer="https://a.example")
 
     asked = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
 
@@ -153,7 +153,7 @@ async def test_an_extension_that_has_ended_or_is_too_long_is_refused(ledger: Led
 async def test_parallel_requests_of_a_user_get_exactly_the_extended_minutes(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         await extend(ledgers[0], extension(minutes=35))
-        asked = [refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
+        asked = [find_refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
         refused = await asyncio.gather(*asked)
         (used,) = await rows(ledgers[0], "SELECT count(*) AS passes, sum(seconds) AS seconds FROM passes")
 

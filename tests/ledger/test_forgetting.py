@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.given import START, Engine, Postgres, TurnedClock, credential, granted, limit, reservation, rows
+from tests.ledger.given import START, Engine, Postgres, TurnedClock, credential, grant_pass, limit, reservation, rows
 from tests.ledger.given import settlement as reported
 from voicepass.errors import ConversationUnknown, LedgerUnavailable, UserBlocked
 from voicepass.ledger import Ledger
@@ -66,7 +66,7 @@ def read_files(folder: Path) -> bytes:
 
 async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     """Put the user into every table that can name one. Return a conversation that is not settled."""
-    settled = await granted(ledger, user_id=USER)
+    settled = await grant_pass(ledger, user_id=USER)
     await ledger.settle(reported(settled, user_id=USER))
     failed = reservation(USER)
     await ledger.reserve(failed, [])
@@ -75,7 +75,7 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     lapsed, given = reservation(USER), credential()
     await ledger.reserve(lapsed, [])
     await ledger.grant(lapsed, given, sealed=b"sealed")
-    await granted(ledger, user_id="another-user")
+    await grant_pass(ledger, user_id="another-user")
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=ISSUER))
     extension = Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400)
     await ledger.run(partial(extend, extension=extension))
@@ -118,7 +118,7 @@ async def test_the_file_contains_a_forgotten_user_until_it_is_rewritten(tmp_path
         before = read_files(tmp_path)
         rewrite_file(engine.url)
         after = read_files(tmp_path)
-        assert await granted(ledger)
+        assert await grant_pass(ledger)
 
     assert USER.encode() in before
     assert USER.encode() not in after
@@ -165,7 +165,7 @@ async def test_a_late_report_settles_a_forgotten_pass_without_storing_the_user_a
 async def test_a_user_with_an_open_conversation_is_forgotten_only_if_the_caller_insists(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    conversation_id = await granted(ledger, user_id=USER)
+    conversation_id = await grant_pass(ledger, user_id=USER)
     in_flight = reservation(USER)
     await ledger.reserve(in_flight, [])
     counts = await count_shared(ledger)
@@ -211,7 +211,7 @@ async def test_a_block_of_a_forgotten_user_still_applies_and_can_be_removed_by_t
 
 async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     for token_issuer in ("https://a.example", ISSUER, "https://z.example"):
-        await ledger.settle(reported(await granted(ledger, user_id=USER, token_issuer=token_issuer)))
+        await ledger.settle(reported(await grant_pass(ledger, user_id=USER, token_issuer=token_issuer)))
     failed = reservation(USER, token_issuer="https://failed.example")
     await ledger.reserve(failed, [])
     await ledger.release(failed, has_reached=True)

@@ -16,9 +16,9 @@ from tests.ledger.given import (
     START,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -40,15 +40,15 @@ SCOPES: dict[Scope, Callable[[int], dict[str, str]]] = {  # makes callers that t
 @pytest.mark.parametrize("scope", Scope)
 async def test_passes_are_limited_in_a_rolling_window(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     most, whom = [limit(2, scope=scope, window_seconds=60)], SCOPES[scope]
-    assert await refusal(ledger, most, **whom(0)) is None
+    assert await find_refusal(ledger, most, **whom(0)) is None
     clock.now = START + 10
-    assert await refusal(ledger, most, **whom(1)) is None
+    assert await find_refusal(ledger, most, **whom(1)) is None
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     clock.now = START + 59.75
-    late = await refusal(ledger, most, **whom(3))
+    late = await find_refusal(ledger, most, **whom(3))
     clock.now = START + 60
-    then = [await refusal(ledger, most, **whom(n)) for n in (4, 5)]
+    then = [await find_refusal(ledger, most, **whom(n)) for n in (4, 5)]
 
     assert isinstance(reached, RateLimited)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 50)
@@ -81,17 +81,19 @@ async def test_conversations_are_limited_while_they_may_be_open(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    ended = await granted(ledger, most, **whom(0))  # counts for 15.5 minutes to open it and 10 to talk
+    ended = await grant_pass(ledger, most, **whom(0))  # counts for 15.5 minutes to open it and 10 to talk
     clock.now = START + 5
-    assert await refusal(ledger, most, **whom(1)) is None  # reserved and never granted, so it counts for 15 minutes
+    assert (
+        await find_refusal(ledger, most, **whom(1)) is None
+    )  # reserved and never granted, so it counts for 15 minutes
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     await ledger.settle(settlement(ended))
-    after_the_end = await refusal(ledger, most, **whom(3))
+    after_the_end = await find_refusal(ledger, most, **whom(3))
     clock.now = START + 904
-    before_the_lapse = await refusal(ledger, most, **whom(4))
+    before_the_lapse = await find_refusal(ledger, most, **whom(4))
     clock.now = START + 905
-    at_the_lapse = await refusal(ledger, most, **whom(5))
+    at_the_lapse = await find_refusal(ledger, most, **whom(5))
 
     assert isinstance(reached, TooManyConversations)
     assert (reached.resets_at, reached.retry_after_seconds) == (
@@ -110,15 +112,15 @@ async def test_minutes_are_limited_by_what_is_reserved_and_what_was_used(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(700, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    first = await granted(ledger, most, **whom(0))  # 600
+    first = await grant_pass(ledger, most, **whom(0))  # 600
     clock.now = START + 10
-    second = await granted(ledger, most, **whom(1))  # the 100 that are left
+    second = await grant_pass(ledger, most, **whom(1))  # the 100 that are left
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     await ledger.settle(settlement(first, seconds=400))
-    third = await granted(ledger, most, **whom(3))
+    third = await grant_pass(ledger, most, **whom(3))
     clock.now = START + DAY
-    fourth = await granted(ledger, most, **whom(4))
+    fourth = await grant_pass(ledger, most, **whom(4))
 
     assert isinstance(reached, QuotaExceeded)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + DAY, DAY - 10)
@@ -133,22 +135,22 @@ async def test_a_user_who_used_more_than_was_reserved_learns_when_a_retry_can_su
         clock.now = START + after
         if after == 0:
             conversations = []
-        conversations.append(await granted(ledger, [], seconds=600))
+        conversations.append(await grant_pass(ledger, [], seconds=600))
         await ledger.settle(settlement(conversations[-1], seconds=seconds))
 
-    reached = await refusal(ledger, most)
+    reached = await find_refusal(ledger, most)
 
     assert reached is not None
     assert reached.resets_at == START + 20 + DAY
     clock.now = reached.resets_at - 1
-    assert await refusal(ledger, most) is not None
+    assert await find_refusal(ledger, most) is not None
     clock.now = reached.resets_at
-    assert await refusal(ledger, most) is None
+    assert await find_refusal(ledger, most) is None
 
 
 @pytest.mark.parametrize("counted", Counted)
 async def test_a_limit_of_zero_refuses_everyone(ledger: Ledger, counted: Counted) -> None:
-    reached = await refusal(ledger, [limit(0, counted=counted)])
+    reached = await find_refusal(ledger, [limit(0, counted=counted)])
 
     assert reached is not None
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 60)
@@ -157,7 +159,7 @@ async def test_a_limit_of_zero_refuses_everyone(ledger: Ledger, counted: Counted
 async def test_a_refusal_names_the_first_limit_that_is_reached_and_counts_nothing(ledger: Ledger) -> None:
     limits = [limit(5), limit(0, scope=Scope.AGENT), limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert reached is not None
     assert reached.operator_note == "the limit agent_passes is reached"
@@ -170,10 +172,10 @@ async def test_usage_shows_what_is_left_and_when_the_limit_resets(ledger: Ledger
     limits.append(limit(1000, counted=Counted.SECONDS, window_seconds=DAY))
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
     unused = await ledger.usage(user, limits)
-    await granted(ledger, limits)
-    await granted(ledger, limits, user_id="u-2")
+    await grant_pass(ledger, limits)
+    await grant_pass(ledger, limits, user_id="u-2")
     clock.now += 1
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
     used = await ledger.usage(user, limits)
 
@@ -194,11 +196,11 @@ async def test_a_reservation_that_a_crash_left_is_released_after_15_minutes(ledg
     await ledger.reserve(reservation(), limits)  # never granted or released
 
     clock.now = START + 899
-    before = await refusal(ledger, limits)
+    before = await find_refusal(ledger, limits)
     clock.now = START + 900
 
     assert before is not None
-    assert await refusal(ledger, limits) is None
+    assert await find_refusal(ledger, limits) is None
 
 
 # -- any window ------------------------------------------------------------------------------------------------------
@@ -256,12 +258,12 @@ async def test_500_people_with_confusable_names_share_no_limit(ledger: Ledger) -
     people = make_confusable_people()
     assert len(set(people)) == 500
 
-    async def all_ask() -> list[LimitReached | None]:
-        asked = [refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
+    async def ask_all() -> list[LimitReached | None]:
+        asked = [find_refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
         return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*asked[n : n + 50])]
 
-    assert await all_ask() == [None] * 500
-    again = await all_ask()
+    assert await ask_all() == [None] * 500
+    again = await ask_all()
 
     assert all(isinstance(each, RateLimited) for each in again)
 

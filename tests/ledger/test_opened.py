@@ -4,7 +4,17 @@ import asyncio
 
 import pytest
 
-from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from tests.ledger.given import (
+    START,
+    Engine,
+    TurnedClock,
+    credential,
+    find_refusal,
+    grant_pass,
+    limit,
+    reservation,
+    rows,
+)
 from tests.ledger.given import settlement as settled_with
 from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
 from voicepass.ledger import Ledger
@@ -21,11 +31,11 @@ MINUTES_OF_ALL = limit(1800, counted=Counted.SECONDS, scope=Scope.ALL, window_se
 async def test_a_lookup_lists_the_passes_that_count_and_first_those_of_unknown_state(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    first = await granted(ledger)
+    first = await grant_pass(ledger)
     clock.now += 1
-    second = await granted(ledger)
-    await granted(ledger, user_id="u-2")
-    ended = await granted(ledger)
+    second = await grant_pass(ledger)
+    await grant_pass(ledger, user_id="u-2")
+    ended = await grant_pass(ledger)
     await ledger.settle(settled_with(ended))
     await ledger.note_opened(first, START)
     await ledger.reserve(reservation(), [])
@@ -39,7 +49,7 @@ async def test_a_lookup_lists_the_passes_that_count_and_first_those_of_unknown_s
 @pytest.mark.parametrize("counted", [Counted.CONVERSATIONS, Counted.SECONDS])
 async def test_a_lookup_lists_at_most_ten_passes(ledger: Ledger, counted: Counted) -> None:
     for _ in range(12):
-        await granted(ledger)
+        await grant_pass(ledger)
 
     turn = await ledger.begin_lookup(reservation(), limit(1, counted=counted), seconds=1)
 
@@ -47,7 +57,7 @@ async def test_a_lookup_lists_at_most_ten_passes(ledger: Ledger, counted: Counte
 
 
 async def test_a_lookup_for_a_limit_of_all_lists_the_passes_of_all_users(ledger: Ledger) -> None:
-    of_another = await granted(ledger, user_id="u-2")
+    of_another = await grant_pass(ledger, user_id="u-2")
 
     turn = await ledger.begin_lookup(reservation(), limit(1, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1)
 
@@ -59,19 +69,19 @@ async def test_only_one_instance_looks_up_and_none_for_two_seconds_if_it_freed_n
 ) -> None:
     async with engine.instances() as instances:
 
-        async def turns() -> list[Turn]:
+        async def begin_lookups() -> list[Turn]:
             asked = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
             return [turn.turn for turn in await asyncio.gather(*asked)]
 
-        at_once = await turns()
+        at_once = await begin_lookups()
         await instances[0].end_lookup(reservation(), CONVERSATIONS, has_freed=False)
-        paused = await turns()
+        paused = await begin_lookups()
         clock.now += 1.9
-        still_paused = await turns()
+        still_paused = await begin_lookups()
         clock.now += 0.1
-        then = await turns()
+        then = await begin_lookups()
         await instances[-1].end_lookup(reservation(), CONVERSATIONS, has_freed=True)
-        after_one_that_freed = await turns()
+        after_one_that_freed = await begin_lookups()
         of_another = await instances[0].begin_lookup(reservation(user_id="u-2"), CONVERSATIONS, seconds=1)
 
     assert at_once.count(Turn.OURS) == then.count(Turn.OURS) == after_one_that_freed.count(Turn.OURS) == 1
@@ -114,7 +124,7 @@ async def test_an_ended_conversation_is_not_open_and_costs_the_time_since_its_gr
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES]
-    conversation_id = await granted(ledger, limits)
+    conversation_id = await grant_pass(ledger, limits)
     clock.now += 90.5
 
     freed = [await ledger.note_ended(conversation_id), await ledger.note_ended(conversation_id)]
@@ -122,13 +132,13 @@ async def test_an_ended_conversation_is_not_open_and_costs_the_time_since_its_gr
     found = await ledger.find_pass(conversation_id)
     assert freed == [True, False]
     assert (found.seconds, found.settled_at) == (91, None)
-    assert await refusal(ledger, limits) is None
+    assert await find_refusal(ledger, limits) is None
     await ledger.settle(settled_with(conversation_id, seconds=60))
     assert (await ledger.find_pass(conversation_id)).seconds == 60
 
 
 async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger, [MINUTES], seconds=600)
+    conversation_id = await grant_pass(ledger, [MINUTES], seconds=600)
     clock.now += 1000
 
     await ledger.note_ended(conversation_id)
@@ -142,9 +152,9 @@ async def test_an_ended_or_unopened_pass_gives_minutes_back_in_every_scope(
 ) -> None:
     """This is also true for passes whose quarter of an hour was summed up before."""
     limits = [limit(1800, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)]
-    ended, unopened, _ = [await granted(ledger, limits, seconds=600) for _ in range(3)]
+    ended, unopened, _ = [await grant_pass(ledger, limits, seconds=600) for _ in range(3)]
     clock.now += 90
-    full = await refusal(ledger, limits)
+    full = await find_refusal(ledger, limits)
     await ledger.note_ended(ended)
     clock.now += 1800  # their quarter of an hour is over, so the next question sums it up
     passing = reservation(seconds=1)
@@ -152,14 +162,14 @@ async def test_an_ended_or_unopened_pass_gives_minutes_back_in_every_scope(
     await ledger.release(passing)
     await ledger.note_unopened(unopened, expires_seconds=0)
 
-    third = await granted(ledger, limits, seconds=1800)
+    third = await grant_pass(ledger, limits, seconds=1800)
 
     assert isinstance(full, QuotaExceeded)
     assert (await ledger.find_pass(third)).seconds == 1800 - 90 - 0 - 600
 
 
 async def test_a_pass_that_was_noted_as_open_is_never_released_as_unopened(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger)
+    conversation_id = await grant_pass(ledger)
     await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
 
@@ -171,7 +181,7 @@ async def test_a_pass_that_was_noted_as_open_is_never_released_as_unopened(ledge
 
 
 async def test_an_unopened_pass_is_released_when_it_can_no_longer_be_opened(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger)
+    conversation_id = await grant_pass(ledger)
     clock.now += 929
     released = [await ledger.note_unopened(conversation_id, expires_seconds=930)]
     clock.now += 1
@@ -185,7 +195,7 @@ async def test_a_released_pass_counts_again_if_its_conversation_is_open_after_al
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
-    conversation_id = await granted(ledger, limits, seconds=600)
+    conversation_id = await grant_pass(ledger, limits, seconds=600)
     clock.now += 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
@@ -194,12 +204,12 @@ async def test_a_released_pass_counts_again_if_its_conversation_is_open_after_al
     found = await ledger.find_pass(conversation_id)
     assert counts_again
     assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
-    assert isinstance(await refusal(ledger, limits), TooManyConversations)
+    assert isinstance(await find_refusal(ledger, limits), TooManyConversations)
 
 
 async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     minutes = [limit(60, counted=Counted.SECONDS, window_seconds=DAY)]
-    opened, ended = await granted(ledger, minutes, seconds=600), await granted(ledger, seconds=60)
+    opened, ended = await grant_pass(ledger, minutes, seconds=600), await grant_pass(ledger, seconds=60)
     clock.now += 930
     for conversation_id in (opened, ended):
         await ledger.note_unopened(conversation_id, expires_seconds=0)
@@ -213,7 +223,7 @@ async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: 
 async def test_a_released_pass_is_charged_if_its_conversation_took_place_after_all(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
+    conversation_id = await grant_pass(ledger, [MINUTES_OF_ALL], seconds=600)
     clock.now += 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
@@ -225,10 +235,10 @@ async def test_a_released_pass_is_charged_if_its_conversation_took_place_after_a
 
 async def test_lookups_for_a_limit_of_all_reach_every_pass_and_list_the_users_own_first(ledger: Ledger) -> None:
     everyone = limit(40, counted=Counted.CONVERSATIONS, scope=Scope.ALL)
-    others = {await granted(ledger, user_id=f"u-{n}") for n in range(30)}
+    others = {await grant_pass(ledger, user_id=f"u-{n}") for n in range(30)}
     for conversation_id in others:
         await ledger.note_unopened(conversation_id, expires_seconds=930)
-    own = await granted(ledger, user_id="u-own")
+    own = await grant_pass(ledger, user_id="u-own")
     seen: set[str | None] = set()
     for _ in range(60):
         turn = await ledger.begin_lookup(reservation("u-own"), everyone, seconds=1)
@@ -243,7 +253,7 @@ async def test_a_pass_that_is_not_granted_yet_may_fail_at_any_moment(ledger: Led
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
     await ledger.reserve(reservation(), limits)
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert reached is not None
     assert reached.retry_after_seconds == 3
@@ -256,13 +266,13 @@ async def test_while_a_conversation_is_open_a_retry_may_succeed_after_three_seco
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
-    conversation_id = await granted(ledger, limits)
-    unknown = await refusal(ledger, limits)
+    conversation_id = await grant_pass(ledger, limits)
+    unknown = await find_refusal(ledger, limits)
 
     await ledger.note_unopened(conversation_id, expires_seconds=930)
-    unopened = await refusal(ledger, limits)
+    unopened = await find_refusal(ledger, limits)
     await ledger.note_opened(conversation_id, START)
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert unopened is not None
     assert unopened.retry_after_seconds == 930  # after these seconds it is released
@@ -274,9 +284,9 @@ async def test_while_a_conversation_is_open_a_retry_may_succeed_after_three_seco
 
 async def test_a_refusal_names_a_limit_of_passes_before_one_that_a_lookup_may_change(ledger: Ledger) -> None:
     limits = [limit(1), limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert isinstance(reached, RateLimited)
     assert reached.limit_name == "user_passes"

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    Engine,
+    credential,
+    explain_rule,
+    limit,
+    reservation,
+    rows,
+    settlement,
+)
 from voicepass.ledger import Ledger, forgetting, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.limits import count, find_room, prepare_question
@@ -78,7 +88,7 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
 
 
 @pytest.fixture
-async def filled(engine: Engine) -> AsyncIterator[Ledger]:
+async def filled_ledger(engine: Engine) -> AsyncIterator[Ledger]:
     async with engine.open() as ledger:
         for first in range(0, 20_000, 2_000):  # in parts, because a statement may take at most two seconds
             await rows(ledger, FILL, first=first, last=first + 1_999)
@@ -87,8 +97,8 @@ async def filled(engine: Engine) -> AsyncIterator[Ledger]:
 
 
 @ALONE_ON_POSTGRES
-async def test_every_query_uses_an_index(filled: Ledger, engine: Engine) -> None:
-    plans = {name: await plan(filled, engine, rule) for name, rule in RULES.items()}
+async def test_every_query_uses_an_index(filled_ledger: Ledger, engine: Engine) -> None:
+    plans = {name: await explain_rule(filled_ledger, engine, rule) for name, rule in RULES.items()}
 
     scanned = re.compile(
         r"SCAN passes(?! USING (COVERING )?INDEX)" if engine.name == "sqlite" else r'"Seq Scan", [^}]*"passes"'
@@ -101,21 +111,21 @@ async def test_every_query_uses_an_index(filled: Ledger, engine: Engine) -> None
 
 
 @ALONE_ON_POSTGRES
-async def test_usage_counts_every_pass_in_the_window(filled: Ledger) -> None:
+async def test_usage_counts_every_pass_in_the_window(filled_ledger: Ledger) -> None:
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
 
-    (answer,) = await filled.usage(user, [limit(1000, window_seconds=86_400 * 30)])
+    (answer,) = await filled_ledger.usage(user, [limit(1000, window_seconds=86_400 * 30)])
 
     assert answer.used == 40
 
 
 @ALONE_ON_POSTGRES
-async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled: Ledger, engine: Engine) -> None:
+async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled_ledger: Ledger, engine: Engine) -> None:
     """PostgreSQL expects no open or recent passes if all were settled and old at its last ANALYZE."""
-    await rows(filled, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
-    await rows(filled, "ANALYZE")
+    await rows(filled_ledger, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
+    await rows(filled_ledger, "ANALYZE")
     for first in range(0, 8_000, 2_000):
-        await rows(filled, OPENED, first=first, last=first + 1_999)
+        await rows(filled_ledger, OPENED, first=first, last=first + 1_999)
     limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
 
     questions = {
@@ -123,7 +133,7 @@ async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled: Ledge
         "exact": lambda: rules.read_usage(START, WHOSE, limits),
         "lookup": lambda: opened.begin_lookup(START, reservation(), limits[2], seconds=1),
     }
-    plans = {name: json.dumps(await plan(filled, engine, rule)) for name, rule in questions.items()}
+    plans = {name: json.dumps(await explain_rule(filled_ledger, engine, rule)) for name, rule in questions.items()}
 
     assert [name for name, text in plans.items() if "passes_of_user" not in text] == []
     assert [name for name, text in plans.items() if "passes_by_time" in text or "unsettled" in text] == []
@@ -131,14 +141,14 @@ async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled: Ledge
 
 @ALONE_ON_POSTGRES
 async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_one_to_grant(
-    filled: Ledger, engine: Engine
+    filled_ledger: Ledger, engine: Engine
 ) -> None:
     """Other transactions read and write what a lookup needs."""
-    reserve = await plan(
-        filled, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
+    reserve = await explain_rule(
+        filled_ledger, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
     )
-    grant = await plan(
-        filled,
+    grant = await explain_rule(
+        filled_ledger,
         engine,
         lambda: rules.grant(START, reservation(pass_id="p-new"), credential("conv_new"), sealed=b"sealed"),
     )

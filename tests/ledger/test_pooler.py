@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.ledger.given import Engine, Postgres, credential, granted, limit, reservation, rows, settlement
+from tests.ledger.given import Engine, Postgres, credential, grant_pass, limit, reservation, rows, settlement
 from voicepass.errors import LedgerUnavailable, RateLimited
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
@@ -32,7 +32,7 @@ async def test_limits_are_exact_across_instances_that_share_three_sessions(engin
 
 async def test_a_pass_is_reserved_granted_and_settled_through_different_instances(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        conversation_id = await granted(ledgers[0], [limit(5)])
+        conversation_id = await grant_pass(ledgers[0], [limit(5)])
         asked = reservation()
         await ledgers[1].reserve(asked, [limit(5)])
         await ledgers[2].grant(asked, credential("conv_2"))
@@ -55,7 +55,7 @@ async def test_every_time_limit_applies_in_a_transaction_and_ends_with_it(engine
         return shown
 
     async with engine.open(answer_seconds=2.5) as ledger:
-        await granted(ledger, [limit(1)])
+        await grant_pass(ledger, [limit(1)])
         inside = await ledger.run(show, locks=["l"])
         prepared = await rows(ledger, "SELECT name FROM pg_prepared_statements")
         with psycopg.connect(engine.url, prepare_threshold=None, autocommit=True) as other:  # on a used session

@@ -23,7 +23,7 @@ from tests.ledger.given import (
     Engine,
     Postgres,
     credential,
-    granted,
+    grant_pass,
     limit,
     reservation,
     rows,
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.parametrize("eng
 async def pooled_ledger(engine: Engine) -> AsyncIterator[Ledger]:
     """A ledger with the time limits of production and a pool full of connections."""
     async with engine.open(answer_seconds=ANSWER_SECONDS) as ledger:
-        await asyncio.gather(*(granted(ledger, user_id=f"u-{n}") for n in range(MAX_CONNECTIONS)))
+        await asyncio.gather(*(grant_pass(ledger, user_id=f"u-{n}") for n in range(MAX_CONNECTIONS)))
         yield ledger
 
 
@@ -70,7 +70,7 @@ async def wait_for_recovery(ledger: Ledger) -> None:
     begun = time.monotonic()
     while True:
         try:
-            await granted(ledger)
+            await grant_pass(ledger)
         except LedgerUnavailable:
             assert time.monotonic() - begun < IN_TIME_SECONDS
         else:
@@ -125,7 +125,7 @@ async def test_while_the_server_is_frozen_passes_are_refused_in_time_and_never_c
 async def test_a_frozen_server_does_not_delay_the_end_of_the_process(engine: Engine, postgres: Postgres) -> None:
     with contextlib.ExitStack() as stack:
         async with engine.open(answer_seconds=ANSWER_SECONDS) as ledger:
-            await granted(ledger)
+            await grant_pass(ledger)
             stack.enter_context(freeze(postgres))
             await reserve_at_once(ledger, 5)
             begun = time.monotonic()
@@ -176,7 +176,7 @@ async def test_a_server_without_free_connections_refuses_and_recovers(engine: En
     role = f"few_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
     async with open_postgres(postgres.fresh(user=role), clock=engine.clock) as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
         assert {outcome for outcome, _ in await reserve_at_once(ledger, 5)} == {None}, (
             "one connection serves all requests"
         )
@@ -432,7 +432,7 @@ async def test_the_service_is_not_ready_while_the_server_is_read_only_and_then_r
     async with engine.open() as ledger:
         await ledger.check()
         with make_read_only(postgres):
-            refused = [await measure(asked) for asked in (ledger.check(), granted(ledger))]
+            refused = [await measure(asked) for asked in (ledger.check(), grant_pass(ledger))]
             while_read_only = await ready()
         await wait_for_recovery(ledger)
         await ledger.check()
@@ -475,7 +475,7 @@ async def test_a_check_leaves_nothing_behind(engine: Engine, postgres: Postgres)
 async def test_instances_that_start_at_once_create_the_schema_once(engine: Engine) -> None:
     async def start() -> None:
         async with engine.open() as ledger:
-            await granted(ledger)
+            await grant_pass(ledger)
 
     await asyncio.gather(*(start() for _ in range(8)))
 
@@ -491,14 +491,14 @@ async def test_an_old_instance_continues_to_work_on_a_newer_schema(
     newer = [*steps(), ["ALTER TABLE passes ADD COLUMN region TEXT", "ALTER TABLE orphans ADD COLUMN region TEXT"]]
     async with engine.open() as old:
         for _ in range(20):  # often enough that a driver which prepares repeated statements has prepared them
-            conversation_id = await granted(old, [limit(100)])
+            conversation_id = await grant_pass(old, [limit(100)])
             await old.settle(settlement(conversation_id))
             await old.find_pass(conversation_id)
         monkeypatch.setattr("voicepass.ledger.postgres.steps", lambda: newer)
 
         async with engine.open() as new:
             for number in range(20):
-                conversation_id = await granted((old, new)[number % 2], [limit(100)])
+                conversation_id = await grant_pass((old, new)[number % 2], [limit(100)])
                 await (new, old)[number % 2].settle(settlement(conversation_id))
                 assert (await old.find_pass(conversation_id)).seconds == 42
         asked = reservation()
@@ -519,7 +519,7 @@ async def test_an_instance_starts_as_a_role_that_may_not_create_tables(engine: E
     postgres.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}")
 
     async with open_patiently(postgres.url(schema, user=role), clock=engine.clock) as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
 
 
 async def test_a_schema_step_that_fails_is_rolled_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,7 +584,7 @@ async def test_the_role_that_compose_creates_owns_its_database_and_is_not_a_supe
     await asyncio.to_thread(postgres.run_file, tmp_path / "role.sql")
     try:
         async with open_patiently(own.geturl(), clock=engine.clock) as ledger:
-            await granted(ledger)
+            await grant_pass(ledger)
         (rights,) = postgres.run(
             "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls FROM pg_roles"
             " WHERE rolname = 'voicepass'"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ledger.given import START, TurnedClock, granted, limit, reservation, settlement
+from tests.ledger.given import START, TurnedClock, grant_pass, limit, reservation, settlement
 from voicepass.errors import ConversationUnknown
 from voicepass.ledger import Ledger
 from voicepass.model import Counted, Scope
@@ -18,8 +18,8 @@ async def test_the_unused_part_of_a_conversations_reservation_is_left_to_its_use
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     limits = [*OTHERS, MONTH, DAY]
-    await ledger.settle(settlement(await granted(ledger), seconds=100))
-    conversation_id = await granted(ledger)
+    await ledger.settle(settlement(await grant_pass(ledger), seconds=100))
+    conversation_id = await grant_pass(ledger)
     left = {"granted": await ledger.read_seconds_left(limits, conversation_id=conversation_id)}
     clock.now = START + 60
     left["a minute later"] = await ledger.read_seconds_left(limits, conversation_id=conversation_id)

@@ -79,7 +79,7 @@ class Balancer:
         self.conversations: set[str] = set()
 
     @asynccontextmanager
-    async def probing(self) -> AsyncIterator[None]:
+    async def run_probes(self) -> AsyncIterator[None]:
         async with httpx.AsyncClient(trust_env=False, timeout=1) as client:
             probes = [asyncio.create_task(instance.probe(client)) for instance in self._instances]
             try:
@@ -151,7 +151,7 @@ async def test_restarts_under_load_lose_no_request_of_a_balancer_that_checks_rea
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits(keepalive_expiry=2)) as client:
             balancer = Balancer(served, client)
-            async with balancer.probing():
+            async with balancer.run_probes():
                 for instance in served:
                     instance.start()
                     await instance.wait_until_ready()

@@ -13,9 +13,9 @@ from tests.ledger.given import (
     RecordingLedger,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -73,7 +73,7 @@ async def test_a_ready_credential_is_reserved_and_granted_in_one_durable_transac
 async def test_a_ready_credential_of_another_users_conversation_is_refused_and_nothing_is_counted(
     ledger: Ledger,
 ) -> None:
-    await granted(ledger)
+    await grant_pass(ledger)
     (before,) = await rows(ledger, "SELECT conversation_id FROM passes")
     sums = await rows(ledger, "SELECT * FROM sums")
 
@@ -151,7 +151,7 @@ async def test_a_released_pass_is_not_counted_and_a_granted_pass_cannot_be_relea
     await ledger.reserve(asked, [limit(1)])
     await ledger.release(asked)
     for _ in range(2):
-        assert await refusal(ledger, [limit(1)], pass_id="p") is None
+        assert await find_refusal(ledger, [limit(1)], pass_id="p") is None
         await ledger.release(reservation(pass_id="p"))
     await ledger.reserve(asked, [limit(1)])
     await ledger.grant(asked, credential("conv_1"))
@@ -177,7 +177,7 @@ async def test_a_pass_without_a_row_cannot_be_granted(ledger: Ledger, clock: Tur
 async def test_the_seconds_that_a_conversation_used_replace_the_reserved_seconds(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    conversation_id = await granted(ledger)
+    conversation_id = await grant_pass(ledger)
     clock.now += 100
 
     settled = await ledger.settle(settlement(conversation_id, seconds=42, user_id="u-2"))
@@ -188,29 +188,29 @@ async def test_the_seconds_that_a_conversation_used_replace_the_reserved_seconds
 
 
 async def test_very_large_numbers_are_stored(ledger: Ledger) -> None:
-    conversation_id = await granted(ledger)
+    conversation_id = await grant_pass(ledger)
 
     settled = await ledger.settle(settlement(conversation_id, seconds=2**40, cost=2**60))
 
     assert settled is not None
     assert (settled.seconds, settled.cost) == (2**40, 2**60)
-    assert await refusal(ledger, [limit(10**6, counted=Counted.SECONDS)]) is not None
+    assert await find_refusal(ledger, [limit(10**6, counted=Counted.SECONDS)]) is not None
 
 
 async def test_a_pass_that_was_never_used_gives_its_minutes_back(ledger: Ledger) -> None:
     minutes = [limit(600, counted=Counted.SECONDS), limit(1, counted=Counted.CONVERSATIONS)]
-    conversation_id = await granted(ledger, minutes)
-    assert await refusal(ledger, minutes) is not None
+    conversation_id = await grant_pass(ledger, minutes)
+    assert await find_refusal(ledger, minutes) is not None
 
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
-    assert await refusal(ledger, minutes) is None
+    assert await find_refusal(ledger, minutes) is None
 
 
 async def test_old_unsettled_passes_are_listed_oldest_first(ledger: Ledger, clock: TurnedClock) -> None:
     conversations = []
     for _ in range(4):
-        conversations.append(await granted(ledger))
+        conversations.append(await grant_pass(ledger))
         clock.now += 1
     await ledger.settle(settlement(conversations[1]))
     await ledger.reserve(reservation(), [])
@@ -280,7 +280,7 @@ async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order:
 
 
 async def test_a_cost_in_dollars_is_stored_even_if_it_arrives_before_its_pass(ledger: Ledger) -> None:
-    conversation_id = await granted(ledger)
+    conversation_id = await grant_pass(ledger)
     await ledger.settle(settlement(conversation_id, cost_fiat=0.25))
     await ledger.settle(settlement("conv_early", cost_fiat=1.5))
     asked = reservation()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.canaries import secrets_in
-from tests.ledger.given import START, Engine, RecordingLedger, credential, granted, limit, reservation, rows
+from tests.ledger.given import START, Engine, RecordingLedger, credential, grant_pass, limit, reservation, rows
 from tests.ledger.writer import FORKS
 from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import ANSWER_SECONDS
@@ -34,7 +34,7 @@ async def test_the_journal_mode_keeps_granted_passes_after_a_power_cut(engine: E
 async def test_a_grant_waits_for_the_disk_and_a_reservation_does_not(engine: Engine) -> None:
     async with engine.open() as ledger:
         recording = RecordingLedger(ledger)
-        await granted(recording)
+        await grant_pass(recording)
 
         levels = [await ledger.run(read_synchronous, is_durable=each) for each in recording.is_durable]
 
@@ -52,7 +52,7 @@ async def test_a_transaction_that_fails_does_not_fail_the_others_of_its_commit(e
         raise ZeroDivisionError
 
     async with engine.open() as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
         twice = reservation()
         asked = [ledger.reserve(reservation(f"u-{n}"), []) for n in range(10)]
         asked += [ledger.run(fail), ledger.reserve(twice, []), ledger.reserve(twice, [])]
@@ -66,7 +66,7 @@ async def test_a_transaction_that_fails_does_not_fail_the_others_of_its_commit(e
 async def test_the_log_stays_short_during_thousands_of_passes(engine: Engine) -> None:
     async with engine.open() as ledger:
         for _ in range(60):
-            await asyncio.gather(*(granted(ledger, user_id=f"u-{n}") for n in range(64)))
+            await asyncio.gather(*(grant_pass(ledger, user_id=f"u-{n}") for n in range(64)))
         longest = os.stat(f"{engine.url}-wal").st_size  # noqa: PTH116
 
     assert longest < 8000 * 4120
@@ -76,7 +76,7 @@ async def test_rows_are_kept_after_a_restart_and_the_schema_is_created_once(engi
     conversations = []
     for _ in range(3):
         async with engine.open() as ledger:
-            conversations.append(await granted(ledger))
+            conversations.append(await grant_pass(ledger))
 
     async with engine.open() as ledger:
         assert [(await ledger.find_pass(each)).conversation_id for each in conversations] == conversations
@@ -85,7 +85,7 @@ async def test_rows_are_kept_after_a_restart_and_the_schema_is_created_once(engi
 async def test_the_file_holds_no_secret(engine: Engine) -> None:
     async with engine.open() as ledger:
         for _ in range(20):
-            await granted(ledger)
+            await grant_pass(ledger)
         files = [path for path in Path(engine.url).parent.iterdir() if path.name.startswith("ledger.db")]
 
         written = b"".join(path.read_bytes() for path in files).decode("latin-1")
@@ -138,7 +138,7 @@ async def test_while_the_file_is_locked_passes_are_refused_in_time_and_afterward
         waited = time.monotonic() - begun
         blocker.rollback()
         blocker.close()
-        await granted(ledger)
+        await grant_pass(ledger)
 
         assert Counter(map(type, outcomes)) == {LedgerUnavailable: count}
         assert waited < ANSWER_SECONDS + 2
@@ -159,13 +159,13 @@ def limit_log_growth(engine: Engine, most_bytes: int) -> Iterator[None]:
 
 async def test_while_the_disk_is_full_passes_are_refused_and_afterwards_granted(engine: Engine) -> None:
     async with engine.open() as ledger:
-        before = await granted(ledger)
+        before = await grant_pass(ledger)
         with limit_log_growth(engine, 5000):
             outcomes = await asyncio.gather(
                 *(ledger.reserve(reservation(f"full-{n}"), []) for n in range(100)), return_exceptions=True
             )
 
-        after = await granted(ledger)
+        after = await grant_pass(ledger)
         kept = await rows(ledger, "SELECT conversation_id FROM passes WHERE conversation_id IS NOT NULL")
 
     refusals = [outcome for outcome in outcomes if outcome is not None]
@@ -185,7 +185,7 @@ async def test_the_check_fails_while_the_disk_is_full_and_then_succeeds(engine: 
 
 async def test_after_a_failed_pass_the_check_writes_as_much_as_a_pass(engine: Engine) -> None:
     async with engine.open() as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
         with limit_log_growth(engine, 5 * 4120):  # the check writes two pages of 4096 bytes, each with a header of 24
             await ledger.check()
             with pytest.raises(LedgerUnavailable):
@@ -215,7 +215,7 @@ async def test_no_pass_is_written_to_a_file_that_was_deleted_or_replaced(
 ) -> None:
     path, asked = Path(engine.url + suffix), reservation()
     async with engine.open() as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
         await ledger.reserve(asked, [])
         with move_away(path, copy=copy):
             attempts = ledger.grant(asked, credential()), ledger.check(), ledger.reserve(reservation(), [])
@@ -233,19 +233,19 @@ async def test_a_symlink_that_points_to_another_file_counts_as_a_replaced_file(e
     link.symlink_to(engine.url)
     other.touch()
     async with open_sqlite(str(link), clock=engine.clock) as ledger:
-        await granted(ledger)
+        await grant_pass(ledger)
         link.unlink()
         link.symlink_to(other)
 
         with pytest.raises(LedgerUnavailable):
-            await granted(ledger)
+            await grant_pass(ledger)
 
 
 async def test_a_check_leaves_nothing_behind(engine: Engine) -> None:
     async with engine.open() as ledger:
         await ledger.check()
         with limit_log_growth(engine, 0), pytest.raises(LedgerUnavailable):
-            await granted(ledger)
+            await grant_pass(ledger)
         await ledger.check()  # this one writes as much as a pass
 
         assert await rows(ledger, "SELECT name FROM leases") == []
@@ -275,6 +275,6 @@ async def test_processes_that_start_at_once_share_a_new_file(engine: Engine) -> 
 def _open_once(path: str) -> None:
     async def once() -> None:
         async with open_sqlite(path, clock=lambda: START) as ledger:
-            await granted(ledger)
+            await grant_pass(ledger)
 
     asyncio.run(once())

@@ -18,9 +18,9 @@ from tests.ledger.given import (
     Engine,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -123,7 +123,7 @@ class History:
         match what:
             case "grant":
                 facts = {"user_id": user_id, "agent_alias": agent, "seconds": 60 * (number % 16)}
-                self._conversations.append(await granted(self._ledger, [], **facts))
+                self._conversations.append(await grant_pass(self._ledger, [], **facts))
             case "reserve" | "reserve ready":
                 named = chosen if number % 5 == 0 else None  # sometimes a conversation that has a pass already
                 self._reserved.append(reservation(user_id, agent_alias=agent))
@@ -240,7 +240,7 @@ async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_correc
     engine: Engine, clock: TurnedClock
 ) -> None:
     async with engine.instances() as instances:
-        conversations = [await granted(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
+        conversations = [await grant_pass(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
         clock.now += 3600
         changes: list[Coroutine[Any, Any, object]] = [
             instance.settle(settlement(each)) for each in conversations for instance in instances
@@ -268,9 +268,9 @@ DAMAGES = [
 @pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger: Ledger, clock: TurnedClock) -> None:
     for _ in range(3):
-        await granted(ledger, seconds=600)
+        await grant_pass(ledger, seconds=600)
         clock.now += 400
-    await ledger.settle(settlement(await granted(ledger)))
+    await ledger.settle(settlement(await grant_pass(ledger)))
     untouched = await ledger.fix_sums()
 
     for damage in DAMAGES:
@@ -288,7 +288,7 @@ async def test_old_passes_sums_and_orphans_are_deleted_and_recent_ones_are_kept(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     for name in ("old", "young"):
-        await granted(ledger, user_id=name, seconds=100)
+        await grant_pass(ledger, user_id=name, seconds=100)
         await ledger.settle(settlement(f"conv_{name}"))  # an orphan, because its pass is never granted
         clock.now += 40 * DAY
     clock.now -= 40 * DAY
@@ -308,11 +308,11 @@ async def test_passes_that_a_clock_that_was_ahead_reserved_still_count(
 ) -> None:
     limits = [limit(600, scope=scope, counted=Counted.SECONDS, window_seconds=DAY)]
     clock.now = START + 7200
-    await granted(ledger, limits, seconds=100)
+    await grant_pass(ledger, limits, seconds=100)
     clock.now = START
-    await granted(ledger, limits, seconds=500)
+    await grant_pass(ledger, limits, seconds=500)
 
     clock.now = START + 7200
-    reached = await refusal(ledger, limits, seconds=1)
+    reached = await find_refusal(ledger, limits, seconds=1)
 
     assert reached is not None

@@ -110,7 +110,7 @@ class Setup:
         await self.ledger.grant(given, credential, sealed=SEALS.seal(AGENT, given.pass_id, credential))
         return given
 
-    async def refusal(self) -> TooManyConversations | None:
+    async def find_refusal(self) -> TooManyConversations | None:
         try:
             await self.ledger.reserve(make_reservation(), [LIMIT])
         except TooManyConversations as refusal:
@@ -180,11 +180,11 @@ async def test_only_a_conversation_that_has_ended_frees_the_limit(
 ) -> None:
     provider = FakeProvider({"conv_2": answer}, default=make_record("in-progress"))
     async with set_up(provider, conversations=THREE) as given:
-        before = await given.refusal()
+        before = await given.find_refusal()
 
         await given.open_passes.refresh(make_reservation(), LIMIT)
 
-        after = await given.refusal()
+        after = await given.find_refusal()
         found = await given.ledger.find_pass("conv_2")
     assert before is not None
     assert (after is None) == is_freed
@@ -203,7 +203,7 @@ async def test_a_lookup_releases_a_pass_that_can_no_longer_be_opened() -> None:
 
         found = [await given.ledger.find_pass(each) for each in THREE]
         assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
-        assert await given.refusal() is None
+        assert await given.find_refusal() is None
 
 
 async def test_the_result_of_a_lookup_is_stored_and_later_requests_do_not_ask() -> None:
@@ -213,7 +213,7 @@ async def test_the_result_of_a_lookup_is_stored_and_later_requests_do_not_ask() 
         asked = len(provider.asked)
 
         for _ in range(3):
-            assert await given.refusal() is None
+            assert await given.find_refusal() is None
     assert (asked, len(provider.asked)) == (3, 3)
 
 
@@ -268,7 +268,7 @@ async def test_a_caller_of_another_instance_waits_for_the_running_lookup() -> No
         assert was_waiting
         assert list(await asyncio.gather(first, second)) == [True, True]
         assert len(provider.asked) == 3
-        assert await given.refusal() is None
+        assert await given.find_refusal() is None
 
 
 async def test_a_lookup_waits_for_a_pass_in_flight_and_asks_about_it() -> None:
@@ -324,7 +324,7 @@ async def test_a_caller_who_hangs_up_does_not_cancel_the_lookup() -> None:
         provider.may_answer.set()
         await given.open_passes.aclose()
 
-        assert await given.refusal() is None
+        assert await given.find_refusal() is None
 
 
 async def test_a_ledger_that_fails_during_a_lookup_refuses_the_caller() -> None:

@@ -416,7 +416,7 @@ async def receive(ledger: Ledger, body: bytes) -> None:
 
 
 async def test_an_observer_that_raises_does_not_stop_a_settlement_or_later_observers() -> None:
-    def broken(_settled: IssuedPass) -> None:
+    def raise_error(_settled: IssuedPass) -> None:
         raise OSError
 
     seen: list[IssuedPass] = []
@@ -424,7 +424,7 @@ async def test_an_observer_that_raises_does_not_stop_a_settlement_or_later_obser
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
-        await make_settlements(ledger, Clock(), broken, seen.append).settle(settlement)
+        await make_settlements(ledger, Clock(), raise_error, seen.append).settle(settlement)
 
     assert [settled.seconds for settled in seen] == [40]
 
