@@ -353,8 +353,8 @@ def test_the_lock_pins_every_dependency_and_names_no_index() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     pinned = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
-    asked = {re.split(r"[\[><=]", dependency)[0] for dependency in project["dependencies"]}
-    assert asked <= pinned
+    required = {re.split(r"[\[><=]", dependency)[0] for dependency in project["dependencies"]}
+    assert required <= pinned
     assert "http:" not in lock
     assert "https:" not in lock
     for pin in re.split(r"\n(?=[a-z])", lock.strip()):

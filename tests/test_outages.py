@@ -122,9 +122,7 @@ async def test_a_call_whose_connection_breaks_is_retried_even_if_it_is_the_first
     assert calls == 10
 
 
-async def test_while_elevenlabs_is_down_users_are_refused_at_once_and_it_is_not_called(
-    bearer: dict[str, str],
-) -> None:
+async def test_while_elevenlabs_is_down_users_are_refused_at_once_and_it_is_not_called(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -250,9 +248,7 @@ async def wait_until_idle(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.long
-async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_lose_no_slot(
-    bearer: dict[str, str], tmp_path: Path
-) -> None:
+async def test_500_hang_ups_at_random_moments_leave_no_reservation(bearer: dict[str, str], tmp_path: Path) -> None:
     """In process, a hang-up cancels the service's current await. A pass that is not granted is then released."""
     dice = random.Random(5)  # noqa: S311 - the same moments every time
     slow = SlowUpstream(0.03)
@@ -405,7 +401,7 @@ def count_open_files() -> int:
 
 
 @pytest.mark.long
-async def test_at_five_times_its_capacity_the_service_keeps_its_rate_and_recovers_at_once(
+async def test_at_five_times_its_capacity_the_service_keeps_its_rate_and_recovers(
     bearer: dict[str, str],
 ) -> None:
     slow, most, seconds = SlowUpstream(0.5), 16, 12

@@ -75,12 +75,10 @@ async def test_a_certificate_is_accepted_only_from_a_trusted_issuer_and_only_for
     async with listening(serve, tls=tls()) as base_url:
         urls = [base_url, base_url.replace("127.0.0.1", "localhost")]
         trusting = await call_in_a_process(*urls, environment={"SSL_CERT_FILE": str(roots)})
-        without_authority = await call_in_a_process(
-            *urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"}
-        )
+        refused = await call_in_a_process(*urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"})
 
     assert trusting == ["200", "CertificateRefusedError"]
-    assert without_authority == ["CertificateRefusedError", "CertificateRefusedError"]
+    assert refused == ["CertificateRefusedError", "CertificateRefusedError"]
 
 
 async def test_no_call_goes_through_a_proxy_that_the_environment_names() -> None:
@@ -136,9 +134,7 @@ async def test_a_cookie_of_an_answer_is_not_sent_with_the_next_request() -> None
     assert b"canary" not in b"".join(requests)
 
 
-async def test_a_name_that_does_not_resolve_fails_after_the_connection_timeout(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_name_that_does_not_resolve_fails_after_the_connection_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_more: over.wait())
 
@@ -180,17 +176,17 @@ async def test_an_answer_without_a_request_is_not_given_to_a_later_request(answe
         await asked(reader)
         writer.write(answer)
         await writer.drain()
-        await said.wait()
+        await may_say_more.wait()
         writer.write(http(200, b"more"))
         await reader.read()
 
     async with listening(say_more) as base_url, http_transport(connect_seconds=5) as transport:
         answers = []
         for _ in range(3):
-            said = asyncio.Event()
+            may_say_more = asyncio.Event()
             async with asyncio.timeout(5):
                 answers.append((await get(transport, httpx.Request("GET", base_url), most_bytes=100)).body)
-            said.set()
+            may_say_more.set()
             await asyncio.sleep(0.05)
 
     assert answers == [answer.partition(b"\r\n\r\n")[2]] * 3

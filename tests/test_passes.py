@@ -264,9 +264,7 @@ async def test_an_alias_that_is_not_allowed_reserves_nothing() -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"), [(RuntimeError("a bug"), "internal_error"), (asyncio.CancelledError(), "cancelled")]
 )
-async def test_an_attempt_that_fails_by_any_exception_is_observed_and_released(
-    error: BaseException, outcome: str
-) -> None:
+async def test_an_attempt_that_fails_in_any_way_is_observed_and_released(error: BaseException, outcome: str) -> None:
     ports = Ports({"credential": error})
 
     with pytest.raises(type(error)):
@@ -282,7 +280,7 @@ def make_limit_reached(kind: type[LimitReached]) -> LimitReached:
 
 
 @pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
-async def test_at_a_limit_open_conversations_are_looked_up_and_the_ledger_decides_again(
+async def test_at_a_limit_conversations_are_looked_up_and_the_ledger_decides_again(
     kind: type[LimitReached],
 ) -> None:
     ports = Ports({"reserve": [make_limit_reached(kind)]})
@@ -360,7 +358,7 @@ async def test_a_request_that_reached_elevenlabs_counts_although_it_failed(
     assert ports.has_reached is has_reached
 
 
-def make_broken_observer(error: BaseException) -> Observer:
+def fail_with(error: BaseException) -> Observer:
     def observe(_attempt: Attempt) -> None:
         raise error
 
@@ -371,9 +369,7 @@ def make_broken_observer(error: BaseException) -> Observer:
 async def test_an_observer_that_raises_refuses_no_pass_and_later_observers_still_run(error: Exception) -> None:
     ports = Ports()
 
-    voice_pass = await make_passes(ports, make_broken_observer(error), make_broken_observer(error)).issue(
-        make_request()
-    )
+    voice_pass = await make_passes(ports, fail_with(error), fail_with(error)).issue(make_request())
 
     assert voice_pass.credential is CREDENTIAL
     assert [attempt.outcome for attempt in ports.attempts] == ["granted"]
@@ -383,7 +379,7 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
     ports = Ports({"reserve": RateLimited()})
 
     with pytest.raises(RateLimited):
-        await make_passes(ports, make_broken_observer(OSError())).issue(make_request())
+        await make_passes(ports, fail_with(OSError())).issue(make_request())
 
     assert [attempt.outcome for attempt in ports.attempts] == ["rate_limited"]
 
@@ -391,7 +387,7 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
 async def test_an_observer_does_not_hold_up_a_cancellation_or_an_exit(error: BaseException) -> None:
     with pytest.raises(type(error)):
-        await make_passes(Ports(), make_broken_observer(error)).issue(make_request())
+        await make_passes(Ports(), fail_with(error)).issue(make_request())
 
 
 READY = Credential(secret="wss://x/?s=2", conversation_id="conv_2", expires_at=900.0, is_warm=True)

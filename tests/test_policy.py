@@ -176,9 +176,7 @@ RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
         (Rule({"missing": ("None",)}), {}, False),
     ],
 )
-def test_a_rule_admits_exactly_the_users_whose_claims_match(
-    rule: Rule, claims: dict[str, object], *, admitted: bool
-) -> None:
+def test_a_rule_admits_only_users_whose_claims_match(rule: Rule, claims: dict[str, object], *, admitted: bool) -> None:
     assert rule.admits(claims) is admitted
 
 

@@ -15,10 +15,10 @@ LABORATORY = """async () => {
     return (await answer.json()).token;
   };
   window.laboratory = (token) => {
-    const told = [], sleeps = [], waiting = [];
+    const states = [], sleeps = [], waiting = [];
     const until = async (status) => {
-      while (!told.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
-      return told.splice(0).at(-1);
+      while (!states.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
+      return states.splice(0).at(-1);
     };
     const timers = {
       late: 0,
@@ -30,7 +30,7 @@ LABORATORY = """async () => {
       }),
     };
     const onChange = (state) => {
-      told.push(state);
+      states.push(state);
       waiting.splice(0).forEach((resolve) => resolve());
     };
     const open = ({ starter = Conversation, session, ...options } = {}) => voicepass.connect(starter, {

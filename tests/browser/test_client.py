@@ -114,9 +114,7 @@ def test_the_client_stops_after_its_time_limit_even_with_attempts_left(lab: Labo
     assert waits == [250]
 
 
-def test_a_socket_that_stays_open_offline_is_closed_and_replaced_when_the_network_is_back(
-    lab: Laboratory, world: World
-) -> None:
+def test_a_socket_that_stays_open_offline_is_replaced_when_the_network_is_back(lab: Laboratory, world: World) -> None:
     """Chromium does not close sockets when Playwright sets it offline."""
     lab.begin("window.connection = lab.open(); await connection.connected; await lab.until('connected')")
 
@@ -187,9 +185,7 @@ def test_a_pass_that_expires_before_it_is_opened_is_replaced(lab: Laboratory, wo
         ("too_many_concurrent", "too_many_concurrent"),
     ],
 )
-def test_the_client_does_not_retry_if_another_pass_would_not_help(
-    lab: Laboratory, world: World, closing: str, cause: str
-) -> None:
+def test_the_client_retries_only_if_another_pass_helps(lab: Laboratory, world: World, closing: str, cause: str) -> None:
     world.emulator.faults["conversation"] = Fault(target="conversation", closing=closing)
 
     ending = lab.begin("""
@@ -284,11 +280,11 @@ def test_a_refused_token_gives_an_error_with_the_services_detail(lab: Laboratory
 
 def test_without_a_token_the_client_reports_not_signed_in_and_sends_no_request(lab: Laboratory, world: World) -> None:
     seen = lab.begin("""
-        const told = ({ cause, error }) => [cause, error.name, error.code, error.status];
+        const summarise = ({ cause, error }) => [cause, error.name, error.code, error.status];
         const seen = [];
         for (const nothing of [null, undefined, ""]) {
-          seen.push(told(await lab.open({ token: () => nothing }).ended));
-          seen.push(told(await lab.open({ token: async () => nothing }).ended));
+          seen.push(summarise(await lab.open({ token: () => nothing }).ended));
+          seen.push(summarise(await lab.open({ token: async () => nothing }).ended));
         }
         return seen;""")
 
@@ -296,9 +292,7 @@ def test_without_a_token_the_client_reports_not_signed_in_and_sends_no_request(l
     assert world.passes_asked_for == 0
 
 
-def test_after_a_drop_the_client_asks_again_for_a_token_that_could_not_be_renewed(
-    lab: Laboratory, world: World
-) -> None:
+def test_after_a_drop_the_client_asks_again_for_a_token_that_it_did_not_get(lab: Laboratory, world: World) -> None:
     lab.begin("""
         const answers = [() => lab.token, () => { throw new Error("offline"); }, () => lab.token, () => null];
         const token = async () => answers.shift()();
@@ -326,9 +320,9 @@ def test_after_a_drop_the_client_asks_again_for_a_token_that_could_not_be_renewe
 
 def test_before_the_first_conversation_the_client_asks_for_a_token_only_once(lab: Laboratory) -> None:
     seen = lab.begin("""
-        let asked = 0;
-        const { cause, error } = await lab.open({ token: () => { asked += 1; throw new Error("offline"); } }).ended;
-        return [asked, cause, error.message]""")
+        let requests = 0;
+        const { cause, error } = await lab.open({ token: () => { requests += 1; throw new Error("offline"); } }).ended;
+        return [requests, cause, error.message]""")
 
     assert seen == [1, "not_started", "offline"]
 
@@ -342,8 +336,8 @@ def test_the_client_says_that_a_proxy_answered(lab: Laboratory) -> None:
 
     lab.page.route("**/v1/signed-url", answer_as_proxy)
     seen = lab.begin("""
-        const told = ({ code, status, detail, retryAfterSeconds }) => [code, status, detail, retryAfterSeconds];
-        const refused = () => lab.fetchPass({ token: () => lab.token }).catch(told);
+        const summarise = ({ code, status, detail, retryAfterSeconds }) => [code, status, detail, retryAfterSeconds];
+        const refused = () => lab.fetchPass({ token: () => lab.token }).catch(summarise);
         return [await refused(), await refused()]""")
     lab.page.unroute("**/v1/signed-url")
 
@@ -373,9 +367,7 @@ def test_a_token_works_even_if_the_browser_has_a_cookie_of_another_user(lab: Lab
     assert given.startswith("user_")
 
 
-def test_across_origins_the_client_waits_as_long_as_a_429_says_unless_that_exceeds_its_limit(
-    lab: Laboratory, world: World
-) -> None:
+def test_across_origins_the_client_waits_as_a_429_says_within_its_time_limit(lab: Laboratory, world: World) -> None:
     """The page imports the module of another service, which must call its own service and read Retry-After by CORS."""
 
     def make_neighbour(url: str) -> Any:
@@ -472,9 +464,7 @@ def test_webrtc_uses_a_conversation_token_and_leaves_reconnects_to_livekit(lab: 
     assert [call.path for call in world.emulator.records.calls] == ["/v1/convai/conversation/token"] * 2
 
 
-def test_if_webrtc_cannot_connect_the_client_tries_the_websocket_once_if_that_is_allowed(
-    lab: Laboratory, world: World
-) -> None:
+def test_if_webrtc_fails_the_client_tries_the_websocket_once_if_that_is_allowed(lab: Laboratory, world: World) -> None:
     """The real SDK connects to LiveKit's real host, which does not resolve in these tests."""
     seen = lab.begin("""
         const dialled = [];
@@ -499,8 +489,8 @@ def test_if_webrtc_cannot_connect_the_client_tries_the_websocket_once_if_that_is
         "given_up": "connection_lost",
         "waits": 0,
     }
-    asked = [call.path.rpartition("/")[2] for call in world.emulator.records.calls]
-    assert asked == ["token", "token", "get-signed-url", "token", "get-signed-url"]
+    requested = [call.path.rpartition("/")[2] for call in world.emulator.records.calls]
+    assert requested == ["token", "token", "get-signed-url", "token", "get-signed-url"]
 
 
 def test_after_a_refused_pass_the_client_does_not_change_to_the_websocket(lab: Laboratory, world: World) -> None:
@@ -536,9 +526,7 @@ def test_a_page_can_replace_each_sentence_also_by_the_code_of_a_refusal(lab: Lab
 
 
 @pytest.mark.parametrize("own", ["null", "() => undefined", "() => { throw new Error('a mistake of the page'); }"])
-def test_if_the_pages_own_sentence_fails_the_default_is_shown_and_the_connection_ends(
-    own: str, lab: Laboratory
-) -> None:
+def test_if_the_pages_sentence_fails_the_default_is_shown_and_the_connection_ends(own: str, lab: Laboratory) -> None:
     seen = lab.begin(f"""
         addEventListener("error", (event) => event.preventDefault());
         const connection = lab.open({{ sentences: {{ user_ended: {own} }} }});

@@ -44,7 +44,7 @@ VOICE = "{ session: { textOnly: false } }"
 
 
 @pytest.fixture
-def watched_lab(lab: Laboratory, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
+def watched(lab: Laboratory, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
     playwright_thread.submit(lab.page.evaluate, WATCH).result()
     yield lab
     playwright_thread.submit(lab.page.evaluate, "() => unwatch()").result()
@@ -60,9 +60,9 @@ def refuse_microphone(lab: Laboratory) -> Iterator[None]:
         lab.page.context.grant_permissions(["microphone"])
 
 
-def test_a_refused_microphone_sends_no_request(watched_lab: Laboratory, world: World) -> None:
-    with refuse_microphone(watched_lab):
-        seen = watched_lab.begin(f"""
+def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World) -> None:
+    with refuse_microphone(watched):
+        seen = watched.begin(f"""
             let tokens = 0;
             const connection = lab.open({{ token: () => `${{tokens += 1}}`, ...{VOICE} }});
             const {{ cause, sentence, error }} = await connection.ended;
@@ -131,8 +131,8 @@ def test_an_insecure_page_sends_no_request(lab: Laboratory) -> None:
     assert asked_for == ["", "v1/client.js"]
 
 
-def test_a_text_conversation_never_asks_for_the_microphone(watched_lab: Laboratory) -> None:
-    seen = watched_lab.begin("""
+def test_a_text_conversation_never_asks_for_the_microphone(watched: Laboratory) -> None:
+    seen = watched.begin("""
         const overrides = { conversation: { textOnly: true } };
         for (const session of [{ textOnly: true }, { textOnly: undefined, overrides }]) {
           const connection = lab.open({ session });
@@ -144,8 +144,8 @@ def test_a_text_conversation_never_asks_for_the_microphone(watched_lab: Laborato
     assert seen == [0, 2]
 
 
-def test_no_pass_is_requested_until_the_user_has_answered_the_prompt(watched_lab: Laboratory, world: World) -> None:
-    asked = watched_lab.begin(f"""
+def test_no_pass_is_requested_until_the_user_has_answered_the_prompt(watched: Laboratory, world: World) -> None:
+    prompted = watched.begin(f"""
         watch.hold();
         window.connection = lab.open({VOICE});
         await lab.until("connecting");
@@ -153,36 +153,34 @@ def test_no_pass_is_requested_until_the_user_has_answered_the_prompt(watched_lab
         await watch.turn();
         return [status, isWaitingForMicrophone, pass === undefined, watch.asked, watch.sent]""")
     passes_before_the_answer = world.passes_asked_for
-    answered = watched_lab.go_on("""
+    answered = watched.go_on("""
         watch.answer();
         const { isWaitingForMicrophone } = await lab.until("connecting");
         await connection.connected;
         await connection.end();
         return [isWaitingForMicrophone === undefined, watch.sent]""")
 
-    assert asked == ["connecting", True, True, 1, 0]
+    assert prompted == ["connecting", True, True, 1, 0]
     assert answered == [True, 1]
     assert (passes_before_the_answer, world.passes_asked_for) == (0, 1)
 
 
-def test_the_client_keeps_its_stream_until_the_sdk_has_one_and_on_reconnects_asks_for_none(
-    watched_lab: Laboratory, world: World
-) -> None:
+def test_the_client_keeps_its_stream_until_the_sdk_has_one_and_asks_once(watched: Laboratory, world: World) -> None:
     """For each conversation the SDK requests two streams: a first one, and the one that it sends."""
-    first = watched_lab.begin(f"""
+    first = watched.begin(f"""
         window.connection = lab.open({VOICE});
         await connection.connected;
         await watch.turn();
         return [watch.liveAtEachRequest, watch.live()]""")
 
     world.cable.pull()
-    dropped = watched_lab.go_on("await lab.until('waiting'); return watch.live()")
+    dropped = watched.go_on("await lab.until('waiting'); return watch.live()")
     world.cable.plug_in()
-    back = watched_lab.go_on("""
+    back = watched.go_on("""
         lab.sleeps.at(-1).pass();
         await lab.until("connected");
         return watch.asked""")
-    ended = watched_lab.go_on("""
+    ended = watched.go_on("""
         await connection.end();
         return watch.live()""")
 
@@ -192,10 +190,10 @@ def test_the_client_keeps_its_stream_until_the_sdk_has_one_and_on_reconnects_ask
     assert ended == 0
 
 
-def test_an_end_while_the_prompt_is_open_takes_effect_at_once_and_stops_the_later_stream(
-    watched_lab: Laboratory, world: World
+def test_an_end_during_the_prompt_takes_effect_at_once_and_stops_a_later_stream(
+    watched: Laboratory, world: World
 ) -> None:
-    seen = watched_lab.begin(f"""
+    seen = watched.begin(f"""
         watch.hold();
         const connection = lab.open({VOICE});
         while (watch.asked < 1) await watch.turn();
@@ -220,10 +218,10 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_no_microphone_stays_on_after_a_failed_start(watched_lab: Laboratory, failure: str) -> None:
+def test_no_microphone_stays_on_after_a_failed_start(watched: Laboratory, failure: str) -> None:
     options, cause = FAILURES[failure]
 
-    seen = watched_lab.begin(f"""
+    seen = watched.begin(f"""
         const withoutSocket = {{ startSession: (given) =>
           lab.Conversation.startSession({{ ...given, signedUrl: "ws://127.0.0.1:1/?" }}) }};
         const {{ cause }} = await lab.open({{ ...{VOICE}, ...{options} }}).ended;
@@ -241,9 +239,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("when", ENDS)
-def test_no_microphone_stays_on_after_the_end(watched_lab: Laboratory, when: str) -> None:
+def test_no_microphone_stays_on_after_the_end(watched: Laboratory, when: str) -> None:
     """The SDK cannot be stopped while it opens a conversation. It stops its streams when the conversation is open."""
-    seen = watched_lab.begin(f"""
+    seen = watched.begin(f"""
         const openings = [];
         const starter = {{ startSession: (options) => {{
           openings.push(lab.Conversation.startSession(options));
@@ -258,10 +256,10 @@ def test_no_microphone_stays_on_after_the_end(watched_lab: Laboratory, when: str
     assert seen == "user_ended"
 
 
-def test_the_microphone_is_off_while_the_client_waits_to_retry(watched_lab: Laboratory, world: World) -> None:
+def test_the_microphone_is_off_while_the_client_waits_to_retry(watched: Laboratory, world: World) -> None:
     world.emulator.faults["signed_url"] = Fault(status=503)
 
-    seen = watched_lab.begin(f"""
+    seen = watched.begin(f"""
         const connection = lab.open({VOICE});
         const {{ because }} = await lab.until("waiting");
         const isLive = watch.live() > 0;
@@ -273,9 +271,9 @@ def test_the_microphone_is_off_while_the_client_waits_to_retry(watched_lab: Labo
 
 @pytest.mark.parametrize("session", ["{ textOnly: false }", "{ textOnly: true }"])
 def test_a_page_that_mounts_twice_uses_one_pass_and_one_that_ends_at_once_uses_none(
-    watched_lab: Laboratory, world: World, session: str
+    watched: Laboratory, world: World, session: str
 ) -> None:
-    seen = watched_lab.begin(f"""
+    seen = watched.begin(f"""
         const states = [];
         const options = {{ session: {session}, token: () => (states.push("token"), lab.token) }};
         const left = lab.open({{ ...options, onChange: ({{ status }}) => states.push(status) }});
@@ -293,8 +291,8 @@ def test_a_page_that_mounts_twice_uses_one_pass_and_one_that_ends_at_once_uses_n
     assert world.passes_asked_for == 1
 
 
-def test_a_pass_that_arrives_after_the_user_ended_opens_no_conversation(watched_lab: Laboratory) -> None:
-    seen = watched_lab.begin("""
+def test_a_pass_that_arrives_after_the_user_ended_opens_no_conversation(watched: Laboratory) -> None:
+    seen = watched.begin("""
         let [connection, started] = [null, false];
         const read = Response.prototype.text;
         Response.prototype.text = async function () {

@@ -16,8 +16,8 @@ OPEN_CONVERSATIONS = """async ([token, count]) => {
     const pass = await (await fetch("/v1/signed-url", asUser)).json();
     const socket = new WebSocket(pass.signed_url, ["convai"]);
     await new Promise((resolve) => socket.addEventListener("open", resolve));
-    const told = { type: "conversation_initiation_client_data", dynamic_variables: pass.dynamic_variables };
-    socket.send(JSON.stringify(told));
+    const initiation = { type: "conversation_initiation_client_data", dynamic_variables: pass.dynamic_variables };
+    socket.send(JSON.stringify(initiation));
     await new Promise((resolve) => socket.addEventListener("message", resolve, { once: true }));
   }
 }"""
@@ -65,9 +65,7 @@ def test_while_connected_the_meter_shows_minutes_that_another_page_uses(demo_in_
     expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
 
 
-def test_a_user_without_minutes_sees_the_code_and_the_reset_and_other_users_can_talk(
-    demo: Demo, open_demo: OpenDemo
-) -> None:
+def test_a_user_without_minutes_sees_code_and_reset_and_other_users_can_talk(demo: Demo, open_demo: OpenDemo) -> None:
     token = sign_in_and_read_token(demo)
     demo.page.evaluate(OPEN_CONVERSATIONS, [token, 5])
 

@@ -76,9 +76,7 @@ def react(lab: Laboratory, page_script: str, playwright_thread: ThreadPoolExecut
 
 
 @pytest.mark.parametrize("text_only", [True, False])
-def test_a_component_that_strict_mode_mounts_twice_uses_one_pass(
-    react: Laboratory, world: World, *, text_only: bool
-) -> None:
+def test_a_component_that_is_mounted_twice_uses_one_pass(react: Laboratory, world: World, *, text_only: bool) -> None:
     mounts = react.begin(f"""{SHOWN}
         const root = mount({{ options: options({str(text_only).lower()}), onMount: true }});
         await shown("connected");

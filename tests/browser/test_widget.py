@@ -121,13 +121,11 @@ def test_a_widget_with_an_agent_id_causes_a_warning_and_is_not_changed(widget: L
     assert world.passes_asked_for == 0
 
 
-def test_a_refused_pass_is_reported_to_the_page_and_requested_again_after_the_wait(
-    widget: Laboratory, world: World
-) -> None:
+def test_a_refused_pass_is_reported_to_the_page_and_retried_after_the_wait(widget: Laboratory, world: World) -> None:
     seen = widget.begin(f"""{PUT_A_WIDGET}
         const endings = [];
-        const asked = [() => null, () => lab.token];
-        const options = {{ token: () => asked.shift()(), timers: lab.timers, sentences: {{ pass_refused: "Non." }} }};
+        const tokens = [() => null, () => lab.token];
+        const options = {{ token: () => tokens.shift()(), timers: lab.timers, sentences: {{ pass_refused: "Non." }} }};
         attach({{ ...options, onError: ({{ error, sentence }}) => endings.push([error.code, sentence]) }});
         while (!lab.sleeps.length) await new Promise((resolve) => setTimeout(resolve, 5));
         element.dispatchEvent(new Event("pointermove"));
@@ -136,7 +134,7 @@ def test_a_refused_pass_is_reported_to_the_page_and_requested_again_after_the_wa
         await new Promise((resolve) => setTimeout(resolve));
         element.dispatchEvent(new Event("pointermove"));
         while (!element.hasAttribute("signed-url")) await new Promise((resolve) => setTimeout(resolve, 5));
-        return [endings, pause.ms, asked.length]""")
+        return [endings, pause.ms, tokens.length]""")
 
     assert seen == [[["not_signed_in", "Non."]], 10_000, 0]
     assert world.passes_asked_for == 1

@@ -138,9 +138,7 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
         {"status_code": 422, "json": {"detail": []}},
     ],
 )
-async def test_an_answer_that_is_not_a_page_of_conversations_is_a_bad_answer(
-    upstream: respx.MockRouter, answer: dict[str, Any]
-) -> None:
+async def test_an_answer_that_is_not_a_page_is_a_bad_answer(upstream: respx.MockRouter, answer: dict[str, Any]) -> None:
     upstream.get(LIST).respond(**answer)
 
     async with open_provider(UPSTREAM, Clock()) as provider:

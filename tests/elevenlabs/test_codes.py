@@ -147,9 +147,7 @@ async def test_the_table_has_a_cause_for_every_refusal_of_the_emulator(envelope:
     [("sk_wrong", "agent_a", "api_key_refused"), ("sk_reader", "agent_a", "permission_missing"),
      ("sk_writer", "agent_b", "agent_unknown")],
 )  # fmt: skip
-async def test_the_table_has_the_cause_if_the_emulator_returns_no_signed_url(
-    key: str, agent_id: str, cause: str
-) -> None:
+async def test_the_table_has_the_cause_of_a_missing_signed_url(key: str, agent_id: str, cause: str) -> None:
     keys = {"sk_reader": frozenset({"convai_read"}), "sk_writer": frozenset({"convai_write"})}
     emulator = create_emulator(Emulator(agents=[EmulatedAgent(agent_id="agent_a")], api_keys=keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(emulator), base_url="http://127.0.0.1") as client:

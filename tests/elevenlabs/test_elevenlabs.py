@@ -275,7 +275,7 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
         (418, {}, "elevenlabs_bad_answer", "HTTP 418"),
     ],
 )
-def test_every_error_of_elevenlabs_gets_its_code_and_a_note_with_the_remedy(
+def test_every_error_gets_its_code_and_a_note_with_the_remedy(
     status: int, body: object, code: str, remedy: str
 ) -> None:
     sent = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -378,9 +378,7 @@ def test_an_error_of_any_shape_gives_one_short_printable_note(body: bytes) -> No
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_read_in_every_form_and_limited_to_a_minute(
-    retry_after: str | None, seconds: int, status: int
-) -> None:
+def test_retry_after_is_read_in_every_form_up_to_a_minute(retry_after: str | None, seconds: int, status: int) -> None:
     refusal = refusal_for(status, b"{}", retry_after=retry_after, now=NOW)
 
     assert refusal.retry_after_seconds == seconds
@@ -451,9 +449,7 @@ def make_key_check(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:
     return answer
 
 
-async def test_while_keys_are_rotated_the_key_that_works_is_found_once_and_then_used_first(
-    upstream: respx.MockRouter,
-) -> None:
+async def test_while_keys_are_rotated_the_working_key_is_found_once_and_reused(upstream: respx.MockRouter) -> None:
     upstream["signed_url"].mock(side_effect=make_key_check("sk_old"))
 
     with capture_logs() as logged:
@@ -522,9 +518,7 @@ async def fetch_refusal(provider: ElevenLabs) -> ElevenLabsRefusal | None:
     return None
 
 
-async def test_after_a_rejected_key_calls_pause_for_a_time_that_grows_to_30_seconds(
-    upstream: respx.MockRouter,
-) -> None:
+async def test_after_a_rejected_key_calls_pause_for_a_time_that_grows_to_30_seconds(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     route.respond(401, json={"detail": {"status": "invalid_api_key", "message": "m"}})
     ticks = Ticks()
@@ -568,15 +562,15 @@ async def test_a_429_pauses_every_call_of_its_workspace(upstream: respx.MockRout
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
     ticks = Ticks()
     async with open_with_ticks(ticks) as provider:
-        asked = await fetch_refusal(provider)
+        first = await fetch_refusal(provider)
         ticks.now += 2.5
         others = [await fetch_refusal(provider) for _ in range(20)]
         word = await provider.explain_pause()
         ticks.now += 4.5
         after = await fetch_refusal(provider)
 
-    assert asked is not None
-    assert (asked.retry_after_seconds, asked.has_reached_elevenlabs) == (7, True)
+    assert first is not None
+    assert (first.retry_after_seconds, first.has_reached_elevenlabs) == (7, True)
     assert {type(other) for other in others} == {Busy}
     assert {(other.retry_after_seconds, other.has_reached_elevenlabs) for other in others if other} == {(5, False)}
     assert word == "refuses, and is left alone for now"
@@ -590,16 +584,16 @@ async def test_a_429_that_asks_for_an_hour_pauses_calls_for_a_minute(upstream: r
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
     ticks = Ticks()
     async with open_with_ticks(ticks) as provider:
-        asked = await fetch_refusal(provider)
+        first = await fetch_refusal(provider)
         ticks.now += 59
         held_back = await fetch_refusal(provider)
         ticks.now += 1
         after = await fetch_refusal(provider)
 
-    assert [refusal and refusal.retry_after_seconds for refusal in (asked, held_back, after)] == [60, 1, None]
+    assert [refusal and refusal.retry_after_seconds for refusal in (first, held_back, after)] == [60, 1, None]
 
 
-async def test_a_key_that_is_rejected_for_one_agent_does_not_pause_calls_for_another(
+async def test_a_key_that_one_agent_rejects_does_not_pause_calls_for_another(
     upstream: respx.MockRouter,
 ) -> None:
     other = Agent(alias="other", agent_id="agent_other", base_url=UPSTREAM)

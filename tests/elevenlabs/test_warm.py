@@ -250,12 +250,12 @@ async def test_the_store_holds_at_most_twice_the_urls_taken_in_the_last_ten_seco
 async def test_no_url_is_fetched_while_no_user_asks(source: Source, time: Time) -> None:
     store = make_store(source)
     await take_and_refill(store)
-    asked = source.ahead + source.users
+    calls = source.ahead + source.users
 
     time.passes(3600)
     await run_ready_tasks()
 
-    assert asked == 3
+    assert calls == 3
     assert source.ahead + source.users == 3
     assert store.held == {"default": 2}  # they have expired, and the next user does not get them
 
@@ -369,14 +369,14 @@ async def test_after_a_refusal_nothing_is_fetched_ahead_for_a_while(
     source.refusal = refusal
     for _ in range(20):
         await expect_refusal(store, refusal)
-    asked = source.ahead
+    calls = source.ahead
     time.passes(pause - 0.5)
     await expect_refusal(store, refusal)
     still = source.ahead
     time.passes(1)
     await expect_refusal(store, refusal)
 
-    assert (asked, still) == (2, 2)
+    assert (calls, still) == (2, 2)
     assert source.ahead > 2
 
 

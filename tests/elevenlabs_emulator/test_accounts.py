@@ -68,7 +68,7 @@ def receiver(listener: Receiver) -> Receiver:
 
 
 @pytest.fixture
-def service_with_webhook(serve: Serve, receiver: Receiver) -> Service:
+def service(serve: Serve, receiver: Receiver) -> Service:
     now = time.time()  # moves only when a test advances it; the SDK accepts no old signature
     return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, clock=lambda: now))
 
@@ -88,17 +88,15 @@ def fetch_record(service: Service, conversation_id: str, *, key: str = KEY) -> t
     return answer.status_code, answer.json()
 
 
-def test_the_record_and_the_webhook_contain_the_whole_conversation(
-    service_with_webhook: Service, receiver: Receiver
-) -> None:
-    url = service_with_webhook.mint(include_conversation_id="true") + "&source=js_sdk&version=1.25.0"
+def test_the_record_and_the_webhook_contain_the_whole_conversation(service: Service, receiver: Receiver) -> None:
+    url = service.mint(include_conversation_id="true") + "&source=js_sdk&version=1.25.0"
     conversation_id = parameters(url)["conversation_id"]
     with open_conversation(
         url, JS_VOICE_INITIATION | {"source_info": {"source": "js_sdk", "version": "1.25.0"}}
     ) as talk:
         greeting = talk.read_answer()
         talk.send("", user_audio_chunk="AAAA")
-        service_with_webhook.advance(42)
+        service.advance(42)
         talk.send("user_message", text="I want to sell eggs for 2 dollars each")
         repeated = talk.read_answer()
         call_id = talk.next("client_tool_call")["client_tool_call"]["tool_call_id"]
@@ -106,7 +104,7 @@ def test_the_record_and_the_webhook_contain_the_whole_conversation(
         confirmed = talk.read_answer()
 
     event = receiver.next()
-    record = fetch_record(service_with_webhook, conversation_id)[1]
+    record = fetch_record(service, conversation_id)[1]
 
     check_strictly("GetConversationResponseModel", json.dumps(event["data"]))
     assert event["data"] == record
@@ -133,34 +131,32 @@ def test_the_record_and_the_webhook_contain_the_whole_conversation(
     assert record["metadata"]["conversation_initiation_source"] == "js_sdk"
 
 
-def test_after_the_clock_is_advanced_all_times_match_it(service_with_webhook: Service, receiver: Receiver) -> None:
-    service_with_webhook.advance(901)
-    token = jwt.get_unverified_claims(service_with_webhook.ask(TOKEN).json()["token"])
-    converse(service_with_webhook, seconds=42)
+def test_after_the_clock_is_advanced_all_times_match_it(service: Service, receiver: Receiver) -> None:
+    service.advance(901)
+    token = jwt.get_unverified_claims(service.ask(TOKEN).json()["token"])
+    converse(service, seconds=42)
 
     event = receiver.next()
 
-    now = int(service_with_webhook.emulator.now())
+    now = int(service.emulator.now())
     metadata = event["data"]["metadata"]
     assert event["event_timestamp"] == now
     assert metadata["start_time_unix_secs"] + metadata["call_duration_secs"] == now
     assert token["nbf"] == now - 42
 
 
-def test_a_deleted_conversation_is_unknown(service_with_webhook: Service) -> None:
-    conversation_id = converse(service_with_webhook)
+def test_a_deleted_conversation_is_unknown(service: Service) -> None:
+    conversation_id = converse(service)
     path, headers = f"/v1/convai/conversations/{conversation_id}", {"xi-api-key": KEY}
 
-    deleted = [service_with_webhook.http.delete(path, headers=headers).status_code for _ in range(2)]
+    deleted = [service.http.delete(path, headers=headers).status_code for _ in range(2)]
 
     assert deleted == [200, 404]
-    assert fetch_record(service_with_webhook, conversation_id)[0] == 404
+    assert fetch_record(service, conversation_id)[0] == 404
 
 
-def test_one_webhook_reports_a_conversation_when_it_has_ended(
-    service_with_webhook: Service, receiver: Receiver
-) -> None:
-    conversation_id = converse(service_with_webhook, seconds=42)
+def test_one_webhook_reports_a_conversation_when_it_has_ended(service: Service, receiver: Receiver) -> None:
+    conversation_id = converse(service, seconds=42)
 
     event = receiver.next()
 
@@ -169,24 +165,24 @@ def test_one_webhook_reports_a_conversation_when_it_has_ended(
     assert (account["conversation_id"], account["user_id"]) == (conversation_id, JS_TEXT_INITIATION["user_id"])
     assert (account["status"], account["metadata"]["call_duration_secs"]) == ("done", 42)
     assert account["metadata"]["cost"] == 420
-    assert (200, account) == fetch_record(service_with_webhook, conversation_id)
+    assert (200, account) == fetch_record(service, conversation_id)
     assert receiver.deliveries.empty()
 
 
 def test_a_conversation_is_unknown_until_it_is_opened_and_then_changes_its_status(
-    service_with_webhook: Service, receiver: Receiver
+    service: Service, receiver: Receiver
 ) -> None:
-    url = service_with_webhook.mint(include_conversation_id="true")
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
 
-    before = fetch_record(service_with_webhook, conversation_id)
+    before = fetch_record(service, conversation_id)
     with open_conversation(url, None) as talk:
-        opened = fetch_record(service_with_webhook, conversation_id)
+        opened = fetch_record(service, conversation_id)
         talk.socket.send(json.dumps(JS_TEXT_INITIATION))
         talk.read_answer()
-        during = fetch_record(service_with_webhook, conversation_id)
+        during = fetch_record(service, conversation_id)
     receiver.next()
-    after = fetch_record(service_with_webhook, conversation_id)
+    after = fetch_record(service, conversation_id)
 
     assert before[0] == 404
     assert [account["status"] for _, account in (opened, during, after)] == ["initiated", "in-progress", "done"]
@@ -211,10 +207,10 @@ def test_only_a_key_that_may_read_gets_a_conversation(serve: Serve) -> None:
     [("quota_exceeded", "done"), ("internal_error", "failed"), ("agent_misconfigured", "failed")],
 )
 def test_the_record_of_a_refused_conversation_has_its_error(
-    service_with_webhook: Service, receiver: Receiver, closing: str, status: str
+    service: Service, receiver: Receiver, closing: str, status: str
 ) -> None:
-    service_with_webhook.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
-    with open_conversation(service_with_webhook.mint()) as talk:
+    service.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
+    with open_conversation(service.mint()) as talk:
         code, reason = talk.read_close()
 
     account = receiver.next()["data"]
@@ -236,23 +232,23 @@ def put_conversations(service: Service, **settings: object) -> None:
 
 
 def test_a_conversation_is_processing_for_the_set_time_and_has_its_duration_meanwhile(
-    service_with_webhook: Service, receiver: Receiver
+    service: Service, receiver: Receiver
 ) -> None:
-    put_conversations(service_with_webhook, processing_seconds=30)
-    url = service_with_webhook.mint(include_conversation_id="true")
+    put_conversations(service, processing_seconds=30)
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
     with open_conversation(url) as talk:
         talk.read_answer()
-        service_with_webhook.advance(42)
-        open_still = fetch_record(service_with_webhook, conversation_id)[1]
-    service_with_webhook.await_end(conversation_id)
+        service.advance(42)
+        open_still = fetch_record(service, conversation_id)[1]
+    service.await_end(conversation_id)
 
-    service_with_webhook.advance(29)
-    processing = fetch_record(service_with_webhook, conversation_id)[1]
+    service.advance(29)
+    processing = fetch_record(service, conversation_id)[1]
     was_early = not receiver.deliveries.empty()
-    service_with_webhook.advance(1)
+    service.advance(1)
     webhook = receiver.next()["data"]
-    done = fetch_record(service_with_webhook, conversation_id)[1]
+    done = fetch_record(service, conversation_id)[1]
 
     accounts = (open_still, processing, webhook, done)
     assert [bool(account["transcript"]) for account in accounts] == [False, True, True, True]
@@ -281,25 +277,23 @@ def test_a_failed_conversation_is_processing_first(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"processing_seconds": -1}, {"unopened": "lost"}, {"procesing_seconds": 1}])
-def test_a_wrong_setting_of_conversations_is_refused(
-    service_with_webhook: Service, settings: dict[str, object]
-) -> None:
-    assert service_with_webhook.http.put("/_emulator/conversations", json=settings).status_code == 422
+def test_a_wrong_setting_of_conversations_is_refused(service: Service, settings: dict[str, object]) -> None:
+    assert service.http.put("/_emulator/conversations", json=settings).status_code == 422
 
 
-def test_an_unopened_conversation_has_the_status_initiated_if_that_is_set(service_with_webhook: Service) -> None:
-    put_conversations(service_with_webhook, unopened="initiated")
-    url = service_with_webhook.mint(include_conversation_id="true")
+def test_an_unopened_conversation_has_the_status_initiated_if_that_is_set(service: Service) -> None:
+    put_conversations(service, unopened="initiated")
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
-    token_id = service_with_webhook.ask(TOKEN).json()["conversation_id"]
+    token_id = service.ask(TOKEN).json()["conversation_id"]
 
     (status, unopened), (token_status, unopened_token) = (
-        fetch_record(service_with_webhook, conversation_id),
-        fetch_record(service_with_webhook, token_id),
+        fetch_record(service, conversation_id),
+        fetch_record(service, token_id),
     )
     with open_conversation(url) as talk:
         talk.read_answer()
-        opened = fetch_record(service_with_webhook, conversation_id)[1]
+        opened = fetch_record(service, conversation_id)[1]
 
     assert (status, token_status) == (200, 200)
     assert [account["status"] for account in (unopened, unopened_token, opened)] == [
@@ -311,7 +305,7 @@ def test_an_unopened_conversation_has_the_status_initiated_if_that_is_set(servic
     assert unopened_token["metadata"]["authorization_method"] == "livekit_token"
 
 
-def test_a_fault_can_lose_double_reorder_or_delay_a_webhook(service_with_webhook: Service, receiver: Receiver) -> None:
+def test_a_fault_can_lose_double_reorder_or_delay_a_webhook(service: Service, receiver: Receiver) -> None:
     ids = []
     for fault in (
         {"delivery": "lost"},
@@ -319,8 +313,8 @@ def test_a_fault_can_lose_double_reorder_or_delay_a_webhook(service_with_webhook
         {"delivery": "held_back"},
         {"latency_seconds": 0.01},
     ):
-        service_with_webhook.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
-        ids.append(converse(service_with_webhook))
+        service.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
+        ids.append(converse(service))
 
     lost, twice, held_back, late = ids
     received: list[str] = []

@@ -58,9 +58,7 @@ def test_every_frame_has_the_type_that_the_vendors_client_expects(
     assert output == ""
 
 
-def test_the_vendors_server_side_client_gets_a_signed_url_and_lists_conversations(
-    serve: Serve, npm_folder: Path
-) -> None:
+def test_the_vendors_server_side_client_gets_a_url_and_lists_conversations(serve: Serve, npm_folder: Path) -> None:
     service = serve(Emulator(agents=[AGENT]))
     (npm_folder / "mint.mjs").write_text(MINT)
 

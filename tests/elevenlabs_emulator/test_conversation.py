@@ -46,9 +46,7 @@ def hold_every_kind_of_conversation(serve: Serve, monkeypatch: pytest.MonkeyPatc
     return [*voice.frames, *queued.frames, *refused.frames]
 
 
-def test_every_kind_of_frame_is_sent_and_event_ids_never_decrease(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_frame_is_sent_and_event_ids_never_fall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = hold_every_kind_of_conversation(serve, monkeypatch)
 
     assert {frame["type"] for frame in frames} == FRAMES.keys()
@@ -108,9 +106,7 @@ def test_in_text_each_sentence_is_sent_in_parts_and_then_as_a_whole(service: Ser
     assert "".join(part["text"] for part in parts) == whole
 
 
-def test_three_seconds_of_audio_count_as_one_line_and_goodbye_ends_the_call(
-    service: Service,
-) -> None:
+def test_three_seconds_of_audio_count_as_one_line_and_goodbye_ends_the_call(service: Service) -> None:
     with open_conversation(service.mint(), JS_VOICE_INITIATION) as talk:
         for _ in range(9):
             talk.send("", user_audio_chunk=SECOND_OF_AUDIO)

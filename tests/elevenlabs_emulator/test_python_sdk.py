@@ -56,7 +56,7 @@ class _Call:
     """One conversation held through the SDK."""
 
     def __init__(self, service: Service, **changed: Any) -> None:
-        self.said: queue.Queue[str] = queue.Queue()
+        self.replies: queue.Queue[str] = queue.Queue()
         self.created: queue.Queue[dict[str, object]] = queue.Queue()
         self.transcripts: list[str] = []
         self.ended = threading.Event()
@@ -72,7 +72,7 @@ class _Call:
         self.conversation = Conversation(
             _make_client(service),
             client_tools=tools,
-            callback_agent_response=self.said.put,
+            callback_agent_response=self.replies.put,
             callback_user_transcript=self.transcripts.append,
             callback_disconnect=self._record_end,
             **options,
@@ -100,10 +100,10 @@ class _Call:
 
 def test_in_a_text_conversation_the_agent_takes_an_order_and_calls_the_client_tool(service: Service) -> None:
     call = _Call(service)
-    greeting = call.said.get(timeout=5)
+    greeting = call.replies.get(timeout=5)
 
     call.conversation.send_user_message(SALE)
-    repeated, confirmed = call.said.get(timeout=5), call.said.get(timeout=5)
+    repeated, confirmed = call.replies.get(timeout=5), call.replies.get(timeout=5)
     conversation_id = call.end()
 
     assert greeting == "Hello Ada! What would you like to sell today?"
@@ -122,7 +122,7 @@ def test_in_a_voice_conversation_the_agent_gets_the_microphone_and_is_played(ser
     service = serve(Emulator(agents=[AGENT.model_copy(update={"spoken_lines": (SALE,)})]))
 
     call = _Call(service, audio_interface=microphone)
-    lines = [call.said.get(timeout=5) for _ in range(3)]
+    lines = [call.replies.get(timeout=5) for _ in range(3)]
     call.end()
 
     assert call.transcripts == [SALE]
@@ -137,13 +137,11 @@ def test_in_a_voice_conversation_the_agent_gets_the_microphone_and_is_played(ser
         ({"config": None}, 1008, "Missing required dynamic variables in first message: {'user_name'}"),
     ],
 )
-def test_the_sdk_reports_a_refusal_to_its_caller(
-    service: Service, changed: dict[str, Any], code: int, reason: str
-) -> None:
+def test_the_sdk_reports_a_refusal(service: Service, changed: dict[str, Any], code: int, reason: str) -> None:
     assert _Call(service, **changed).read_refusal() == (code, reason)
 
 
-def test_the_sdk_reports_every_closing_to_its_caller(service: Service) -> None:
+def test_the_sdk_reports_every_closing(service: Service) -> None:
     for name, row in CLOSINGS.items():
         service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
 

@@ -100,7 +100,7 @@ async def read_all(ledger: Ledger) -> dict[str, list[str]]:
     return {table: sorted(map(repr, await rows(ledger, f"SELECT * FROM {table}"))) for table in TABLES}  # noqa: S608
 
 
-async def test_a_move_copies_every_row_and_can_be_repeated_until_the_target_has_other_rows(
+async def test_a_move_copies_every_row_and_can_be_repeated_unless_there_are_other_rows(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
@@ -182,9 +182,7 @@ def multiply_passes(file: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_move_that_is_killed_copies_nothing_and_succeeds_when_it_is_repeated(
-    tmp_path: Path, postgres: Postgres
-) -> None:
+def test_a_move_that_is_killed_copies_nothing_and_can_be_repeated(tmp_path: Path, postgres: Postgres) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     asyncio.run(fill(file))
     multiply_passes(file)

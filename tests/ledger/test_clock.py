@@ -51,9 +51,7 @@ def test_without_a_step_it_equals_the_wall_clock_for_weeks(machine: Machine, clo
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * 86_400, 30 * 86_400])
-def test_after_a_step_of_the_wall_clock_it_does_not_jump_or_go_back(
-    machine: Machine, clock: SteadyClock, step: float
-) -> None:
+def test_after_a_step_it_does_not_jump_or_go_back(machine: Machine, clock: SteadyClock, step: float) -> None:
     before = clock()
     machine.wall_time += step
 
@@ -66,9 +64,7 @@ def test_after_a_step_of_the_wall_clock_it_does_not_jump_or_go_back(
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-def test_it_equals_the_wall_clock_again_after_34_times_the_step(
-    machine: Machine, clock: SteadyClock, step: float
-) -> None:
+def test_it_equals_the_wall_clock_after_34_times_the_step(machine: Machine, clock: SteadyClock, step: float) -> None:
     machine.wall_time += step
     differences = []
     for _ in range(36):

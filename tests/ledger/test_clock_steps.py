@@ -43,7 +43,7 @@ class Machine:
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 @pytest.mark.parametrize("reached", [PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL], ids=lambda each: each.name)
-async def test_a_clock_step_moves_the_reset_of_a_limit_by_less_than_four_percent(
+async def test_a_clock_step_moves_a_reset_by_less_than_four_percent(
     engine: Engine, reached: object, step: float
 ) -> None:
     machine = Machine()
@@ -68,7 +68,7 @@ async def test_a_clock_step_moves_the_reset_of_a_limit_by_less_than_four_percent
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_a_clock_step_moves_the_end_of_a_lease_by_less_than_four_percent(engine: Engine, step: float) -> None:
+async def test_a_clock_step_moves_a_leases_end_by_less_than_four_percent(engine: Engine, step: float) -> None:
     machine = Machine()
     async with engine.open(machine.clock) as ledger:
         taken = await ledger.take_lease("reconciler", 120)
@@ -94,11 +94,11 @@ async def test_after_a_clock_step_the_list_of_elevenlabs_is_read_by_the_wall_clo
         first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
         await ledger.note_opened(conversation_id, real + 10)
         await ledger.note_listed("agent_1", real + 15)
-        (noted,) = await rows(ledger, "SELECT listed_until FROM listings")
+        (listing,) = await rows(ledger, "SELECT listed_until FROM listings")
         machine.wait(250)
         second = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
 
-    assert noted["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
+    assert listing["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
     assert first is not None
     assert (first.since, first.until) == pytest.approx((real - 60, real + 15), abs=1)
     assert second is not None
@@ -110,9 +110,7 @@ async def test_after_a_clock_step_the_list_of_elevenlabs_is_read_by_the_wall_clo
 
 
 @pytest.mark.parametrize("back", [121.0, HOUR, 365 * 86_400.0])
-async def test_a_lease_is_taken_over_if_its_end_is_impossibly_late(
-    ledger: Ledger, clock: TurnedClock, back: float
-) -> None:
+async def test_a_lease_with_an_impossible_end_is_taken_over(ledger: Ledger, clock: TurnedClock, back: float) -> None:
     await ledger.take_lease("reconciler", 120)
     clock.now -= back
 
@@ -148,9 +146,7 @@ async def test_a_lookup_that_began_by_a_clock_that_was_ahead_delays_nobody(
     assert (is_running, turn.turn, again.turn) == (False, Turn.OURS, Turn.RUNNING)
 
 
-async def test_nobody_waits_for_a_reservation_made_by_a_clock_that_was_ahead(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_nobody_waits_for_a_reservation_by_a_clock_that_was_ahead(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.reserve(reservation(), [])
     during = await ledger.is_in_flight(reservation())
     clock.now -= HOUR
@@ -160,14 +156,14 @@ async def test_nobody_waits_for_a_reservation_made_by_a_clock_that_was_ahead(
 
 
 async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_recent(ledger: Ledger, clock: TurnedClock) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, given, sealed=b"sealed")
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, given, sealed=b"sealed")
     await ledger.note_unopened("conv_1", expires_seconds=930)
     news = await ledger.list_unopened(reservation())
     clock.now -= HOUR
 
-    assert [each.pass_id for each in news] == [asked.pass_id]
+    assert [each.pass_id for each in news] == [reserved.pass_id]
     assert await ledger.list_unopened(reservation()) == []
 
 

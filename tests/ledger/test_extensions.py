@@ -32,8 +32,8 @@ async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
     raise AssertionError("nothing was refused")
 
 
-async def extend(ledger: Ledger, asked: Extension) -> bool:
-    return await ledger.run(partial(extensions.extend, extension=asked))
+async def extend(ledger: Ledger, wanted: Extension) -> bool:
+    return await ledger.run(partial(extensions.extend, extension=wanted))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ async def test_extend_tells_whether_the_user_ever_had_a_pass(ledger: Ledger) -> 
     await grant_pass(ledger, [], user_id="u-1", token_issuer="https://b.example")
     await grant_pass(ledger, [], user_id="u-9", token_issuer="https://a.example")
 
-    asked = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
+    wanted = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
 
-    assert [await extend(ledger, each) for each in asked] == [True, True, False, False]
+    assert [await extend(ledger, each) for each in wanted] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("ends_in", [0.0, -1.0, MAX_SECONDS + 1.0, math.inf, math.nan])
@@ -153,8 +153,8 @@ async def test_an_extension_that_has_ended_or_is_too_long_is_refused(ledger: Led
 async def test_parallel_requests_of_a_user_get_exactly_the_extended_minutes(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         await extend(ledgers[0], extension(minutes=35))
-        asked = [find_refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
-        refused = await asyncio.gather(*asked)
+        calls = [find_refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
+        refused = await asyncio.gather(*calls)
         (used,) = await rows(ledgers[0], "SELECT count(*) AS passes, sum(seconds) AS seconds FROM passes")
 
     assert sum(each is None for each in refused) == used["passes"] == 5

@@ -143,9 +143,7 @@ def test_a_file_that_cannot_be_rewritten_is_reported(tmp_path: Path, content: st
     assert str(path) in refusal.value.operator_note
 
 
-async def test_a_late_report_settles_a_forgotten_pass_without_storing_the_user_again(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_late_report_settles_a_forgotten_pass_without_its_user(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await use_everything(ledger, clock)
     await forget(ledger)
 
@@ -162,9 +160,7 @@ async def test_a_late_report_settles_a_forgotten_pass_without_storing_the_user_a
         await ledger.read_seconds_left([], conversation_id=conversation_id)
 
 
-async def test_a_user_with_an_open_conversation_is_forgotten_only_if_the_caller_insists(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_user_with_an_open_conversation_is_forgotten_only_by_force(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await grant_pass(ledger, user_id=USER)
     in_flight = reservation(USER)
     await ledger.reserve(in_flight, [])
@@ -189,9 +185,7 @@ async def test_a_user_with_an_open_conversation_is_forgotten_only_if_the_caller_
 
 
 @pytest.mark.parametrize("token_issuer", ["", ISSUER])
-async def test_a_block_of_a_forgotten_user_still_applies_and_can_be_removed_by_the_id(
-    ledger: Ledger, token_issuer: str
-) -> None:
+async def test_a_block_of_a_forgotten_user_applies_and_can_be_removed_by_id(ledger: Ledger, token_issuer: str) -> None:
     blocked = Block(kind=BlockKind.USER, key=USER, token_issuer=token_issuer)
     await ledger.block(blocked)
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer="https://other.example"))

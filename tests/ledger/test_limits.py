@@ -83,9 +83,7 @@ async def test_conversations_are_limited_while_they_may_be_open(
     most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
     ended = await grant_pass(ledger, most, **whom(0))  # counts for 15.5 minutes to open it and 10 to talk
     clock.now = START + 5
-    assert (
-        await find_refusal(ledger, most, **whom(1)) is None
-    )  # reserved and never granted, so it counts for 15 minutes
+    assert await find_refusal(ledger, most, **whom(1)) is None  # never granted, so it counts for 15 minutes
 
     reached = await find_refusal(ledger, most, **whom(2))
     await ledger.settle(settlement(ended))
@@ -108,9 +106,7 @@ async def test_conversations_are_limited_while_they_may_be_open(
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_minutes_are_limited_by_what_is_reserved_and_what_was_used(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
+async def test_minutes_are_limited_by_reservations_and_use(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     most, whom = [limit(700, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)], SCOPES[scope]
     first = await grant_pass(ledger, most, **whom(0))  # 600
     clock.now = START + 10
@@ -127,9 +123,7 @@ async def test_minutes_are_limited_by_what_is_reserved_and_what_was_used(
     assert [(await ledger.find_pass(each)).seconds for each in (first, second, third, fourth)] == [400, 100, 200, 400]
 
 
-async def test_a_user_who_used_more_than_was_reserved_learns_when_a_retry_can_succeed(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_user_over_the_limit_learns_when_a_retry_can_succeed(ledger: Ledger, clock: TurnedClock) -> None:
     most = [limit(700, counted=Counted.SECONDS, window_seconds=DAY)]
     for after, seconds in ((0, 300), (10, 300), (20, 900), (30, 0), (40, 60)):
         clock.now = START + after
@@ -223,15 +217,15 @@ async def test_no_window_ever_contains_more_than_its_limit(
     user_id = uuid.uuid4().hex  # a user without passes of an earlier example
     for pause, gives_back in steps:
         clock.now += pause
-        asked = reservation(user_id, seconds=70)
+        reserved = reservation(user_id, seconds=70)
         counted_now = sum(1 if counted is Counted.PASSES else n for at, n in held if at > clock.now - 60)
         with suppress(LimitReached):
-            await ledger.reserve(asked, [window])
+            await ledger.reserve(reserved, [window])
             assert counted_now < most
             if gives_back:
-                await ledger.release(asked)
+                await ledger.release(reserved)
             else:
-                await ledger.grant(asked, credential())
+                await ledger.grant(reserved, credential())
                 held.append((clock.now, min(70, most - counted_now) if counted is Counted.SECONDS else 1))
             continue
         assert counted_now == most
@@ -259,8 +253,8 @@ async def test_500_people_with_confusable_names_share_no_limit(ledger: Ledger) -
     assert len(set(people)) == 500
 
     async def ask_all() -> list[LimitReached | None]:
-        asked = [find_refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
-        return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*asked[n : n + 50])]
+        calls = [find_refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
+        return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*calls[n : n + 50])]
 
     assert await ask_all() == [None] * 500
     again = await ask_all()

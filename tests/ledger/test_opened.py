@@ -28,9 +28,7 @@ MINUTES = limit(1800, counted=Counted.SECONDS, window_seconds=DAY)
 MINUTES_OF_ALL = limit(1800, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=DAY)
 
 
-async def test_a_lookup_lists_the_passes_that_count_and_first_those_of_unknown_state(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_lookup_lists_passes_that_count_and_unknown_ones_first(ledger: Ledger, clock: TurnedClock) -> None:
     first = await grant_pass(ledger)
     clock.now += 1
     second = await grant_pass(ledger)
@@ -64,14 +62,14 @@ async def test_a_lookup_for_a_limit_of_all_lists_the_passes_of_all_users(ledger:
     assert [issued.conversation_id for issued in turn.passes] == [of_another]
 
 
-async def test_only_one_instance_looks_up_and_none_for_two_seconds_if_it_freed_nothing(
+async def test_one_instance_looks_up_and_none_for_two_seconds_after_a_failure(
     engine: Engine, clock: TurnedClock
 ) -> None:
     async with engine.instances() as instances:
 
         async def begin_lookups() -> list[Turn]:
-            asked = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
-            return [turn.turn for turn in await asyncio.gather(*asked)]
+            calls = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
+            return [turn.turn for turn in await asyncio.gather(*calls)]
 
         at_once = await begin_lookups()
         await instances[0].end_lookup(reservation(), CONVERSATIONS, has_freed=False)
@@ -90,9 +88,7 @@ async def test_only_one_instance_looks_up_and_none_for_two_seconds_if_it_freed_n
     assert of_another.turn is Turn.OURS
 
 
-async def test_a_lookup_that_a_crash_ended_blocks_others_no_longer_than_its_time_limit(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_lookup_that_a_crash_ended_blocks_others_for_its_time_only(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
     clock.now += 0.9
     during = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -103,26 +99,24 @@ async def test_a_lookup_that_a_crash_ended_blocks_others_no_longer_than_its_time
     assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
 
 
-async def test_a_reservation_in_flight_is_waited_for_but_not_one_that_a_crash_left(
+async def test_a_reservation_is_in_flight_for_ten_seconds_or_until_its_grant(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    asked = reservation()
+    reserved = reservation()
     before = await ledger.is_in_flight(reservation())
-    await ledger.reserve(asked, [])
+    await ledger.reserve(reserved, [])
     during = await ledger.is_in_flight(reservation())
     of_another = await ledger.is_in_flight(reservation(user_id="u-2"))
     clock.now += 10
     left_behind = await ledger.is_in_flight(reservation())
     clock.now -= 10
-    await ledger.grant(asked, credential())
+    await ledger.grant(reserved, credential())
     after = await ledger.is_in_flight(reservation())
 
     assert (before, during, of_another, left_behind, after) == (False, True, False, False, False)
 
 
-async def test_an_ended_conversation_is_not_open_and_costs_the_time_since_its_grant(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_an_ended_conversation_costs_the_time_since_its_grant(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES]
     conversation_id = await grant_pass(ledger, limits)
     clock.now += 90.5
@@ -147,9 +141,7 @@ async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: 
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_an_ended_or_unopened_pass_gives_minutes_back_in_every_scope(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
+async def test_ended_and_unopened_passes_give_minutes_back(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     """This is also true for passes whose quarter of an hour was summed up before."""
     limits = [limit(1800, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)]
     ended, unopened, _ = [await grant_pass(ledger, limits, seconds=600) for _ in range(3)]
@@ -191,9 +183,7 @@ async def test_an_unopened_pass_is_released_when_it_can_no_longer_be_opened(ledg
     assert (await ledger.find_pass(conversation_id)).settled_by == "expiry"
 
 
-async def test_a_released_pass_counts_again_if_its_conversation_is_open_after_all(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_released_pass_counts_again_if_it_is_open_after_all(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
     conversation_id = await grant_pass(ledger, limits, seconds=600)
     clock.now += 930
@@ -220,9 +210,7 @@ async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: 
     assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
-async def test_a_released_pass_is_charged_if_its_conversation_took_place_after_all(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_released_pass_is_charged_if_it_was_used_after_all(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await grant_pass(ledger, [MINUTES_OF_ALL], seconds=600)
     clock.now += 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
@@ -262,9 +250,7 @@ async def test_a_pass_that_is_not_granted_yet_may_fail_at_any_moment(ledger: Led
 # When to retry.
 
 
-async def test_while_a_conversation_is_open_a_retry_may_succeed_after_three_seconds(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_while_a_pass_is_open_a_retry_may_succeed_after_three_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
     conversation_id = await grant_pass(ledger, limits)
     unknown = await find_refusal(ledger, limits)
@@ -295,9 +281,7 @@ async def test_a_refusal_names_a_limit_of_passes_before_one_that_a_lookup_may_ch
 # The sealed credential.
 
 
-async def test_unopened_sealed_passes_are_listed_by_user_agent_and_transport_newest_first(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_unopened_passes_are_listed_by_user_agent_and_transport(ledger: Ledger, clock: TurnedClock) -> None:
     others = [
         reservation(user_id="u-2"),
         reservation(token_issuer="https://other.example"),
@@ -329,12 +313,10 @@ async def test_unopened_sealed_passes_are_listed_by_user_agent_and_transport_new
 
 
 @pytest.mark.parametrize("event", ["opened", "ended", "settled", "expired", "too old to be opened"])
-async def test_the_sealed_credential_is_erased_when_it_cannot_be_used_any_more(
-    ledger: Ledger, clock: TurnedClock, event: str
-) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, given, sealed=b"sealed")
+async def test_a_sealed_credential_is_erased_when_it_is_useless(ledger: Ledger, clock: TurnedClock, event: str) -> None:
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, given, sealed=b"sealed")
     await ledger.note_unopened("conv_1", expires_seconds=930)
     kept = await rows(ledger, "SELECT sealed FROM passes")
     clock.now += 901
@@ -356,10 +338,10 @@ async def test_the_sealed_credential_is_erased_when_it_cannot_be_used_any_more(
 
 
 async def test_a_pass_whose_settlement_arrived_first_keeps_no_sealed_credential(ledger: Ledger) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
     await ledger.settle(settled_with("conv_1"))
 
-    await ledger.grant(asked, given, sealed=b"sealed")
+    await ledger.grant(reserved, given, sealed=b"sealed")
 
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []

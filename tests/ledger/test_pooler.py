@@ -23,9 +23,9 @@ pytestmark = [
 
 async def test_limits_are_exact_across_instances_that_share_three_sessions(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        asked = [ledgers[n % 3].reserve(reservation(), [limit(20)]) for n in range(100)]
+        calls = [ledgers[n % 3].reserve(reservation(), [limit(20)]) for n in range(100)]
 
-        outcomes = Counter(type(outcome) for outcome in await asyncio.gather(*asked, return_exceptions=True))
+        outcomes = Counter(type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True))
 
     assert outcomes == {type(None): 20, RateLimited: 80}
 
@@ -33,9 +33,9 @@ async def test_limits_are_exact_across_instances_that_share_three_sessions(engin
 async def test_a_pass_is_reserved_granted_and_settled_through_different_instances(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         conversation_id = await grant_pass(ledgers[0], [limit(5)])
-        asked = reservation()
-        await ledgers[1].reserve(asked, [limit(5)])
-        await ledgers[2].grant(asked, credential("conv_2"))
+        reserved = reservation()
+        await ledgers[1].reserve(reserved, [limit(5)])
+        await ledgers[2].grant(reserved, credential("conv_2"))
         settled = [await ledgers[1].settle(settlement(each)) for each in (conversation_id, "conv_2")]
         corrections = await ledgers[0].fix_sums()
         await ledgers[2].check()

@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.parametrize("eng
 
 
 @pytest.fixture
-async def pooled_ledger(engine: Engine) -> AsyncIterator[Ledger]:
+async def pooled(engine: Engine) -> AsyncIterator[Ledger]:
     """A ledger with the time limits of production and a pool full of connections."""
     async with engine.open(answer_seconds=ANSWER_SECONDS) as ledger:
         await asyncio.gather(*(grant_pass(ledger, user_id=f"u-{n}") for n in range(MAX_CONNECTIONS)))
@@ -57,10 +57,10 @@ async def pooled_ledger(engine: Engine) -> AsyncIterator[Ledger]:
 open_patiently = partial(open_postgres, answer_seconds=PATIENT_SECONDS)
 
 
-async def measure(asked: Awaitable[object]) -> tuple[object, float]:
+async def measure(call: Awaitable[object]) -> tuple[object, float]:
     begun = time.monotonic()
     try:
-        return await asked, time.monotonic() - begun
+        return await call, time.monotonic() - begun
     except Exception as error:  # noqa: BLE001 - the test looks at it
         return error, time.monotonic() - begun
 
@@ -78,45 +78,45 @@ async def wait_for_recovery(ledger: Ledger) -> None:
 
 
 async def reserve_at_once(ledger: Ledger, count: int = 40) -> list[tuple[object, float]]:
-    asked = [ledger.reserve(reservation(f"burst-{n}"), [limit(1)]) for n in range(count)]
-    return await asyncio.gather(*map(measure, asked))
+    calls = [ledger.reserve(reservation(f"burst-{n}"), [limit(1)]) for n in range(count)]
+    return await asyncio.gather(*map(measure, calls))
 
 
-async def test_while_the_server_is_down_passes_are_refused_in_time_and_after_a_restart_granted(
-    pooled_ledger: Ledger, postgres: Postgres
+async def test_while_the_server_is_down_passes_are_refused_in_time_and_then_granted(
+    pooled: Ledger, postgres: Postgres
 ) -> None:
     postgres.stop()
     try:
-        refused = await reserve_at_once(pooled_ledger)
+        refused = await reserve_at_once(pooled)
         await asyncio.sleep(1)  # by then a pool that backs off still waits when the server is back
     finally:
         postgres.start()
 
-    await wait_for_recovery(pooled_ledger)
+    await wait_for_recovery(pooled)
     assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
     assert max(seconds for _, seconds in refused) < IN_TIME_SECONDS
 
 
-async def test_a_restart_between_two_requests_refuses_nothing(pooled_ledger: Ledger, postgres: Postgres) -> None:
+async def test_a_restart_between_two_requests_refuses_nothing(pooled: Ledger, postgres: Postgres) -> None:
     postgres.stop()
     postgres.start()
 
-    assert {outcome for outcome, _ in await reserve_at_once(pooled_ledger, 10)} == {None}
+    assert {outcome for outcome, _ in await reserve_at_once(pooled, 10)} == {None}
 
 
-async def test_while_the_server_is_frozen_passes_are_refused_in_time_and_never_counted(
-    pooled_ledger: Ledger, postgres: Postgres
+async def test_while_the_server_hangs_passes_are_refused_in_time_and_never_counted(
+    pooled: Ledger, postgres: Postgres
 ) -> None:
     with freeze(postgres):
-        refused = await reserve_at_once(pooled_ledger)
+        refused = await reserve_at_once(pooled)
 
-    await wait_for_recovery(pooled_ledger)
+    await wait_for_recovery(pooled)
     assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
     assert max(seconds for _, seconds in refused) < IN_TIME_SECONDS
     await asyncio.sleep(0.5)
     ((late,),) = [
         row.values()
-        for row in await rows(pooled_ledger, "SELECT count(*) AS n FROM passes WHERE user_id LIKE 'burst-' || '%%'")
+        for row in await rows(pooled, "SELECT count(*) AS n FROM passes WHERE user_id LIKE 'burst-' || '%%'")
     ]
     assert late == 0, "a refused request is not counted when the server continues"
 
@@ -191,26 +191,24 @@ async def test_a_server_without_free_connections_refuses_and_recovers(engine: En
     assert max(seconds for _, seconds in refused) < IN_TIME_SECONDS
 
 
-async def test_a_connection_that_breaks_within_a_transaction_changes_nothing(
-    pooled_ledger: Ledger, postgres: Postgres
-) -> None:
+async def test_a_connection_that_breaks_in_a_transaction_changes_nothing(pooled: Ledger, postgres: Postgres) -> None:
     def rule(_now: float) -> Dialogue[None]:
         ((pid,),) = [row.values() for row in (yield "SELECT pg_backend_pid() AS pid", {})]
         yield "DELETE FROM passes", {}
         postgres.run(f"SELECT pg_terminate_backend({pid}, 1000)")
         yield "SELECT 1 AS one", {}
 
-    before = len(await rows(pooled_ledger, "SELECT pass_id FROM passes"))
+    before = len(await rows(pooled, "SELECT pass_id FROM passes"))
     with pytest.raises(LedgerUnavailable):
-        await pooled_ledger.run(rule)
+        await pooled.run(rule)
 
-    assert len(await rows(pooled_ledger, "SELECT pass_id FROM passes")) == before
+    assert len(await rows(pooled, "SELECT pass_id FROM passes")) == before
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(1, "done"), (2, LedgerUnavailable)])
 @pytest.mark.parametrize("error", [psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure])
 async def test_a_transaction_that_was_rolled_back_for_another_is_retried_once(
-    pooled_ledger: Ledger, error: type[psycopg.Error], failures: int, expected: object
+    pooled: Ledger, error: type[psycopg.Error], failures: int, expected: object
 ) -> None:
     tries: list[float] = []
 
@@ -221,31 +219,29 @@ async def test_a_transaction_that_was_rolled_back_for_another_is_retried_once(
             raise error
         return "done"
 
-    outcome, _ = await measure(pooled_ledger.run(rule))
+    outcome, _ = await measure(pooled.run(rule))
 
     assert outcome == expected or type(outcome) is expected
     assert len(tries) == 2
 
 
 @pytest.mark.long
-async def test_a_lock_held_by_another_session_refuses_passes_in_time(pooled_ledger: Ledger, engine: Engine) -> None:
+async def test_a_lock_held_by_another_session_refuses_passes_in_time(pooled: Ledger, engine: Engine) -> None:
     with psycopg.connect(engine.url) as other:
         other.execute("LOCK TABLE passes")
-        refused = await reserve_at_once(pooled_ledger, 5)
-    await wait_for_recovery(pooled_ledger)
+        refused = await reserve_at_once(pooled, 5)
+    await wait_for_recovery(pooled)
 
     assert {type(outcome) for outcome, _ in refused} == {LedgerUnavailable}
     assert max(seconds for _, seconds in refused) < IN_TIME_SECONDS
 
 
-async def test_a_flood_of_one_user_does_not_use_the_connections_of_other_users(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_a_flood_of_one_user_does_not_use_the_connections_of_others(engine: Engine, postgres: Postgres) -> None:
     lock = limits.name_scope(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-flood"})
     async with engine.open() as ledger:
         with hold_lock(engine.url, lock):
-            asked = [ledger.reserve(reservation("u-flood"), [limit(1)]) for _ in range(100)]
-            flood = [asyncio.create_task(measure(each)) for each in asked]
+            calls = [ledger.reserve(reservation("u-flood"), [limit(1)]) for _ in range(100)]
+            flood = [asyncio.create_task(measure(each)) for each in calls]
             await wait_for_waiters(postgres, 1)
             others = await reserve_at_once(ledger, 20)
             answered = [each.done() for each in flood]
@@ -279,19 +275,17 @@ async def test_only_one_of_30_callers_at_once_gets_a_lease_by_the_databases_cloc
             assert taken.count(True) == 1
 
 
-async def test_every_connection_is_durable_has_time_limits_and_reads_only_committed_rows(pooled_ledger: Ledger) -> None:
+async def test_every_connection_is_durable_has_time_limits_and_reads_only_committed_rows(pooled: Ledger) -> None:
     names = ["synchronous_commit", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
     names += ["transaction_isolation", "search_path"]
 
-    shown = [next(iter((await rows(pooled_ledger, f"SHOW {name}"))[0].values())) for name in names]
+    shown = [next(iter((await rows(pooled, f"SHOW {name}"))[0].values())) for name in names]
 
     assert shown[:5] == ["on", "2s", "2s", "2s", "read committed"]
     assert shown[5].startswith("s"), "the options of the URL are kept"
 
 
-async def test_every_tcp_connection_has_options_that_detect_a_lost_server_within_seconds(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_every_tcp_connection_detects_a_lost_server_within_seconds(engine: Engine, postgres: Postgres) -> None:
     async with listening(postgres.relay) as address:
         server, url = urlsplit(address), urlsplit(engine.url)
         search_path = "&".join(part for part in url.query.split("&") if "host=" not in part)
@@ -304,9 +298,7 @@ async def test_every_tcp_connection_has_options_that_detect_a_lost_server_within
     assert all(each == expected for each in options)
 
 
-async def test_a_reservation_holds_the_locks_that_all_callers_share_for_one_round_trip(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_a_reservation_holds_shared_locks_for_one_round_trip(engine: Engine, postgres: Postgres) -> None:
     messages: list[bytes] = []
 
     async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,15 +342,15 @@ def list_tcp_options(port: int | None) -> list[dict[str, int]]:
     return found
 
 
-async def test_only_a_durable_transaction_waits_for_the_disk(pooled_ledger: Ledger) -> None:
+async def test_only_a_durable_transaction_waits_for_the_disk(pooled: Ledger) -> None:
     def rule(_now: float) -> Dialogue[str]:
         (row,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
         return str(row["level"])
 
-    assert [await pooled_ledger.run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
+    assert [await pooled.run(rule, is_durable=each) for each in (True, False, True)] == ["on", "off", "on"]
 
 
-async def test_a_transaction_that_holds_the_locks_of_the_sums_does_not_wait_for_the_disk(pooled_ledger: Ledger) -> None:
+async def test_a_transaction_that_holds_the_locks_of_the_sums_does_not_wait_for_the_disk(pooled: Ledger) -> None:
     def rule(_now: float) -> Dialogue[str]:
         (row,) = yield "SELECT * FROM passes LIMIT 1", {}
         yield from change_sums(row, passes=1)
@@ -366,13 +358,11 @@ async def test_a_transaction_that_holds_the_locks_of_the_sums_does_not_wait_for_
         (level,) = yield "SELECT current_setting('synchronous_commit') AS level", {}
         return str(level["level"])
 
-    assert await pooled_ledger.run(rule) == "off"
-    assert await rows(pooled_ledger, "SELECT name FROM leases") == []
+    assert await pooled.run(rule) == "off"
+    assert await rows(pooled, "SELECT name FROM leases") == []
 
 
-async def test_limits_are_exact_even_if_the_role_has_another_default_isolation(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_limits_are_exact_even_if_the_role_has_another_isolation(engine: Engine, postgres: Postgres) -> None:
     role = f"strict_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN")
     postgres.run(f"ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'")
@@ -381,9 +371,9 @@ async def test_limits_are_exact_even_if_the_role_has_another_default_isolation(
         instances = [await stack.enter_async_context(open_patiently(url, clock=engine.clock)) for _ in range(3)]
         # A stricter level takes its snapshot before it waits for the lock, so it does not see the others' passes.
         with hold_lock(engine.url, limits.name_scope(Scope.USER, {"token_issuer": TOKEN_ISSUER, "user_id": "u-1"})):
-            asked = [asyncio.create_task(each.reserve(reservation(), [limit(1)])) for each in instances]
+            calls = [asyncio.create_task(each.reserve(reservation(), [limit(1)])) for each in instances]
             await wait_for_waiters(postgres, 3)
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
 
     assert Counter(map(type, outcomes)) == {type(None): 1, RateLimited: 2}
 
@@ -421,9 +411,7 @@ def reload(postgres: Postgres, *, read_only: str) -> None:
         time.sleep(0.01)
 
 
-async def test_the_service_is_not_ready_while_the_server_is_read_only_and_then_ready_again(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_the_service_is_not_ready_only_while_the_server_is_read_only(engine: Engine, postgres: Postgres) -> None:
     async def ready() -> tuple[int, bool]:
         async with serving(voicepass_database_url=engine.url) as client:
             answer, metrics = await client.get("/readyz"), await client.get("/metrics")
@@ -432,7 +420,7 @@ async def test_the_service_is_not_ready_while_the_server_is_read_only_and_then_r
     async with engine.open() as ledger:
         await ledger.check()
         with make_read_only(postgres):
-            refused = [await measure(asked) for asked in (ledger.check(), grant_pass(ledger))]
+            refused = [await measure(call) for call in (ledger.check(), grant_pass(ledger))]
             while_read_only = await ready()
         await wait_for_recovery(ledger)
         await ledger.check()
@@ -485,9 +473,7 @@ async def test_instances_that_start_at_once_create_the_schema_once(engine: Engin
         ]
 
 
-async def test_an_old_instance_continues_to_work_on_a_newer_schema(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_old_instance_works_on_a_newer_schema(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = [*steps(), ["ALTER TABLE passes ADD COLUMN region TEXT", "ALTER TABLE orphans ADD COLUMN region TEXT"]]
     async with engine.open() as old:
         for _ in range(20):  # often enough that a driver which prepares repeated statements has prepared them
@@ -501,10 +487,10 @@ async def test_an_old_instance_continues_to_work_on_a_newer_schema(
                 conversation_id = await grant_pass((old, new)[number % 2], [limit(100)])
                 await (new, old)[number % 2].settle(settlement(conversation_id))
                 assert (await old.find_pass(conversation_id)).seconds == 42
-        asked = reservation()
-        await old.reserve(asked, [])
+        reserved = reservation()
+        await old.reserve(reserved, [])
         await old.settle(settlement("conv_early"))
-        await old.grant(asked, credential("conv_early"))
+        await old.grant(reserved, credential("conv_early"))
     monkeypatch.undo()
     async with engine.open() as started_again:
         assert (await started_again.find_pass("conv_early")).seconds == 42
@@ -537,8 +523,8 @@ async def test_a_schema_step_that_fails_is_rolled_back(engine: Engine, monkeypat
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_tables_hold_no_secret(pooled_ledger: Ledger) -> None:
-    written = str([await rows(pooled_ledger, f"SELECT * FROM {table}") for table in ("passes", "orphans", "blocks")])  # noqa: S608
+async def test_the_tables_hold_no_secret(pooled: Ledger) -> None:
+    written = str([await rows(pooled, f"SELECT * FROM {table}") for table in ("passes", "orphans", "blocks")])  # noqa: S608
 
     assert secrets_in(signed_url()) != []
     assert secrets_in(written) == []

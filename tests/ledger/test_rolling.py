@@ -199,7 +199,7 @@ async def test_a_dead_worker_is_replaced_and_sigterm_drains_all_workers(
             answers = [await client.post(f"{url}/v1/signed-url", headers=user) for _ in range(50)]
 
             await client.put(f"{elevenlabs}/_emulator/faults", json={"latency_seconds": 2.5})
-            asked = [asyncio.create_task(client.post(f"{url}/v1/signed-url", headers=user)) for _ in range(20)]
+            calls = [asyncio.create_task(client.post(f"{url}/v1/signed-url", headers=user)) for _ in range(20)]
             async with engine.open() as ledger:
                 while len(await rows(ledger, "SELECT * FROM passes")) < 50 + 20:
                     pass
@@ -207,7 +207,7 @@ async def test_a_dead_worker_is_replaced_and_sigterm_drains_all_workers(
             os.kill(int(parent), signal.SIGTERM)
             while (ready := await client.get(f"{url}/readyz")).status_code == 200:
                 pass
-            answers += await asyncio.gather(*asked)
+            answers += await asyncio.gather(*calls)
             await client.delete(f"{elevenlabs}/_emulator/faults")
             await wait_until_logged("Stopping parent process")
     assert {answer.status_code for answer in answers} == {200}

@@ -28,15 +28,15 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_row_names_the_user_and_the_pass_of_a_conversation(ledger: Ledger, clock: TurnedClock) -> None:
-    asked, given_out = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
+    reserved, given_out = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
     clock.now = START + 2
-    await ledger.grant(asked, given_out)
+    await ledger.grant(reserved, given_out)
 
     found = await ledger.find_pass("conv_1")
 
     assert found == IssuedPass(
-        pass_id=asked.pass_id,
+        pass_id=reserved.pass_id,
         request_id="r-1",
         token_issuer="https://login.example",
         user_id="u-1",
@@ -86,9 +86,9 @@ async def test_a_ready_credential_of_another_users_conversation_is_refused_and_n
 
 async def test_the_standing_counts_open_and_unsettled_conversations(ledger: Ledger, clock: TurnedClock) -> None:
     for conversation in ("conv_1", "conv_2", "conv_3"):
-        asked = reservation()
-        await ledger.reserve(asked, [])
-        await ledger.grant(asked, credential(conversation))
+        reserved = reservation()
+        await ledger.reserve(reserved, [])
+        await ledger.grant(reserved, credential(conversation))
     young = await ledger.read_standing()
     await ledger.settle(settlement("conv_3"))
     clock.now = START + 1000
@@ -102,9 +102,9 @@ async def test_the_standing_counts_open_and_unsettled_conversations(ledger: Ledg
 
 @pytest.mark.parametrize("unknown", ["conv_2", "CONV_1", "conv_1 ", "", "%", "conv_1' OR '1'='1"])
 async def test_only_the_exact_conversation_id_is_found(ledger: Ledger, unknown: str) -> None:
-    asked = reservation()
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, credential("conv_1"))
+    reserved = reservation()
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, credential("conv_1"))
 
     with pytest.raises(ConversationUnknown):
         await ledger.find_pass(unknown)
@@ -147,18 +147,18 @@ async def test_passes_without_a_conversation_id_are_separate_rows(ledger: Ledger
 
 
 async def test_a_released_pass_is_not_counted_and_a_granted_pass_cannot_be_released(ledger: Ledger) -> None:
-    asked = reservation()
-    await ledger.reserve(asked, [limit(1)])
-    await ledger.release(asked)
+    reserved = reservation()
+    await ledger.reserve(reserved, [limit(1)])
+    await ledger.release(reserved)
     for _ in range(2):
         assert await find_refusal(ledger, [limit(1)], pass_id="p") is None
         await ledger.release(reservation(pass_id="p"))
-    await ledger.reserve(asked, [limit(1)])
-    await ledger.grant(asked, credential("conv_1"))
+    await ledger.reserve(reserved, [limit(1)])
+    await ledger.grant(reserved, credential("conv_1"))
 
-    await ledger.release(asked)
+    await ledger.release(reserved)
 
-    assert (await ledger.find_pass("conv_1")).pass_id == asked.pass_id
+    assert (await ledger.find_pass("conv_1")).pass_id == reserved.pass_id
 
 
 async def test_a_pass_without_a_row_cannot_be_granted(ledger: Ledger, clock: TurnedClock) -> None:
@@ -174,9 +174,7 @@ async def test_a_pass_without_a_row_cannot_be_granted(ledger: Ledger, clock: Tur
             await ledger.grant(gone, credential())
 
 
-async def test_the_seconds_that_a_conversation_used_replace_the_reserved_seconds(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_the_seconds_that_were_used_replace_the_reserved_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await grant_pass(ledger)
     clock.now += 100
 
@@ -232,10 +230,10 @@ Events = dict[str, Callable[[], Awaitable[object]]]
 EVENTS = ["grant", "webhook", "webhook again", "reconciler", "expiry"]
 
 
-def make_events(ledger: Ledger, asked: Reservation, conversation_id: str) -> Events:
+def make_events(ledger: Ledger, reserved: Reservation, conversation_id: str) -> Events:
     webhook = settlement(conversation_id, seconds=42)
     return {
-        "grant": lambda: ledger.grant(asked, credential(conversation_id)),
+        "grant": lambda: ledger.grant(reserved, credential(conversation_id)),
         "webhook": lambda: ledger.settle(webhook),
         "webhook again": lambda: ledger.settle(webhook),
         "reconciler": lambda: ledger.settle(settlement(conversation_id, seconds=41, cost=None, source="reconciler")),
@@ -244,10 +242,10 @@ def make_events(ledger: Ledger, asked: Reservation, conversation_id: str) -> Eve
 
 
 async def apply_events(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[object, ...]:
-    asked = reservation()
-    conversation_id = f"conv_{asked.pass_id}"
-    await ledger.reserve(asked, [])
-    apply = make_events(ledger, asked, conversation_id)
+    reserved = reservation()
+    conversation_id = f"conv_{reserved.pass_id}"
+    await ledger.reserve(reserved, [])
+    apply = make_events(ledger, reserved, conversation_id)
     settled = [await apply[event]() for event in order]
     row = await ledger.find_pass(conversation_id)
     orphans = await rows(ledger, "SELECT * FROM orphans WHERE conversation_id = :id", id=conversation_id)
@@ -283,9 +281,9 @@ async def test_a_cost_in_dollars_is_stored_even_if_it_arrives_before_its_pass(le
     conversation_id = await grant_pass(ledger)
     await ledger.settle(settlement(conversation_id, cost_fiat=0.25))
     await ledger.settle(settlement("conv_early", cost_fiat=1.5))
-    asked = reservation()
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, credential("conv_early"))
+    reserved = reservation()
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, credential("conv_early"))
 
     found = [await ledger.find_pass(each) for each in (conversation_id, "conv_early")]
 

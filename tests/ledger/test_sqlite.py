@@ -54,10 +54,10 @@ async def test_a_transaction_that_fails_does_not_fail_the_others_of_its_commit(e
     async with engine.open() as ledger:
         await grant_pass(ledger)
         twice = reservation()
-        asked = [ledger.reserve(reservation(f"u-{n}"), []) for n in range(10)]
-        asked += [ledger.run(fail), ledger.reserve(twice, []), ledger.reserve(twice, [])]
+        calls = [ledger.reserve(reservation(f"u-{n}"), []) for n in range(10)]
+        calls += [ledger.run(fail), ledger.reserve(twice, []), ledger.reserve(twice, [])]
 
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
 
         assert Counter(map(type, outcomes)) == {type(None): 11, ZeroDivisionError: 1, LedgerUnavailable: 1}
         assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 12
@@ -124,9 +124,7 @@ async def test_a_refusal_does_not_roll_back_the_others_of_its_commit(engine: Eng
 
 @pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.alone
-async def test_while_the_file_is_locked_passes_are_refused_in_time_and_afterwards_granted(
-    engine: Engine, count: int
-) -> None:
+async def test_while_the_file_is_locked_passes_are_refused_in_time_and_then_granted(engine: Engine, count: int) -> None:
     async with engine.open(answer_seconds=ANSWER_SECONDS) as ledger:
         blocker = sqlite3.connect(engine.url)
         blocker.execute("BEGIN IMMEDIATE")
@@ -157,7 +155,7 @@ def limit_log_growth(engine: Engine, most_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_while_the_disk_is_full_passes_are_refused_and_afterwards_granted(engine: Engine) -> None:
+async def test_while_the_disk_is_full_passes_are_refused_and_then_granted(engine: Engine) -> None:
     async with engine.open() as ledger:
         before = await grant_pass(ledger)
         with limit_log_growth(engine, 5000):
@@ -210,17 +208,15 @@ def move_away(path: Path, *, copy: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 @pytest.mark.parametrize("copy", ["nothing", "a copy"])
-async def test_no_pass_is_written_to_a_file_that_was_deleted_or_replaced(
-    engine: Engine, suffix: str, copy: str
-) -> None:
-    path, asked = Path(engine.url + suffix), reservation()
+async def test_no_pass_is_written_to_a_deleted_or_replaced_file(engine: Engine, suffix: str, copy: str) -> None:
+    path, reserved = Path(engine.url + suffix), reservation()
     async with engine.open() as ledger:
         await grant_pass(ledger)
-        await ledger.reserve(asked, [])
+        await ledger.reserve(reserved, [])
         with move_away(path, copy=copy):
-            attempts = ledger.grant(asked, credential()), ledger.check(), ledger.reserve(reservation(), [])
+            attempts = ledger.grant(reserved, credential()), ledger.check(), ledger.reserve(reservation(), [])
             refused = await asyncio.gather(*attempts, return_exceptions=True)
-        await ledger.grant(asked, credential())
+        await ledger.grant(reserved, credential())
         await ledger.check()
 
     notes = [each.operator_note for each in refused if isinstance(each, LedgerUnavailable)]

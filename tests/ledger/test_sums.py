@@ -134,8 +134,8 @@ class History:
                 with suppress(LedgerUnavailable):
                     await self._ledger.grant(self._reserved[number % len(self._reserved)], credential())
             case "release":
-                asked = self._reserved[number % len(self._reserved)]
-                await self._ledger.release(asked, has_reached=number % 2 == 0)
+                reserved = self._reserved[number % len(self._reserved)]
+                await self._ledger.release(reserved, has_reached=number % 2 == 0)
             case "settle" | "settle again":
                 source = "webhook" if what == "settle again" else "reconciler"
                 await self._ledger.settle(settlement(chosen, seconds=number % 1200, source=source))
@@ -210,35 +210,33 @@ async def check_history(ledger: Ledger, clock: TurnedClock, steps: list[tuple[st
     found, expected = await read_sums(ledger, oldest=history.latest)
     assert found == expected
     passes, failed = await rows(ledger, "SELECT * FROM passes"), await rows(ledger, "SELECT * FROM failed_requests")
-    for asked in LIMITS:
-        if asked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
+    for checked in LIMITS:
+        if checked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
             continue  # failed requests are deleted after two minutes, but stay in the sums
-        await check_limit(ledger, asked, list_amounts(asked, passes, failed, clock.now), most)
+        await check_limit(ledger, checked, list_amounts(checked, passes, failed, clock.now), most)
 
 
-async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, int]], most: int) -> None:
+async def check_limit(ledger: Ledger, checked: Limit, counted: list[tuple[float, int]], most: int) -> None:
     used = sum(amount for _, amount in counted)
-    whole = limit(min(most, used), scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+    whole = limit(min(most, used), scope=checked.scope, counted=checked.counted, window_seconds=checked.window_seconds)
 
     answer = await ledger.run(lambda now: count(now, whole, WHOSE))
 
     assert answer.used == used
-    if used and asked.counted is not Counted.CONVERSATIONS:
-        assert answer.resets_at == find_reset(counted, whole.most, asked.window_seconds)
+    if used and checked.counted is not Counted.CONVERSATIONS:
+        assert answer.resets_at == find_reset(counted, whole.most, checked.window_seconds)
     for spare in (0, 1):
-        edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+        edge = limit(used + spare, scope=checked.scope, counted=checked.counted, window_seconds=checked.window_seconds)
         question = prepare_question([edge])
         try:
             room = await ledger.run(partial(find_room, question=question, whose=WHOSE, seconds=600))
         except LimitReached:
             room = 0
-        assert room == (0 if not spare else 1 if asked.counted is Counted.SECONDS else 600)
+        assert room == (0 if not spare else 1 if checked.counted is Counted.SECONDS else 600)
 
 
 @ALONE_ON_POSTGRES
-async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_correct(
-    engine: Engine, clock: TurnedClock
-) -> None:
+async def test_settlements_and_expiries_at_once_keep_the_sums_correct(engine: Engine, clock: TurnedClock) -> None:
     async with engine.instances() as instances:
         conversations = [await grant_pass(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
         clock.now += 3600
@@ -284,9 +282,7 @@ async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger
     assert await ledger.fix_sums() == []
 
 
-async def test_old_passes_sums_and_orphans_are_deleted_and_recent_ones_are_kept(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_old_passes_sums_and_orphans_are_deleted_and_new_ones_kept(ledger: Ledger, clock: TurnedClock) -> None:
     for name in ("old", "young"):
         await grant_pass(ledger, user_id=name, seconds=100)
         await ledger.settle(settlement(f"conv_{name}"))  # an orphan, because its pass is never granted
@@ -303,9 +299,7 @@ async def test_old_passes_sums_and_orphans_are_deleted_and_recent_ones_are_kept(
 
 
 @pytest.mark.parametrize("scope", [Scope.AGENT, Scope.ALL])
-async def test_passes_that_a_clock_that_was_ahead_reserved_still_count(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
+async def test_passes_by_a_clock_that_was_ahead_still_count(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     limits = [limit(600, scope=scope, counted=Counted.SECONDS, window_seconds=DAY)]
     clock.now = START + 7200
     await grant_pass(ledger, limits, seconds=100)

@@ -77,9 +77,7 @@ async def test_a_ledger_moves_to_postgresql_is_dumped_and_restored(tmp_path: Pat
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # a pooler leads to the same tables
-async def test_after_a_downgrade_the_old_version_grants_passes_on_the_newer_ledger(
-    engine: Engine, postgres: Postgres
-) -> None:
+async def test_after_a_downgrade_the_old_version_grants_on_the_newer_ledger(engine: Engine, postgres: Postgres) -> None:
     async with engine.open() as old:
         before = await grant_pass(old)
     if engine.name == "sqlite":

@@ -74,7 +74,7 @@ class FakeProvider(ElevenLabs):
         pages: list[list[dict[str, Any]]] | None = None,
         listing: Exception | None = None,
     ) -> None:
-        self.asked: list[str] = []
+        self.asked_about: list[str] = []
         self.listed: list[tuple[float, float]] = []
         self._accounts = accounts or {}
         self._default = default if default is not None else {"status": "in-progress"}
@@ -86,7 +86,7 @@ class FakeProvider(ElevenLabs):
     ) -> dict[str, object]:
         del is_lookup
         assert agent_base_url
-        self.asked.append(conversation_id)
+        self.asked_about.append(conversation_id)
         answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
         if isinstance(answer, Exception):
             raise answer

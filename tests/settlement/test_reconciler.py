@@ -88,10 +88,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
     "done": (make_row("conv_1", "done", 42), USED),
     "failed": (make_row("conv_1", "failed", 42), USED),
     "done, without a duration": (make_row("conv_1", "done", None), (None, 300)),
-    "processing: the time since the grant counts until more is known": (
-        make_row("conv_1", "processing", 42),
-        (None, 300),
-    ),
+    "processing: the time since the grant counts": (make_row("conv_1", "processing", 42), (None, 300)),
     "still open": (make_row("conv_1", "in-progress"), OPEN),
     "an unknown status counts as open": (make_row("conv_1", "archived", 42), OPEN),
     "no status": ({"conversation_id": "conv_1"}, OPEN),
@@ -134,7 +131,7 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(250)]
     assert settled == ["reconciler"] * 250
     assert len(provider.listed) == 3
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
 async def test_every_row_of_a_page_counts_even_beyond_the_batch_size() -> None:
@@ -144,13 +141,8 @@ async def test_every_row_of_a_page_counts_even_beyond_the_batch_size() -> None:
             await grant(ledger, f"conv_{number}")
         clock.now += 300
         others = [make_row(f"conv_other_{number}", "in-progress", agent_id="agent_other") for number in range(MAX_ROWS)]
-        page = [
-            make_row("conv_0", "done", 42),
-            *others,
-            make_row("conv_1", "done", 42),
-            *others,
-            make_row("conv_2", "done", 42),
-        ]
+        first, second, third = (make_row(f"conv_{number}", "done", 42) for number in range(3))
+        page = [first, *others, second, *others, third]
 
         await make_reconciler(ledger, FakeProvider(pages=[page]), clock).run_round()
 
@@ -205,10 +197,7 @@ async def test_the_list_is_read_from_the_last_reading_on_or_from_the_oldest_open
         await reconciler.run_round()
 
     first, second, third = provider.listed
-    assert first == (
-        NOW - 60,
-        NOW + 85,
-    )  # a minute of overlap; conversations of the last 15 s may be missing in the list
+    assert first == (NOW - 60, NOW + 85)  # a minute of overlap; the list may lack those of the last 15 s
     assert second == (NOW + 85 - 60, NOW + 295)
     assert third == (NOW + 101, NOW + 505)  # conv_1 is not in the list, so it has not begun
 
@@ -229,7 +218,7 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
     assert released.index(30) + 1 <= 20  # minutes
     assert released.index(30) * 60 >= NEVER_OPENED_SECONDS - 60
     assert set(released) == {0, 30}
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
 async def test_one_round_releases_more_passes_than_one_batch_and_logs_the_number() -> None:
@@ -301,14 +290,14 @@ async def test_the_list_settles_a_conversation_of_more_than_20_minutes() -> None
         for _ in range(50):
             clock.now += 60
             await reconciler.run_round()
-        asked = list(provider.asked)
+        asked_before = list(provider.asked_about)
         provider.pages = [[make_row("conv_1", "done", 3000, began=NOW)]]
         for _ in range(5):
             clock.now += 60
             await reconciler.run_round()
 
         found = await ledger.find_pass("conv_1")
-    assert asked == []
+    assert asked_before == []
     assert (found.settled_by, found.seconds) == ("reconciler", 3000)
 
 
@@ -406,7 +395,7 @@ async def test_the_reconciler_does_not_ask_about_a_pass_that_the_list_may_still_
 
         await make_reconciler(ledger, provider, clock).run_round()
 
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
 async def test_a_pass_of_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_day() -> None:
@@ -421,7 +410,7 @@ async def test_a_pass_of_an_agent_that_is_no_longer_configured_is_charged_in_ful
         await reconciler.run_round()
         found = await ledger.find_pass("conv_1")
 
-    assert provider.asked == []
+    assert provider.asked_about == []
     assert left.settled_by is None
     assert (found.settled_by, found.seconds) == IN_FULL
 
@@ -438,8 +427,8 @@ async def test_a_round_asks_about_20_passes_and_the_next_round_about_the_others(
         per_round = []
         for _ in range(3):
             await reconciler.run_round()
-            per_round.append(provider.asked[:])
-            provider.asked.clear()
+            per_round.append(provider.asked_about[:])
+            provider.asked_about.clear()
             clock.now += 60
 
     ids = [f"conv_{number}" for number in range(25)]
@@ -464,7 +453,7 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
 
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
-    assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
+    assert provider.asked_about == ["conv_0", "conv_1", "conv_3", "conv_5"]
     assert [line["event"] for line in logged] == ["reconciler.stopped", "passes.reconciled"]
 
 
@@ -482,13 +471,13 @@ async def test_of_two_instances_only_one_asks(tmp_path: Path) -> None:
 
         held = await one.take_lease("reconciler", 60)
         await asyncio.gather(*(instance.run_round() for instance in instances))
-        while_held = len(provider.asked)
+        while_held = len(provider.asked_about)
         await one.end_lease("reconciler")
         await instances[0].run_round()
 
     assert held
     assert while_held == 0
-    assert len(provider.asked) == 1
+    assert len(provider.asked_about) == 1
 
 
 async def test_a_lease_belongs_to_one_instance_until_it_lapses_or_is_ended() -> None:
@@ -598,7 +587,7 @@ async def test_no_failure_ends_the_reconciler_and_the_service_ends_it_at_once() 
         ) -> dict[str, object]:
             await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
             clock.now += 200  # the lease has lapsed
-            if len(self.asked) == 3:
+            if len(self.asked_about) == 3:
                 enough.set()
                 await asyncio.Event().wait()
             raise RuntimeError("a bug")

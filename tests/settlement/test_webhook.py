@@ -163,9 +163,7 @@ def test_there_are_at_least_sixty_hostile_signatures() -> None:
 
 @pytest.mark.parametrize("signed_at", [NOW - 1800, NOW - 1, NOW, NOW + 300])
 @pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
-def test_signatures_of_both_secrets_are_accepted_for_30_minutes_and_5_minutes_ahead(
-    signed_at: int, secret: str
-) -> None:
+def test_signatures_of_both_secrets_are_valid_for_30_minutes_and_5_minutes_ahead(signed_at: int, secret: str) -> None:
     verify_signature(signature(signed_at, event(), secret=secret), event(), [SECRET, OLD_SECRET], NOW)
 
 
@@ -208,9 +206,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
         ([42], None),
     ],
 )
-def test_a_record_without_a_valid_duration_settles_nothing(
-    metadata: object, counted: tuple[int, int | None] | None
-) -> None:
+def test_a_record_without_a_duration_settles_nothing(metadata: object, counted: tuple[int, int | None] | None) -> None:
     settlement = parse_record("conv_1", {"metadata": metadata}, source="webhook").settlement
 
     assert (settlement and (settlement.seconds, settlement.cost)) == counted
@@ -385,7 +381,7 @@ async def test_a_wrong_user_id_from_the_browser_is_flagged_and_a_missing_one_is_
         (["public"], AGENT_ID, []),
     ],
 )
-async def test_an_event_of_a_conversation_without_authorization_is_reported_once(
+async def test_a_conversation_without_authorization_is_reported_once(
     method: object, agent_id: str, reasons: list[str]
 ) -> None:
     sent = json.loads(event("conv_9"))
@@ -430,7 +426,7 @@ async def test_an_observer_that_raises_does_not_stop_a_settlement_or_later_obser
 
 
 async def test_every_order_of_grant_webhook_expiry_and_reconciler_ends_the_same() -> None:
-    asked = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="reconciler")
+    reconciled = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="reconciler")
     outcomes = set()
 
     orders = [
@@ -447,7 +443,7 @@ async def test_every_order_of_grant_webhook_expiry_and_reconciler_ends_the_same(
                     case "expire":
                         await ledger.note_unopened("conv_1", expires_seconds=0)
                     case "reconcile":
-                        await ledger.settle(asked)
+                        await ledger.settle(reconciled)
                     case _:
                         await receive(ledger, event(user_id="u-mallory"))
             row = await ledger.find_pass("conv_1")

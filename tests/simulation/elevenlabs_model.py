@@ -95,17 +95,22 @@ class ElevenLabsModel(ElevenLabs):
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> dict[str, object]:
         assert agent_base_url
-        asked = self.conversations_by_id[conversation_id]
+        conversation = self.conversations_by_id[conversation_id]
         self.calls["lookup" if is_lookup else "single conversation"] += 1
-        self.asked_about[asked.user_id or ""] += 1
+        self.asked_about[conversation.user_id or ""] += 1
         await asyncio.sleep(self._chance.uniform(0.1, 0.3))
-        status = self._status(asked)
-        if asked.opened_at is None and int(conversation_id.removeprefix("conv_")) % 2:
+        status = self._status(conversation)
+        if conversation.opened_at is None and int(conversation_id.removeprefix("conv_")) % 2:
             raise ConversationUnknown  # for unopened ones ElevenLabs documents neither answer, so return both
-        metadata: dict[str, object] = {"call_duration_secs": asked.reported_seconds if status == "done" else 0}
-        if asked.opened_at is not None:
-            metadata["start_time_unix_secs"] = int(asked.opened_at)
-        return {"conversation_id": conversation_id, "status": status, "user_id": asked.user_id, "metadata": metadata}
+        metadata: dict[str, object] = {"call_duration_secs": conversation.reported_seconds if status == "done" else 0}
+        if conversation.opened_at is not None:
+            metadata["start_time_unix_secs"] = int(conversation.opened_at)
+        return {
+            "conversation_id": conversation_id,
+            "status": status,
+            "user_id": conversation.user_id,
+            "metadata": metadata,
+        }
 
     async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
