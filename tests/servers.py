@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -39,8 +40,11 @@ def running(
     """Serve `make_app(base_url)` until the block ends; yields the base URL, such as `http://127.0.0.1:49152`.
 
     The port is bound before the app is made, because some apps need their own address. The same app also serves on
-    `more_sockets`, which must be bound.
+    `more_sockets`, which must be bound. The app's own log handler is removed, because it would
+    write between two tests, where pytest captures nothing.
     """
+    root = logging.getLogger()
+    handlers = root.handlers[:]
     options = {"log_config": None, "access_log": False, "ws": "websockets-sansio"} | uvicorn_options
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -57,6 +61,7 @@ def running(
         try:
             if not server.listening.wait(timeout=10):
                 raise RuntimeError("the server did not start")
+            root.handlers[:] = handlers
             yield base_url
         finally:
             server.should_exit = True

@@ -56,6 +56,7 @@ def bash(command: str) -> list[str]:
     return ["bash", "-c", command]
 
 
+@pytest.mark.long
 def test_the_commands_of_the_readme_for_production_work_as_printed(checkout: Path) -> None:
     copy, curl = list_commands("run")
     (serve,) = list_commands("serve")

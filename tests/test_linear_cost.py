@@ -151,6 +151,7 @@ def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, lengt
     return False
 
 
+@pytest.mark.long
 @table(("pattern", "flags"), list_patterns())
 def test_every_regular_expression_takes_linear_time(pattern: str, flags: int) -> None:
     compiled = re.compile(pattern, flags)

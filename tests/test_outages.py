@@ -15,7 +15,7 @@ import pytest
 
 from tests.canaries import API_KEY, secrets_in
 from tests.conftest import UNLIMITED, MakeToken, policy_file, serving, settings_with
-from tests.faults import FAULTS, UNAVAILABLE, asked, good, http, legacy
+from tests.faults import FAULTS, TIMEOUT, UNAVAILABLE, asked, good, http, legacy
 from tests.logs import capture_logs
 from tests.servers import listening, running
 from voicepass.app import create_app
@@ -46,7 +46,9 @@ def assert_answered_as_documented(answer: httpx.Response, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_each_fault_is_answered_as_documented_and_in_time(kind: str, bearer: dict[str, str]) -> None:
-    async with FAULTS[kind].place() as base_url, serve_before(base_url, voicepass_deadline_seconds=0.4) as api:
+    fault = FAULTS[kind]
+    deadline = 0.4 if fault.answer == TIMEOUT else 8.0  # a busy machine may need 0.4 s for an answer that comes at once
+    async with fault.place() as base_url, serve_before(base_url, voicepass_deadline_seconds=deadline) as api:
         with capture_logs() as logged:
             begun = time.perf_counter()
             answer = await api.post(PASS, headers=bearer)

@@ -16,6 +16,7 @@ from voicepass.errors import (
     LedgerUnavailable,
     LimitReached,
     QuotaExceeded,
+    RateLimited,
     Refusal,
     TooManyConversations,
     UserBlocked,
@@ -49,7 +50,7 @@ class VoiceProvider(Protocol):
 
 
 class Ledger(Protocol):
-    """Every method raises LedgerUnavailable if it did nothing. A grant survives a power cut."""
+    """Raises LedgerUnavailable if the ledger does not answer in time. A grant survives a power cut."""
 
     async def reserve(
         self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
@@ -142,13 +143,14 @@ class Passes:
         try:
             with self.take_ready(agent, request.transport) as ready:
                 await self._reserve(attempt, reservation, agent, plan.limits, ready=ready)
-            credential = ready
-            if credential is None:
+            if ready is not None:
+                credential = ready
+                attempt.note_credential(credential)
+            else:
                 with attempt.step(StepName.UPSTREAM):
                     attempt.has_asked = True
                     credential = await self.provider.fetch_credential(agent, request.transport)
-            attempt.note_credential(credential)
-            if ready is None:
+                attempt.note_credential(credential)
                 with attempt.step(StepName.GRANT):  # The credential leaves voicepass only after this commit.
                     sealed = self.seal(agent, reservation.pass_id, credential)
                     await self.ledger.grant(reservation, credential, sealed=sealed)
@@ -157,7 +159,7 @@ class Passes:
                 credential = await self.open_passes.reissue(reservation, agent, refusal)
             attempt.note_credential(credential)
             attempt.is_reissued = True
-        except (LimitReached, UserBlocked):
+        except (RateLimited, UserBlocked):
             raise  # The ledger has counted nothing.
         except BaseException as error:
             await self._release(attempt, reservation, error)
@@ -195,9 +197,9 @@ class Passes:
         *,
         ready: Credential | None,
     ) -> None:
-        """Reserve, and grant a credential that is ready in the same transaction.
+        """Reserve a pass. If a credential is ready, grant it in the same transaction.
 
-        Before the user is refused, find out what is really open, and reserve once more.
+        If a limit leaves no room, find out what the user really has open, and try once more.
         """
         step_name = StepName.RESERVE if ready is None else StepName.WARM
         sealed = None if ready is None else self.seal(agent, reservation.pass_id, ready)

@@ -300,6 +300,7 @@ logger.info("service.started")
 """
 
 
+@pytest.mark.long
 def test_an_app_that_configures_its_logging_after_the_import_gets_the_lines() -> None:
     ended = subprocess.run([sys.executable, "-c", CONFIGURED_LATE], capture_output=True, text=True, check=True)
 

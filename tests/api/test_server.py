@@ -410,6 +410,7 @@ def serving() -> Iterator[tuple[Address, int]]:
         yield ("127.0.0.1", port), int(pid)
 
 
+@pytest.mark.long
 def test_the_server_may_open_as_many_files_as_the_hard_limit_allows() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2048))\n"

@@ -160,6 +160,7 @@ async def test_a_signed_body_that_is_no_event_is_refused_so_that_nobody_sends_it
     assert "agent" not in answer.json()["detail"]
 
 
+@pytest.mark.long
 async def test_a_ledger_that_is_out_asks_for_another_delivery(
     tmp_path: Path, upstream: respx.MockRouter, bearer: dict[str, str]
 ) -> None:

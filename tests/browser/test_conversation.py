@@ -30,6 +30,7 @@ def test_a_signed_in_user_orders_and_ends_with_an_empty_console(demo: Demo) -> N
     assert demo.console == []
 
 
+@pytest.mark.long
 def test_a_suggestion_is_sent_as_a_line(demo: Demo) -> None:
     demo.sign_in()
     demo.start()
@@ -52,6 +53,7 @@ def test_the_conversation_that_is_open_is_the_one_of_the_pass(used_demo: Demo) -
     assert parse_qs(urlsplit(demo.sockets[-1].url).query)["conversation_id"] == [shown]
 
 
+@pytest.mark.long
 def test_on_a_narrow_screen_a_conversation_that_starts_is_in_view(open_demo: OpenDemo) -> None:
     demo = open_demo(width=390)
     demo.sign_in()
@@ -118,6 +120,7 @@ def test_signing_out_ends_the_conversation_and_removes_the_pass(used_demo: Demo)
         demo.sockets[-1].wait_for_event("close")
 
 
+@pytest.mark.long
 def test_the_time_left_of_a_pass_counts_down_until_it_is_used(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
     demo.sign_in()
@@ -135,6 +138,7 @@ def test_the_time_left_of_a_pass_counts_down_until_it_is_used(demo_in_own_time: 
     expect(timer).to_have_count(0)
 
 
+@pytest.mark.long
 def test_the_page_masks_the_signature_of_a_pass(demo: Demo) -> None:
     demo.sign_in()
     demo.start()
@@ -145,6 +149,7 @@ def test_the_page_masks_the_signature_of_a_pass(demo: Demo) -> None:
     assert signature.removeprefix("cvtkn_")[:4] not in demo.voice_pass.inner_text()
 
 
+@pytest.mark.long
 def test_after_the_sign_in_the_browser_stores_only_the_name_and_the_id(demo: Demo) -> None:
     with demo.page.expect_response("**/demo/sign-in") as answer:
         demo.sign_in()
@@ -181,6 +186,7 @@ def test_a_reload_keeps_the_user_signed_in_until_the_user_signs_out(demo: Demo) 
     expect(demo.button("Start conversation")).to_be_disabled()
 
 
+@pytest.mark.long
 def test_the_page_shows_a_refusal_with_its_code_and_request_id(demo: Demo) -> None:
     problem = {
         "type": "about:blank",
@@ -204,6 +210,7 @@ def test_the_page_shows_a_refusal_with_its_code_and_request_id(demo: Demo) -> No
     expect(demo.button("Start conversation")).to_be_enabled()
 
 
+@pytest.mark.long
 def test_a_voice_conversation_plays_and_records_audio(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elevenlabs_emulator.conversation._SECONDS_PER_SPOKEN_LINE", 1.5)
     demo.sign_in("Ada")
@@ -223,6 +230,7 @@ def test_a_voice_conversation_plays_and_records_audio(demo: Demo, monkeypatch: p
     assert demo.console == []
 
 
+@pytest.mark.long
 def test_a_refused_microphone_uses_no_pass(demo: Demo) -> None:
     demo.page.context.clear_permissions()
     demo.sign_in()

@@ -82,6 +82,7 @@ def run_in_old_browser(
     return run
 
 
+@pytest.mark.long
 def test_a_conversation_works_and_mistakes_of_the_page_are_reported(
     run_in_old_browser: Callable[[str], dict[str, object]], world: World
 ) -> None:

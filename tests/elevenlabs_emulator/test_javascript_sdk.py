@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 BUNDLE = HERE.parents[1] / "src" / "voicepass" / "demo" / "static" / "vendor" / "elevenlabs-client" / "lib.iife.js"
 
 
+@pytest.mark.long
 def test_the_client_reports_every_closing_to_its_caller(service: Service) -> None:
     node = shutil.which("node")
     if node is None:

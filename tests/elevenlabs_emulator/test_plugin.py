@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
 SUITE = """
 import sys
 
@@ -29,6 +31,7 @@ def test_another_call(elevenlabs):
 """
 
 
+@pytest.mark.long
 def test_another_test_suite_gets_a_running_emulator_for_each_test(tmp_path: Path) -> None:
     (tmp_path / "test_shop.py").write_text(SUITE)
     (entry_point,) = entry_points(group="pytest11", name="elevenlabs")

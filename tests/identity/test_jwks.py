@@ -601,6 +601,7 @@ async def time_until_given_up(issuer: Issuer, *, fetch_seconds: float) -> float:
         return time.monotonic() - began
 
 
+@pytest.mark.long
 @table("abuse", ABUSES)
 async def test_an_answer_beyond_all_bounds_is_given_up(issuer: Issuer, abuse: str) -> None:
     issuer.asked.clear()

@@ -388,6 +388,7 @@ def test_a_key_shows_nothing_of_itself_in_a_log_line() -> None:
     assert not gives_away(SECRET, shown)
 
 
+@pytest.mark.long
 def test_the_pure_python_ecdsa_is_never_imported() -> None:
     program = "import sys, voicepass.identity.keys; print('jose' in sys.modules, 'ecdsa' in sys.modules)"
 

@@ -360,6 +360,7 @@ async def test_a_token_of_the_providers_shape_is_accepted_and_its_other_tokens_a
     assert accepted == {}
 
 
+@pytest.mark.long
 @table("name", SHAPES)
 async def test_no_provider_takes_the_token_of_another(
     name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -82,6 +82,7 @@ async def reserve_at_once(ledger: Ledger, count: int = 40) -> list[tuple[object,
     return await asyncio.gather(*map(measure, calls))
 
 
+@pytest.mark.long
 async def test_while_the_server_is_down_passes_are_refused_in_time_and_then_granted(
     pooled: Ledger, postgres: Postgres
 ) -> None:
@@ -104,6 +105,7 @@ async def test_a_restart_between_two_requests_refuses_nothing(pooled: Ledger, po
     assert {outcome for outcome, _ in await reserve_at_once(pooled, 10)} == {None}
 
 
+@pytest.mark.long
 async def test_while_the_server_hangs_passes_are_refused_in_time_and_never_counted(
     pooled: Ledger, postgres: Postgres
 ) -> None:
@@ -172,6 +174,7 @@ def end_sessions(postgres: Postgres, role: str) -> None:
     postgres.run(f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = '{role}'")  # noqa: S608
 
 
+@pytest.mark.long
 async def test_a_server_without_free_connections_refuses_and_recovers(engine: Engine, postgres: Postgres) -> None:
     role = f"few_{os.urandom(4).hex()}"
     postgres.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
@@ -558,6 +561,7 @@ async def test_a_server_that_cannot_be_reached_stops_the_start_and_no_text_shows
     assert "hunter2canary" not in text
 
 
+@pytest.mark.long
 async def test_the_role_that_compose_creates_owns_its_database_and_is_not_a_superuser(
     engine: Engine, postgres: Postgres, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ async def test_a_url_that_cannot_be_read_is_refused_and_unknown_parameters_are_n
     assert SECRET not in note
 
 
+@pytest.mark.long
 async def test_the_note_of_a_running_ledger_says_why_it_gets_no_connection(postgres: Postgres) -> None:
     role = postgres.create_role(f"gone_{os.urandom(4).hex()}")
     async with open_postgres(postgres.fresh(user=role)) as ledger:

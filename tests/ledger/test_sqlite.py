@@ -63,6 +63,7 @@ async def test_a_transaction_that_fails_does_not_fail_the_others_of_its_commit(e
         assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 12
 
 
+@pytest.mark.long
 async def test_the_log_stays_short_during_thousands_of_passes(engine: Engine) -> None:
     async with engine.open() as ledger:
         for _ in range(60):

@@ -1,5 +1,7 @@
 """Conversations that began without a pass: each is counted and logged once."""
 
+import pytest
+
 from tests.conftest import AGENT_ID
 from tests.logs import capture_logs
 from voicepass.settlement import Bypasses
@@ -29,6 +31,7 @@ def test_the_line_names_the_conversation_the_agent_the_reason_and_the_remedy() -
     assert counted == ["not_issued"]
 
 
+@pytest.mark.long
 def test_the_last_ten_thousand_conversations_are_reported_only_once() -> None:
     counted: list[str] = []
     bypasses = Bypasses(agent_ids=[AGENT_ID], count=counted.append)

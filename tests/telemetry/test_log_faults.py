@@ -114,6 +114,7 @@ def fill(pipe: int) -> None:
     os.close(filling)
 
 
+@pytest.mark.long
 def test_passes_are_granted_while_nobody_reads_the_log(tmp_path: Path, elevenlabs: str, make_token: MakeToken) -> None:
     os.mkfifo(tmp_path / "log")
     reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)

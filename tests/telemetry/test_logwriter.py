@@ -83,15 +83,19 @@ def test_nobody_waits_for_a_reader_that_does_not_read_and_what_finds_no_room_is_
     assert lost.told == [dropped]
 
 
+def log_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "log"]
+
+
 def test_a_service_that_ends_inside_another_leaves_the_other_its_thread(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         writer = LogWriter(file.fileno(), on_resumed=Lost())
         with writer.buffered():
-            threads = threading.active_count()
+            threads = log_threads()
             with writer.buffered():
                 writer.write("inner")
             writer.write("outer")
-            after = threading.active_count()
+            after = log_threads()
         writer.write("own")
 
     assert after == threads

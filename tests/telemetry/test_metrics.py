@@ -102,7 +102,7 @@ async def test_attempts_have_bounded_labels() -> None:
         metrics.count_attempt(attempt(user=user))
         metrics.count_attempt(attempt(user=user, alias=f"alias-{number}", agent=None, outcome="agent_not_allowed"))
 
-    counted = {name: count for name, count in samples(await metrics.text()).items() if "attempts_total" in name}
+    counted = {name: count for name, count in samples(await metrics.render()).items() if "attempts_total" in name}
     assert counted == {
         "voicepass_attempts_total agent=default outcome=granted transport=websocket": 100,
         "voicepass_attempts_total agent= outcome=agent_not_allowed transport=websocket": 100,
@@ -112,7 +112,7 @@ async def test_attempts_have_bounded_labels() -> None:
 async def test_the_series_that_alerts_watch_exist_before_the_first_attempt() -> None:
     metrics = metrics_of(Process(), TurnedLedger(), aliases=["", "default"])
 
-    names = set(samples(await metrics.text()))
+    names = set(samples(await metrics.render()))
 
     expected = {
         f"voicepass_attempts_total agent={agent} outcome={outcome} transport={transport}"
@@ -129,12 +129,12 @@ async def test_the_series_that_alerts_watch_exist_before_the_first_attempt() -> 
 async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> None:
     process = Process()
     answer = metrics_of(process, TurnedLedger())
-    before = samples(await answer.text())
+    before = samples(await answer.render())
 
     process.calls_in_flight = 1
     process.breakers["api.elevenlabs.io", "passes"] = True
     process.warm["default"] = 7
-    after = samples(await answer.text())
+    after = samples(await answer.render())
 
     breaker = "voicepass_breaker_open calls=passes host=api.elevenlabs.io"
     calls = ("voicepass_calls_in_flight", "voicepass_calls_under_way", "voicepass_calls_waiting")
@@ -147,15 +147,15 @@ async def test_the_state_is_that_of_the_moment_in_which_it_is_asked_for() -> Non
 async def test_a_ledger_that_does_not_answer_leaves_its_samples_out_and_says_so(is_up: int) -> None:
     ledger, ticks = TurnedLedger(), Ticks()
     answer = metrics_of(Process(), ledger, ticks)
-    before = samples(await answer.text())
+    before = samples(await answer.render())
 
     ticks.now += UPDATE_SECONDS
     ledger.failing, ledger.is_frozen = (None, True) if is_up else (LedgerUnavailable(), False)
     async with asyncio.timeout(LEDGER_SECONDS + 2):
-        down = samples(await answer.text())
+        down = samples(await answer.render())
     ticks.now += UPDATE_SECONDS if is_up else 0  # a ledger that can be written again is asked at once
     ledger.failing, ledger.is_frozen = None, False
-    up = samples(await answer.text())
+    up = samples(await answer.render())
 
     assert set(before) - set(down) == {
         "voicepass_open_conversations",
@@ -172,10 +172,10 @@ async def test_however_many_scrape_the_ledger_is_asked_once_in_five_seconds() ->
     ledger, ticks = TurnedLedger(), Ticks()
     answer = metrics_of(Process(), ledger, ticks)
 
-    await asyncio.gather(*(answer.text() for _ in range(100)))
+    await asyncio.gather(*(answer.render() for _ in range(100)))
     at_first = ledger.asked
     ticks.now += UPDATE_SECONDS
-    await answer.text()
+    await answer.render()
 
     assert (at_first, ledger.asked) == (1, 2)
 

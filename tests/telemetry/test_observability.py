@@ -151,7 +151,7 @@ async def exposed() -> dict[str, tuple[str, set[str]]]:
     metrics.count_bypass("public")
     labels: dict[str, set[str]] = defaultdict(set)
     types = {}
-    for family in text_string_to_metric_families((await metrics.text()).decode()):
+    for family in text_string_to_metric_families((await metrics.render()).decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         if family.name.endswith("_created"):
             continue

@@ -22,7 +22,7 @@ MAX_REQUEST_HEADERS: Final = 20
 WARNING_SECONDS: Final = 3600.0
 """A refused preflight is logged once in this time for each origin."""
 MAX_WARNINGS: Final = 1000
-"""In this time, the log warns of so many origins at most, because anyone can invent origins."""
+"""The most origins that the log warns of in this time. Anyone can invent origins."""
 
 _TOKEN_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # RFC 9110, 5.6.2
 

@@ -62,7 +62,7 @@ ConversationId = Annotated[
 
 @conversation_routes.get("/conversations/{conversation_id}", summary="To whom this conversation was issued")
 async def get_conversation(request: Request, conversation_id: ConversationId) -> IssuedConversation:
-    """Tell an agent's tool or a webhook's receiver, which holds a service token, to whom it was issued."""
+    """Return to whom it was issued. An agent's tool or a webhook's receiver asks this with a service token."""
     state = request.app.state
     issued: IssuedPass = await state.ledger.find_pass(conversation_id)
     limits = state.policy.limits_of(issued.plan)
@@ -98,14 +98,14 @@ async def post_extension(request: Request, body: UserExtension) -> Extended:
 
 @block_routes.get("/extensions", summary="All extensions that have not ended")
 async def get_extensions(request: Request) -> Extensions:
-    """Return the next to end first."""
+    """Return them in the order in which they end."""
     extensions = await request.app.state.ledger.run(list_extensions)
     return Extensions.model_validate({"extensions": [asdict(extension) for extension in extensions]})
 
 
 @block_routes.delete("/extensions", summary="End the extension of one user", status_code=HTTPStatus.NO_CONTENT)
 async def delete_extension(request: Request, body: ExtendedUser) -> None:
-    """End it at once, on every instance. A user without an extension is no error."""
+    """End it at once, on every instance. It is no error if the user has none."""
     await request.app.state.ledger.run(partial(revoke, user_id=body.user_id, token_issuer=body.token_issuer))
     _log.warning("extension.removed", **body.model_dump(), **_describe_sender(request))
 
@@ -176,7 +176,7 @@ class LedgerCheck:
 
 @metrics_routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    return Response(await request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 ADMIN_ROUTES: Final[Sequence[BaseRoute]] = (*block_routes.routes, *metrics_routes.routes)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from voicepass.config.checks import EVERYONE, is_header_value, split_list
 from voicepass.config.environment import SettingsRefusedError
-from voicepass.config.issuers import SECRET_REMEDY, TENANT, IssuerEntry, key_from_text
+from voicepass.config.issuers import SECRET_REMEDY, TENANT, IssuerEntry, build_hmac_key
 from voicepass.config.policyfile import Location, PolicyFile, load_document, parse_policy
 from voicepass.config.settings import Settings
 from voicepass.elevenlabs import Workspace
@@ -220,7 +220,7 @@ def _read_key(name: str, algorithm: str, settings: Settings) -> VerificationKey:
     secret = settings.read_secret(name)
     if not secret:
         raise KeyUnusableError(f"is not set, though the policy file names it: {SECRET_REMEDY}")
-    return key_from_text(secret, algorithm)
+    return build_hmac_key(secret, algorithm)
 
 
 def open_ledger(

@@ -125,10 +125,11 @@ def _check_key(entry: IssuerEntry, hosts: Collection[str]) -> Iterator[Problem]:
             yield "public_key", str(error)
 
 
-def key_from_text(secret: str, algorithm: str) -> keys.VerificationKey:
+def build_hmac_key(secret: str, algorithm: str) -> keys.VerificationKey:
     """Build an HS key from its text; `base64:…` and `base64url:…` are bytes. Raises KeyUnusableError."""
     decoded = decode_secret(secret)
-    if decoded != secret:  # `key_from_secret` refuses a public key in base64
+    if decoded != secret:
+        # This refuses a public key in base64. Spaces make any other text long enough, because only its bytes count.
         keys.key_from_secret(secret.partition(":")[2].ljust(keys.MIN_SECRET_BYTES), algorithm)
     return keys.key_from_secret(decoded, algorithm)
 

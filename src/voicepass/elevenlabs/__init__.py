@@ -44,7 +44,7 @@ _LIVEKIT_URLS: Final = {
 }
 
 LOOKUPS_SHARE: Final = 8
-"""One in so many calls at once may be a lookup. Lookups have their own slots."""
+"""Lookups have their own slots: one for this many slots of passes."""
 LIST_PAGE: Final = 100
 """The largest page of the list of conversations (the SDK's `conversations.list`)."""
 

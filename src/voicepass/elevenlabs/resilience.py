@@ -19,7 +19,7 @@ OUTAGES: Final = 5
 OPEN_SECONDS: Final = 5.0
 
 CALLS_PER_RETRY: Final = 5
-"""One retry is allowed for so many calls, and for the first calls after a start as well."""
+"""This many calls save one retry. A new process begins with MAX_SAVED_RETRIES saved retries."""
 MAX_SAVED_RETRIES: Final = 10
 RETRY_JITTER_SECONDS: Final = 0.1
 
@@ -90,7 +90,7 @@ class Breaker:
         return self._outages >= OUTAGES
 
     def check(self) -> None:
-        """Raise Unavailable if it would refuse a call."""
+        """Raise Unavailable if the breaker refuses calls now."""
         wait_seconds = self._refuses_until - self.clock()
         if self.is_open and wait_seconds > 0:
             raise Unavailable(
@@ -103,11 +103,11 @@ class Breaker:
         """Admit a call, or raise Unavailable. Returns whether the call is a probe."""
         self.check()
         if self.is_open:
-            self._refuses_until = math.inf  # for all calls but this one, until it ends
+            self._refuses_until = math.inf  # No other call may begin until the probe ends.
         return self.is_open
 
     def record(self, *, is_outage: bool, is_probe: bool) -> None:
-        """Record how an admitted call ended: with an outage of the host, or with an answer."""
+        """Count an outage of the host, or an answer. This opens and closes the breaker."""
         if is_outage:
             self._outages += 1
             if is_probe or self._outages == OUTAGES:
@@ -115,7 +115,7 @@ class Breaker:
             if self._outages == OUTAGES:
                 note = "ElevenLabs is out of order: not called for now"
                 _log.error("breaker.opened", host=self.host, calls=self.calls, note=note)
-        elif is_probe or not self.is_open:  # A late answer to an old call does not close it.
+        elif is_probe or not self.is_open:  # A call that began before the outage must not close it.
             if self.is_open:
                 _log.info("breaker.closed", host=self.host, calls=self.calls)
             self._outages = 0
@@ -157,7 +157,7 @@ class Guard:
             task.exception()  # Without this, asyncio reports the exception as lost if the caller is gone.
 
     async def _call_within_deadline(self, attempt: Call[_Answer], ends_at: float) -> _Answer:
-        is_probe = self.breaker.admit()  # It may have opened while this call waited for its slot.
+        is_probe = self.breaker.admit()  # The breaker may have opened while this call waited for its slot.
         is_outage = False
         try:
             async with asyncio.timeout(ends_at - self.breaker.clock()):
@@ -224,7 +224,7 @@ class Pause:
             return
         if isinstance(refusal, KeyRejected):
             if self.is_on:
-                return  # This call was made before the pause began, and reports nothing new.
+                return  # This call began before the pause: its refusal is not a new one.
             seconds = self._seconds = min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         self._until, self._refusal = max(self._until, self._clock() + seconds), refusal
 

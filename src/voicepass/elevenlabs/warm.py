@@ -1,7 +1,8 @@
 """The warm store: fetches single-use signed URLs ahead of demand, and hands out each of them once.
 
-Users need not wait for a URL that it holds. For each agent it holds twice as many URLs as users asked for in the last
-ten seconds. It fetches none while nobody asks. During a short outage it hands out the URLs that it holds.
+A user gets a stored URL without waiting for ElevenLabs. For each agent, the store holds twice as many URLs as users
+asked for in the last ten seconds. It fetches none while nobody asks. During a short outage it hands out those that it
+holds.
 """
 
 import asyncio
@@ -18,16 +19,16 @@ from voicepass.telemetry.logger import Logger
 
 DEMAND_SECONDS: Final = 10.0
 SPARED_SECONDS: Final = 120.0
-"""The store hands out no URL that expires within two minutes. A user needs time to open the conversation."""
+"""The store hands out no URL that expires within this time. A user needs the time to open the conversation."""
 PAUSE_SECONDS: Final = 1.0
-"""After a refusal the store fetches nothing for so long, or for the refusal's Retry-After."""
+"""After a refusal, the store fetches nothing for this time, or for the refusal's Retry-After if that is longer."""
 
 _log = Logger("voicepass.elevenlabs.warm")
 
 
 @dataclass(slots=True)
 class _Shelf:
-    """The URLs of one agent, made with one key: oldest first, each with the monotonic time of its last use."""
+    """The URLs of one agent, made with one key. `held` is oldest first, each with the monotonic time of its end."""
 
     key_position: int
     held: deque[tuple[float, Credential]] = field(default_factory=deque)
@@ -66,7 +67,7 @@ class WarmStore:
             yield None
             return
         shelf.expected += 1
-        held = shelf.held  # It is another one if the key is rejected in the meantime.
+        held = shelf.held  # If the key is rejected in the meantime, the agent gets another shelf.
         try:
             yield oldest[1]
         except (LimitReached, UserBlocked):

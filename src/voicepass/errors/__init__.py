@@ -162,7 +162,7 @@ class LedgerUnavailable(Refusal):
 
 
 class Overloaded(Refusal):
-    """voicepass refuses at once, so that the requests in flight finish in time."""
+    """Too many callers wait already. voicepass refuses at once, so that those finish in time."""
 
 
 class ShuttingDown(Refusal):

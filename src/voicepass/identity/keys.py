@@ -37,7 +37,7 @@ KEY_NAMES = ("kid", "x5t", "x5t#S256")
 
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048  # NIST SP 800-131A
-MAX_RSA_BITS = 8192  # one verification with a longer key takes so long that it helps an attacker
+MAX_RSA_BITS = 8192  # an attacker could use a longer key to slow the service down
 PEM_MARK = "-----BEGIN "
 
 BASE64URL_TO_BASE64 = str.maketrans("-_", "+/")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NoReturn
 
 from voicepass.errors import TokenInvalid
@@ -34,11 +35,17 @@ def parse(unverified_token: str) -> UnverifiedToken:
     if len(segments) != 3:  # noqa: PLR2004 - header, payload, signature
         refuse("not three segments")
     try:
-        header, payload, signature = (base64url_decode(segment) for segment in segments)
+        payload, signature = base64url_decode(segments[1]), base64url_decode(segments[2])
+        header = _parse_header(segments[0])
     except ValueError:
         refuse("not strict base64url")
     signing_input = unverified_token.rpartition(".")[0].encode("ascii")
-    return UnverifiedToken(parse_object(header, "header"), payload, signing_input, signature)
+    return UnverifiedToken(header, payload, signing_input, signature)
+
+
+@lru_cache(maxsize=64)  # most tokens of an issuer have the same header
+def _parse_header(segment: str) -> Mapping[str, object]:
+    return parse_object(base64url_decode(segment), "header")
 
 
 def parse_object(data: bytes, part: str) -> dict[str, object]:

@@ -29,7 +29,7 @@ ANSWER_SECONDS: Final = 2.5
 """The longest that a caller waits for the ledger. A request may take longer."""
 
 REPLY_SECONDS: Final = 0.5
-"""An engine gives up so long before the caller does: then its message still arrives in time."""
+"""An engine gives up this much earlier than the caller does. Its message then arrives in time."""
 
 _prepare_question = lru_cache(maxsize=64)(prepare_question)
 
@@ -69,9 +69,9 @@ class Ledger(ABC):
     ) -> Result:
         """Run a rule in one transaction. When this returns, the transaction survives a power cut.
 
-        A transaction that is not durable survives the end of this process, but a power cut only after a durable one
-        has followed it. Transactions that share the first lock run one after the other. The rule takes the other locks
-        itself (LOCK_SCOPES): all callers share these, so it holds them only for a short time.
+        A transaction that is not durable survives the end of this process. A power cut may undo it until a durable one
+        follows. Transactions with the same first lock run one after the other. The rule itself takes the other locks
+        (LOCK_SCOPES), as late as it can: all callers share them.
 
         Raises LedgerUnavailable after ANSWER_SECONDS. Then, and if the caller is cancelled, the rule is not run, or is
         rolled back, unless its commit is in flight already.
@@ -181,7 +181,7 @@ class Ledger(ABC):
     block = _make_method(records.block)
     unblock = _make_method(records.unblock)
     list_blocks = _make_method(records.list_blocks)
-    # With the lock, each caller reads a later time than the one that wrote the lease it finds.
+    # The lock puts callers in order. Each reads the time after the caller before it has written its lease.
     take_lease = _make_method(records.take_lease, name_lock=lambda name: f"lease {name}")
     end_lease = _make_method(records.end_lease)
     _list_page = _make_method(records.list_page)

@@ -18,7 +18,7 @@ SQL: Final = read_statements("extensions")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """A user (of each issuer, or of one) may use so many more minutes in each day and month until `ends_at`."""
+    """A user (of each issuer, or of one) may use this many more minutes in each day and month until `ends_at`."""
 
     user_id: str
     token_issuer: str = ""

@@ -16,7 +16,7 @@ from voicepass.ledger.rules import release
 from voicepass.model import Scope, hash_user_id
 
 BATCH: Final = 100
-"""A transaction changes so many rows at most, so that nobody waits for it too long."""
+"""A transaction changes this many rows at most. Other callers wait for it."""
 
 SQL: Final = read_statements("forgetting")
 

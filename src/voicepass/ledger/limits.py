@@ -1,7 +1,7 @@
-"""Limits: one statement answers while all of them have room. Only near a limit, voicepass counts each exactly.
+"""Limits: one statement checks them all. Only if one of them is nearly reached, voicepass counts it exactly.
 
-A user's passes are counted row by row. For an agent or for all, the first answer adds up whole slots of time. They hold
-no less than the window. The exact count adds up smaller slots, and counts by row at the edge of the window.
+A user's passes are counted row by row. For an agent or for all, the first statement adds up whole slots of time, which
+together are a little longer than the window. The exact count uses shorter slots, and rows at the edge of the window.
 """
 
 import math
@@ -111,7 +111,7 @@ def _find_exact_room(now: float, limits: Sequence[Limit], whose: Row, seconds: i
         of_passes = [answer for answer in reached if answer.limit.counted in {Counted.PASSES, Counted.REQUESTS}]
         refusals: list[LimitReached] = []
         for answer in of_passes or reached:
-            refusals.append((yield from _refuse(now, answer, whose)))  # noqa: PERF401
+            refusals.append((yield from _build_refusal(now, answer, whose)))  # noqa: PERF401
         raise max(refusals, key=lambda refusal: refusal.resets_at)
     return min([seconds, *(answer.left for answer in answers if answer.limit.counted is Counted.SECONDS)])
 
@@ -147,11 +147,12 @@ def count(now: float, limit: Limit, whose: Row) -> Dialogue[Usage]:
     parameters = {**_parameters(now, whose), "key": name_scope(limit.scope, whose)}
     if limit.counted is Counted.CONVERSATIONS:
         (row,) = yield SQL["exactly_open_of_user" if limit.scope is Scope.USER else "exactly_open"], parameters
-        return Usage(limit=limit, used=int(row["used"]), resets_at=row["oldest"])
+        return Usage(limit=limit, used=int(row["used"]), resets_at=row["next_lapse_at"])
     pieces = _list_pieces(now, limit)
     row = yield from _add_up(limit, pieces, parameters, limit.most)
     used, since, most = int(row["used"]), row["oldest"], limit.most
-    while row["reached"] is not None:  # where, counted from now back, the limit is reached
+    # Since which instant is the limit full? Find its slot, then the shorter slot within that one, and at last its row.
+    while row["reached"] is not None:
         since = row["reached"]
         length = next(length for length, begin, end in pieces if begin <= since < end)
         if length == _BY_ROW:
@@ -198,7 +199,7 @@ def _add_up(limit: Limit, pieces: Sequence[_Piece], whose: Row, most: int) -> Di
     return row
 
 
-def _refuse(now: float, answer: Usage, whose: Row) -> Dialogue[LimitReached]:
+def _build_refusal(now: float, answer: Usage, whose: Row) -> Dialogue[LimitReached]:
     limit = answer.limit
     resets_at = answer.resets_at or now + limit.window_seconds
     if limit.counted is Counted.CONVERSATIONS:

@@ -1,4 +1,4 @@
--- The statements of limits.py, and pieces of them. A line `-- name:` names the one that follows it.
+-- The statements of limits.py, and parts of them. A line `-- name:` names the statement or part that follows it.
 
 -- name: has_lapsed
 EXISTS (SELECT 1 FROM passes WHERE granted_at IS NULL AND reserved_at <= :lapsed) AS has_lapsed
@@ -36,7 +36,8 @@ SELECT reserved_at AS place, {amount} AS amount FROM {table}
 WHERE {scope} AND reserved_at >= :begin_{n} AND reserved_at < :end_{n}
 
 -- name: add_up
--- `reached`: the newest place from which on there are `most` or more. `newer`: what is after it.
+-- `place`: the time of a row, or the begin of a slot. `reached`: the newest place since which there are `most` or
+-- more. `newer`: the amount after that place.
 SELECT coalesce(sum(amount), 0) AS used, min(place) AS oldest,
        max(CASE WHEN so_far >= :most THEN place END) AS reached,
        coalesce(max(CASE WHEN so_far < :most THEN so_far END), 0) AS newer
@@ -44,12 +45,12 @@ FROM (SELECT place, amount, sum(amount) OVER (ORDER BY place DESC) AS so_far
       FROM ({pieces}) AS pieces WHERE amount > 0) AS added
 
 -- name: exactly_open_of_user
-SELECT count(*) AS used, min(lapses_at) AS oldest FROM passes
+SELECT count(*) AS used, min(lapses_at) AS next_lapse_at FROM passes
 WHERE token_issuer = :token_issuer AND user_id = :user_id AND reserved_at > :open_since
 AND {is_open}
 
 -- name: exactly_open
-SELECT coalesce(sum(open), 0) AS used, min(CASE WHEN open > 0 THEN slot END) * 60.0 AS oldest FROM sums
+SELECT coalesce(sum(open), 0) AS used, min(CASE WHEN open > 0 THEN slot END) * 60.0 AS next_lapse_at FROM sums
 WHERE scope = :key AND length = 60 AND slot > :minute
 
 -- name: free_at

@@ -13,15 +13,15 @@ from voicepass.ledger.sums import OPEN_SECONDS, change_sums, is_open
 from voicepass.model import IssuedPass, Limit, LookupTurn, Reservation, Turn
 
 PAUSE_SECONDS: Final = 2.0
-"""After a lookup that freed nothing, nobody starts another for so long."""
+"""After a lookup that freed nothing, nobody starts another for this time."""
 UNOPENED_SECONDS: Final = 5.0
-"""ElevenLabs' answer that nobody has opened a pass is valid for so long: one lookup and the pause after it."""
+"""How long ElevenLabs' answer that nobody has opened a pass is valid: for one lookup and the pause after it."""
 LIST_LAG_SECONDS: Final = 15.0
 """ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
 """Each reading begins this long before the end of the last one, because ElevenLabs may write a record late."""
 FAILED_SECONDS: Final = 60.0
-"""A request that failed counts for so long: the window of `passes_per_minute`."""
+"""How long a request that failed counts: the window of `passes_per_minute`."""
 LOOKUP_SECONDS: Final = 10.0
 """The longest that a lookup may take: a third of the longest deadline."""
 AHEAD_SECONDS: Final = 3.0

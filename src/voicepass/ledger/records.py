@@ -12,7 +12,7 @@ from voicepass.ledger.sums import change_sums, delete_old_sums
 from voicepass.model import Block, IssuedPass, Standing, Transport, hash_user_id
 
 ORPHAN_SECONDS: Final = 24 * 3600
-"""A settlement without its pass is kept for so long. It arrived at the same instant as its pass, or has none here."""
+"""A settlement without a pass is kept for this time: its pass may arrive at the same instant."""
 
 SQL: Final = read_statements("records")
 
@@ -77,7 +77,7 @@ def list_blocks(_now: float) -> Dialogue[list[Block]]:
 
 
 def take_lease(now: float, name: str, /, seconds: float) -> Dialogue[bool]:
-    """Take a lease for so many seconds. Returns whether no other instance holds it.
+    """Take a lease for this many seconds. Returns whether no other instance holds it.
 
     A lease that ends too late does not count: a clock was ahead.
     """

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 MAX_BATCH: Final = 64
 COMMITS_PER_COPY: Final = 32
-"""After so many commits, another thread copies the log into the file. Nobody waits for it."""
+"""After this many commits, another thread copies the log into the file. Nobody waits for it."""
 MAX_LOG_PAGES: Final = 4000
 """If the log is longer, the writer copies the rest itself: then SQLite writes it from its start again."""
 

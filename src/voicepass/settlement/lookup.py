@@ -18,10 +18,10 @@ from voicepass.telemetry.logger import Logger
 DEADLINE_SHARE: Final = 1 / 3
 """The share of a request's deadline in which a lookup asks ElevenLabs."""
 REISSUE_SECONDS: Final = 30.0
-"""A pass is returned again only if it is valid for so long. A user needs that time to open the conversation."""
+"""A pass is returned again only if it is valid for this time. A user needs the time to open the conversation."""
 WARNING_SECONDS: Final = 3600.0
 REJECTED_SECONDS: Final = 60.0
-"""After a host has rejected the key, no lookup asks it for so long."""
+"""After a host has rejected the key, no lookup asks it for this time."""
 _POLL_SECONDS: Final = 0.1
 
 _log = Logger("voicepass.settlement")

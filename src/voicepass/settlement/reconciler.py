@@ -22,11 +22,11 @@ exactly on time. A reading costs one call for 100 conversations that began since
 MIN_RECENT_SECONDS: Final = 20 * 60.0
 RECENT_SPARE_SECONDS: Final = 60.0
 CALLS_PER_ROUND: Final = 20
-"""A round asks for so many single conversations at most."""
+"""A round asks for this many single conversations at most."""
 UNACCOUNTED_SECONDS: Final = 24 * 3600
 """If a day of answers has not settled a pass, its reserved time counts as used, and voicepass stops asking."""
 MIN_LEASE_SECONDS: Final = 120.0
-"""A round may take so long, even if rounds follow one another faster."""
+"""A round may take this time, even if rounds follow one another faster."""
 
 MAX_ROWS: Final = 200
 """voicepass asks the ledger about this many rows at once. ElevenLabs sends 100 on a page."""

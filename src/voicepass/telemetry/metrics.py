@@ -147,7 +147,7 @@ class Metrics:
         self._series("log_lines_dropped").inc(lines_dropped - self._lines_counted)
         self._lines_counted = lines_dropped
 
-    async def text(self) -> bytes:
+    async def render(self) -> bytes:
         """Return the metrics of all workers, as Prometheus reads them."""
         await self.update()
         await self._ledger.update()
