@@ -1,4 +1,4 @@
-"""The secrets of the suite, each recognisable, and a log that remembers all that was written while they were in use."""
+"""The secrets of the suite, which a search can recognise, and a log handler that keeps every line for that search."""
 
 import io
 import logging
@@ -10,26 +10,26 @@ JWT_SECRET = "canary-jwt-secret-4f9a1c7e2b8d5036e1f0a9b8c7d6e5f4"
 SIGNATURE = "cvtkn_canary01k0abcdefghjkmnpqrstvwx"
 
 FORBIDDEN = (API_KEY, JWT_SECRET, SIGNATURE, "cvtkn_", "conversation_signature=c", "eyJhbGciOi", "xi-api-key")
-"""What nothing written may hold; the last ones are how every signature, signed URL and token begins."""
+"""No log line may contain these. Every signature, signed URL and token begins with one of the last four."""
 
 
 def secrets_in(text: str) -> list[str]:
-    """Name what is in `text` and must not be."""
+    """List the forbidden texts that `text` contains."""
     lowered = text.lower()
     return [secret for secret in FORBIDDEN if secret.lower() in lowered]
 
 
 class _Formatter(logging.Formatter):
-    """Shows our events as they were before anything was redacted."""
+    """Formats our events without redaction."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is of `logging`
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - `logging` calls it by this name
         event = record.msg
         message = f"{event.name} {dict(event.fields)!r}" if isinstance(event, Event) else record.message
         return f"{record.name} {record.levelname} {message}"
 
 
 class CanaryLog:
-    """Keeps all that is logged, as it was before the last line of defence took anything out of it."""
+    """Keeps every log line as it was before voicepass redacted it."""
 
     def __init__(self) -> None:
         self._lines = io.StringIO()
@@ -41,12 +41,12 @@ class CanaryLog:
         return self._lines.getvalue()
 
     def leaking(self) -> list[str]:
-        """Every line so far that holds what it must not, cut short."""
+        """List the lines so far that contain a secret, each cut to 400 characters."""
         text = self.text()
         return [line[:400] for line in text.splitlines() if secrets_in(line)] if secrets_in(text) else []
 
     def forget(self, since: int) -> None:
-        """Drop what was logged from this character on."""
+        """Delete what was logged from the character number `since` on."""
         self._lines.truncate(since)
         self._lines.seek(since)
 

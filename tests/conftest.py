@@ -1,4 +1,4 @@
-"""What every test may use: a service with known secrets, tokens for its users, and a clock that nobody waits for."""
+"""What every test may use: a service with known secrets, tokens for its users, and a clock that tests set."""
 
 import gc
 import logging
@@ -43,7 +43,7 @@ MakeToken = Callable[..., str]
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByNeed | None:
     if config.getoption("dist") != "loadfile" or config.option.markexpr != "not long":
-        return None  # the long trials of one need would keep one worker busy when the others have ended
+        return None  # one worker would run all long tests of one need, after the other workers have ended
     config.option.loadscopereorder = False  # `put_long_work_first` has done it
     return ByNeed(config, log)
 
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Let the garbage collector skip the tests and all that they import: else it visits them again and again."""
+    """Let the garbage collector skip the tests and what they import, because it would scan them in each collection."""
     gc.disable()
     try:
         return (yield)
@@ -70,7 +70,7 @@ _freeze, _unfreeze = gc.freeze, gc.unfreeze
 
 @pytest.fixture(scope="session", autouse=True)
 def keep_frozen() -> Iterator[None]:
-    """Let no service in this process unfreeze what the suite consists of: each one does when it ends."""
+    """Keep the suite's own objects frozen: each service in this process would unfreeze them when it ends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "freeze", lambda: None)
         patch.setattr(gc, "unfreeze", lambda: None)
@@ -79,7 +79,7 @@ def keep_frozen() -> Iterator[None]:
 
 @pytest.fixture
 def nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests of what a service freezes."""
+    """Unfreeze all objects, so that a test can count what a service freezes."""
     monkeypatch.setattr(gc, "freeze", _freeze)
     monkeypatch.setattr(gc, "unfreeze", _unfreeze)
     _unfreeze()
@@ -94,7 +94,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def every_level_is_logged() -> Iterator[None]:
-    """Let no level that another test has set hide the lines of this one."""
+    """Log every level, although another test may have set a higher one."""
     logger = logging.getLogger("voicepass")
     logger.setLevel(logging.DEBUG)
     yield
@@ -103,7 +103,7 @@ def every_level_is_logged() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def canary_log() -> Iterator[CanaryLog]:
-    """Everything that is logged during the suite, at DEBUG. Whatever ran, its end fails where a secret is in it."""
+    """Everything that the suite logs, at DEBUG. The last test fails if a secret is in it."""
     log = CanaryLog()
     yield log
     log.close()
@@ -135,14 +135,14 @@ minutes_per_month = "off"
 
 @cache
 def policy_file(text: str) -> str:
-    """The path of a policy file with this text."""
+    """Write a policy file with this text and return its path."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
         file.write(text)
     return file.name
 
 
 def settings_with(**overrides: object) -> Settings:
-    """Settings of a working service, whatever the environment says; without limits, for most tests are one user."""
+    """Make the settings of a working service. They have no limits, because most tests use a single user."""
     values: dict[str, Any] = {
         "elevenlabs_api_key": SecretStr(API_KEY),
         "elevenlabs_agent_id": AGENT_ID,
@@ -158,7 +158,7 @@ def settings_with(**overrides: object) -> Settings:
 
 @pytest.fixture
 def make_token() -> MakeToken:
-    """Makes a good token; keyword arguments change its claims, and None takes one out."""
+    """Makes a valid token; keyword arguments change its claims, and None removes one."""
 
     def make(**claims: object) -> str:
         good: dict[str, object] = {
@@ -180,7 +180,7 @@ def bearer(make_token: MakeToken) -> dict[str, str]:
 
 
 class _OnOurTransport(AbstractRequestMocker):
-    """Lets respx answer what goes out by our transport, as it does for httpx's own."""
+    """Lets respx answer the requests of our transport, as it answers those of httpx's own."""
 
     name = "voicepass"
     targets: ClassVar[list[str]] = ["voicepass.outbound.AiohttpTransport"]
@@ -203,7 +203,7 @@ class _OnOurTransport(AbstractRequestMocker):
 
 @pytest.fixture
 def upstream() -> Iterator[respx.MockRouter]:
-    """ElevenLabs' HTTP edge: the route named `signed_url` answers with a good URL until a test says otherwise."""
+    """ElevenLabs' HTTP edge: the route named `signed_url` answers with a good URL unless a test changes it."""
     with respx.mock(base_url=UPSTREAM, assert_all_called=False, using="voicepass") as router:
         router.get(SIGNED_URL_PATH, name="signed_url").respond(json={"signed_url": signed_url()})
         yield router
@@ -233,7 +233,7 @@ async def serving(**settings: object) -> AsyncIterator[ServiceClient]:
 
 @asynccontextmanager
 async def serving_app(app: FastAPI, *, peer: str = "127.0.0.1") -> AsyncIterator[ServiceClient]:
-    """The same for an app that the test made itself. Requests come from the address `peer`."""
+    """Do the same with an app that the test made itself. Requests come from the address `peer`."""
     async with app.router.lifespan_context(app), ServiceClient(app, peer=peer) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""An upstream that fails in every way we know of, over real sockets, and what voicepass owes its caller for each."""
+"""An upstream that fails in every way we know of, over real sockets, and the answer that voicepass gives for each."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ BUSY = (503, "elevenlabs_busy")
 
 
 class Fault(NamedTuple):
-    """Where it happens, and what is answered then; `retry_after`: where the wait is the upstream's to say."""
+    """An upstream that fails, and voicepass's answer. `retry_after` is set if the upstream determines the wait."""
 
     place: Place
     answer: tuple[int, str]
@@ -46,20 +46,20 @@ class Fault(NamedTuple):
 
 
 def http(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """A whole answer."""
+    """Build a complete answer."""
     lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def good(base_url: str) -> bytes:
-    """The answer that holds a signed URL, of another conversation each time."""
+    """Build an answer with a signed URL, for a new conversation each time."""
     conversation_id = f"conv_{uuid.uuid4().hex}"
     url = signed_url(scheme="ws", host=base_url.removeprefix("http://"), conversation_id=conversation_id)
     return http(200, json.dumps({"signed_url": url}).encode())
 
 
 async def asked(reader: asyncio.StreamReader) -> bytes:
-    """The head of the next request; b"" where the peer has gone."""
+    """Read the head of the next request; return b"" if the peer has closed the connection."""
     try:
         return await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -67,7 +67,7 @@ async def asked(reader: asyncio.StreamReader) -> bytes:
 
 
 def saying(answer: bytes) -> Place:
-    """Say these bytes to the first request and close, as announced: else others would be asked on this connection."""
+    """Send these bytes to the first request and close. The answer announces that, or the client would reuse it."""
     status, line_end, rest = answer.partition(b"\r\n")
     if status.startswith(b"HTTP/1.1"):
         answer = status + line_end + b"connection: close\r\n" + rest
@@ -80,8 +80,8 @@ def saying(answer: bytes) -> Place:
     return lambda: listening(behave)
 
 
-def trickling(begin: bytes, drop: bytes) -> Place:
-    """Begin an answer and never end it, with a drop every 20 ms, so that no wait between two bytes is long."""
+def trickle(begin: bytes, drop: bytes) -> Place:
+    """Begin an answer and never end it: send `drop` every 20 ms, so that no timeout between two bytes applies."""
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asked(reader)
@@ -94,8 +94,8 @@ def trickling(begin: bytes, drop: bytes) -> Place:
     return lambda: listening(behave)
 
 
-def silent() -> AbstractAsyncContextManager[str]:
-    """Accept, read, and say nothing."""
+def never_answer() -> AbstractAsyncContextManager[str]:
+    """Accept and read, but never answer."""
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del writer
@@ -104,7 +104,7 @@ def silent() -> AbstractAsyncContextManager[str]:
     return listening(behave)
 
 
-def resetting() -> AbstractAsyncContextManager[str]:
+def reset_connection() -> AbstractAsyncContextManager[str]:
     """Answer a request with a RST."""
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,14 +116,14 @@ def resetting() -> AbstractAsyncContextManager[str]:
 
 
 @asynccontextmanager
-async def address(base_url: str) -> AsyncIterator[str]:
-    """A place where nobody has to listen."""
+async def yield_url(base_url: str) -> AsyncIterator[str]:
+    """Yield this URL; whether a server listens there does not matter."""
     yield base_url
 
 
 @asynccontextmanager
-async def blackhole() -> AsyncIterator[str]:
-    """A port whose queue of connections is full: as behind a firewall that drops, a connection is never made."""
+async def open_full_port() -> AsyncIterator[str]:
+    """Yield the URL of a port whose backlog is full. Connecting never succeeds, as behind a firewall that drops."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -138,7 +138,7 @@ async def blackhole() -> AsyncIterator[str]:
 
 @cache
 def self_signed() -> bytes:
-    """A certificate for 127.0.0.1 that nobody vouches for, and its key (PEM)."""
+    """Make a certificate for 127.0.0.1 that no authority has signed, and its key (PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -158,7 +158,7 @@ def self_signed() -> bytes:
 
 
 def tls() -> ssl.SSLContext:
-    """Serve with that certificate."""
+    """Make a server's TLS context with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:
         file.write(self_signed())
@@ -167,31 +167,31 @@ def tls() -> ssl.SSLContext:
     return context
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer_in_plain_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read(1)
     writer.write(http(200, b"{}"))
     await writer.drain()
 
 
 @asynccontextmanager
-async def plain_where_tls_is_due() -> AsyncIterator[str]:
-    """A server that speaks no TLS."""
-    async with listening(_talk) as base_url:
+async def serve_without_tls() -> AsyncIterator[str]:
+    """Yield an https: URL whose server speaks no TLS."""
+    async with listening(_answer_in_plain_http) as base_url:
         yield base_url.replace("http:", "https:")
 
 
 def legacy(code: str) -> bytes:
-    """An error in the older envelope."""
+    """Build an error in the older envelope."""
     return json.dumps({"detail": {"status": code, "message": "vendor words"}}).encode()
 
 
 def current(code: str) -> bytes:
-    """An error in the newer one."""
+    """Build an error in the newer envelope."""
     return json.dumps({"detail": {"type": "t", "code": code, "message": "vendor words", "status": code}}).encode()
 
 
-def in_half_a_minute() -> str:
-    """An HTTP date."""
+def format_date_in_30_seconds() -> str:
+    """Format the time 30 seconds from now as an HTTP date."""
     later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=30)
     return format_datetime(later, usegmt=True)
 
@@ -201,17 +201,17 @@ def _url(url: object) -> Place:
 
 
 FAULTS: dict[str, Fault] = {
-    "refused": Fault(lambda: address(f"http://127.0.0.1:{free_port()}"), UNAVAILABLE),
-    "blackholed": Fault(blackhole, TIMEOUT),
-    "no such name": Fault(lambda: address("https://voicepass.invalid"), UNAVAILABLE),
-    "certificate not trusted": Fault(lambda: listening(_talk, tls=tls()), UNAVAILABLE),
-    "no TLS": Fault(plain_where_tls_is_due, UNAVAILABLE),
-    "silent": Fault(silent, TIMEOUT),
+    "refused": Fault(lambda: yield_url(f"http://127.0.0.1:{free_port()}"), UNAVAILABLE),
+    "blackholed": Fault(open_full_port, TIMEOUT),
+    "no such name": Fault(lambda: yield_url("https://voicepass.invalid"), UNAVAILABLE),
+    "certificate not trusted": Fault(lambda: listening(_answer_in_plain_http, tls=tls()), UNAVAILABLE),
+    "no TLS": Fault(serve_without_tls, UNAVAILABLE),
+    "silent": Fault(never_answer, TIMEOUT),
     "closed before the answer": Fault(saying(b""), UNAVAILABLE),
     "closed within the headers": Fault(saying(b"HTTP/1.1 200 OK\r\ncontent-le"), UNAVAILABLE),
-    "reset": Fault(resetting, UNAVAILABLE),
-    "headers trickle": Fault(trickling(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"), TIMEOUT),
-    "body trickles": Fault(trickling(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b" "), TIMEOUT),
+    "reset": Fault(reset_connection, UNAVAILABLE),
+    "headers trickle": Fault(trickle(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"), TIMEOUT),
+    "body trickles": Fault(trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b" "), TIMEOUT),
     "body truncated": Fault(saying(http(200, b"{}").replace(b": 2", b": 99")), UNAVAILABLE),
     "bad chunk": Fault(saying(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}"), BAD_ANSWER),
     "not HTTP": Fault(saying(b"SSH-2.0-OpenSSH_9.6\r\n"), BAD_ANSWER),
@@ -241,7 +241,7 @@ FAULTS: dict[str, Fault] = {
             ("absent", None, range(5, 6)),
             ("1", "1", range(1, 2)),
             ("3600", "3600", range(60, 61)),
-            ("a date", in_half_a_minute(), range(1, 31)),
+            ("a date", format_date_in_30_seconds(), range(1, 31)),
             ("garbage", "soon, or -3", range(5, 6)),
         )
     },

@@ -1,4 +1,4 @@
-"""What voicepass logs, as a test reads it."""
+"""Collects what voicepass logs, so that a test can read it."""
 
 import logging
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def capture_logs() -> Iterator[list[dict[str, Any]]]:
-    """Collect the events of voicepass in the block, each with its level and its fields."""
+    """Collect the events that voicepass logs in the block, each with its level and fields."""
     collector, logger = _Collector(), logging.getLogger("voicepass")
     logger.addHandler(collector)
     try:

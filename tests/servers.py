@@ -1,4 +1,4 @@
-"""Real servers for tests: an app in a thread, raw bytes in the running loop, a command in a process of its own."""
+"""Real servers for tests: an app in a thread, raw bytes in the running event loop, or a command in its own process."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""For clients that speak plain HTTP: to read the machine's certificates takes longer than most tests."""
+"""For clients of plain HTTP, because reading the machine's certificates takes longer than most tests."""
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens, so that nobody sleeps to wait for it."""
+    """Sets `listening` when it listens, so that no test has to poll."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -39,9 +39,9 @@ def running(
 ) -> Iterator[str]:
     """Serve `make_app(base_url)` until the block ends; yields the base URL, such as `http://127.0.0.1:49152`.
 
-    The port is bound before the app is made, because some apps must know their own address. `more_sockets` are bound
-    ones on which the same app is served. The app's own log handler is removed: it would write between two tests, where
-    pytest captures nothing.
+    The port is bound before the app is made, because some apps need their own address. The same app also serves on
+    `more_sockets`, which must be bound. The app's own log handler is removed, because it would
+    write between two tests, where pytest captures nothing.
     """
     root = logging.getLogger()
     handlers = root.handlers[:]
@@ -74,23 +74,23 @@ async def listening(
     *,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
-    """Serve raw bytes on loopback in the running loop; yields the base URL. For peers that break HTTP's rules."""
+    """Serve raw bytes on loopback in the running loop; yields the base URL. `behave` may break the rules of HTTP."""
     connections: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await behave(reader, writer)
         except ConnectionError:
-            pass  # the client had enough
+            pass  # the client closed first
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def start_handling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.add(asyncio.create_task(handle(reader, writer)))
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(start_handling, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -149,7 +149,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextlib.contextmanager
 def behind_a_cable(make_app: Callable[[str], ASGIApp]) -> Iterator[Cable]:
-    """Serve `make_app(base_url)` at the far end of a cable; the base URL is that of its near end."""
+    """Serve `make_app(base_url)` behind a cable. The base URL is the cable's own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -172,7 +172,7 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """Find a port on which no process listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -187,9 +187,9 @@ def started(
     within_seconds: float = 30,
     until: str = "Uvicorn running on",
 ) -> Iterator[list[str]]:
-    """Run a command that serves, from when it listens until the block ends; it must end without an error on SIGTERM.
+    """Run a command that serves, until the block ends. It must end without an error on SIGTERM.
 
-    It listens once it has written a line with `until`. Yields the lines it has written so far, a list that grows.
+    The block begins when the command has written a line that contains `until`. Yields the growing list of its lines.
     """
     process = subprocess.Popen(
         command,
@@ -200,28 +200,28 @@ def started(
         text=True,
         start_new_session=True,
     )
-    too_late = threading.Timer(within_seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
-    too_late.start()
+    deadline = threading.Timer(within_seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
+    deadline.start()
     output: list[str] = []
     stdout = process.stdout
     assert stdout is not None
     try:
         for line in stdout:
             output.append(line)
-            if until in _COLOR.sub("", line):  # where CI is set, programs write colors into a pipe
+            if until in _COLOR.sub("", line):  # if CI is set, programs write colors into a pipe
                 break
         else:
             raise AssertionError(f"{command} did not start:\n{''.join(output)}")
-        too_late.cancel()
+        deadline.cancel()
         reader = threading.Thread(target=output.extend, args=(stdout,), daemon=True)
         reader.start()
         try:
             yield output
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            reader.join(timeout=20)  # it ends when the last of the group has closed its output
+            reader.join(timeout=20)  # the thread ends when the last process of the group has closed its output
     finally:
-        too_late.cancel()
+        deadline.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         code = process.wait(timeout=20)

@@ -1,4 +1,4 @@
-"""A test of many rows."""
+"""A decorator that runs one test for many rows."""
 
 import functools
 import inspect
@@ -15,9 +15,9 @@ Arguments = dict[str, Any]
 def table(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:
     """Run a test for every row, as `pytest.mark.parametrize` does, but as one test.
 
-    Each of pytest's workers needs longer to collect and to set up a test than most rows take. The fixtures are made
-    once, except that each row gets a `monkeypatch` of its own. Every row runs; the failure names those that failed.
-    An iterator of rows is read when the test runs.
+    Collecting and setting up a test takes each worker longer than most rows take. All rows share the fixtures, but each
+    row gets its own `monkeypatch`. Every row runs; the failure names the rows that failed. An iterator of rows is read
+    when the test runs.
     """
 
     def decorate(test: Test) -> Test:
@@ -53,7 +53,7 @@ def table(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test],
 
 
 class _Outcomes:
-    """How many rows ran, and how some of them failed."""
+    """The number of rows that ran, and the failures among them."""
 
     def __init__(self) -> None:
         self.rows = 0

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from elevenlabs_emulator import EmulatedAgent, Emulator
 from tests.conftest import UNLIMITED, ServiceClient, policy_file, serving
 from tests.elevenlabs_emulator.conftest import serve, stage  # noqa: F401 - fixtures
-from tests.elevenlabs_emulator.wire import KEY, Serve, Service, talking
+from tests.elevenlabs_emulator.wire import KEY, Serve, Service, open_conversation
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +56,8 @@ async def ask(api: ServiceClient, bearer: dict[str, str], alias: str) -> tuple[i
 
 
 def greet(url: str) -> str:
-    with talking(url) as talk:
-        return talk.says()
+    with open_conversation(url) as talk:
+        return talk.read_answer()
 
 
 @pytest.mark.parametrize("warm_passes", [0, 4])

@@ -1,4 +1,4 @@
-"""What `deploy/` holds fits the service: its settings start it, its probes are answered, and there is time to end."""
+"""The files in `deploy/` fit the service: their settings start it, it answers their probes and has time to drain."""
 
 import re
 import shutil
@@ -28,21 +28,21 @@ SECRETS = {
 }
 
 
-def kubernetes() -> dict[str, Any]:
-    """The manifests by their kind."""
+def read_manifests() -> dict[str, Any]:
+    """Read the manifests; the key of each is its kind."""
     documents = [yaml.safe_load(path.read_text()) for path in (DEPLOY / "kubernetes").glob("*.yaml")]
     return {document["kind"]: document for document in documents}
 
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-MANIFESTS = kubernetes()
+MANIFESTS = read_manifests()
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 PROBES = [CONTAINER[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
 
 
-def compose_settings() -> dict[str, str]:
-    """What the container gets: the env file as docs/deployment.md writes it, and above it `environment`."""
+def read_compose_settings() -> dict[str, str]:
+    """Read the container's settings: the env file of docs/deployment.md, and `environment`, which has priority."""
     page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
     (env_file,) = re.findall(r"cat > deploy/(\S+) <<'END'\n(.*?)END\n", page, re.DOTALL)
     assert COMPOSE["voicepass"]["env_file"] == env_file[0]
@@ -51,13 +51,13 @@ def compose_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in env_file[1].replace("…", "1").splitlines()) | given
 
 
-def kubernetes_settings() -> dict[str, str]:
+def read_kubernetes_settings() -> dict[str, str]:
     text = (DEPLOY / "kubernetes" / "settings.env").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines) | {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
 
 
-GIVEN = {"compose": compose_settings(), "kubernetes": kubernetes_settings()}
+GIVEN = {"compose": read_compose_settings(), "kubernetes": read_kubernetes_settings()}
 GRACE_SECONDS = {
     "compose": float(COMPOSE["voicepass"]["stop_grace_period"].removesuffix("s")),
     "kubernetes": float(POD["terminationGracePeriodSeconds"]),
@@ -65,9 +65,7 @@ GRACE_SECONDS = {
 
 
 @pytest.mark.parametrize("where", GIVEN)
-def test_the_settings_that_are_given_start_the_service(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
-) -> None:
+def test_the_settings_in_deploy_start_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str) -> None:
     monkeypatch.chdir(tmp_path)
     for name, value in GIVEN[where].items():
         path = tmp_path / Path(value).name
@@ -83,7 +81,7 @@ def test_the_settings_that_are_given_start_the_service(
 
 
 @pytest.mark.parametrize(("path", "most"), [("compose.yaml", 3), ("kubernetes/deployment.yaml", 5)])
-def test_the_settings_that_wait_as_comments_are_the_services(path: str, most: int) -> None:
+def test_the_settings_that_are_commented_out_exist(path: str, most: int) -> None:
     waiting = set(re.findall(r"^ *# (?:- \{ name: )?([A-Z_]+)[:,]", (DEPLOY / path).read_text(), re.MULTILINE))
 
     assert len(waiting) == most
@@ -92,17 +90,17 @@ def test_the_settings_that_wait_as_comments_are_the_services(path: str, most: in
 
 
 @pytest.mark.parametrize("where", GIVEN)
-def test_there_is_time_to_drain_and_to_answer_before_it_is_killed(where: str) -> None:
+def test_the_grace_period_is_long_enough_to_drain_and_to_answer(where: str) -> None:
     drain_seconds = float(GIVEN[where]["VOICEPASS_DRAIN_SECONDS"])
 
     assert drain_seconds + longest_answer_seconds(settings_with()) + 2 < GRACE_SECONDS[where]
 
 
-def test_the_drain_outlasts_the_readiness_probes_of_a_balancer() -> None:
+def test_the_drain_lasts_until_the_readiness_probe_has_failed() -> None:
     readiness = CONTAINER["readinessProbe"]
 
-    heard_after = (readiness["periodSeconds"] + readiness["timeoutSeconds"]) * readiness["failureThreshold"]
-    assert float(GIVEN["kubernetes"]["VOICEPASS_DRAIN_SECONDS"]) >= heard_after
+    noticed_after = (readiness["periodSeconds"] + readiness["timeoutSeconds"]) * readiness["failureThreshold"]
+    assert float(GIVEN["kubernetes"]["VOICEPASS_DRAIN_SECONDS"]) >= noticed_after
     assert readiness["timeoutSeconds"] > ANSWER_SECONDS
 
 
@@ -113,7 +111,7 @@ async def test_every_probe_is_answered(api: httpx.AsyncClient) -> None:
     assert {path: answer.status_code for path, answer in answers.items()} == {"/healthz": 200, "/readyz": 200}
 
 
-def test_every_port_is_the_images() -> None:
+def test_every_port_is_the_one_that_the_image_uses() -> None:
     (port,) = re.findall(r"PORT=(\d+)", (DEPLOY.parent / "Dockerfile").read_text())
     container_ports = {entry["name"]: str(entry["containerPort"]) for entry in CONTAINER["ports"]}
     arguments = dict(pairwise(CONTAINER["args"]))
@@ -123,15 +121,15 @@ def test_every_port_is_the_images() -> None:
     assert annotations["prometheus.io/port"] == arguments["--admin-port"]
     assert {probe["httpGet"]["port"] for probe in PROBES} == {"http"}
     assert [entry["targetPort"] for entry in MANIFESTS["Service"]["spec"]["ports"]] == ["http"]
-    assert [(inside_of(rule), rule["ports"]) for rule in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]] == [
+    assert [(list_namespaces(rule), rule["ports"]) for rule in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]] == [
         (["ingress-nginx"], [{"port": "http"}]),
         (["monitoring"], [{"port": "admin"}]),
     ]
     assert COMPOSE["voicepass"]["ports"] == [f"127.0.0.1:{port}:{port}"]
 
 
-def inside_of(rule: dict[str, Any]) -> list[str]:
-    """The namespaces that a rule of the network policy lets in."""
+def list_namespaces(rule: dict[str, Any]) -> list[str]:
+    """List the namespaces that a rule of the network policy lets in."""
     return [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in rule["from"]]
 
 
@@ -167,24 +165,24 @@ def test_the_network_policy_opens_no_port_to_everyone_inside_and_none_to_the_met
         assert any(address in network for network in excepted)
 
 
-def test_no_proxy_is_trusted_by_a_whole_private_network() -> None:
+def test_no_whole_private_network_is_trusted_as_a_proxy() -> None:
     networks = [ip_network(text) for text in GIVEN["kubernetes"]["VOICEPASS_TRUSTED_PROXIES"].split(",")]
 
     assert min(network.prefixlen for network in networks) >= 16
 
 
-def test_every_container_is_bounded() -> None:
+def test_every_container_has_limits_of_memory_and_of_processes_or_storage() -> None:
     resources = CONTAINER["resources"]
 
     assert {"memory", "ephemeral-storage"} <= resources["limits"].keys() & resources["requests"].keys()
     assert all({"mem_limit", "pids_limit"} <= service.keys() for service in COMPOSE.values())
 
 
-def test_all_instances_together_fit_into_a_postgresql_with_its_own_defaults() -> None:
+def test_all_instances_together_fit_into_the_default_connections_of_postgresql() -> None:
     surge = MANIFESTS["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
     most = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] + surge
 
-    assert most * MAX_CONNECTIONS <= 100 - 3, "three are kept for its superuser"
+    assert most * MAX_CONNECTIONS <= 100 - 3, "PostgreSQL keeps three connections for its superuser"
 
 
 def test_prometheus_scrapes_the_instances_of_the_proxy_files_and_loads_the_alerts() -> None:
@@ -203,11 +201,11 @@ def test_kustomize_lists_every_manifest() -> None:
 
 
 @pytest.mark.long
-def test_the_manifests_are_valid_by_the_schemas_of_kubernetes() -> None:
+def test_the_manifests_match_the_schemas_of_kubernetes() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="comes with the extra 'dev'")
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("needs kubectl, which carries kustomize")
+        pytest.skip("needs kubectl, which contains kustomize")
     command = [kubectl, "kustomize", str(DEPLOY / "kubernetes")]
     built = subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

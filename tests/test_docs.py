@@ -1,4 +1,4 @@
-"""The documents are true: their commands run, their tables equal the code, the map is complete.
+"""The documents are correct: their commands run, their tables equal the code, and the map is complete.
 
 To write docs/openapi.json and the table of docs/errors.md: `python -m tests.test_docs`.
 """
@@ -39,14 +39,14 @@ SERVICE_TOKEN = "canary-service-token-of-the-docs-5d0c7e21"
 WEBHOOK_SECRET = "canary-webhook-secret-of-the-docs-84af"
 
 
-def commands(kind: str, document: str = "README.md") -> list[str]:
-    """The shell blocks of a document that are marked `<!-- kind -->`, in order."""
+def list_commands(kind: str, document: str = "README.md") -> list[str]:
+    """List the shell blocks of a document that are marked `<!-- kind -->`, in order."""
     return re.findall(rf"<!-- {kind} -->\n```sh\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder that looks like a clone after the first command: the environment in `.venv`, the example beside it."""
+    """A folder that looks like a clone after the first command: it has `.venv` and `.env.example`."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".env.example").write_text((ROOT / ".env.example").read_text())
     return tmp_path
@@ -57,9 +57,9 @@ def bash(command: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
-    copy, curl = commands("run")
-    (serve,) = commands("serve")
+def test_the_commands_of_the_readme_for_production_work_as_printed(checkout: Path) -> None:
+    copy, curl = list_commands("run")
+    (serve,) = list_commands("serve")
     port = free_port()
     emulator = Emulator(agents=[EmulatedAgent(agent_id="agent_1")], api_keys={API_KEY: frozenset({"convai_write"})})
 
@@ -91,7 +91,7 @@ def test_five_minutes_to_production_work_as_printed(checkout: Path) -> None:
 
 
 def test_the_demo_starts_as_printed(checkout: Path) -> None:
-    (demo,) = commands("demo")
+    (demo,) = list_commands("demo")
     port = free_port()
     start_demo = demo.strip().split(" && ")[-1]
 
@@ -103,10 +103,10 @@ def test_the_demo_starts_as_printed(checkout: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> None:
+def test_the_commands_of_the_emulator_page_work_as_printed(checkout: Path) -> None:
     port = free_port()
     emulator, settings, control, repair = (
-        commands(kind, "docs/emulator.md")[0].replace("9000", str(port))
+        list_commands(kind, "docs/emulator.md")[0].replace("9000", str(port))
         for kind in ("emulator", "emulator-settings", "emulator-control", "emulator-repair")
     )
     base_url, key, agent_id = (line.partition("=")[2] for line in settings.split())
@@ -128,8 +128,8 @@ def test_the_emulator_is_run_asked_and_controlled_as_printed(checkout: Path) -> 
 
 @pytest.mark.long
 def test_the_doctor_prints_what_the_documents_show(checkout: Path) -> None:
-    (doctor,) = commands("doctor")
-    (explain,) = commands("doctor", "docs/faq.md")
+    (doctor,) = list_commands("doctor")
+    (explain,) = list_commands("doctor", "docs/faq.md")
     agent = EmulatedAgent(agent_id="agent_demo", first_message="Hi {{username}}!")
 
     with running(lambda _url: create_emulator(Emulator(agents=[agent]))) as elevenlabs:
@@ -146,8 +146,8 @@ def test_the_doctor_prints_what_the_documents_show(checkout: Path) -> None:
     assert "closeCode" in explained.stdout
 
 
-def sections() -> dict[tuple[str, str], str]:
-    """The sections of docs/api.md by method and path."""
+def read_sections() -> dict[tuple[str, str], str]:
+    """Read the sections of docs/api.md, by method and path."""
     found = re.findall(
         r"^## (GET|POST) (\S+)\n(.*?)(?=^## |\Z)", (DOCS / "api.md").read_text(), re.DOTALL | re.MULTILINE
     )
@@ -155,7 +155,7 @@ def sections() -> dict[tuple[str, str], str]:
 
 
 def is_shown(shown: Any, real: Any) -> bool:
-    """Whether a real answer has every member that the documents show."""
+    """Tell whether a real answer has every member that the documents show."""
     if isinstance(shown, dict) and isinstance(real, dict):
         return all(key in real and is_shown(value, real[key]) for key, value in shown.items())
     if isinstance(shown, list) and isinstance(real, list):
@@ -164,8 +164,8 @@ def is_shown(shown: Any, real: Any) -> bool:
 
 
 @pytest.fixture
-def api_address() -> Iterator[str]:
-    """The address of a service with the default limits, in front of an emulator."""
+def api_url() -> Iterator[str]:
+    """The URL of a service with the default limits, in front of an emulator."""
     agent = EmulatedAgent(agent_id="agent_7x")
     permissions = {API_KEY: frozenset({"convai_write", "convai_read"})}
     with running(lambda _url: create_emulator(Emulator(agents=[agent], api_keys=permissions))) as elevenlabs:
@@ -179,16 +179,16 @@ def api_address() -> Iterator[str]:
             yield address
 
 
-def test_every_example_of_the_api_page_gets_the_answer_that_is_shown(
-    api_address: str, make_token: MakeToken, tmp_path: Path
+def test_every_example_of_the_api_page_gets_the_answer_that_the_page_shows(
+    api_url: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     environment = CLEAN | {
-        "VOICEPASS": api_address,
+        "VOICEPASS": api_url,
         "TOKEN": make_token(),
         "SERVICE_TOKEN": SERVICE_TOKEN,
         "SECRET": WEBHOOK_SECRET,
     }
-    for text in sections().values():
+    for text in read_sections().values():
         examples = re.findall(r"<!-- example -->\n```sh\n(.*?)```\n(?:\n```json\n(.*?)```)?", text, re.DOTALL)
         assert examples
         for command, shown in examples:
@@ -209,14 +209,14 @@ def openapi() -> dict[str, Any]:
     return create_app(settings_with()).openapi()
 
 
-def test_the_committed_openapi_document_is_the_apps() -> None:
+def test_the_committed_openapi_document_equals_the_apps() -> None:
     assert json.loads(OPENAPI.read_text()) == openapi(), "run: python -m tests.test_docs"
 
 
 def test_the_api_page_has_every_route_with_its_refusals() -> None:
-    pages = sections()
+    pages = read_sections()
     anywhere = {refusal.code for refusal in list_refusals("any")}
-    # A section shows the first method of its path; a GET that repeats a POST, and the DELETE of blocks, share it.
+    # One section describes all methods of a path, such as a GET that equals the POST, and the DELETE of blocks.
     for path, methods in openapi()["paths"].items():
         method = "post" if "post" in methods else "get"
         answers = methods[method]["responses"].values()
@@ -234,7 +234,7 @@ def test_the_api_page_has_every_route_with_its_refusals() -> None:
 @pytest.mark.alone
 def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
     subprocess.run(bash(f"git clone -q '{ROOT}' '{tmp_path}/clone'"), check=True)
-    (demo,) = commands("demo")
+    (demo,) = list_commands("demo")
     port = free_port()
 
     with started(bash(f"{demo.strip()} --port {port}"), cwd=tmp_path / "clone", environment=CLEAN, within_seconds=60):
@@ -243,14 +243,14 @@ def test_a_fresh_clone_shows_the_demo_within_a_minute(tmp_path: Path) -> None:
     assert "Start conversation" in page.text
 
 
-def anchors(document: Path) -> set[str]:
-    """The names that GitHub gives to the headings of a document."""
+def list_anchors(document: Path) -> set[str]:
+    """List the anchors that GitHub gives to the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "llms.txt"], ids=lambda document: document.name)
-def test_every_link_leads_somewhere(document: Path) -> None:
+def test_every_link_has_a_target(document: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
 
     for link in links:
@@ -258,10 +258,10 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         target = (document.parent / file).resolve() if file else document
         assert "://" not in link
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not anchor or anchor in list_anchors(target), link
 
 
-def test_every_document_is_found_from_the_readme_and_from_llms_txt() -> None:
+def test_the_readme_and_llms_txt_link_to_every_document() -> None:
     for_models = (ROOT / "llms.txt").read_text()
     for document in DOCUMENTS:
         link = f"]({document.relative_to(ROOT)})"
@@ -269,7 +269,7 @@ def test_every_document_is_found_from_the_readme_and_from_llms_txt() -> None:
         assert document.name == "CONTRIBUTING.md" or link in for_models, document.name
 
 
-def refusals() -> list[type[errors.Refusal]]:
+def list_refusal_classes() -> list[type[errors.Refusal]]:
     return [
         refusal
         for refusal in vars(errors).values()
@@ -277,13 +277,13 @@ def refusals() -> list[type[errors.Refusal]]:
     ]
 
 
-def with_errors(document: str) -> str:
-    """The page with its table made from the code, sorted by status; what the operator does is kept."""
+def rebuild_table(document: str) -> str:
+    """Rebuild the page's table from the code, sorted by status; keep the column about the operator."""
     remedies = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", document, re.MULTILINE))
     rows = [
         f"| `{refusal.code}` | {refusal.status} | {escape(refusal.detail, quote=False)} "
         f"| {remedies.get(refusal.code, '')} |"
-        for refusal in sorted(refusals(), key=lambda refusal: refusal.status)
+        for refusal in sorted(list_refusal_classes(), key=lambda refusal: refusal.status)
     ]
     head = "| code | status | what the user sees (`detail`) | what the operator does |\n|---|---|---|---|\n"
     table = "<!-- errors -->\n" + head + "\n".join(rows) + "\n<!-- end of errors -->"
@@ -293,13 +293,13 @@ def with_errors(document: str) -> str:
 def test_the_errors_page_has_every_code_with_a_remedy() -> None:
     document = ERRORS.read_text()
 
-    assert document == with_errors(document), "run: python -m tests.test_docs"
+    assert document == rebuild_table(document), "run: python -m tests.test_docs"
     assert "|  |" not in document, "say what the operator does"
-    for refusal in refusals():
+    for refusal in list_refusal_classes():
         assert f"{refusal.__name__} {refusal.status}" in (errors.__doc__ or "")
 
 
-def test_every_refusal_has_its_row_in_the_table_and_no_row_is_without_a_class() -> None:
+def test_every_refusal_has_a_row_in_the_table_and_every_row_a_class() -> None:
     rows = tomllib.loads(Path(errors.__file__).with_name("refusals.toml").read_text())
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
 
@@ -332,7 +332,7 @@ def test_the_map_names_every_module_and_no_other() -> None:
     assert len(listed) == len(set(listed))
 
 
-def test_every_test_that_a_promise_names_is_there() -> None:
+def test_every_test_that_a_promise_names_exists() -> None:
     table = (DOCS / "proofs.md").read_text()
 
     named: list[tuple[str, str]] = []
@@ -349,13 +349,13 @@ def test_every_test_that_a_promise_names_is_there() -> None:
         assert not name or f"def {name}(" in text, f"{file}::{name}"
 
 
-def test_the_lock_pins_what_the_project_asks_for_and_names_no_index() -> None:
+def test_the_lock_pins_every_dependency_and_names_no_index() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     pinned = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
-    asked = {re.split(r"[\[><=]", dependency)[0] for dependency in project["dependencies"]}
-    assert asked <= pinned
+    required = {re.split(r"[\[><=]", dependency)[0] for dependency in project["dependencies"]}
+    assert required <= pinned
     assert "http:" not in lock
     assert "https:" not in lock
     for pin in re.split(r"\n(?=[a-z])", lock.strip()):
@@ -363,8 +363,8 @@ def test_the_lock_pins_what_the_project_asks_for_and_names_no_index() -> None:
 
 
 @pytest.mark.long
-def test_the_image_would_hold_a_service_that_starts(tmp_path: Path) -> None:
-    """No container engine is needed: these are the Dockerfile's steps, run in a fresh environment."""
+def test_the_steps_of_the_dockerfile_give_a_service_that_starts(tmp_path: Path) -> None:
+    """Run the Dockerfile's steps in a fresh environment, because a test machine may have no container engine."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     install = ["pip", "install", "-q", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
     python = str(tmp_path / "venv" / "bin" / "python")
@@ -388,4 +388,4 @@ def test_the_image_would_hold_a_service_that_starts(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     OPENAPI.write_text(json.dumps(openapi(), indent=1, ensure_ascii=False) + "\n")
-    ERRORS.write_text(with_errors(ERRORS.read_text()))
+    ERRORS.write_text(rebuild_table(ERRORS.read_text()))

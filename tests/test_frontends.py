@@ -1,4 +1,4 @@
-"""TypeScript compares the client's types with its code, and the frontends with the real packages."""
+"""TypeScript checks that the client's types match its code, and that the frontends match the real packages."""
 
 import json
 import os
@@ -23,13 +23,13 @@ PACKAGES = {
     "typescript": "5.9.3",
 }
 
-# What the JavaScript is, by TypeScript's own inference, must be what the types declare.
+# The types that TypeScript infers from the JavaScript must match the declared types.
 COMPARISON = """
 import * as declared from "./client.js";
 import * as written from "./written.js";
 export const asDeclared: typeof declared = written;
 """
-# What the document says about the components of @elevenlabs/react.
+# The code that docs/frontends.md describes for the components of @elevenlabs/react.
 TALK_BUTTON = """
 import { useConversation } from "@elevenlabs/react";
 import { asSession, explain, fetchPass, type PassOptions } from "./voicepass/client.js";
@@ -47,14 +47,14 @@ export function useTalk({ service, token }: PassOptions, show: (sentence: string
 """
 
 
-def documented_files() -> dict[str, str]:
-    """The code blocks of the document that begin with the path of a file, dedented where they stand in a list."""
+def read_documented_files() -> dict[str, str]:
+    """Read the code blocks of the document that begin with a file's path; remove the indentation of lists."""
     blocks = re.findall(r"^( *)```(?:js|tsx?)\n(.*?)^ *```", DOCUMENT, re.DOTALL | re.MULTILINE)
     texts = [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in blocks]
     return {text.split("\n")[0].removeprefix("// "): text for text in texts}
 
 
-def test_every_cause_is_in_the_document_in_the_types_and_in_the_code() -> None:
+def test_the_document_the_types_and_the_code_name_the_same_causes() -> None:
     union = re.search(r"export type Cause =\n(.*?);", (CLIENT / "client.d.ts").read_text(), re.DOTALL)
     assert union is not None
     declared = re.findall(r'"(\w+)"', union[1])
@@ -68,7 +68,7 @@ def test_every_cause_is_in_the_document_in_the_types_and_in_the_code() -> None:
 def install(folder: Path, packages: dict[str, str]) -> None:
     """Install these packages of npm into the folder."""
     if shutil.which("npm") is None:
-        missing = "this test needs npm (and Node.js), which is not here"
+        missing = "this test needs npm (and Node.js), which is not installed"
         if "REQUIRE_NPM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)
@@ -78,7 +78,7 @@ def install(folder: Path, packages: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Path:
+def npm_folder(tmp_path: Path) -> Path:
     """A folder with the real packages, at exact versions."""
     install(tmp_path, PACKAGES)
     return tmp_path
@@ -99,18 +99,18 @@ OPTIONS = {
 }
 
 
-def complaints(folder: Path) -> list[str]:
-    """What TypeScript reports about the files in `folder`, without its errors in other people's packages."""
+def list_type_errors(folder: Path) -> list[str]:
+    """List the errors that TypeScript reports about the files in `folder`, without those in installed packages."""
     (folder / "tsconfig.json").write_text(json.dumps({"compilerOptions": OPTIONS, "include": ["src", "*.js", "*.mjs"]}))
     command = ["node", "node_modules/typescript/bin/tsc", "--pretty", "false"]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=110).stdout
-    return [line for line in said.splitlines() if ": error " in line and not line.startswith("node_modules/")]
+    output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=110).stdout
+    return [line for line in output.splitlines() if ": error " in line and not line.startswith("node_modules/")]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-def test_the_client_is_what_its_types_say_and_the_frontends_fit_it(workshop: Path) -> None:
-    source = workshop / "src"
+def test_the_client_matches_its_types_and_the_frontends_compile_with_it(npm_folder: Path) -> None:
+    source = npm_folder / "src"
     for folder in (source, source / "voicepass"):
         folder.mkdir()
         for name in ("client.js", "client.d.ts"):
@@ -120,20 +120,20 @@ def test_the_client_is_what_its_types_say_and_the_frontends_fit_it(workshop: Pat
     (source / "talkButton.ts").write_text(TALK_BUTTON)
     for name in REACT_FILES:
         shutil.copy(REACT / name, source)
-    for name, text in documented_files().items():
-        (workshop / name).parent.mkdir(parents=True, exist_ok=True)
-        (workshop / name).write_text(text)
-    assert list(documented_files()) == ["talk.js", "widget.js"]
+    for name, text in read_documented_files().items():
+        (npm_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (npm_folder / name).write_text(text)
+    assert list(read_documented_files()) == ["talk.js", "widget.js"]
 
-    assert complaints(workshop) == []
+    assert list_type_errors(npm_folder) == []
 
-    # TypeScript must report a mistake in either.
-    spoilt = (source / "Assistant.tsx").read_text().replace("state.conversation", "state.dialogue")
-    (source / "Assistant.tsx").write_text(spoilt)
+    # TypeScript must report a mistake in each of the two.
+    with_mistake = (source / "Assistant.tsx").read_text().replace("state.conversation", "state.dialogue")
+    (source / "Assistant.tsx").write_text(with_mistake)
     (source / "written.js").write_text(
         (source / "written.js").read_text().replace("end: async () =>", "stop: async () =>")
     )
-    spoken = "\n".join(complaints(workshop))
-    assert "src/Assistant.tsx" in spoken
-    assert "dialogue" in spoken
-    assert "src/written.js" in spoken
+    reported = "\n".join(list_type_errors(npm_folder))
+    assert "src/Assistant.tsx" in reported
+    assert "dialogue" in reported
+    assert "src/written.js" in reported

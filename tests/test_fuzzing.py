@@ -1,4 +1,4 @@
-"""Schemathesis reads the OpenAPI document and sends what it allows and what it does not, to a real server."""
+"""Schemathesis reads the OpenAPI document and sends valid and invalid requests to a real server."""
 
 import re
 import subprocess
@@ -18,8 +18,8 @@ from voicepass.app import create_app
 SERVICE_TOKEN = "service-token-of-at-least-32-characters"
 
 
-def fuzzed(url: str, *, token: str | None, examples: int) -> int:
-    """Run schemathesis with every check, and fail with what it printed if one of them did; returns the cases sent."""
+def fuzz(url: str, *, token: str | None, examples: int) -> int:
+    """Run schemathesis with every check, and fail with its output if a check fails; return the number of cases."""
     header = ["-H", f"Authorization: Bearer {token}"] if token else []
     ended = subprocess.run(
         [
@@ -50,16 +50,16 @@ def test_ten_thousand_cases_find_no_server_error_and_no_answer_outside_the_schem
     expires_at = int(time.time()) + 3600
     claims = {"iss": TOKEN_ISSUER, "aud": AUDIENCE, "sub": "u-1", "name": "Ada", "exp": expires_at}
     user_token = str(jwt.encode(claims, JWT_SECRET, "HS256"))
-    pretend = Emulator(agents=[EmulatedAgent(agent_id=AGENT_ID)], api_keys={API_KEY: frozenset({"convai_write"})})
+    emulator = Emulator(agents=[EmulatedAgent(agent_id=AGENT_ID)], api_keys={API_KEY: frozenset({"convai_write"})})
     settings = {"voicepass_docs": True, "voicepass_log_level": "error", "voicepass_service_tokens": SERVICE_TOKEN}
 
     with (
-        running(lambda _url: create_emulator(pretend)) as elevenlabs,
+        running(lambda _url: create_emulator(emulator)) as elevenlabs,
         running(lambda _url: create_app(settings_with(elevenlabs_base_url=elevenlabs, **settings))) as url,
     ):
-        cases = fuzzed(url, token=user_token, examples=1500)  # ten cases each
-        cases += fuzzed(url, token=SERVICE_TOKEN, examples=400)
-        cases += fuzzed(url, token=None, examples=400)
+        cases = fuzz(url, token=user_token, examples=1500)  # ten cases each
+        cases += fuzz(url, token=SERVICE_TOKEN, examples=400)
+        cases += fuzz(url, token=None, examples=400)
 
     print(f"{cases} cases")
     assert cases >= 10_000

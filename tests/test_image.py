@@ -1,4 +1,4 @@
-"""The Dockerfile keeps its promises; where buildah is there, the image is built, and run with hardly any rights."""
+"""The Dockerfile does what the documents promise. If buildah is installed, a test builds and runs the image."""
 
 import contextlib
 import json
@@ -24,23 +24,23 @@ DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M
 INSTRUCTIONS = [tuple(line.split(maxsplit=1)) for line in DOCKERFILE.splitlines() if line.strip()]
 
 
-def arguments(instruction: str) -> list[str]:
+def list_arguments(instruction: str) -> list[str]:
     return [argument for name, argument in INSTRUCTIONS if name == instruction]
 
 
-def test_the_base_is_one_image_and_every_stage_starts_from_it() -> None:
-    (base,) = arguments("ARG")
+def test_every_stage_starts_from_the_same_base_image() -> None:
+    (base,) = list_arguments("ARG")
 
     minor = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     version = re.fullmatch(r"BASE_IMAGE=python:(3\.\d+)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
     assert version
     assert f"Programming Language :: Python :: {version[1]}" in minor
-    assert {stage.split()[0] for stage in arguments("FROM")} == {"${BASE_IMAGE}"}
+    assert {stage.split()[0] for stage in list_arguments("FROM")} == {"${BASE_IMAGE}"}
 
 
-def test_the_image_holds_what_is_locked_and_our_sources_and_nothing_else() -> None:
-    install = next(run for run in arguments("RUN") if " install " in run)
-    copied = {argument.split()[0] for argument in arguments("COPY") if not argument.startswith("--from=")}
+def test_the_image_holds_only_the_locked_packages_and_our_sources() -> None:
+    install = next(run for run in list_arguments("RUN") if " install " in run)
+    copied = {argument.split()[0] for argument in list_arguments("COPY") if not argument.startswith("--from=")}
 
     assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(install.split())
     assert install.endswith("-r /requirements.lock")
@@ -54,43 +54,46 @@ def test_the_image_holds_what_is_locked_and_our_sources_and_nothing_else() -> No
     assert not re.search(r"(SECRET|_KEY|TOKEN|PASSWORD)\b", DOCKERFILE)
 
 
-def test_the_image_runs_as_a_number_and_its_process_gets_the_signal() -> None:
-    (user,), (stop,), (check,) = arguments("USER"), arguments("STOPSIGNAL"), arguments("HEALTHCHECK")
+def test_the_image_runs_as_a_numeric_user_and_its_process_gets_the_signal() -> None:
+    (user,), (stop,), (check,) = list_arguments("USER"), list_arguments("STOPSIGNAL"), list_arguments("HEALTHCHECK")
 
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user)
     assert stop == "SIGTERM"
-    assert json.loads(arguments("ENTRYPOINT")[0]) == ["python", "-m", "voicepass"]
-    assert json.loads(arguments("CMD")[0]) == ["serve", "--host", "0.0.0.0"]  # noqa: S104 - a container's own address
+    assert json.loads(list_arguments("ENTRYPOINT")[0]) == ["python", "-m", "voicepass"]
+    assert json.loads(list_arguments("CMD")[0]) == ["serve", "--host", "0.0.0.0"]  # noqa: S104 - a container's own address
     command = json.loads(check.partition(" CMD ")[2])
     assert command[0] == "python"
     assert "/healthz" in command[-1]
 
 
 def test_the_image_reads_no_env_file_in_its_working_directory() -> None:
-    assert "VOICEPASS_ENV_FILE=/dev/null" in " ".join(arguments("ENV")).split()
+    assert "VOICEPASS_ENV_FILE=/dev/null" in " ".join(list_arguments("ENV")).split()
 
 
-def sh(*command: str) -> str:
+def run_command(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def base_image() -> str:
-    """The Dockerfile's base, or what BASE_IMAGE names instead, such as a mirror's or one made on this machine."""
+def pull_base_image() -> str:
+    """Pull the Dockerfile's base, or the image that BASE_IMAGE names, such as one of a mirror; return its name."""
     if shutil.which("buildah") is None or os.geteuid() != 0:
         pytest.skip("needs buildah and root")
-    image = os.environ.get("BASE_IMAGE") or arguments("ARG")[0].partition("=")[2]
+    image = os.environ.get("BASE_IMAGE") or list_arguments("ARG")[0].partition("=")[2]
     try:
-        sh("buildah", "pull", "--policy", "missing", image)
+        run_command("buildah", "pull", "--policy", "missing", image)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"{image} cannot be had here: {error.stderr.splitlines()[-1]}")
+        pytest.skip(f"{image} cannot be pulled: {error.stderr.splitlines()[-1]}")
     return image
 
 
 @contextlib.contextmanager
-def mounted(image: str, data: Path) -> Iterator[Path]:
-    """The image's files, read-only but for /data and an empty /tmp, as under `docker run --read-only --tmpfs /tmp`."""
-    container = sh("buildah", "from", "--pull-never", image)
-    root = Path(sh("buildah", "mount", container))
+def mount(image: str, data: Path) -> Iterator[Path]:
+    """Mount the image's files read-only, with a writable /data and an empty /tmp.
+
+    `docker run --read-only --tmpfs /tmp` does the same.
+    """
+    container = run_command("buildah", "from", "--pull-never", image)
+    root = Path(run_command("buildah", "mount", container))
     mounts = [
         (root, ["--bind", str(root)]),
         (root, ["-o", "remount,bind,ro"]),
@@ -100,15 +103,15 @@ def mounted(image: str, data: Path) -> Iterator[Path]:
     ]
     try:
         for where, what in mounts:
-            sh("mount", *what, str(where))
+            run_command("mount", *what, str(where))
         yield root
     finally:
-        sh("umount", "--recursive", str(root))
-        sh("buildah", "rm", container)
-        sh("buildah", "rmi", image)
+        run_command("umount", "--recursive", str(root))
+        run_command("buildah", "rm", container)
+        run_command("buildah", "rmi", image)
 
 
-def inside(root: Path, config: dict[str, Any], command: Sequence[str]) -> list[str]:
+def enter(root: Path, config: dict[str, Any], command: Sequence[str]) -> list[str]:
     environment = dict(entry.split("=", 1) for entry in config["Env"])
     run = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *command]
     return [
@@ -134,19 +137,19 @@ def test_the_image_is_built_and_runs_without_rights_on_a_read_only_root(tmp_path
         "--format",
         "docker",
         "--build-arg",
-        f"BASE_IMAGE={base_image()}",
+        f"BASE_IMAGE={pull_base_image()}",
     ]
-    image = sh("buildah", *build, str(ROOT))
-    config = json.loads(json.loads(sh("buildah", "inspect", "--type", "image", image))["Config"])["config"]
+    image = run_command("buildah", *build, str(ROOT))
+    config = json.loads(json.loads(run_command("buildah", "inspect", "--type", "image", image))["Config"])["config"]
     port, data = free_port(), tmp_path / "data"
     data.mkdir()
     os.chown(data, 10001, 10001)
     given = [f"{name}={value}" for name, value in ENVIRONMENT.items() if name.startswith(("VOICEPASS_", "ELEVENLABS_"))]
     config["Env"] += [*given, f"PORT={port}"]
 
-    with mounted(image, data) as root:
-        command = inside(root, config, [*config["Entrypoint"], *config["Cmd"]])
-        command = ["unshare", "--pid", "--fork", "--kill-child", *command]  # the first process, as in a container
+    with mount(image, data) as root:
+        command = enter(root, config, [*config["Entrypoint"], *config["Cmd"]])
+        command = ["unshare", "--pid", "--fork", "--kill-child", *command]  # it is process 1, as in a container
         first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert first.stderr is not None
         lines: list[str] = []
@@ -156,13 +159,13 @@ def test_the_image_is_built_and_runs_without_rights_on_a_read_only_root(tmp_path
         pid = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text())
         status = Path(f"/proc/{pid}/status").read_text()
         ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
-        healthy = subprocess.run(inside(root, config, config["Healthcheck"]["Test"][1:]), check=False)
-        writing = subprocess.run(inside(root, config, ["touch", "/app/x", "/venv/x", "/etc/x"]), check=False)
+        healthy = subprocess.run(enter(root, config, config["Healthcheck"]["Test"][1:]), check=False)
+        writing = subprocess.run(enter(root, config, ["touch", "/app/x", "/venv/x", "/etc/x"]), check=False)
         begun = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         rest = first.communicate(timeout=30)[1]
         seconds = time.monotonic() - begun
-        dead = subprocess.run(inside(root, config, config["Healthcheck"]["Test"][1:]), check=False, capture_output=True)
+        dead = subprocess.run(enter(root, config, config["Healthcheck"]["Test"][1:]), check=False, capture_output=True)
 
     written = sorted(path.name for path in data.iterdir())
     print(f"the image: ended {seconds:.1f} s after SIGTERM with code {first.returncode}; /data has {written}")

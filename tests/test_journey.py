@@ -1,4 +1,4 @@
-"""The whole way over real sockets: sign in, get a pass, open the conversation, and the agent knows the user."""
+"""The whole journey over real sockets: sign in, get a pass, open the conversation, and be greeted by name."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ def demo() -> Iterator[httpx.Client]:
         yield client
 
 
-def signed_in(demo: httpx.Client, name: str = "Ada") -> dict[str, str]:
+def sign_in(demo: httpx.Client, name: str = "Ada") -> dict[str, str]:
     token = demo.post("/demo/sign-in", json={"name": name}).json()["token"]
     return {"Authorization": f"Bearer {token}"}
 
 
 def converse(voice_pass: dict[str, Any]) -> list[dict[str, Any]]:
-    """Open the conversation as the SDK does, and return what the agent sends until it has greeted or hung up."""
+    """Open the conversation as the SDK does, and return what the agent sends until it has greeted."""
     begin = {
         "type": "conversation_initiation_client_data",
         "conversation_config_override": {"conversation": {"text_only": True}},
@@ -46,7 +46,7 @@ def converse(voice_pass: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_pass_opens_the_conversation_that_it_names(demo: httpx.Client) -> None:
-    user = signed_in(demo)
+    user = sign_in(demo)
     voice_pass = demo.post("/v1/signed-url", headers=user).json()
 
     received = converse(voice_pass)
@@ -61,8 +61,8 @@ def test_a_pass_opens_the_conversation_that_it_names(demo: httpx.Client) -> None
     assert [conversation["conversation_id"] for conversation in log["conversations"]] == [voice_pass["conversation_id"]]
 
 
-def test_a_pass_opens_one_conversation_and_no_second(demo: httpx.Client) -> None:
-    voice_pass = demo.get("/v1/signed-url", headers=signed_in(demo)).json()
+def test_a_pass_opens_only_one_conversation(demo: httpx.Client) -> None:
+    voice_pass = demo.get("/v1/signed-url", headers=sign_in(demo)).json()
     converse(voice_pass)
 
     with pytest.raises(ConnectionClosedError) as closed:
@@ -76,7 +76,7 @@ def test_a_pass_opens_one_conversation_and_no_second(demo: httpx.Client) -> None
 @pytest.mark.anyio
 @pytest.mark.alone
 async def test_a_hundred_users_at_once_get_a_hundred_conversations(demo: httpx.Client) -> None:
-    users = [signed_in(demo, f"user {number}") for number in range(100)]
+    users = [sign_in(demo, f"user {number}") for number in range(100)]
 
     async with httpx.AsyncClient(base_url=demo.base_url, trust_env=False, timeout=30) as client:
         answers = await asyncio.gather(*(client.post("/v1/signed-url", headers=user) for user in users))
@@ -87,14 +87,14 @@ async def test_a_hundred_users_at_once_get_a_hundred_conversations(demo: httpx.C
     assert [p["dynamic_variables"]["user_name"] for p in passes] == [f"user {number}" for number in range(100)]
 
 
-def test_the_demo_answers_to_its_own_address_only(demo: httpx.Client) -> None:
+def test_the_demo_answers_only_requests_for_its_own_host(demo: httpx.Client) -> None:
     rebound = demo.post("/demo/sign-in", json={"name": "Mallory"}, headers={"Host": "evil.test"})
 
     assert rebound.status_code == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"name": ""}', b'{"name": 7}', b'{"name": "Ada", "x": 1}', b"[" * 9000])
-def test_signing_in_without_a_name_is_explained(demo: httpx.Client, body: bytes) -> None:
+def test_signing_in_without_a_name_gets_an_explanation(demo: httpx.Client, body: bytes) -> None:
     response = demo.post("/demo/sign-in", content=body)
 
     assert response.status_code == 422

@@ -1,7 +1,7 @@
-"""The cost of outside text is linear in its length: for every regular expression, and for a whole request.
+"""The cost of untrusted text is linear in its length: for every regular expression, and for a whole request.
 
-No test here asserts a time. It compares the CPU time of inputs whose lengths are 1, 4 and 16: linear work takes 4 times
-as long at each step, quadratic work 16 times.
+No test here asserts a time. Each compares the CPU times of three inputs, whose lengths are as 1 to 4 to 16. Linear work
+takes 4 times as long at each step, and quadratic work 16 times.
 """
 
 import ast
@@ -35,13 +35,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 MEASURABLE_SECONDS = 50e-6
 FUNCTIONS = {"compile", "search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer"}
 
-# Patterns that the source puts together, by file and expression.
+# Patterns that the source builds from parts, by file and expression.
 COMPOSED = {
     "voicepass/elevenlabs/codes.py: pattern": [p for cause in CAUSES.values() for p in (*cause.reasons, *cause.lines)],
     r"elevenlabs_emulator/script.py: f'\\b(?:{words})\\b'": [rf"\b(?:{words})\b" for words in script.SMALL_TALK],
 }
 
-# Each pattern must find one of these texts: its worst cases are made from what it found.
+# Each pattern must match in one of these texts. The test makes the worst cases of the pattern from the match.
 EXAMPLES = [
     *(line["text"] for line in tomllib.loads((Path(__file__).parent / "doctor" / "lines.toml").read_text())["line"]),
     "missing the permission convai_read to",
@@ -97,16 +97,16 @@ EXAMPLES = [
 ]
 
 
-def each_pattern() -> Iterator[tuple[str, int]]:
-    yield from sorted(set(patterns()))
+def list_patterns() -> Iterator[tuple[str, int]]:
+    yield from sorted(set(find_patterns()))
 
 
-def patterns() -> Iterator[tuple[str, int]]:
-    """Every regular expression of the source, with its flags."""
+def find_patterns() -> Iterator[tuple[str, int]]:
+    """Find every regular expression of the source, with its flags."""
     for path in sorted(SOURCE.rglob("*.py")):
         where = path.relative_to(SOURCE).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), f"{where} hides its patterns"
+            assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), f"{where} must import re itself"
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="re"), attr=name), args=[pattern, *rest]) if (
                     name in FUNCTIONS
@@ -120,46 +120,46 @@ def patterns() -> Iterator[tuple[str, int]]:
                             yield text, flags
 
 
-def attacks(found: str) -> set[tuple[str, str]]:
-    """Make worst cases from a text that a pattern finds: a beginning of it, and what to repeat from there on."""
+def make_worst_cases(found: str) -> set[tuple[str, str]]:
+    """Make worst cases from a text that a pattern matches: a prefix of the text, and what to repeat after it."""
     spans = [(begin, end) for begin in range(len(found)) for end in range(begin + 1, begin + 3)]
     inside = {(found[:begin], found[begin:end]) for begin, end in spans}
     restarts = {("", found[:end] + joint) for end in range(1, len(found) + 1) for joint in ("", "-", " ")}
     return inside | restarts
 
 
-def seconds(work: Callable[[str], object], text: str) -> float:
+def measure_seconds(work: Callable[[str], object], text: str) -> float:
     begun = time.thread_time()
     work(text)
     return time.thread_time() - begun
 
 
 def is_linear(work: Callable[[str], object], beginning: str, unit: str, *, length: int = 500) -> bool:
-    """Whether four times the text takes about four times the work."""
+    """Tell whether a text of four times the length takes about four times the work."""
     short, middle, long = (beginning + unit * (times * length // len(unit)) + "!\n" for times in (1, 4, 16))
     least = [float("inf")] * 3
-    for _ in range(30):  # noise only adds: the least of many measurements has the least of it
-        least[2] = min(least[2], seconds(work, long))
+    for _ in range(30):  # noise only adds time, so the shortest of many measurements is the best one
+        least[2] = min(least[2], measure_seconds(work, long))
         if least[2] < MEASURABLE_SECONDS:
             return True
-        least[1] = min(least[1], seconds(work, middle))
+        least[1] = min(least[1], measure_seconds(work, middle))
         if least[2] < 8 * least[1]:
             return True
-        least[0] = min(least[0], seconds(work, short))
+        least[0] = min(least[0], measure_seconds(work, short))
         if least[1] < 8 * least[0]:
             return True
     return False
 
 
 @pytest.mark.long
-@table(("pattern", "flags"), each_pattern())
-def test_every_pattern_reads_a_text_in_linear_time(pattern: str, flags: int) -> None:
+@table(("pattern", "flags"), list_patterns())
+def test_every_regular_expression_takes_linear_time(pattern: str, flags: int) -> None:
     compiled = re.compile(pattern, flags)
     matches = [match[0] for match in map(compiled.search, EXAMPLES) if match]
-    assert matches, "add a text that this pattern finds to EXAMPLES"
+    assert matches, "add a text that this pattern matches to EXAMPLES"
     found = max(matches, key=len)
 
-    for beginning, unit in attacks(found):
+    for beginning, unit in make_worst_cases(found):
         for work in (compiled.fullmatch, lambda text: compiled.sub("", text)):
             assert is_linear(work, beginning, unit), beginning + 3 * unit
 
@@ -168,13 +168,13 @@ UNITS = ["eyJ-", "eyJa.", "sk_", "xsk_", "cvtkn_", "token=", "conversation_signa
 
 
 @table("unit", UNITS)
-def test_redaction_is_linear_in_a_text_of_any_length(unit: str) -> None:
+def test_redaction_takes_linear_time(unit: str) -> None:
     assert is_linear(lambda text: redact(text, most_characters=len(text)), "GET /", unit, length=1000)
     assert is_linear(redact, "GET /", unit, length=4000)
 
 
-def asked(path: str, name: str = "x-padding", value: str = "") -> Scope:
-    """An HTTP request without a token, as a server hands it to the application."""
+def make_request(path: str, name: str = "x-padding", value: str = "") -> Scope:
+    """Make an HTTP request without a token, as a server passes it to the application."""
     return {
         "type": "http",
         "http_version": "1.1",
@@ -188,10 +188,10 @@ def asked(path: str, name: str = "x-padding", value: str = "") -> Scope:
 
 
 REQUESTS: dict[str, Callable[[str], Scope]] = {
-    "path": lambda text: asked(f"/{text}"),
-    "path of a route": lambda text: asked(f"/v1/conversations/{text}"),
+    "path": lambda text: make_request(f"/{text}"),
+    "path of a route": lambda text: make_request(f"/v1/conversations/{text}"),
     **{
-        name: lambda text, name=name: asked("/v1/usage", name, text)  # type: ignore[misc]
+        name: lambda text, name=name: make_request("/v1/usage", name, text)  # type: ignore[misc]
         for name in ("authorization", "cookie", "origin", "user-agent", "x-forwarded-for", "x-request-id")
     },
 }
@@ -199,7 +199,7 @@ REQUESTS: dict[str, Callable[[str], Scope]] = {
 
 @pytest.mark.parametrize("unit", ["eyJ-", "127.0.0.1,"])
 @pytest.mark.parametrize("place", REQUESTS)
-def test_a_request_costs_in_proportion_to_its_length(place: str, unit: str) -> None:
+def test_a_request_takes_time_in_proportion_to_its_length(place: str, unit: str) -> None:
     app = create_app(settings_with(voicepass_trusted_proxies="127.0.0.1", voicepass_session_cookie="session"))
 
     async def receive() -> Message:
@@ -217,7 +217,7 @@ def test_a_request_costs_in_proportion_to_its_length(place: str, unit: str) -> N
     with asyncio.Runner() as runner:
         runner.run(lifespan.__aenter__())
 
-        assert is_linear(ask, "", unit, length=4000)  # to 64,000: as much as the parsers let through
+        assert is_linear(ask, "", unit, length=4000)  # up to 64,000 characters: the parsers refuse more
 
         runner.run(lifespan.__aexit__(None, None, None))
     assert 431 in statuses
@@ -226,7 +226,7 @@ def test_a_request_costs_in_proportion_to_its_length(place: str, unit: str) -> N
 
 @pytest.mark.long
 @pytest.mark.alone
-def test_healthz_is_as_quick_beside_ten_hostile_connections_as_beside_ten_others(tmp_path: Path) -> None:
+def test_healthz_is_as_quick_during_ten_hostile_connections_as_during_ten_ordinary_ones(tmp_path: Path) -> None:
     port = free_port()
     address = ("127.0.0.1", port)
     medians = {}

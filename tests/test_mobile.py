@@ -1,4 +1,4 @@
-"""docs/mobile.md: its apps read what the service returns, under the names that the service uses."""
+"""The apps of docs/mobile.md read the service's answers by the names that the service uses."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users meet while ElevenLabs fails: over real sockets, each kind of fault, retries, load and hang-ups."""
+"""What users get while ElevenLabs fails, over real sockets: each kind of fault, retries, load and hang-ups."""
 
 import asyncio
 import random
@@ -27,13 +27,13 @@ PASS = "/v1/signed-url"
 
 
 @asynccontextmanager
-async def in_front_of(base_url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """The service, in this loop."""
+async def serve_before(base_url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the service in this event loop, with its upstream at `base_url`."""
     async with serving(elevenlabs_base_url=base_url, **settings) as client:
         yield client
 
 
-def assert_owed(answer: httpx.Response, kind: str) -> None:
+def assert_answered_as_documented(answer: httpx.Response, kind: str) -> None:
     fault = FAULTS[kind]
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == fault.answer, kind
@@ -48,20 +48,20 @@ def assert_owed(answer: httpx.Response, kind: str) -> None:
 async def test_each_fault_is_answered_as_documented_and_in_time(kind: str, bearer: dict[str, str]) -> None:
     fault = FAULTS[kind]
     deadline = 0.4 if fault.answer == TIMEOUT else 8.0  # a busy machine may need 0.4 s for an answer that comes at once
-    async with fault.place() as base_url, in_front_of(base_url, voicepass_deadline_seconds=deadline) as api:
+    async with fault.place() as base_url, serve_before(base_url, voicepass_deadline_seconds=deadline) as api:
         with capture_logs() as logged:
             begun = time.perf_counter()
             answer = await api.post(PASS, headers=bearer)
             took = time.perf_counter() - begun
 
-    assert_owed(answer, kind)
-    assert took < 0.4 + 2  # this machine's noise; the long trial holds 0.3
+    assert_answered_as_documented(answer, kind)
+    assert took < 0.4 + 2  # 2 s are for a busy machine; the long test allows 0.3 s
     assert secrets_in(str(logged)) == []
 
 
-async def test_a_certificate_failure_is_logged_as_one_with_what_to_do(bearer: dict[str, str]) -> None:
+async def test_a_certificate_failure_is_logged_with_its_cause_and_its_remedy(bearer: dict[str, str]) -> None:
     place = FAULTS["certificate not trusted"].place()
-    async with place as base_url, in_front_of(base_url) as api:
+    async with place as base_url, serve_before(base_url) as api:
         with capture_logs() as logged:
             answer = await api.post(PASS, headers=bearer)
 
@@ -75,7 +75,7 @@ async def test_a_certificate_failure_is_logged_as_one_with_what_to_do(bearer: di
 # Retries ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_was_kept_and_closed_is_no_fault_that_users_see(bearer: dict[str, str]) -> None:
+async def test_users_do_not_notice_that_the_upstream_closed_an_idle_connection(bearer: dict[str, str]) -> None:
     connections = 0
 
     async def close_at_the_sixth(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,30 +86,30 @@ async def test_a_connection_that_was_kept_and_closed_is_no_fault_that_users_see(
                 writer.write(good(base_url))
         await asked(reader)
 
-    async with listening(close_at_the_sixth) as base_url, in_front_of(base_url) as api:
+    async with listening(close_at_the_sixth) as base_url, serve_before(base_url) as api:
         answers = [await api.post(PASS, headers=bearer) for _ in range(11)]
 
     assert [answer.status_code for answer in answers] == [200] * 11
     assert connections == 3
 
 
-async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(bearer: dict[str, str]) -> None:
+async def test_when_all_calls_fail_ten_are_retried_and_then_one_in_five(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def be_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal calls
         while await asked(reader):
             calls += 1
-            writer.write(http(429, legacy("system_busy")))  # of all faults the one that never opens the breaker
+            writer.write(http(429, legacy("system_busy")))  # the only fault that never opens the breaker
 
-    async with listening(be_busy) as base_url, in_front_of(base_url) as api:
+    async with listening(be_busy) as base_url, serve_before(base_url) as api:
         answers = [await api.post(PASS, headers=bearer) for _ in range(50)]
 
     assert {answer.json()["code"] for answer in answers} == {"elevenlabs_busy"}
     assert 50 + 10 <= calls <= 50 + 10 + 50 / 5
 
 
-async def test_after_a_broken_connection_a_call_is_made_again_and_so_is_the_first_call(bearer: dict[str, str]) -> None:
+async def test_a_call_whose_connection_breaks_is_retried_even_if_it_is_the_first_call(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,16 +117,14 @@ async def test_after_a_broken_connection_a_call_is_made_again_and_so_is_the_firs
         del writer
         calls += bool(await asked(reader))
 
-    async with listening(hang_up) as base_url, in_front_of(base_url) as api:
+    async with listening(hang_up) as base_url, serve_before(base_url) as api:
         answers = [await api.post(PASS, headers=bearer) for _ in range(5)]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {UNAVAILABLE}
     assert calls == 10
 
 
-async def test_while_elevenlabs_is_down_it_is_not_called_and_users_are_refused_at_once(
-    bearer: dict[str, str],
-) -> None:
+async def test_while_elevenlabs_is_down_users_are_refused_at_once_and_it_is_not_called(bearer: dict[str, str]) -> None:
     calls = 0
 
     async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,7 +133,7 @@ async def test_while_elevenlabs_is_down_it_is_not_called_and_users_are_refused_a
             calls += 1
             writer.write(http(500))
 
-    async with listening(fail) as base_url, in_front_of(base_url) as api:
+    async with listening(fail) as base_url, serve_before(base_url) as api:
         with capture_logs() as logged:
             answers = [await api.post(PASS, headers=bearer) for _ in range(200)]
             begun = time.perf_counter()
@@ -152,7 +150,7 @@ async def test_while_elevenlabs_is_down_it_is_not_called_and_users_are_refused_a
     ]
 
 
-async def test_a_warm_store_answers_while_elevenlabs_does_not_and_each_url_goes_to_one_user(
+async def test_warm_passes_are_given_out_while_elevenlabs_fails_and_each_url_to_only_one_user(
     bearer: dict[str, str], make_token: MakeToken
 ) -> None:
     is_down = False
@@ -161,7 +159,7 @@ async def test_a_warm_store_answers_while_elevenlabs_does_not_and_each_url_goes_
         while await asked(reader):
             writer.write(http(503) if is_down else good(here))
 
-    async with listening(behave) as here, in_front_of(here, voicepass_warm_passes=5) as api:
+    async with listening(behave) as here, serve_before(here, voicepass_warm_passes=5) as api:
         before = [await api.post(PASS, headers=bearer) for _ in range(8)]
         async with asyncio.timeout(5):
             while 'voicepass_warm_held{agent="default"} 5.0' not in (await api.get("/metrics")).text:
@@ -187,7 +185,7 @@ async def test_a_user_over_a_limit_gets_no_warm_url(make_token: MakeToken) -> No
     bearer = {"Authorization": f"Bearer {make_token()}"}
     async with (
         listening(behave) as here,
-        in_front_of(here, voicepass_warm_passes=9, voicepass_policy_file=limited) as api,
+        serve_before(here, voicepass_warm_passes=9, voicepass_policy_file=limited) as api,
     ):
         answers = [(await api.post(PASS, headers=bearer)).status_code for _ in range(6)]
 
@@ -197,8 +195,8 @@ async def test_a_user_over_a_limit_gets_no_warm_url(make_token: MakeToken) -> No
 # Load and hang-ups --------------------------------------------------------------------------------------------------
 
 
-class Slow:
-    """An upstream that answers well after a while, and knows how many it serves at once."""
+class SlowUpstream:
+    """An upstream that answers well after some seconds, and counts the requests that it serves at once."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -220,10 +218,10 @@ class Slow:
             yield self.base_url
 
 
-async def test_more_than_can_be_served_in_time_is_refused_at_once(bearer: dict[str, str]) -> None:
-    slow = Slow(0.2)
+async def test_a_request_that_could_not_be_served_in_time_is_refused_at_once(bearer: dict[str, str]) -> None:
+    slow = SlowUpstream(0.2)
 
-    async with slow.listening() as base_url, in_front_of(base_url, voicepass_max_calls=4) as api:
+    async with slow.listening() as base_url, serve_before(base_url, voicepass_max_calls=4) as api:
         answers = await asyncio.gather(*(api.post(PASS, headers=bearer) for _ in range(20)))
         after = await api.post(PASS, headers=bearer)
 
@@ -235,34 +233,32 @@ async def test_more_than_can_be_served_in_time_is_refused_at_once(bearer: dict[s
     assert after.status_code == 200
 
 
-def reserved_in(database: Path) -> tuple[int, int]:
-    """How many passes are counted, and how many of them nobody was granted."""
+def count_passes(database: Path) -> tuple[int, int]:
+    """Count the passes, and those among them that were never granted."""
     with closing(sqlite3.connect(database)) as ledger:
         ((rows, reserved),) = ledger.execute("SELECT count(*), count(*) - count(granted_at) FROM passes")
     return rows, reserved
 
 
-async def at_rest(client: httpx.AsyncClient) -> None:
-    """Ask until what callers left behind has ended; a slot that is lost never comes back."""
+async def wait_until_idle(client: httpx.AsyncClient) -> None:
+    """Ask /metrics until no call is in flight or waiting; time out if a slot is lost."""
     async with asyncio.timeout(10):
-        told = ""
-        while not ("voicepass_calls_in_flight 0.0" in told and "voicepass_calls_waiting 0.0" in told):
-            told = (await client.get("/metrics")).text
+        metrics = ""
+        while not ("voicepass_calls_in_flight 0.0" in metrics and "voicepass_calls_waiting 0.0" in metrics):
+            metrics = (await client.get("/metrics")).text
             await asyncio.sleep(0)  # /metrics answers in this loop, and other tasks run only at an await like this
 
 
 @pytest.mark.long
-async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_pool(
-    bearer: dict[str, str], tmp_path: Path
-) -> None:
-    """In process, where a hang-up cancels whatever is awaited just then: what came to nothing is given back."""
+async def test_500_hang_ups_at_random_moments_leave_no_reservation(bearer: dict[str, str], tmp_path: Path) -> None:
+    """In process, a hang-up cancels the service's current await. A pass that is not granted is then released."""
     dice = random.Random(5)  # noqa: S311 - the same moments every time
-    slow = Slow(0.03)
+    slow = SlowUpstream(0.03)
     database = f"sqlite:///{tmp_path}/db"
 
     async with (
         slow.listening() as base_url,
-        in_front_of(base_url, voicepass_max_calls=64, voicepass_database_url=database) as api,
+        serve_before(base_url, voicepass_max_calls=64, voicepass_database_url=database) as api,
     ):
 
         async def hang_up() -> bool:
@@ -275,10 +271,10 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_p
         gone = 0
         for _ in range(10):
             gone += sum(await asyncio.gather(*(hang_up() for _ in range(50))))
-        await at_rest(api)
+        await wait_until_idle(api)
         answers = await asyncio.gather(*(api.post(PASS, headers=bearer) for _ in range(100)))
 
-    rows, reserved = reserved_in(tmp_path / "db")
+    rows, reserved = count_passes(tmp_path / "db")
     assert gone > 200
     assert [answer.status_code for answer in answers] == [200] * 100
     assert rows >= 100
@@ -286,10 +282,10 @@ async def test_500_hang_ups_at_random_moments_leave_no_reservation_and_a_whole_p
 
 
 @pytest.mark.long
-async def test_500_peers_that_vanish_leave_nothing_reserved(make_token: MakeToken, tmp_path: Path) -> None:
-    """Over sockets: a call that has begun is finished, so each pass is either granted or given back."""
+async def test_500_peers_that_disconnect_leave_nothing_reserved(make_token: MakeToken, tmp_path: Path) -> None:
+    """Over sockets, the service finishes a call that has begun, so each pass is either granted or released."""
     dice = random.Random(6)  # noqa: S311 - the same moments every time
-    slow = Slow(0.03)
+    slow = SlowUpstream(0.03)
     token = make_token()
     request = f"POST {PASS} HTTP/1.1\r\nhost: v\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n".encode()
 
@@ -301,20 +297,20 @@ async def test_500_peers_that_vanish_leave_nothing_reserved(make_token: MakeToke
             port = int(service.rpartition(":")[2])
             crowd = asyncio.Semaphore(50)
 
-            async def vanish() -> None:
+            async def disconnect() -> None:
                 async with crowd:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.write(request)
                     await asyncio.sleep(dice.random() * 0.05)
                     writer.transport.abort() if dice.random() < 0.5 else writer.close()
 
-            await asyncio.gather(*(vanish() for _ in range(500)))
+            await asyncio.gather(*(disconnect() for _ in range(500)))
             async with httpx.AsyncClient(base_url=service, trust_env=False, timeout=10) as client:
-                await at_rest(client)
+                await wait_until_idle(client)
                 bearer = {"Authorization": f"Bearer {token}"}
                 answers = await asyncio.gather(*(client.post(PASS, headers=bearer) for _ in range(100)))
 
-    rows, reserved = reserved_in(tmp_path / "db")
+    rows, reserved = count_passes(tmp_path / "db")
     assert [answer.status_code for answer in answers] == [200] * 100
     assert rows >= 100 + 200
     assert reserved == 0
@@ -332,7 +328,7 @@ async def test_20_trials_of_each_fault_are_answered_within_the_deadline_and_300_
             settings = settings_with(elevenlabs_base_url=base_url, voicepass_deadline_seconds=deadline)
             with running(lambda _url, settings=settings: create_app(settings)) as service:  # type: ignore[misc]
                 async with httpx.AsyncClient(base_url=service, trust_env=False, timeout=10) as client:
-                    await asyncio.gather(*(client.get("/healthz") for _ in range(20)))  # connected, and warm
+                    await asyncio.gather(*(client.get("/healthz") for _ in range(20)))  # opens 20 connections
 
                     async def trial(client: httpx.AsyncClient = client) -> tuple[httpx.Response, float]:
                         begun = time.perf_counter()
@@ -340,14 +336,14 @@ async def test_20_trials_of_each_fault_are_answered_within_the_deadline_and_300_
                         return answer, time.perf_counter() - begun
 
                     for answer, took in await asyncio.gather(*(trial() for _ in range(20))):
-                        assert_owed(answer, kind)
+                        assert_answered_as_documented(answer, kind)
                         slowest, trials = max(slowest, took), trials + 1
                         assert took < deadline + 0.3, kind
     print(f"\n{trials} trials of {len(FAULTS)} faults, the slowest answered after {slowest:.3f} s of {deadline} s")
 
 
 async def misbehave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Do what the path says."""
+    """Fail in the way that the path names."""
     while head := await asked(reader):
         path = head.split()[1]
         if path == b"/silent":
@@ -365,9 +361,9 @@ async def misbehave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 @pytest.mark.long
-async def test_after_10000_calls_that_were_cancelled_timed_out_or_cut_off_100_of_100_get_through() -> None:
+async def test_after_10000_calls_were_cancelled_timed_out_or_cut_off_100_of_100_calls_succeed() -> None:
     dice = random.Random(7)  # noqa: S311 - the same calls every time
-    before = open_files()
+    before = count_open_files()
 
     async with http_transport(connect_seconds=1) as transport:
         async with listening(misbehave) as base_url:
@@ -390,27 +386,27 @@ async def test_after_10000_calls_that_were_cancelled_timed_out_or_cut_off_100_of
 
             await asyncio.gather(*(abuse() for _ in range(10_000)))
             answers = await asyncio.gather(*(call("fast") for _ in range(100)))
-        # The upstream has closed what was idle; what was cancelled ends by its own time limit.
+        # The upstream has closed the idle connections; those of cancelled calls end at their own time limit.
         for _ in range(50):
-            if open_files() <= before + 5:
+            if count_open_files() <= before + 5:
                 break
             await asyncio.sleep(0.1)
-        left = open_files() - before
+        left = count_open_files() - before
 
     print(f"\n100 calls after 10,000 that failed: {answers.count(200)} answered; {left:+d} open files")
     assert answers == [200] * 100
     assert -5 <= left <= 5
 
 
-def open_files() -> int:
+def count_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.long
-async def test_at_five_times_its_capacity_the_service_does_what_it_can_and_recovers_at_once(
+async def test_at_five_times_its_capacity_the_service_keeps_its_rate_and_recovers(
     bearer: dict[str, str],
 ) -> None:
-    slow, most, seconds = Slow(0.5), 16, 12
+    slow, most, seconds = SlowUpstream(0.5), 16, 12
     capacity = most / slow.seconds
     accepted: list[float] = []
     refused: list[float] = []
@@ -418,7 +414,7 @@ async def test_at_five_times_its_capacity_the_service_does_what_it_can_and_recov
     async with slow.listening() as base_url:
         settings = settings_with(elevenlabs_base_url=base_url, voicepass_max_calls=most)
         with running(lambda _url: create_app(settings)) as service:
-            crowd = http_transport(connect_seconds=10)  # httpx's own pool would be what is measured
+            crowd = http_transport(connect_seconds=10)  # httpx's own pool is so slow that it would limit the rate
             async with httpx.AsyncClient(base_url=service, transport=crowd, timeout=10) as client:
 
                 async def ask() -> None:
@@ -434,7 +430,7 @@ async def test_at_five_times_its_capacity_the_service_does_what_it_can_and_recov
 
                 begun = time.perf_counter()
                 asking = []
-                for number in range(int(5 * capacity * seconds)):  # they come, whether others are served or not
+                for number in range(int(5 * capacity * seconds)):  # at a fixed rate, even if no call is answered
                     await asyncio.sleep(max(0.0, begun + number / (5 * capacity) - time.perf_counter()))
                     asking.append(asyncio.create_task(ask()))
                 begun_after = time.perf_counter()

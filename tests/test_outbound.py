@@ -1,4 +1,4 @@
-"""The HTTP client at its edges: whom it trusts, what it takes in, and how its process ends."""
+"""The HTTP client's limits: which servers it trusts, how much it reads, and how it closes a connection."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ async def main():
 asyncio.run(main())
 """
 
-GIVEN_UP = """
+GIVE_UP = """
 import asyncio, contextlib, sys
 import httpx
 from voicepass.outbound import AnswerUnusableError, get, http_transport
@@ -53,8 +53,8 @@ asyncio.run(main())
 """
 
 
-async def calls_in_a_process(*urls: str, environment: dict[str, str]) -> list[str]:
-    """What became of each call, made by a process with this environment; it must exit 0."""
+async def call_in_a_process(*urls: str, environment: dict[str, str]) -> list[str]:
+    """Make the calls in a process with this environment, which must exit 0; return the result of each."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CALLS, *urls, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -68,25 +68,25 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(http(200, b"{}"))
 
 
-async def test_a_certificate_counts_where_its_issuer_is_trusted_and_for_its_own_name_alone(tmp_path: Path) -> None:
+async def test_a_certificate_is_accepted_only_from_a_trusted_issuer_and_only_for_its_own_name(tmp_path: Path) -> None:
     roots = tmp_path / "roots.pem"
     roots.write_bytes(self_signed())
 
     async with listening(serve, tls=tls()) as base_url:
         urls = [base_url, base_url.replace("127.0.0.1", "localhost")]
-        trusting = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": str(roots)})
-        strangers = await calls_in_a_process(*urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"})
+        trusting = await call_in_a_process(*urls, environment={"SSL_CERT_FILE": str(roots)})
+        refused = await call_in_a_process(*urls, environment={"SSL_CERT_FILE": "/none", "SSL_CERT_DIR": "/none"})
 
     assert trusting == ["200", "CertificateRefusedError"]
-    assert strangers == ["CertificateRefusedError", "CertificateRefusedError"]
+    assert refused == ["CertificateRefusedError", "CertificateRefusedError"]
 
 
-async def test_no_proxy_of_the_environment_sees_a_call() -> None:
-    proxy = f"http://127.0.0.1:{free_port()}"  # to use it would be refused
+async def test_no_call_goes_through_a_proxy_that_the_environment_names() -> None:
+    proxy = f"http://127.0.0.1:{free_port()}"  # no server listens, so a call through it would fail
     environment = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), proxy)
 
     async with listening(serve) as base_url:
-        assert await calls_in_a_process(base_url, environment=environment) == ["200"]
+        assert await call_in_a_process(base_url, environment=environment) == ["200"]
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ async def test_no_proxy_of_the_environment_sees_a_call() -> None:
         (http(200, b"{}", *(f"x-{number}: y" for number in range(5000))), httpx.DecodingError),
     ],
 )
-async def test_nothing_beyond_the_bounds_is_taken_in(answer: bytes, error: type[Exception]) -> None:
+async def test_an_answer_beyond_the_size_limits_is_refused(answer: bytes, error: type[Exception]) -> None:
     async with saying(answer)() as base_url, http_transport(connect_seconds=5) as transport:
         with pytest.raises(error):
             await get(transport, httpx.Request("GET", base_url), most_bytes=100)
 
 
-async def test_a_redirect_is_an_answer_like_any_other() -> None:
+async def test_a_redirect_is_returned_and_not_followed() -> None:
     async with (
         listening(serve) as elsewhere,
         saying(http(302, b"", f"location: {elsewhere}"))() as base_url,
@@ -134,9 +134,7 @@ async def test_a_cookie_of_an_answer_is_not_sent_with_the_next_request() -> None
     assert b"canary" not in b"".join(requests)
 
 
-async def test_a_name_that_does_not_resolve_is_waited_for_no_longer_than_a_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_name_that_does_not_resolve_fails_after_the_connection_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_more: over.wait())
 
@@ -149,15 +147,15 @@ async def test_a_name_that_does_not_resolve_is_waited_for_no_longer_than_a_conne
 
 
 @pytest.mark.parametrize("answer", [b"", http(200, b"x" * 200)[:-1]])
-def test_a_call_that_is_given_up_hangs_up_though_its_peer_says_no_goodbye(tmp_path: Path, answer: bytes) -> None:
+def test_a_call_that_times_out_closes_its_connection_even_if_its_peer_does_not(tmp_path: Path, answer: bytes) -> None:
     roots = tmp_path / "roots.pem"
     roots.write_bytes(self_signed())
 
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        command = [sys.executable, "-c", GIVEN_UP, url]
+        command = [sys.executable, "-c", GIVE_UP, url]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env={"SSL_CERT_FILE": str(roots)})
-        stack.callback(process.communicate)  # its input ends, and so does it
+        stack.callback(process.communicate)  # closes its input, on which it ends
         line = stack.enter_context(tls().wrap_socket(listener.accept()[0], server_side=True))
         line.recv(65_536)
         line.sendall(answer)
@@ -169,7 +167,7 @@ def test_a_call_that_is_given_up_hangs_up_though_its_peer_says_no_goodbye(tmp_pa
 
 
 @pytest.mark.parametrize("answer", [http(200, b"1"), b"HTTP/1.1 204 X\r\n\r\n"])
-async def test_an_answer_without_a_request_is_given_to_no_later_request(answer: bytes) -> None:
+async def test_an_answer_without_a_request_is_not_given_to_a_later_request(answer: bytes) -> None:
     connections = 0
 
     async def say_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,24 +176,24 @@ async def test_an_answer_without_a_request_is_given_to_no_later_request(answer: 
         await asked(reader)
         writer.write(answer)
         await writer.drain()
-        await said.wait()
+        await may_say_more.wait()
         writer.write(http(200, b"more"))
         await reader.read()
 
     async with listening(say_more) as base_url, http_transport(connect_seconds=5) as transport:
         answers = []
         for _ in range(3):
-            said = asyncio.Event()
+            may_say_more = asyncio.Event()
             async with asyncio.timeout(5):
                 answers.append((await get(transport, httpx.Request("GET", base_url), most_bytes=100)).body)
-            said.set()
+            may_say_more.set()
             await asyncio.sleep(0.05)
 
     assert answers == [answer.partition(b"\r\n\r\n")[2]] * 3
     assert connections == 3
 
 
-async def test_any_transport_of_httpx_will_do() -> None:
+async def test_get_works_with_any_transport_of_httpx() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"asked": request.headers["xi-api-key"]})
 

@@ -1,4 +1,4 @@
-"""What people install: the wheel and the sdist hold what they need and nothing else, and the workflows build them."""
+"""The wheel and the sdist contain only what they need, and the workflows build them."""
 
 import os
 import re
@@ -23,7 +23,7 @@ WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".g
 
 
 def list_sources() -> set[str]:
-    """The files below `src` that belong to the packages."""
+    """List the files below `src` that belong to the packages."""
     ignored = re.compile(r"__pycache__|\.egg-info")
     files = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
     return {file for file in files if not ignored.search(file)}
@@ -31,7 +31,7 @@ def list_sources() -> set[str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_the_demo_hands_out_a_pass_from_the_wheel_alone_and_nothing_else_is_packed(tmp_path: Path) -> None:
+def test_the_demo_runs_from_the_wheel_alone_and_the_packages_contain_only_the_sources(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "install", "-q", "--no-compile", "--target", str(tmp_path / "build"), "build"], check=True)
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
@@ -82,7 +82,7 @@ def test_a_release_is_checked_before_it_is_published_and_each_job_has_only_the_r
     builds = [step["run"] for step in list_steps("release", "build") if "run" in step]
     image = list_steps("release", "image")[-1]["with"]
 
-    assert release[True] == {"push": {"tags": ["v*"]}}, "YAML reads the word on as true"
+    assert release[True] == {"push": {"tags": ["v*"]}}  # YAML parses the key `on` as true
     assert release["permissions"] == {}
     assert {name: job["permissions"] for name, job in jobs.items()} == {
         "build": {"contents": "read"},
@@ -111,7 +111,7 @@ def test_every_action_has_a_version() -> None:
     assert [use for use in uses if not re.search(r"@(v\d+|release/v\d+|[0-9a-f]{40})$", use)] == []
 
 
-def test_the_readme_installs_from_an_index_only_once_there_is_a_release() -> None:
+def test_the_readme_says_that_pip_install_works_only_once_released() -> None:
     for line in (ROOT / "README.md").read_text().splitlines():
         assert "pip install voicepass" not in line or "once released" in line.lower(), line
 

@@ -1,4 +1,4 @@
-"""The use case with hand-made ports: its order, what is given back, and that every attempt is closed exactly once."""
+"""The use case with fake ports: its order, what it releases, and that it observes every attempt exactly once."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ LIMITS = (Limit(name="n", scope=Scope.USER, counted=Counted.PASSES, most=1, wind
 
 
 class Ports:
-    """All three ports at once; each call is noted, and `failing` names those that raise."""
+    """Fakes of all ports in one class. It lists each call in `calls`; `failing` names the calls that raise."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Ports:
             raise failure
 
 
-def passes(ports: Ports, *observers: Observer) -> Passes:
+def make_passes(ports: Ports, *observers: Observer) -> Passes:
     return Passes(
         authenticator=ports,
         policy=Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),))}, LIMITS, 600),
@@ -161,14 +161,14 @@ def passes(ports: Ports, *observers: Observer) -> Passes:
     )
 
 
-def asked(alias: str = "default") -> PassRequest:
+def make_request(alias: str = "default") -> PassRequest:
     return PassRequest(request_id="r-1", credentials=CREDENTIALS, alias=alias, transport=Transport.WEBSOCKET)
 
 
-async def test_a_pass_is_counted_before_it_is_asked_for_and_written_before_it_leaves() -> None:
+async def test_a_pass_is_reserved_before_elevenlabs_is_asked_and_granted_before_it_is_returned() -> None:
     ports = Ports()
 
-    voice_pass = await passes(ports).issue(asked())
+    voice_pass = await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "credential", "grant"]
     assert voice_pass.credential is CREDENTIAL
@@ -193,22 +193,22 @@ async def test_a_pass_is_counted_before_it_is_asked_for_and_written_before_it_le
         ("grant", BadAnswer(operator_note="why"), ["authenticate", "reserve", "credential", "grant", "release"]),
     ],
 )
-async def test_a_refusal_stops_everything_behind_it_and_gives_back_what_was_counted(
+async def test_a_refusal_stops_the_later_steps_and_releases_the_reservation(
     failing: str, error: Refusal, reached: list[str]
 ) -> None:
     ports = Ports({failing: error})
 
     with pytest.raises(type(error)):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls == reached
     assert [(attempt.outcome, attempt.operator_note) for attempt in ports.attempts] == [(error.code, "why")]
 
 
-async def test_a_pass_that_is_granted_leaves_also_if_the_seconds_left_cannot_be_read() -> None:
+async def test_a_granted_pass_is_returned_even_if_the_seconds_left_cannot_be_read() -> None:
     ports = Ports({"read_seconds_left": LedgerUnavailable()})
 
-    voice_pass = await dataclasses.replace(passes(ports), tells_seconds_left=True).issue(asked())
+    voice_pass = await dataclasses.replace(make_passes(ports), tells_seconds_left=True).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "credential", "grant", "read_seconds_left"]
     assert voice_pass.dynamic_variables["seconds_left"] == 600
@@ -218,13 +218,13 @@ async def test_a_failed_release_does_not_hide_the_first_error() -> None:
     ports = Ports({"credential": Unavailable(), "release": LedgerUnavailable()})
 
     with pytest.raises(Unavailable):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls[-1] == "release"
 
 
 class SlowRelease(Ports):
-    """Its release takes until `may_end`."""
+    """Its release waits for `may_end`."""
 
     def __init__(self) -> None:
         super().__init__({"credential": Unavailable()})
@@ -238,8 +238,8 @@ class SlowRelease(Ports):
 
 async def test_a_caller_who_hangs_up_during_the_release_does_not_stop_it() -> None:
     ports = SlowRelease()
-    use_case = passes(ports)
-    issuing = asyncio.create_task(use_case.issue(asked()))
+    use_case = make_passes(ports)
+    issuing = asyncio.create_task(use_case.issue(make_request()))
     await ports.has_begun.wait()
 
     issuing.cancel()
@@ -251,11 +251,11 @@ async def test_a_caller_who_hangs_up_during_the_release_does_not_stop_it() -> No
     assert ports.calls[-1] == "release"
 
 
-async def test_an_alias_that_is_not_allowed_costs_nothing() -> None:
+async def test_an_alias_that_is_not_allowed_reserves_nothing() -> None:
     ports = Ports()
 
     with pytest.raises(AgentNotAllowed):
-        await passes(ports).issue(asked("other"))
+        await make_passes(ports).issue(make_request("other"))
 
     assert ports.calls == ["authenticate"]
     assert [attempt.outcome for attempt in ports.attempts] == ["agent_not_allowed"]
@@ -264,28 +264,28 @@ async def test_an_alias_that_is_not_allowed_costs_nothing() -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"), [(RuntimeError("a bug"), "internal_error"), (asyncio.CancelledError(), "cancelled")]
 )
-async def test_an_attempt_is_observed_and_given_back_whatever_happens(error: BaseException, outcome: str) -> None:
+async def test_an_attempt_that_fails_in_any_way_is_observed_and_released(error: BaseException, outcome: str) -> None:
     ports = Ports({"credential": error})
 
     with pytest.raises(type(error)):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls[-1] == "release"
     assert [attempt.outcome for attempt in ports.attempts] == [outcome]
     assert ports.attempts[0].user is not None
 
 
-def reached(kind: type[LimitReached]) -> LimitReached:
+def make_limit_reached(kind: type[LimitReached]) -> LimitReached:
     return kind(operator_note="the limit n is reached", limit_name="n")
 
 
 @pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
-async def test_before_a_user_is_refused_what_is_open_is_looked_up_and_the_ledger_decides_once_more(
+async def test_at_a_limit_conversations_are_looked_up_and_the_ledger_decides_again(
     kind: type[LimitReached],
 ) -> None:
-    ports = Ports({"reserve": [reached(kind)]})
+    ports = Ports({"reserve": [make_limit_reached(kind)]})
 
-    voice_pass = await passes(ports).issue(asked())
+    voice_pass = await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "refresh", "reserve", "credential", "grant"]
     assert voice_pass.credential is CREDENTIAL
@@ -295,11 +295,11 @@ async def test_before_a_user_is_refused_what_is_open_is_looked_up_and_the_ledger
 
 
 @pytest.mark.parametrize("kind", [TooManyConversations, QuotaExceeded])
-async def test_a_user_who_is_at_the_limit_gets_the_unopened_pass_again(kind: type[LimitReached]) -> None:
+async def test_a_user_at_the_limit_gets_the_unopened_pass_again(kind: type[LimitReached]) -> None:
     unopened = Credential(secret="wss://x/?s=0", conversation_id="conv_0", expires_at=800.0)
-    ports = Ports({"reserve": [reached(kind), reached(kind)]}, unopened=unopened)
+    ports = Ports({"reserve": [make_limit_reached(kind), make_limit_reached(kind)]}, unopened=unopened)
 
-    voice_pass = await passes(ports).issue(asked())
+    voice_pass = await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "refresh", "reserve", "reissue"]
     assert voice_pass.credential is unopened
@@ -309,26 +309,26 @@ async def test_a_user_who_is_at_the_limit_gets_the_unopened_pass_again(kind: typ
     assert ports.attempts[0].credential_sha256 == unopened.sha256
 
 
-async def test_a_lookup_that_changed_nothing_is_not_followed_by_another_decision() -> None:
-    ports = Ports({"reserve": reached(TooManyConversations)}, lookup_changes=False)
+async def test_the_ledger_decides_only_once_if_a_lookup_changed_nothing() -> None:
+    ports = Ports({"reserve": make_limit_reached(TooManyConversations)}, lookup_changes=False)
 
     with pytest.raises(TooManyConversations):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "refresh", "reissue"]
     assert [attempt.outcome for attempt in ports.attempts] == ["too_many_conversations"]
 
 
-async def test_a_ledger_that_fails_in_the_lookup_fails_closed() -> None:
-    ports = Ports({"reserve": reached(TooManyConversations), "refresh": LedgerUnavailable()})
+async def test_a_ledger_that_fails_during_the_lookup_refuses_the_pass() -> None:
+    ports = Ports({"reserve": make_limit_reached(TooManyConversations), "refresh": LedgerUnavailable()})
 
     with pytest.raises(LedgerUnavailable):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", "refresh", "release"]
 
 
-def not_asked() -> Unavailable:
+def make_unavailable_before_the_call() -> Unavailable:
     return Unavailable(operator_note="not asked", has_reached_elevenlabs=False)
 
 
@@ -343,22 +343,22 @@ def not_asked() -> Unavailable:
         ("credential", asyncio.CancelledError(), True),
         ("credential", RuntimeError("a bug"), True),
         ("credential", Overloaded(), False),
-        ("credential", not_asked(), False),
+        ("credential", make_unavailable_before_the_call(), False),
         ("grant", LedgerUnavailable(), True),
     ],
 )
-async def test_a_request_that_reached_elevenlabs_counts_whatever_became_of_it(
+async def test_a_request_that_reached_elevenlabs_counts_although_it_failed(
     failing: str, error: BaseException, *, has_reached: bool
 ) -> None:
     ports = Ports({failing: error})
 
     with pytest.raises(type(error)):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.has_reached is has_reached
 
 
-def broken(error: BaseException) -> Observer:
+def fail_with(error: BaseException) -> Observer:
     def observe(_attempt: Attempt) -> None:
         raise error
 
@@ -366,10 +366,10 @@ def broken(error: BaseException) -> Observer:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), BrokenPipeError(), RecursionError(), MemoryError()])
-async def test_an_observer_that_raises_costs_nobody_a_pass_and_hides_nothing_from_the_next(error: Exception) -> None:
+async def test_an_observer_that_raises_refuses_no_pass_and_later_observers_still_run(error: Exception) -> None:
     ports = Ports()
 
-    voice_pass = await passes(ports, broken(error), broken(error)).issue(asked())
+    voice_pass = await make_passes(ports, fail_with(error), fail_with(error)).issue(make_request())
 
     assert voice_pass.credential is CREDENTIAL
     assert [attempt.outcome for attempt in ports.attempts] == ["granted"]
@@ -379,7 +379,7 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
     ports = Ports({"reserve": RateLimited()})
 
     with pytest.raises(RateLimited):
-        await passes(ports, broken(OSError())).issue(asked())
+        await make_passes(ports, fail_with(OSError())).issue(make_request())
 
     assert [attempt.outcome for attempt in ports.attempts] == ["rate_limited"]
 
@@ -387,7 +387,7 @@ async def test_an_observer_that_raises_does_not_change_why_an_attempt_was_refuse
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
 async def test_an_observer_does_not_hold_up_a_cancellation_or_an_exit(error: BaseException) -> None:
     with pytest.raises(type(error)):
-        await passes(Ports(), broken(error)).issue(asked())
+        await make_passes(Ports(), fail_with(error)).issue(make_request())
 
 
 READY = Credential(secret="wss://x/?s=2", conversation_id="conv_2", expires_at=900.0, is_warm=True)
@@ -396,7 +396,7 @@ READY = Credential(secret="wss://x/?s=2", conversation_id="conv_2", expires_at=9
 async def test_a_credential_that_is_ready_is_reserved_and_granted_in_one_step() -> None:
     ports = Ports(ready=READY)
 
-    voice_pass = await passes(ports).issue(asked())
+    voice_pass = await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve"]
     assert voice_pass.credential is READY
@@ -410,17 +410,17 @@ async def test_a_credential_that_is_ready_is_reserved_and_granted_in_one_step() 
     [
         (RateLimited(), ["give back"]),
         (UserBlocked(), ["give back"]),
-        (reached(QuotaExceeded), ["refresh", "reserve", "give back", "reissue"]),
-        # The ledger may have granted it, so that nobody else may get it.
+        (make_limit_reached(QuotaExceeded), ["refresh", "reserve", "give back", "reissue"]),
+        # The ledger may have granted the credential, so no other user may get it.
         (LedgerUnavailable(), ["release"]),
         (BadAnswer(), ["release"]),
     ],
 )
-async def test_a_refused_user_takes_no_credential_out_of_the_store(error: Refusal, after: list[str]) -> None:
+async def test_a_refused_user_does_not_get_the_ready_credential(error: Refusal, after: list[str]) -> None:
     ports = Ports({"reserve": error}, ready=READY)
 
     with pytest.raises(type(error)):
-        await passes(ports).issue(asked())
+        await make_passes(ports).issue(make_request())
 
     assert ports.calls == ["authenticate", "reserve", *after]
     assert ports.attempts[0].credential_sha256 is None

@@ -1,4 +1,4 @@
-"""The pure rules: which claims become variables, and what is taken out of them on the way."""
+"""The policy: who may use which agent, which claims become variables, and how their text is cleaned."""
 
 import json
 import unicodedata
@@ -29,13 +29,13 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 AGENT = Agent(alias="default", agent_id="agent_1", base_url="https://x")
 
 
-def user_with(claims: dict[str, object], *, name: str | None = "Ada") -> User:
+def make_user(claims: dict[str, object], *, name: str | None = "Ada") -> User:
     return User(issuer="i", id="u-1", name=name, claims=claims)
 
 
-def variables_of(claims: dict[str, object], *, name: str | None = "Ada", **variables: Variable) -> dict[str, object]:
+def make_variables(claims: dict[str, object], *, name: str | None = "Ada", **variables: Variable) -> dict[str, object]:
     policy = Policy({"default": AgentRules(agent=AGENT, allow=(Rule({}),), variables=variables)})
-    return dict(policy.variables_for(user_with(claims, name=name), AGENT))
+    return dict(policy.variables_for(make_user(claims, name=name), AGENT))
 
 
 def check_cleaned(text: str) -> None:
@@ -54,14 +54,14 @@ def check_cleaned(text: str) -> None:
 
 @settings(max_examples=300)
 @given(ANY_TEXT)
-def test_no_text_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: str) -> None:
+def test_cleaned_text_has_no_control_characters_and_no_template_braces(text: str) -> None:
     check_cleaned(text)
 
 
 @pytest.mark.long
 @settings(max_examples=2000)
 @given(ANY_TEXT)
-def test_of_many_texts_none_keeps_what_could_steer_a_terminal_a_reader_or_a_template(text: str) -> None:
+def test_of_many_cleaned_texts_none_has_control_characters_or_template_braces(text: str) -> None:
     check_cleaned(text)
 
 
@@ -84,33 +84,33 @@ def test_of_many_texts_none_keeps_what_could_steer_a_terminal_a_reader_or_a_temp
         ("می\u200cخواهم", "می\u200cخواهم"),
     ],
 )
-def test_text_is_cleaned_and_names_of_all_scripts_survive(text: str, cleaned: str) -> None:
+def test_text_is_cleaned_and_names_in_any_script_are_kept(text: str, cleaned: str) -> None:
     assert clean_text(text) == cleaned
 
 
 @table("claim", [None, [], {}, ["a"], {"a": 1}, float("nan"), float("inf"), 2**53, -(2**60)])
 def test_a_claim_that_no_variable_can_hold_is_left_out(claim: object) -> None:
     assert clean(claim) is None
-    assert "extra" not in variables_of({"extra": claim}, extra=Variable(claim="extra"))
+    assert "extra" not in make_variables({"extra": claim}, extra=Variable(claim="extra"))
 
 
 @table("claim", [True, False, 0, -7, 2**53 - 1, 1.5, "text"])
-def test_numbers_booleans_and_text_pass_as_they_are(claim: object) -> None:
-    variables = variables_of({"extra": claim}, extra=Variable(claim="extra"))
+def test_numbers_booleans_and_text_are_not_changed(claim: object) -> None:
+    variables = make_variables({"extra": claim}, extra=Variable(claim="extra"))
 
     assert (type(variables["extra"]), variables["extra"]) == (type(claim), claim)
     json.dumps(variables, allow_nan=False)
 
 
 @pytest.mark.parametrize("name", [None, "", "\u202e\x00"])
-def test_a_user_without_a_usable_name_is_called_by_their_id(name: str | None) -> None:
-    assert variables_of({}, name=name) == {"user_id": "u-1", "user_name": "u-1"}
+def test_the_id_replaces_a_name_that_is_missing_or_empty(name: str | None) -> None:
+    assert make_variables({}, name=name) == {"user_id": "u-1", "user_name": "u-1"}
 
 
 def test_no_mapped_claim_replaces_the_users_id_or_name() -> None:
     forged = Variable(claim="x")
 
-    variables = variables_of({"x": "forged"}, user_id=forged, user_name=forged)
+    variables = make_variables({"x": "forged"}, user_id=forged, user_name=forged)
 
     assert variables == {"user_id": "u-1", "user_name": "Ada"}
 
@@ -127,7 +127,7 @@ def test_no_mapped_claim_replaces_the_users_id_or_name() -> None:
     ],
 )
 def test_a_variable_has_its_type_or_its_default(claims: dict[str, object], value: str) -> None:
-    variables = variables_of(claims, plan=Variable(claim="plan", type="string", default="free"))
+    variables = make_variables(claims, plan=Variable(claim="plan", type="string", default="free"))
 
     assert variables["plan"] == value
 
@@ -144,8 +144,8 @@ def test_a_variable_has_its_type_or_its_default(claims: dict[str, object], value
         ("number", "1", None),
     ],
 )
-def test_a_boolean_is_no_number_and_a_number_is_no_boolean(wanted: VariableType, claim: object, value: object) -> None:
-    variables = variables_of({"extra": claim}, extra=Variable(claim="extra", type=wanted))
+def test_a_claim_of_another_type_sets_no_variable(wanted: VariableType, claim: object, value: object) -> None:
+    variables = make_variables({"extra": claim}, extra=Variable(claim="extra", type=wanted))
 
     assert variables.get("extra") is value
 
@@ -176,15 +176,13 @@ RULE = Rule({"role": ("seller", "admin"), "app.plan": ("pro",)})
         (Rule({"missing": ("None",)}), {}, False),
     ],
 )
-def test_a_rule_admits_exactly_those_whose_claims_hold(
-    rule: Rule, claims: dict[str, object], *, admitted: bool
-) -> None:
+def test_a_rule_admits_only_users_whose_claims_match(rule: Rule, claims: dict[str, object], *, admitted: bool) -> None:
     assert rule.admits(claims) is admitted
 
 
-def test_nobody_may_use_an_agent_that_no_rule_opens_and_an_unknown_one_answers_alike() -> None:
+def test_an_agent_without_a_matching_rule_and_an_unknown_agent_get_the_same_refusal() -> None:
     policy = Policy({"closed": AgentRules(agent=AGENT, allow=()), "open": AgentRules(agent=AGENT, allow=(RULE,))})
-    user = user_with({"role": "buyer"})
+    user = make_user({"role": "buyer"})
 
     refusals = []
     for alias in ("closed", "open", "missing"):
@@ -198,10 +196,10 @@ def test_nobody_may_use_an_agent_that_no_rule_opens_and_an_unknown_one_answers_a
 def test_one_rule_of_several_is_enough() -> None:
     rules = AgentRules(agent=AGENT, allow=(RULE, Rule({"staff": (True,)})))
 
-    agent = Policy({"default": rules}).agent_for(user_with({"staff": True}), "default")
+    agent = Policy({"default": rules}).agent_for(make_user({"staff": True}), "default")
 
     assert agent is AGENT
-    assert str(rules.admitting(user_with({"staff": True}))) == "staff is true"
+    assert str(rules.admitting(make_user({"staff": True}))) == "staff is true"
     assert str(RULE) == "role is seller or admin and app.plan is pro"
     assert RULE.whom == "users whose role is seller or admin and app.plan is pro"
     assert str(Rule({"role": ("Admin",)})) == "role is Admin"
@@ -246,7 +244,7 @@ def test_a_rule_covers_another_if_it_admits_all_its_users(
     assert not Rule(covered).covers(Rule(covering))
 
 
-def test_a_rule_covers_no_value_of_another_type_and_no_other_claim() -> None:
+def test_a_rule_does_not_cover_a_value_of_another_type_or_another_claim() -> None:
     rules = [*(Rule({"level": (value,)}) for value in (1, True, "1")), Rule({"role": ("admin",)})]
 
     assert not any(one.covers(other) for one in rules for other in rules if one is not other)
@@ -266,4 +264,4 @@ def test_the_first_plan_that_admits_a_user_applies() -> None:
     policy = Policy({}, plans=plans)
     given: list[dict[str, object]] = [{"plan": "a"}, {"plan": "b", "role": ["x", "admin"]}, {"plan": "b"}, {}]
 
-    assert [policy.plan_for(user_with(claims)).name for claims in given] == ["a", "a", "b", None]
+    assert [policy.plan_for(make_user(claims)).name for claims in given] == ["a", "a", "b", None]

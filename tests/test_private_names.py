@@ -1,4 +1,4 @@
-"""What voicepass uses of other packages though they do not document it: each name is still there."""
+"""Each undocumented name of another package that voicepass uses still exists."""
 
 import importlib
 import inspect
@@ -28,7 +28,7 @@ USED: dict[tuple[str, str], list[str]] = {
 
 
 @table(("module", "owner"), USED)
-def test_what_voicepass_overrides_elsewhere_is_still_there(module: str, owner: str) -> None:
+def test_each_undocumented_name_that_voicepass_uses_exists(module: str, owner: str) -> None:
     place: Any = importlib.import_module(module)
     sources = []
     if owner:

@@ -1,4 +1,4 @@
-"""The real nginx and the real Caddy with the files of `deploy/`: what they publish, and restarts behind them."""
+"""The real nginx and Caddy with the files of `deploy/`: which routes they publish, and restarts behind them."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ def require(program: str) -> str:
 
 
 def write_nginx(folder: Path, port: int, upstreams: Sequence[str]) -> list[str]:
-    """Write the site with other ports and a certificate of its own; return the command that runs it."""
+    """Write the site's file with other ports and a new certificate; return the command that runs nginx."""
     certificate, key = folder / "voicepass.pem", folder / "voicepass.key"
     subject = ["-subj", "/CN=voicepass.example", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     openssl = ["openssl", "req", "-x509", "-nodes", *subject, "-keyout", str(key), "-out", str(certificate)]
@@ -105,7 +105,7 @@ WRITERS = {"nginx": write_nginx, "caddy": write_caddy}
 
 
 @contextmanager
-def proxying(name: str, folder: Path, upstreams: Sequence[str]) -> Iterator[str]:
+def run_proxy(name: str, folder: Path, upstreams: Sequence[str]) -> Iterator[str]:
     """Run the proxy in front of these addresses until the block ends; yields its URL."""
     port = free_port()
     command = WRITERS[name](folder, port, upstreams)
@@ -130,9 +130,7 @@ async def show_request(request: Request) -> JSONResponse:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-async def test_a_proxy_publishes_the_public_routes_and_replaces_what_a_client_says_of_itself(
-    name: str, tmp_path: Path
-) -> None:
+async def test_a_proxy_publishes_only_the_public_routes_and_replaces_forged_headers(name: str, tmp_path: Path) -> None:
     methods = ["GET", "POST"]
     service = create_app(settings_with(voicepass_docs=True))
     every_path = {re.sub(r"\{\w+\}", "conv_1", route.path) for route in service.routes if isinstance(route, Route)}
@@ -140,7 +138,7 @@ async def test_a_proxy_publishes_the_public_routes_and_replaces_what_a_client_sa
 
     with running(lambda _url: Starlette(routes=[Route("/{path:path}", show_request, methods=methods)])) as upstream:
         address = upstream.removeprefix("http://")
-        with proxying(name, tmp_path, [address, address]) as url:
+        with run_proxy(name, tmp_path, [address, address]) as url:
             async with httpx.AsyncClient(verify=False, trust_env=False, base_url=url) as client:  # noqa: S501 - a certificate of the test
                 answers = {path: await client.get(path) for path in every_path}
                 disguised = [await client.get(httpx.URL(url, raw_path=path.encode())) for path in DISGUISED]
@@ -158,7 +156,7 @@ async def test_a_proxy_publishes_the_public_routes_and_replaces_what_a_client_sa
 
 
 @pytest.mark.parametrize("name", WRITERS)
-async def test_restarts_one_after_another_lose_no_request_behind_a_proxy(
+async def test_no_request_fails_while_the_instances_behind_a_proxy_restart_in_turn(
     name: str, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     engine = Engine("sqlite", str(tmp_path / "ledger.db"), TurnedClock())
@@ -176,16 +174,16 @@ async def test_restarts_one_after_another_lose_no_request_behind_a_proxy(
         await instance.end()
         instance.is_ready = False
         instance.start()
-        await instance.until_ready()
+        await instance.wait_until_ready()
 
     async with httpx.AsyncClient(trust_env=False, timeout=1) as probing:
         probes = [asyncio.create_task(instance.probe(probing)) for instance in served]
         try:
             for instance in served:
                 instance.start()
-                await instance.until_ready()
+                await instance.wait_until_ready()
             upstreams = [instance.url.removeprefix("http://") for instance in served]
-            with proxying(name, tmp_path, upstreams) as url:
+            with run_proxy(name, tmp_path, upstreams) as url:
                 async with httpx.AsyncClient(verify=False, trust_env=False, base_url=url, timeout=30) as client:  # noqa: S501
                     callers = [asyncio.create_task(call(client)) for _ in range(8)]
                     for instance in served:

@@ -1,4 +1,4 @@
-"""No secret is ever written: what is logged is searched when the suite ends, and no repr shows one."""
+"""No secret is written: the suite searches its own log when it ends, and no repr shows a secret."""
 
 import json
 import logging
@@ -15,8 +15,8 @@ from voicepass.telemetry.logs import configure_logging
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln"
 
 
-def test_the_log_of_the_suite_would_show_a_secret(canary_log: CanaryLog) -> None:
-    """Every worker searches all that it logged when it ends (see conftest.py); this proves that the search finds."""
+def test_the_search_of_the_suites_log_finds_a_secret(canary_log: CanaryLog) -> None:
+    """Every worker searches its log when it ends (see conftest.py). This test proves that the search works."""
     configure_logging(log_format="json", level="debug")
     at = len(canary_log.text())
     logging.getLogger("some.library").warning("dialling %s", signed_url())
@@ -64,7 +64,7 @@ def test_a_secret_shows_in_no_repr() -> None:
         json.dumps(f"first line\n{TOKEN}\n{API_KEY}\n{signed_url()}"),
     ],
 )
-def test_redaction_takes_secrets_out_of_foreign_text(text: str) -> None:
+def test_redaction_removes_secrets_from_text_that_is_not_ours(text: str) -> None:
     redacted = redact(text)
 
     assert secrets_in(redacted) == []
@@ -74,7 +74,7 @@ def test_redaction_takes_secrets_out_of_foreign_text(text: str) -> None:
 
 @pytest.mark.parametrize("secret", [TOKEN, API_KEY, SIGNATURE, signed_url()])
 @pytest.mark.parametrize("before", ["GET /", "GET /x", "GET /eyJ-", "key="])
-def test_a_secret_that_the_cut_goes_through_leaves_nothing_to_read(before: str, secret: str) -> None:
+def test_a_text_that_is_cut_within_a_secret_shows_no_part_of_it(before: str, secret: str) -> None:
     text = f"{before}{secret} and more"
 
     for most in range(len(text)):
@@ -84,13 +84,13 @@ def test_a_secret_that_the_cut_goes_through_leaves_nothing_to_read(before: str, 
         assert "canary" not in redacted
 
 
-def test_a_name_that_only_contains_the_mark_of_a_secret_is_kept() -> None:
+def test_a_name_that_only_looks_like_a_secret_is_not_redacted() -> None:
     text = "user help_desk_7 of task_force in conv_01keyJab7 and eyJay@example.org"
 
     assert redact(text) == text
 
 
-def test_a_long_text_is_cut_and_its_line_stays_one_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_text_is_cut_and_its_log_line_stays_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(log_format="json", level="debug")
     token, most = "eyJ0eXAiOi.J9.c2ln", MAX_TEXT_CHARACTERS
 

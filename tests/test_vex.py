@@ -1,4 +1,4 @@
-"""The VEX statement: the packages that python-jose installs and nothing loads, and that nothing loads them."""
+"""The VEX statement names the packages that python-jose installs but voicepass never loads, and it is true."""
 
 import json
 import os
@@ -44,7 +44,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def loaded(*, tmp_path: Path) -> set[str]:
+def list_loaded_modules(*, tmp_path: Path) -> set[str]:
     keys = {algorithm: signer_for(algorithm).published for algorithm in ("HS256", "RS256", "ES256")}
     environment = {**os.environ, **ENVIRONMENT, "VOICEPASS_DATABASE_URL": "sqlite://"}
     ended = subprocess.run(
@@ -61,19 +61,19 @@ def loaded(*, tmp_path: Path) -> set[str]:
 
 @pytest.mark.long
 def test_a_running_service_imports_none_of_the_packages_that_the_vex_statement_names(tmp_path: Path) -> None:
-    modules = loaded(tmp_path=tmp_path)
+    modules = list_loaded_modules(tmp_path=tmp_path)
 
     assert {"jose", "cryptography"} <= modules
     assert STATED.isdisjoint(modules)
 
 
-def test_the_statement_covers_all_that_python_jose_installs_for_its_other_backends() -> None:
+def test_the_statement_names_every_package_that_python_jose_requires() -> None:
     required = {re.split(r"[^\w-]", entry)[0] for entry in requires("python-jose") or () if "extra ==" not in entry}
 
     assert required == STATED
 
 
 @table("statement", STATEMENTS)
-def test_each_statement_says_what_openvex_requires_of_one(statement: dict[str, object]) -> None:
+def test_each_statement_has_the_fields_that_openvex_requires(statement: dict[str, object]) -> None:
     assert statement.keys() >= {"vulnerability", "products", "status", "justification", "impact_statement"}
     assert (statement["status"], statement["justification"]) == ("not_affected", "vulnerable_code_not_in_execute_path")

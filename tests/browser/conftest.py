@@ -1,4 +1,4 @@
-"""A real Chromium against a real demo server, both shared by this folder; most tests get a context of their own."""
+"""A real Chromium and a real demo server, which the tests of this folder share. Most tests get their own context."""
 
 import inspect
 import json
@@ -32,14 +32,14 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Listing requests would not do: AudioWorklet fetches are invisible to Playwright.
+    # Playwright does not report the requests of an AudioWorklet, so only the resolver can block other hosts.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo page as a person meets it, and what the browser says behind it."""
+    """The demo page by its roles and names, with the browser's console, requests and sockets."""
 
     page: Page
     console: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Demo:
 
     def start(self) -> None:
         self.button("Start conversation").click()
-        self.page.locator("[data-state=connected]").wait_for()  # looks oftener than `expect` does
+        self.page.locator("[data-state=connected]").wait_for()  # polls more often than `expect`
         expect(self.status).to_contain_text("Connected")
 
     def break_the_pass(self, fault: str) -> None:
@@ -98,14 +98,14 @@ class Demo:
         self.button("Send").click()
 
     def wait(self, seconds: float) -> None:
-        """Let this time pass for the page's timers, at once. For a page of its own time."""
+        """Advance the page's timers at once. Only for a page that was opened with `own_time`."""
         self.page.clock.fast_forward(round(seconds * 1000))
 
 
-def _watched(page: Page) -> Demo:
+def _watch(page: Page) -> Demo:
     demo = Demo(page)
 
-    def opened(socket: WebSocket) -> None:
+    def record_socket(socket: WebSocket) -> None:
         demo.hosts.add(socket.url.split("/")[2].split(":")[0])
         demo.sockets.append(socket)
         socket.on("framereceived", lambda frame: demo.received.append(json.loads(frame)))
@@ -114,12 +114,12 @@ def _watched(page: Page) -> Demo:
     page.on("console", lambda message: demo.console.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: demo.console.append(f"uncaught: {error.message}"))
     page.on("request", lambda request: demo.hosts.add(request.url.split("/")[2].split(":")[0]))
-    page.on("websocket", opened)
+    page.on("websocket", record_socket)
     return demo
 
 
-def _hum(path: Path) -> None:
-    """Write the sound of the fake microphone, which it repeats: its own beeps count as speech only after seconds."""
+def _write_speech(path: Path) -> None:
+    """Write the sound that the fake microphone repeats. Its default beeps count as speech only after seconds."""
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 48_000, 0, "NONE", "not compressed"))
         swing = (round(8_000 * math.sin(math.tau * 220 * n / 48_000)) for n in range(48_000))
@@ -139,8 +139,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
 
 @pytest.fixture(scope="session")
 def playwright_thread() -> Iterator[ThreadPoolExecutor]:
-    """Where all of Playwright lives. Its sync API keeps a loop running in its thread for as long as the browser is
-    open; in the main thread, no asynchronous test of another folder could start its own any more.
+    """The thread for all calls of Playwright, whose sync API runs an event loop until the browser is closed.
+
+    In the main thread, that loop would prevent the asynchronous tests of other folders.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield thread
@@ -148,9 +149,9 @@ def playwright_thread() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def launch_chromium(playwright_thread: ThreadPoolExecutor) -> Iterator[Callable[..., Browser]]:
-    """Launch Debian's Chromium with more flags. To be called in Playwright's thread."""
+    """Launches Debian's Chromium with more flags. Call it in Playwright's thread."""
     if not Path(_CHROMIUM).exists():
-        missing = "these tests drive Debian's Chromium, which is not here: apt-get install chromium"
+        missing = "these tests need Debian's Chromium: apt-get install chromium"
         if "REQUIRE_CHROMIUM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)
@@ -163,7 +164,7 @@ def launch_chromium(playwright_thread: ThreadPoolExecutor) -> Iterator[Callable[
     stopped = playwright_thread.submit(playwright.stop)
     try:
         stopped.result(timeout=30)
-    except TimeoutError:  # once in many runs, the driver does not end although its input has ended
+    except TimeoutError:  # rarely, the driver does not end although its input is closed
         _kill_driver()
         stopped.result(timeout=30)
 
@@ -182,14 +183,14 @@ def chromium(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Browser]:
     speech = tmp_path_factory.mktemp("microphone") / "speech.wav"
-    _hum(speech)
+    _write_speech(speech)
     microphone = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={speech}")
     browser = playwright_thread.submit(launch_chromium, *microphone).result()
     yield browser
     playwright_thread.submit(browser.close).result()
 
 
-@pytest.fixture(scope="module")  # longer, and the demo would write lines while tests of other folders read theirs
+@pytest.fixture(scope="module")  # not "session", because the demo would log lines during tests of other folders
 def base_url() -> Iterator[str]:
     with running(lambda url: create_demo(url, voicepass_log_level="debug")) as url:
         yield url
@@ -197,7 +198,7 @@ def base_url() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class World:
-    """A demo whose network can be cut, and whose ElevenLabs can be told to fail."""
+    """A demo with a network that a test can cut, and an emulator that a test can make fail."""
 
     cable: Cable
     emulator: Emulator
@@ -211,7 +212,7 @@ class World:
 def shared_world() -> Iterator[World]:
     made: list[Emulator] = []
 
-    def demo_at(url: str) -> ASGIApp:
+    def make_demo(url: str) -> ASGIApp:
         made.append(
             Emulator(
                 agents=[EmulatedAgent(agent_id=AGENT_ID, spoken_lines=ORDERS)],
@@ -222,13 +223,13 @@ def shared_world() -> Iterator[World]:
         )
         return create_demo(url, emulator=made[0], voicepass_session_cookie="session")
 
-    with behind_a_cable(demo_at) as cable:
+    with behind_a_cable(make_demo) as cable:
         yield World(cable, made[0])
 
 
 @pytest.fixture
 def world(shared_world: World) -> Iterator[World]:
-    """The module's world, in order before and after."""
+    """The module's world, with an empty record before the test and without faults after it."""
     shared_world.emulator.records.clear()
     yield shared_world
     shared_world.cable.plug_in()
@@ -240,10 +241,10 @@ OpenDemo = Callable[..., Demo]
 
 
 @contextmanager
-def _opening(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
+def _open_demos(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
     contexts: list[BrowserContext] = []
 
-    def opened(*, width: int = 1280, dark: bool = False, own_time: bool = False, any_origin: bool = False) -> Demo:
+    def open_page(*, width: int = 1280, dark: bool = False, own_time: bool = False, any_origin: bool = False) -> Demo:
         context = chromium.new_context(
             bypass_csp=any_origin,
             viewport={"width": width, "height": 900},
@@ -255,27 +256,27 @@ def _opening(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExec
         if own_time:
             context.clock.install()
         contexts.append(context)
-        demo = _watched(context.new_page())
+        demo = _watch(context.new_page())
         demo.page.goto(base_url, wait_until="domcontentloaded")
         return demo
 
-    yield opened
+    yield open_page
     for context in contexts:
         playwright_thread.submit(context.close).result()
 
 
 @pytest.fixture
 def open_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[OpenDemo]:
-    """Opens the page in a fresh context. Tests call it, for they run in Playwright's thread; fixtures submit it."""
-    with _opening(chromium, base_url, playwright_thread) as opened:
-        yield opened
+    """Opens the page in a new context. Tests call it directly, and fixtures submit it to Playwright's thread."""
+    with _open_demos(chromium, base_url, playwright_thread) as open_page:
+        yield open_page
 
 
 @pytest.fixture
 def demo_in_world(chromium: Browser, world: World, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
-    """A demo whose clock the test may put forward, in a world where things break."""
-    with _opening(chromium, world.cable.url, playwright_thread) as opened:
-        yield playwright_thread.submit(opened, own_time=True).result()
+    """A demo in the world, whose clock the test can advance."""
+    with _open_demos(chromium, world.cable.url, playwright_thread) as open_page:
+        yield playwright_thread.submit(open_page, own_time=True).result()
 
 
 @pytest.fixture
@@ -285,20 +286,20 @@ def demo(open_demo: OpenDemo, playwright_thread: ThreadPoolExecutor) -> Demo:
 
 @pytest.fixture
 def demo_in_own_time(open_demo: OpenDemo, playwright_thread: ThreadPoolExecutor) -> Demo:
-    """A demo whose clock the test may put forward, with `wait`."""
+    """A demo whose clock the test can advance with `wait`."""
     return playwright_thread.submit(open_demo, own_time=True).result()
 
 
 @pytest.fixture(scope="module")
 def shared_demo(chromium: Browser, base_url: str, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
-    """One page for a module: half of a short test's time is spent loading it."""
-    with _opening(chromium, base_url, playwright_thread) as opened:
-        yield playwright_thread.submit(opened).result()
+    """One page for a module, because a short test spends half of its time on loading."""
+    with _open_demos(chromium, base_url, playwright_thread) as open_page:
+        yield playwright_thread.submit(open_page).result()
 
 
 @pytest.fixture
 def used_demo(shared_demo: Demo, playwright_thread: ThreadPoolExecutor) -> Iterator[Demo]:
-    """The module's page, signed out. Who signs in on it is a new user each time."""
+    """The module's page, signed out. Each sign-in makes a new user."""
     yield shared_demo
     playwright_thread.submit(shared_demo.sign_out).result()
 
@@ -307,8 +308,8 @@ def used_demo(shared_demo: Demo, playwright_thread: ThreadPoolExecutor) -> Itera
 def shared_page(
     chromium: Browser, shared_world: World, playwright_thread: ThreadPoolExecutor
 ) -> Iterator[tuple[Demo, ThreadPoolExecutor]]:
-    with _opening(chromium, shared_world.cable.url, playwright_thread) as opened:
-        demo = playwright_thread.submit(opened, any_origin=True).result()
+    with _open_demos(chromium, shared_world.cable.url, playwright_thread) as open_page:
+        demo = playwright_thread.submit(open_page, any_origin=True).result()
         playwright_thread.submit(demo.page.evaluate, LABORATORY).result()
         yield demo, playwright_thread
 

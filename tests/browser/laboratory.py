@@ -1,4 +1,4 @@
-"""The page on which tests of the browser client run their scripts."""
+"""A page on which the tests of the browser client run scripts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import Any
 
 from playwright.sync_api import Page
 
-# What each test's script finds: a signed-in user, and `open`, which connects with timers that wait for `pass`.
+# Gives each script a signed-in user, and `open`, which connects with timers that end when the script calls `pass`.
 LABORATORY = """async () => {
   const { Conversation } = ElevenLabsClient;
   const voicepass = await import("/v1/client.js");
@@ -15,10 +15,10 @@ LABORATORY = """async () => {
     return (await answer.json()).token;
   };
   window.laboratory = (token) => {
-    const told = [], sleeps = [], waiting = [];
+    const states = [], sleeps = [], waiting = [];
     const until = async (status) => {
-      while (!told.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
-      return told.splice(0).at(-1);
+      while (!states.some((state) => state.status === status)) await new Promise((resolve) => waiting.push(resolve));
+      return states.splice(0).at(-1);
     };
     const timers = {
       late: 0,
@@ -30,7 +30,7 @@ LABORATORY = """async () => {
       }),
     };
     const onChange = (state) => {
-      told.push(state);
+      states.push(state);
       waiting.splice(0).forEach((resolve) => resolve());
     };
     const open = ({ starter = Conversation, session, ...options } = {}) => voicepass.connect(starter, {
@@ -44,13 +44,13 @@ LABORATORY = """async () => {
 
 
 class Laboratory:
-    """One user's page, on which scripts of the test run."""
+    """The page of one user, on which a test runs scripts."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
 
     def begin(self, script: str, given: object = None) -> Any:
-        """Run the body of an async function as a new user; `lab` is theirs, and stays for `go_on`."""
+        """Run the body of an async function as a new user. Its `lab` stays available for `go_on`."""
         return self.go_on(f"window.lab = laboratory(await signIn()); {script}", given)
 
     def go_on(self, script: str, given: object = None) -> Any:

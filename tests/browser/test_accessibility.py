@@ -1,4 +1,4 @@
-"""The page works by keyboard, by name, on small screens, and in the dark."""
+"""The page works with a keyboard, with a screen reader, on small screens and in dark mode."""
 
 import pytest
 from playwright.sync_api import Page, Response, expect
@@ -7,7 +7,7 @@ from tests.browser.conftest import Demo, OpenDemo
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-# Every text that is drawn, against the first opaque background beneath it.
+# Compares every visible text with the first opaque background below it.
 _POOR_CONTRAST = """() => {
   const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = (color) => rgb(color).slice(0, 3).map((v) => v / 255)
@@ -55,7 +55,7 @@ def _tab_to(page: Page, name: str, *, key: str = "Tab") -> None:
         assert ring != "none", f"no focus ring on {focused}"
         if focused == name:
             return
-    raise AssertionError(f"the keyboard never reached {name}")
+    raise AssertionError(f"the key {key} never focused {name}")
 
 
 def test_the_whole_journey_works_by_keyboard_alone(demo: Demo) -> None:
@@ -77,7 +77,7 @@ def test_the_whole_journey_works_by_keyboard_alone(demo: Demo) -> None:
     expect(demo.button("Start conversation")).to_be_focused()
 
 
-def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
+def test_every_part_of_the_page_has_its_role_and_name(shared_demo: Demo) -> None:
     expect(shared_demo.page.get_by_role("main")).to_match_aria_snapshot(
         """
         - heading "One sign-in, one pass, one conversation." [level=1]
@@ -124,7 +124,7 @@ def test_every_part_goes_by_its_role_and_name(shared_demo: Demo) -> None:
     )
 
 
-def test_no_control_lacks_a_name_and_no_reference_dangles(shared_demo: Demo) -> None:
+def test_every_control_has_a_name_and_every_reference_a_target(shared_demo: Demo) -> None:
     flaws = shared_demo.page.evaluate(
         """() => {
           const nameless = [...document.querySelectorAll('input, select, button')]
@@ -147,7 +147,7 @@ def test_no_control_lacks_a_name_and_no_reference_dangles(shared_demo: Demo) -> 
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_can_be_read_in_every_state(open_demo: OpenDemo, *, dark: bool) -> None:
+def test_every_text_has_enough_contrast_in_every_state(open_demo: OpenDemo, *, dark: bool) -> None:
     demo = open_demo(dark=dark, own_time=True)
     assert demo.page.evaluate(_POOR_CONTRAST) == []
 
@@ -179,7 +179,7 @@ def test_a_narrow_screen_never_scrolls_sideways(open_demo: OpenDemo) -> None:
     assert demo.page.evaluate(sideways) == 0
 
 
-def test_the_page_lives_under_a_strict_content_security_policy(shared_demo: Demo) -> None:
+def test_the_page_works_under_a_strict_content_security_policy(shared_demo: Demo) -> None:
     response = shared_demo.page.reload()
     assert isinstance(response, Response)
 

@@ -1,4 +1,4 @@
-"""The console error that voicepass exists to end: there without a pass, gone with one."""
+"""The console error that voicepass prevents: it occurs without a pass, and not with one."""
 
 import pytest
 from playwright.sync_api import expect
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 _ERROR = "error: WebSocket is already in CLOSING or CLOSED state."
 
 
-def test_without_a_pass_the_socket_closes_and_the_console_complains(demo_in_own_time: Demo) -> None:
+def test_without_a_pass_the_socket_closes_and_the_console_shows_the_error(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
     demo.button("Try without a pass").click()
 
@@ -21,7 +21,7 @@ def test_without_a_pass_the_socket_closes_and_the_console_complains(demo_in_own_
     assert demo.console == [_ERROR]
 
 
-def test_with_a_pass_the_same_socket_stays_and_the_console_is_empty(demo_in_own_time: Demo) -> None:
+def test_with_a_pass_the_same_socket_stays_open_and_the_console_is_empty(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
     demo.sign_in("Ada")
 
@@ -39,7 +39,7 @@ def test_with_a_pass_the_same_socket_stays_and_the_console_is_empty(demo_in_own_
     assert demo.console == []
 
 
-def test_a_stranger_may_try_the_pass_as_a_guest(demo: Demo) -> None:
+def test_a_user_who_is_not_signed_in_can_try_a_pass_as_a_guest(demo: Demo) -> None:
     demo.button("Try with a pass").click()
 
     expect(demo.page.get_by_role("list", name="What happened with a pass")).to_contain_text("Guest")

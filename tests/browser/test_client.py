@@ -1,4 +1,4 @@
-"""The browser client, in a browser, over real sockets: when it asks for a pass, when it waits, and why it stopped."""
+"""The browser client in a browser, over real sockets: when it requests a pass, when it waits, and why it stops."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ REFUSALS = list_refusals("pass")
 ONE_PASS_A_MINUTE = '[limits.user]\npasses_per_minute = 1\nopen_conversations = "off"\nminutes_per_day = "off"\n'
 
 
-def test_each_conversation_opens_with_a_pass_of_its_own(lab: Laboratory, world: World) -> None:
+def test_each_conversation_opens_with_its_own_pass(lab: Laboratory, world: World) -> None:
     seen = lab.begin(
         """
         const seen = [];
@@ -70,12 +70,12 @@ def test_after_a_dropped_network_the_client_connects_with_a_new_pass(lab: Labora
         "why": "connection_lost",
     }
     assert back == {"reconnects": 1, "opensItsOwn": True}
-    assert again == {"attempt": 2, "retryInSeconds": 1}, "a bad line must not take passes without end"
+    assert again == {"attempt": 2, "retryInSeconds": 1}, "a bad connection must not use up passes"
     assert world.passes_asked_for == 2
     assert len({conversation.conversation_id for conversation in world.emulator.records.conversations}) == 2
 
 
-def test_it_backs_off_and_gives_up(lab: Laboratory, world: World) -> None:
+def test_the_client_backs_off_and_stops_after_five_retries(lab: Laboratory, world: World) -> None:
     lab.begin("window.connection = lab.open(); await connection.connected")
 
     world.cable.pull()
@@ -114,10 +114,8 @@ def test_the_client_stops_after_its_time_limit_even_with_attempts_left(lab: Labo
     assert waits == [250]
 
 
-def test_a_socket_that_outlives_the_network_is_hung_up_and_replaced_once_the_network_is_back(
-    lab: Laboratory, world: World
-) -> None:
-    """Chromium closes no socket while Playwright sets it offline."""
+def test_a_socket_that_stays_open_offline_is_replaced_when_the_network_is_back(lab: Laboratory, world: World) -> None:
+    """Chromium does not close sockets when Playwright sets it offline."""
     lab.begin("window.connection = lab.open(); await connection.connected; await lab.until('connected')")
 
     with lab.offline():
@@ -140,8 +138,8 @@ def test_a_socket_that_outlives_the_network_is_hung_up_and_replaced_once_the_net
     assert (asked_for_offline, world.passes_asked_for) == (1, 2)
 
 
-def test_the_first_conversation_is_not_dialled_twice(lab: Laboratory, world: World) -> None:
-    """Somebody is there to press the button again, and every pass sets minutes aside."""
+def test_the_client_does_not_retry_the_first_connection(lab: Laboratory, world: World) -> None:
+    """The user can press the button again, and every pass reserves minutes."""
     seen = lab.begin("""
         const starter = { startSession: (options) => lab.Conversation.startSession({
           ...options, signedUrl: "ws://127.0.0.1:1/?" }) };
@@ -153,7 +151,7 @@ def test_the_first_conversation_is_not_dialled_twice(lab: Laboratory, world: Wor
     assert world.passes_asked_for == 1
 
 
-def test_a_pass_that_grew_old_on_the_way_is_replaced(lab: Laboratory, world: World) -> None:
+def test_a_pass_that_expires_before_it_is_opened_is_replaced(lab: Laboratory, world: World) -> None:
     lab.begin("""
         let late = true;
         const starter = { startSession: async (options) => {
@@ -187,9 +185,7 @@ def test_a_pass_that_grew_old_on_the_way_is_replaced(lab: Laboratory, world: Wor
         ("too_many_concurrent", "too_many_concurrent"),
     ],
 )
-def test_the_client_does_not_retry_what_another_pass_cannot_fix(
-    lab: Laboratory, world: World, closing: str, cause: str
-) -> None:
+def test_the_client_retries_only_if_another_pass_helps(lab: Laboratory, world: World, closing: str, cause: str) -> None:
     world.emulator.faults["conversation"] = Fault(target="conversation", closing=closing)
 
     ending = lab.begin("""
@@ -202,7 +198,7 @@ def test_the_client_does_not_retry_what_another_pass_cannot_fix(
     assert world.passes_asked_for == 1
 
 
-def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: Laboratory) -> None:
+def test_the_client_finds_a_cause_for_every_closing_of_the_emulator(lab: Laboratory) -> None:
     rows = [[row.name, row.code, row.reason] for row in CLOSINGS.values()]
 
     causes = lab.page.evaluate(
@@ -226,7 +222,7 @@ def test_every_way_the_emulator_ends_a_conversation_has_a_cause_of_its_own(lab: 
         "daily_limit": "daily_limit",
         "too_many_concurrent": "too_many_concurrent",
         "internal_error": "agent_failed",
-        "max_duration": "agent_ended",  # its error event, which tells the two apart, is not part of a row
+        "max_duration": "agent_ended",  # only its error event distinguishes it from agent_ended, and a row has no event
         "agent_ended": "agent_ended",
     }
 
@@ -254,7 +250,7 @@ def test_the_client_distinguishes_what_the_sdk_reports_without_a_code(lab: Labor
     ]
 
 
-def test_the_client_recognises_a_refused_override_and_a_hang_up_by_the_real_frames(lab: Laboratory) -> None:
+def test_the_client_recognises_a_refused_override_and_a_user_who_ends_by_real_frames(lab: Laboratory) -> None:
     seen = lab.begin("""
         const forbidden = await lab.open({ session: { overrides: { agent: { firstMessage: "Hi" } } } }).ended;
         const connection = lab.open();
@@ -264,7 +260,7 @@ def test_the_client_recognises_a_refused_override_and_a_hang_up_by_the_real_fram
     assert seen == ["override_not_allowed", "This service is not available at the moment.", "user_ended"]
 
 
-def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) -> None:
+def test_a_refused_token_gives_an_error_with_the_services_detail(lab: Laboratory) -> None:
     seen = lab.begin("""
         const { cause, sentence, error } = await lab.open({ token: async () => "x.y.z" }).ended;
         return { cause, sentence, isPassError: error instanceof lab.PassError, ...error }""")
@@ -282,13 +278,13 @@ def test_a_refused_token_is_an_error_with_the_services_words(lab: Laboratory) ->
     }
 
 
-def test_without_a_token_nobody_is_signed_in_and_no_request_is_sent(lab: Laboratory, world: World) -> None:
+def test_without_a_token_the_client_reports_not_signed_in_and_sends_no_request(lab: Laboratory, world: World) -> None:
     seen = lab.begin("""
-        const told = ({ cause, error }) => [cause, error.name, error.code, error.status];
+        const summarise = ({ cause, error }) => [cause, error.name, error.code, error.status];
         const seen = [];
         for (const nothing of [null, undefined, ""]) {
-          seen.push(told(await lab.open({ token: () => nothing }).ended));
-          seen.push(told(await lab.open({ token: async () => nothing }).ended));
+          seen.push(summarise(await lab.open({ token: () => nothing }).ended));
+          seen.push(summarise(await lab.open({ token: async () => nothing }).ended));
         }
         return seen;""")
 
@@ -296,7 +292,7 @@ def test_without_a_token_nobody_is_signed_in_and_no_request_is_sent(lab: Laborat
     assert world.passes_asked_for == 0
 
 
-def test_a_token_that_cannot_be_renewed_after_a_drop_is_asked_for_again(lab: Laboratory, world: World) -> None:
+def test_after_a_drop_the_client_asks_again_for_a_token_that_it_did_not_get(lab: Laboratory, world: World) -> None:
     lab.begin("""
         const answers = [() => lab.token, () => { throw new Error("offline"); }, () => lab.token, () => null];
         const token = async () => answers.shift()();
@@ -322,11 +318,11 @@ def test_a_token_that_cannot_be_renewed_after_a_drop_is_asked_for_again(lab: Lab
     assert world.passes_asked_for == 2
 
 
-def test_a_token_that_cannot_be_had_before_the_first_conversation_is_asked_for_once(lab: Laboratory) -> None:
+def test_before_the_first_conversation_the_client_asks_for_a_token_only_once(lab: Laboratory) -> None:
     seen = lab.begin("""
-        let asked = 0;
-        const { cause, error } = await lab.open({ token: () => { asked += 1; throw new Error("offline"); } }).ended;
-        return [asked, cause, error.message]""")
+        let requests = 0;
+        const { cause, error } = await lab.open({ token: () => { requests += 1; throw new Error("offline"); } }).ended;
+        return [requests, cause, error.message]""")
 
     assert seen == [1, "not_started", "offline"]
 
@@ -334,21 +330,21 @@ def test_a_token_that_cannot_be_had_before_the_first_conversation_is_asked_for_o
 def test_the_client_says_that_a_proxy_answered(lab: Laboratory) -> None:
     answers = iter([(502, "text/html", "<h1>Bad Gateway</h1>"), (200, "text/html", "<h1>Please log in</h1>")])
 
-    def from_a_proxy(route: Any) -> None:
+    def answer_as_proxy(route: Any) -> None:
         status, content_type, body = next(answers)
         route.fulfill(status=status, content_type=content_type, body=body, headers={"Retry-After": "7"})
 
-    lab.page.route("**/v1/signed-url", from_a_proxy)
+    lab.page.route("**/v1/signed-url", answer_as_proxy)
     seen = lab.begin("""
-        const told = ({ code, status, detail, retryAfterSeconds }) => [code, status, detail, retryAfterSeconds];
-        const refused = () => lab.fetchPass({ token: () => lab.token }).catch(told);
+        const summarise = ({ code, status, detail, retryAfterSeconds }) => [code, status, detail, retryAfterSeconds];
+        const refused = () => lab.fetchPass({ token: () => lab.token }).catch(summarise);
         return [await refused(), await refused()]""")
     lab.page.unroute("**/v1/signed-url")
 
     assert seen == [["bad_answer", status, "This service is not available at the moment.", 7] for status in (502, 200)]
 
 
-def test_a_session_cookie_does_where_there_is_no_token(lab: Laboratory) -> None:
+def test_a_session_cookie_works_in_place_of_a_token(lab: Laboratory) -> None:
     token = lab.begin("return lab.token")
     context, url = lab.page.context, lab.page.url
     context.add_cookies([{"name": "session", "value": token, "url": url, "httpOnly": True}])
@@ -361,7 +357,7 @@ def test_a_session_cookie_does_where_there_is_no_token(lab: Laboratory) -> None:
     assert without == "token_missing"
 
 
-def test_a_cookie_of_somebody_else_does_not_stand_in_a_tokens_way(lab: Laboratory) -> None:
+def test_a_token_works_even_if_the_browser_has_a_cookie_of_another_user(lab: Laboratory) -> None:
     cookie = {"name": "session", "value": lab.begin("return lab.token"), "url": lab.page.url}
     lab.page.context.add_cookies([cookie])  # type: ignore[list-item]
 
@@ -371,16 +367,14 @@ def test_a_cookie_of_somebody_else_does_not_stand_in_a_tokens_way(lab: Laborator
     assert given.startswith("user_")
 
 
-def test_across_origins_a_429_is_waited_for_as_long_as_it_says_and_no_longer_than_it_may(
-    lab: Laboratory, world: World
-) -> None:
-    """The module of a neighbour is imported; that it finds its own service and reads Retry-After takes CORS."""
+def test_across_origins_the_client_waits_as_a_429_says_within_its_time_limit(lab: Laboratory, world: World) -> None:
+    """The page imports the module of another service, which must call its own service and read Retry-After by CORS."""
 
-    def neighbour(url: str) -> Any:
+    def make_neighbour(url: str) -> Any:
         origins = [world.cable.url]
         return create_demo(url, voicepass_allowed_origins=origins, voicepass_policy_file=policy_file(ONE_PASS_A_MINUTE))
 
-    with running(neighbour) as url:
+    with running(make_neighbour) as url:
         answer = lab.page.request.post(f"{url}/demo/sign-in", data={"name": "Ada"})
         seen = lab.go_on(
             """
@@ -402,11 +396,11 @@ def test_across_origins_a_429_is_waited_for_as_long_as_it_says_and_no_longer_tha
     assert 50 < seen["retryAfterSeconds"] <= 60
     assert seen["resetsAt"].endswith("Z")
     assert seen["retryInSeconds"] == pytest.approx(seen["retryAfterSeconds"] + 0.5, abs=3)
-    told = {name: seen[name] for name in ("code", "status", "because", "ended")}
-    assert told == {"code": "rate_limited", "status": 429, "because": "pass_refused", "ended": "user_ended"}
+    causes = {name: seen[name] for name in ("code", "status", "because", "ended")}
+    assert causes == {"code": "rate_limited", "status": 429, "because": "pass_refused", "ended": "user_ended"}
 
 
-def test_ending_while_it_opens_leaves_nothing_open(lab: Laboratory) -> None:
+def test_a_conversation_that_is_ended_while_it_opens_does_not_stay_open(lab: Laboratory) -> None:
     seen = lab.begin("""
         let opening;
         const starter = { startSession: (options) => (opening = lab.Conversation.startSession(options)) };
@@ -420,7 +414,7 @@ def test_ending_while_it_opens_leaves_nothing_open(lab: Laboratory) -> None:
     assert seen == ["user_ended", False, "ended", "You ended the conversation."]
 
 
-def test_a_page_that_stumbles_over_a_change_keeps_its_conversation(lab: Laboratory) -> None:
+def test_an_error_in_the_pages_onchange_does_not_end_the_conversation(lab: Laboratory) -> None:
     seen = lab.begin("""
         const reported = [];
         const listen = (event) => { reported.push(event.message); event.preventDefault(); };
@@ -434,8 +428,8 @@ def test_a_page_that_stumbles_over_a_change_keeps_its_conversation(lab: Laborato
     assert set(seen) == {"Uncaught Error: oops"}
 
 
-def test_webrtc_takes_a_conversation_token_and_trusts_livekit_with_drops(lab: Laboratory, world: World) -> None:
-    """No WebRTC server is at hand: the SDK is stood in for, the pass is real."""
+def test_webrtc_uses_a_conversation_token_and_leaves_reconnects_to_livekit(lab: Laboratory, world: World) -> None:
+    """The tests have no WebRTC server, so a fake replaces the SDK. The pass is real."""
     seen = lab.begin("""
         let given, session;
         const starter = { startSession: async (options) => {
@@ -470,10 +464,8 @@ def test_webrtc_takes_a_conversation_token_and_trusts_livekit_with_drops(lab: La
     assert [call.path for call in world.emulator.records.calls] == ["/v1/convai/conversation/token"] * 2
 
 
-def test_if_webrtc_cannot_connect_the_client_continues_over_the_websocket_once_and_only_if_it_may(
-    lab: Laboratory, world: World
-) -> None:
-    """The real SDK dials LiveKit's real host, which does not resolve here."""
+def test_if_webrtc_fails_the_client_tries_the_websocket_once_if_that_is_allowed(lab: Laboratory, world: World) -> None:
+    """The real SDK connects to LiveKit's real host, which does not resolve in these tests."""
     seen = lab.begin("""
         const dialled = [];
         const starter = { startSession: (options) => {
@@ -497,11 +489,11 @@ def test_if_webrtc_cannot_connect_the_client_continues_over_the_websocket_once_a
         "given_up": "connection_lost",
         "waits": 0,
     }
-    asked = [call.path.rpartition("/")[2] for call in world.emulator.records.calls]
-    assert asked == ["token", "token", "get-signed-url", "token", "get-signed-url"]
+    requested = [call.path.rpartition("/")[2] for call in world.emulator.records.calls]
+    assert requested == ["token", "token", "get-signed-url", "token", "get-signed-url"]
 
 
-def test_a_refused_pass_is_no_reason_to_change_to_the_websocket(lab: Laboratory, world: World) -> None:
+def test_after_a_refused_pass_the_client_does_not_change_to_the_websocket(lab: Laboratory, world: World) -> None:
     world.emulator.faults["token"] = Fault(target="token", status=401)
 
     cause = lab.begin("return (await lab.open({ transport: 'webrtc', fallback: 'websocket' }).ended).cause")
@@ -520,7 +512,7 @@ def test_the_sdk_gets_the_livekit_host_that_the_pass_names(lab: Laboratory) -> N
     assert seen == [session, session, session | {"livekitUrl": "wss://livekit.example"}]
 
 
-def test_a_page_can_replace_each_sentence_and_a_refusals_by_its_code(lab: Laboratory) -> None:
+def test_a_page_can_replace_each_sentence_also_by_the_code_of_a_refusal(lab: Laboratory) -> None:
     seen = lab.begin("""
         const sentences = { user_ended: "Fini.", pass_refused: ({ error, sentence }) => `${error.code}: ${sentence}` };
         const connection = lab.open({ sentences });
@@ -534,7 +526,7 @@ def test_a_page_can_replace_each_sentence_and_a_refusals_by_its_code(lab: Labora
 
 
 @pytest.mark.parametrize("own", ["null", "() => undefined", "() => { throw new Error('a mistake of the page'); }"])
-def test_a_mistake_in_the_pages_sentences_leaves_ours_and_the_connection_ends(own: str, lab: Laboratory) -> None:
+def test_if_the_pages_sentence_fails_the_default_is_shown_and_the_connection_ends(own: str, lab: Laboratory) -> None:
     seen = lab.begin(f"""
         addEventListener("error", (event) => event.preventDefault());
         const connection = lab.open({{ sentences: {{ user_ended: {own} }} }});

@@ -42,7 +42,7 @@ def test_a_suggestion_is_sent_as_a_line(demo: Demo) -> None:
     expect(demo.status).to_contain_text("Disconnected 1000")
 
 
-def test_the_conversation_on_the_line_is_the_one_on_the_pass(used_demo: Demo) -> None:
+def test_the_conversation_that_is_open_is_the_one_of_the_pass(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.start()
@@ -65,7 +65,7 @@ def test_on_a_narrow_screen_a_conversation_that_starts_is_in_view(open_demo: Ope
     expect(demo.message).to_be_in_viewport(ratio=1)
 
 
-def test_a_second_conversation_gets_a_pass_of_its_own(used_demo: Demo) -> None:
+def test_a_second_conversation_gets_its_own_pass(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.start()
@@ -80,7 +80,7 @@ def test_a_second_conversation_gets_a_pass_of_its_own(used_demo: Demo) -> None:
     assert demo.console == []
 
 
-def test_send_waits_for_a_connection(used_demo: Demo) -> None:
+def test_send_is_disabled_without_a_connection(used_demo: Demo) -> None:
     demo = used_demo
     expect(demo.button("Start conversation")).to_be_disabled()
     expect(demo.button("Send")).to_be_disabled()
@@ -95,7 +95,7 @@ def test_send_waits_for_a_connection(used_demo: Demo) -> None:
     expect(demo.message).to_be_disabled()
 
 
-def test_a_name_of_markup_is_only_ever_text(used_demo: Demo) -> None:
+def test_markup_in_a_name_or_a_message_is_shown_as_text(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in("<b>Eve</b>")
     demo.start()
@@ -106,7 +106,7 @@ def test_a_name_of_markup_is_only_ever_text(used_demo: Demo) -> None:
     expect(demo.page.get_by_role("region", name="Sign in")).to_contain_text("<b>Eve</b>")
 
 
-def test_signing_out_hangs_up_and_forgets_the_pass(used_demo: Demo) -> None:
+def test_signing_out_ends_the_conversation_and_removes_the_pass(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.start()
@@ -121,7 +121,7 @@ def test_signing_out_hangs_up_and_forgets_the_pass(used_demo: Demo) -> None:
 
 
 @pytest.mark.long
-def test_a_pass_counts_down_until_it_is_used(demo_in_own_time: Demo) -> None:
+def test_the_time_left_of_a_pass_counts_down_until_it_is_used(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
     demo.sign_in()
     demo.break_the_pass("Tampered with")
@@ -150,7 +150,7 @@ def test_the_page_masks_the_signature_of_a_pass(demo: Demo) -> None:
 
 
 @pytest.mark.long
-def test_of_the_sign_in_the_browser_keeps_the_name_and_the_id_alone(demo: Demo) -> None:
+def test_after_the_sign_in_the_browser_stores_only_the_name_and_the_id(demo: Demo) -> None:
     with demo.page.expect_response("**/demo/sign-in") as answer:
         demo.sign_in()
     token, user_id = answer.value.json()["token"], answer.value.json()["user_id"]
@@ -225,13 +225,13 @@ def test_a_voice_conversation_plays_and_records_audio(demo: Demo, monkeypatch: p
     demo.button("End conversation").click()
     expect(demo.status).to_contain_text("Disconnected 1000")
     assert any("user_audio_chunk" in frame for frame in demo.sent)
-    # The resolver knows 127.0.0.1 alone: anything fetched from elsewhere would have failed, aloud.
+    # The resolver resolves only 127.0.0.1, so a request to another host would have logged an error.
     assert demo.hosts == {"127.0.0.1"}
     assert demo.console == []
 
 
 @pytest.mark.long
-def test_a_refused_microphone_costs_no_pass(demo: Demo) -> None:
+def test_a_refused_microphone_uses_no_pass(demo: Demo) -> None:
     demo.page.context.clear_permissions()
     demo.sign_in()
     demo.page.get_by_role("radio", name="Voice").check()

@@ -1,4 +1,4 @@
-"""A pass that is broken in one way only is refused, and the page says how."""
+"""A pass with a single mistake is refused, and the page shows the reason."""
 
 import pytest
 from playwright.sync_api import expect
@@ -23,7 +23,7 @@ _UNAUTHORIZED = "3000 Could not authorize the conversation."
         ),
     ],
 )
-def test_a_broken_pass_ends_with_code_and_reason(used_demo: Demo, fault: str, ending: str) -> None:
+def test_the_page_shows_the_close_code_and_reason_of_a_broken_pass(used_demo: Demo, fault: str, ending: str) -> None:
     demo = used_demo
     demo.sign_in()
     demo.break_the_pass(fault)
@@ -35,7 +35,7 @@ def test_a_broken_pass_ends_with_code_and_reason(used_demo: Demo, fault: str, en
     assert not [line for line in demo.console if "CLOSING or CLOSED" in line]
 
 
-def test_a_voice_conversation_is_refused_in_the_same_words(used_demo: Demo) -> None:
+def test_a_voice_conversation_with_a_broken_pass_shows_the_same_reason(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.page.get_by_role("radio", name="Voice").check()
@@ -47,7 +47,7 @@ def test_a_voice_conversation_is_refused_in_the_same_words(used_demo: Demo) -> N
     demo.page.get_by_role("radio", name="Text").check()
 
 
-def test_an_expired_pass_has_no_time_left_and_the_next_one_is_good(used_demo: Demo) -> None:
+def test_an_expired_pass_has_no_time_left_and_the_next_pass_works(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     demo.break_the_pass("Expired")

@@ -1,4 +1,4 @@
-"""The browser client asks for the microphone before it asks for a pass, and leaves no microphone on."""
+"""The browser client asks for the microphone before it requests a pass, and always switches the microphone off."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 CLIENT = Path(__file__).parents[2] / "src" / "voicepass" / "api" / "client.js"
 
-# Counts what the page asks the browser and the service for. `hold` keeps the browser's prompt open until `answer`.
+# Counts the page's requests for the microphone and for passes. `hold` keeps the browser's prompt open until `answer`.
 WATCH = """() => {
   const devices = navigator.mediaDevices;
   const [ask, send] = [devices.getUserMedia.bind(devices), window.fetch];
@@ -51,8 +51,8 @@ def watched(lab: Laboratory, playwright_thread: ThreadPoolExecutor) -> Iterator[
 
 
 @contextmanager
-def refusing(lab: Laboratory) -> Iterator[None]:
-    """Without a permission, this Chromium refuses as if the user had pressed Block."""
+def refuse_microphone(lab: Laboratory) -> Iterator[None]:
+    """Make Chromium refuse the microphone, as it does after the user pressed Block."""
     lab.page.context.clear_permissions()
     try:
         yield
@@ -61,7 +61,7 @@ def refusing(lab: Laboratory) -> Iterator[None]:
 
 
 def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World) -> None:
-    with refusing(watched):
+    with refuse_microphone(watched):
         seen = watched.begin(f"""
             let tokens = 0;
             const connection = lab.open({{ token: () => `${{tokens += 1}}`, ...{VOICE} }});
@@ -81,7 +81,7 @@ def test_a_refused_microphone_sends_no_request(watched: Laboratory, world: World
 
 
 def end_on_a_bare_page(page: Page, url: str) -> tuple[list[str], list[str]]:
-    """Connect on a page that has the client and nothing else: how that ends, and what was asked for."""
+    """Connect on a page that has only the client. Return the ending, and the paths that the page requested."""
     asked_for: list[str] = []
 
     def serve(route: Route) -> None:
@@ -131,7 +131,7 @@ def test_an_insecure_page_sends_no_request(lab: Laboratory) -> None:
     assert asked_for == ["", "v1/client.js"]
 
 
-def test_text_never_asks_for_the_microphone(watched: Laboratory) -> None:
+def test_a_text_conversation_never_asks_for_the_microphone(watched: Laboratory) -> None:
     seen = watched.begin("""
         const overrides = { conversation: { textOnly: true } };
         for (const session of [{ textOnly: true }, { textOnly: undefined, overrides }]) {
@@ -144,8 +144,8 @@ def test_text_never_asks_for_the_microphone(watched: Laboratory) -> None:
     assert seen == [0, 2]
 
 
-def test_no_pass_is_asked_for_until_the_user_has_answered(watched: Laboratory, world: World) -> None:
-    asked = watched.begin(f"""
+def test_no_pass_is_requested_until_the_user_has_answered_the_prompt(watched: Laboratory, world: World) -> None:
+    prompted = watched.begin(f"""
         watch.hold();
         window.connection = lab.open({VOICE});
         await lab.until("connecting");
@@ -160,15 +160,13 @@ def test_no_pass_is_asked_for_until_the_user_has_answered(watched: Laboratory, w
         await connection.end();
         return [isWaitingForMicrophone === undefined, watch.sent]""")
 
-    assert asked == ["connecting", True, True, 1, 0]
+    assert prompted == ["connecting", True, True, 1, 0]
     assert answered == [True, 1]
     assert (passes_before_the_answer, world.passes_asked_for) == (0, 1)
 
 
-def test_the_stream_stays_open_until_the_sdk_has_its_own_and_reconnects_ask_only_through_the_sdk(
-    watched: Laboratory, world: World
-) -> None:
-    """The SDK asks twice for each conversation: for a first stream, and for the one that it sends."""
+def test_the_client_keeps_its_stream_until_the_sdk_has_one_and_asks_once(watched: Laboratory, world: World) -> None:
+    """For each conversation the SDK requests two streams: a first one, and the one that it sends."""
     first = watched.begin(f"""
         window.connection = lab.open({VOICE});
         await connection.connected;
@@ -188,11 +186,11 @@ def test_the_stream_stays_open_until_the_sdk_has_its_own_and_reconnects_ask_only
 
     assert first == [[0, 1, 2], 1]
     assert dropped == 0
-    assert back == 5, "once by the client, and twice by the SDK for each of the two conversations"
+    assert back == 5, "the client asks once, and the SDK twice for each of the two conversations"
     assert ended == 0
 
 
-def test_end_while_the_prompt_is_open_ends_at_once_and_stops_the_stream_that_comes_later(
+def test_an_end_during_the_prompt_takes_effect_at_once_and_stops_a_later_stream(
     watched: Laboratory, world: World
 ) -> None:
     seen = watched.begin(f"""
@@ -220,7 +218,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_no_microphone_stays_on_when_it_fails(watched: Laboratory, failure: str) -> None:
+def test_no_microphone_stays_on_after_a_failed_start(watched: Laboratory, failure: str) -> None:
     options, cause = FAILURES[failure]
 
     seen = watched.begin(f"""
@@ -241,8 +239,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize("when", ENDS)
-def test_no_microphone_stays_on_when_it_is_ended(watched: Laboratory, when: str) -> None:
-    """The SDK cannot be stopped while it opens a conversation: it stops its own streams once that is open."""
+def test_no_microphone_stays_on_after_the_end(watched: Laboratory, when: str) -> None:
+    """The SDK cannot be stopped while it opens a conversation. It stops its streams when the conversation is open."""
     seen = watched.begin(f"""
         const openings = [];
         const starter = {{ startSession: (options) => {{
@@ -258,7 +256,7 @@ def test_no_microphone_stays_on_when_it_is_ended(watched: Laboratory, when: str)
     assert seen == "user_ended"
 
 
-def test_the_microphone_is_off_while_it_waits_to_try_again(watched: Laboratory, world: World) -> None:
+def test_the_microphone_is_off_while_the_client_waits_to_retry(watched: Laboratory, world: World) -> None:
     world.emulator.faults["signed_url"] = Fault(status=503)
 
     seen = watched.begin(f"""
@@ -272,7 +270,7 @@ def test_the_microphone_is_off_while_it_waits_to_try_again(watched: Laboratory, 
 
 
 @pytest.mark.parametrize("session", ["{ textOnly: false }", "{ textOnly: true }"])
-def test_a_page_that_mounts_twice_takes_one_pass_and_one_that_is_left_at_once_takes_none(
+def test_a_page_that_mounts_twice_uses_one_pass_and_one_that_ends_at_once_uses_none(
     watched: Laboratory, world: World, session: str
 ) -> None:
     seen = watched.begin(f"""
@@ -293,7 +291,7 @@ def test_a_page_that_mounts_twice_takes_one_pass_and_one_that_is_left_at_once_ta
     assert world.passes_asked_for == 1
 
 
-def test_a_pass_that_arrives_as_the_user_ends_it_opens_nothing(watched: Laboratory) -> None:
+def test_a_pass_that_arrives_after_the_user_ended_opens_no_conversation(watched: Laboratory) -> None:
     seen = watched.begin("""
         let [connection, started] = [null, false];
         const read = Response.prototype.text;

@@ -1,4 +1,4 @@
-"""The user's minutes: they fill with each pass, fall to what was used, run out, and are nobody else's."""
+"""The meter of the user's minutes: it rises with each pass, falls to what was used, and counts one user only."""
 
 import re
 
@@ -9,21 +9,21 @@ from tests.browser.conftest import Demo, OpenDemo
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-# Opened as well: an unopened pass would be returned again.
+# Opens each conversation, because voicepass would return an unopened pass again.
 OPEN_CONVERSATIONS = """async ([token, count]) => {
   const asUser = { method: "POST", headers: { Authorization: `Bearer ${token}` } };
   for (let opened = 0; opened < count; opened += 1) {
     const pass = await (await fetch("/v1/signed-url", asUser)).json();
     const socket = new WebSocket(pass.signed_url, ["convai"]);
     await new Promise((resolve) => socket.addEventListener("open", resolve));
-    const told = { type: "conversation_initiation_client_data", dynamic_variables: pass.dynamic_variables };
-    socket.send(JSON.stringify(told));
+    const initiation = { type: "conversation_initiation_client_data", dynamic_variables: pass.dynamic_variables };
+    socket.send(JSON.stringify(initiation));
     await new Promise((resolve) => socket.addEventListener("message", resolve, { once: true }));
   }
 }"""
 
 
-def signed_in(demo: Demo) -> str:
+def sign_in_and_read_token(demo: Demo) -> str:
     with demo.page.expect_response("**/demo/sign-in") as answer:
         demo.sign_in()
     return str(answer.value.json()["token"])
@@ -33,7 +33,7 @@ def expect_used(demo: Demo, time: str) -> None:
     expect(demo.minutes).to_have_attribute("aria-valuetext", re.compile(f"^{time} of 5:00 used or set aside$"))
 
 
-def test_a_pass_sets_a_minute_aside_and_the_end_gives_back_what_was_not_used(used_demo: Demo) -> None:
+def test_a_pass_reserves_a_minute_and_the_end_gives_the_unused_part_back(used_demo: Demo) -> None:
     demo = used_demo
     demo.sign_in()
     expect_used(demo, "0:00")
@@ -52,9 +52,9 @@ def test_a_pass_sets_a_minute_aside_and_the_end_gives_back_what_was_not_used(use
     assert demo.console == []
 
 
-def test_while_connected_the_meter_follows_what_happens_elsewhere(demo_in_own_time: Demo) -> None:
+def test_while_connected_the_meter_shows_minutes_that_another_page_uses(demo_in_own_time: Demo) -> None:
     demo = demo_in_own_time
-    token = signed_in(demo)
+    token = sign_in_and_read_token(demo)
     demo.start()
     expect_used(demo, "1:00")
 
@@ -65,10 +65,8 @@ def test_while_connected_the_meter_follows_what_happens_elsewhere(demo_in_own_ti
     expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
 
 
-def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
-    demo: Demo, open_demo: OpenDemo
-) -> None:
-    token = signed_in(demo)
+def test_a_user_without_minutes_sees_code_and_reset_and_other_users_can_talk(demo: Demo, open_demo: OpenDemo) -> None:
+    token = sign_in_and_read_token(demo)
     demo.page.evaluate(OPEN_CONVERSATIONS, [token, 5])
 
     demo.button("Start conversation").click()
@@ -89,8 +87,8 @@ def test_spent_minutes_are_a_refusal_with_its_code_and_its_end_and_no_one_elses(
     expect_used(other, "1:00")
 
 
-def test_what_earlier_conversations_give_back_is_not_taken_for_the_last_passs(demo: Demo) -> None:
-    """Without a webhook, several conversations can be settled at once: while a pass is issued, or later."""
+def test_minutes_that_earlier_conversations_give_back_are_not_shown_as_the_last_passs(demo: Demo) -> None:
+    """Without a webhook, several conversations can be settled at the same time, also while a pass is issued."""
     used = 240
 
     def show_used(route: Route) -> None:
@@ -101,7 +99,7 @@ def test_what_earlier_conversations_give_back_is_not_taken_for_the_last_passs(de
     demo.sign_in()
     expect_used(demo, "4:00")
 
-    used = 123  # ended conversations gave 2:57 back, and this pass took 1:00
+    used = 123  # ended conversations gave 2:57 back, and this pass reserved 1:00
     demo.start()
     expect_used(demo, "2:03")
     expect(demo.minutes).to_have_accessible_description(re.compile("^1:00 of it is set aside for this pass"))
@@ -112,7 +110,7 @@ def test_what_earlier_conversations_give_back_is_not_taken_for_the_last_passs(de
     expect(demo.minutes).to_have_accessible_description("1:57 came back from conversations that have ended.")
 
 
-def test_signing_out_forgets_the_minutes(used_demo: Demo) -> None:
+def test_signing_out_removes_the_minutes(used_demo: Demo) -> None:
     used_demo.sign_in()
     expect_used(used_demo, "0:00")
 
@@ -121,7 +119,7 @@ def test_signing_out_forgets_the_minutes(used_demo: Demo) -> None:
     expect(used_demo.minutes).to_have_count(0)
 
 
-def test_a_refused_sign_in_is_a_problem_like_the_services(shared_demo: Demo) -> None:
+def test_a_refused_sign_in_gets_a_problem_document_like_the_services(shared_demo: Demo) -> None:
     page = shared_demo.page
 
     answer = page.request.post(f"{page.url}demo/sign-in", data={"name": ""})

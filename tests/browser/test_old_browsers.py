@@ -1,4 +1,4 @@
-"""client.js in a browser of 2021: Chromium without the functions that came later."""
+"""client.js in a browser of 2021: Chromium from which a script deletes the newer functions."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from tests.browser.conftest import World
 
 pytestmark = pytest.mark.browser
 
-# What Safari 14.1, Chrome 85 or Firefox 79 lack. They also ignore the option `signal` of addEventListener.
+# Deletes what Safari 14.1, Chrome 85 or Firefox 79 lack. They also ignore the option `signal` of addEventListener.
 MAKE_OLD = """
   for (const [owner, names] of [
     [AbortSignal, ["any", "timeout", "abort"]],
@@ -63,15 +63,15 @@ CONVERSE = """async () => {
 def run_in_old_browser(
     chromium: Browser, world: World, playwright_thread: object
 ) -> Callable[[str], dict[str, object]]:
-    """Run a script in a page that has lost the newer functions."""
-    del playwright_thread  # the test runs there
+    """Runs a script in a page without the newer functions."""
+    del playwright_thread  # requested because the test must run in it
 
     def run(script: str) -> dict[str, object]:
         context = chromium.new_context()
         try:
             page = context.new_page()
             page.goto(world.cable.url, wait_until="load")
-            # One task: Playwright's own scripts need some of these functions.
+            # Deletes them and runs the script in one task, because Playwright's own scripts need some of them.
             late = "new Promise((_, reject) => setTimeout(reject, 20_000, new Error('late')))"
             work = f"async () => {{ {MAKE_OLD} return Promise.race([({script})(), {late}]); }}"
             result: dict[str, object] = page.evaluate(work)
@@ -83,7 +83,7 @@ def run_in_old_browser(
 
 
 @pytest.mark.long
-def test_a_conversation_runs_and_mistakes_of_the_page_are_named_as_such(
+def test_a_conversation_works_and_mistakes_of_the_page_are_reported(
     run_in_old_browser: Callable[[str], dict[str, object]], world: World
 ) -> None:
     ran = run_in_old_browser(CONVERSE)
@@ -95,4 +95,4 @@ def test_a_conversation_runs_and_mistakes_of_the_page_are_named_as_such(
         "cause": "user_ended",
         "reasons": ["AbortError", ["not_started", "TypeError"], "TypeError", "TypeError"],
     }
-    assert world.passes_asked_for == 1, "no pass is spent on a mistake of the page"
+    assert world.passes_asked_for == 1, "a mistake of the page uses no pass"

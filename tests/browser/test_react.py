@@ -1,4 +1,4 @@
-"""The React hook of the example, in React's StrictMode and in a browser, against a service that counts its passes."""
+"""The React hook of the example in a browser, in React's StrictMode, with a service that counts its passes."""
 
 import shutil
 import subprocess
@@ -52,8 +52,8 @@ SHOWN = """
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A page with the example's hook, as a bundler makes it for developers."""
+def page_script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of a page with the example's hook, bundled for development."""
     folder = tmp_path_factory.mktemp("react")
     install(folder, PACKAGES)
     (folder / "src" / "voicepass").mkdir(parents=True)
@@ -69,16 +69,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def react(lab: Laboratory, bundle: str, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
-    playwright_thread.submit(lab.page.add_script_tag, content=bundle, type="module").result()
+def react(lab: Laboratory, page_script: str, playwright_thread: ThreadPoolExecutor) -> Iterator[Laboratory]:
+    playwright_thread.submit(lab.page.add_script_tag, content=page_script, type="module").result()
     yield lab
     playwright_thread.submit(lab.page.evaluate, "() => document.querySelector('#react')?.remove()").result()
 
 
 @pytest.mark.parametrize("text_only", [True, False])
-def test_a_component_that_strict_mode_mounts_twice_takes_one_pass(
-    react: Laboratory, world: World, *, text_only: bool
-) -> None:
+def test_a_component_that_is_mounted_twice_uses_one_pass(react: Laboratory, world: World, *, text_only: bool) -> None:
     mounts = react.begin(f"""{SHOWN}
         const root = mount({{ options: options({str(text_only).lower()}), onMount: true }});
         await shown("connected");
@@ -89,10 +87,10 @@ def test_a_component_that_strict_mode_mounts_twice_takes_one_pass(
     assert world.passes_asked_for == 1
 
 
-def test_five_presses_take_one_pass_and_a_press_after_the_end_takes_the_next(react: Laboratory, world: World) -> None:
+def test_five_presses_use_one_pass_and_a_press_after_the_end_uses_the_next(react: Laboratory, world: World) -> None:
     react.begin(f"""{SHOWN}
         window.root = mount({{ options: options(true) }});
-        while (mounts < 2) await new Promise((resolve) => setTimeout(resolve, 5)); // StrictMode ends what is older
+        while (mounts < 2) await new Promise((resolve) => setTimeout(resolve, 5)); // StrictMode ends the first mount
         for (let presses = 0; presses < 5; presses += 1) {{
           press("Start");
           await new Promise((resolve) => setTimeout(resolve));
@@ -110,7 +108,7 @@ def test_five_presses_take_one_pass_and_a_press_after_the_end_takes_the_next(rea
     assert world.passes_asked_for == 2
 
 
-def test_a_component_that_is_left_at_once_takes_no_pass(react: Laboratory, world: World) -> None:
+def test_a_component_that_unmounts_at_once_uses_no_pass(react: Laboratory, world: World) -> None:
     react.begin(f"""{SHOWN}
         let tokens = 0;
         const root = mount({{ options: {{ ...options(true), token: () => `${{(tokens += 1)}}` }} }});

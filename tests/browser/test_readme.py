@@ -1,4 +1,4 @@
-"""The README's snippet opens a conversation that stays open: in text, and from where the page is."""
+"""The README's snippet opens a conversation that stays open."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What goes wrong while somebody uses the page: it shows a sentence, and retries only what a retry can fix."""
+"""Failures while a user uses the page: it shows a sentence, and retries only if a retry can help."""
 
 import re
 from typing import Literal
@@ -9,12 +9,12 @@ from playwright.sync_api import Locator, expect
 from elevenlabs_emulator import Fault
 from tests.browser.conftest import Demo, World
 from tests.browser.test_accessibility import _POOR_CONTRAST
-from tests.browser.test_minutes import OPEN_CONVERSATIONS, signed_in
+from tests.browser.test_minutes import OPEN_CONVERSATIONS, sign_in_and_read_token
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 _SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
-# Answers that many requests for the microphone, and keeps the others open until `allow`.
+# Answers the first `answered` requests for the microphone, and keeps the others open until `allow`.
 _PENDING_PERMISSION = """(answered) => {
   const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   const permission = new Promise((resolve) => (window.allow = resolve));
@@ -22,11 +22,11 @@ _PENDING_PERMISSION = """(answered) => {
 }"""
 
 
-def hint(demo: Demo) -> Locator:
+def find_hint(demo: Demo) -> Locator:
     return demo.page.locator("#hint")
 
 
-def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> None:
+def test_after_a_network_drop_the_page_reconnects_with_a_new_pass(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     demo.sign_in()
     demo.start()
@@ -36,7 +36,7 @@ def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> 
 
     world.cable.pull()
     expect(demo.status).to_have_text("Reconnecting 1006 The connection was lost.")
-    expect(hint(demo)).to_have_text("The next try is about to begin.")
+    expect(find_hint(demo)).to_have_text("The next try is about to begin.")
     expect(demo.button("End conversation")).to_be_enabled()
     expect(demo.message).to_be_disabled()
     for scheme in _SCHEMES:
@@ -55,14 +55,14 @@ def test_the_network_drops_and_comes_back(demo_in_world: Demo, world: World) -> 
     assert world.passes_asked_for == 2
 
 
-def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: Demo, world: World) -> None:
+def test_the_page_stops_waiting_for_a_network_that_stays_away(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     demo.sign_in()
     demo.start()
 
     world.cable.pull()
     expect(demo.status).to_contain_text("Reconnecting")
-    for _ in range(12):  # how many it takes depends on how soon each try is seen to fail
+    for _ in range(12):  # enough waits, because the time until each retry fails varies
         if "Reconnecting" in (demo.status.text_content() or ""):
             demo.wait(9)
 
@@ -73,8 +73,8 @@ def test_a_network_that_stays_away_is_not_waited_for_without_end(demo_in_world: 
     assert world.passes_asked_for == 1
 
 
-def test_a_pass_that_expired_while_the_tab_slept_is_replaced(demo_in_world: Demo, world: World) -> None:
-    """The page has the microphone and the pass, and the SDK does not get its own stream for a quarter of an hour."""
+def test_a_pass_that_expired_while_the_page_waited_is_replaced(demo_in_world: Demo, world: World) -> None:
+    """The page has the microphone and the pass, but the SDK waits a quarter of an hour for its own stream."""
     demo = demo_in_world
     demo.page.evaluate(_PENDING_PERMISSION, 1)
     demo.sign_in()
@@ -87,19 +87,17 @@ def test_a_pass_that_expired_while_the_tab_slept_is_replaced(demo_in_world: Demo
     expect(demo.voice_pass).to_contain_text("Expired")
     demo.page.evaluate("() => allow()")
 
-    expect(demo.status).to_have_text("Connected")  # after a refusal, and within a second of it
+    expect(demo.status).to_have_text("Connected")  # within a second after the refusal
     assert world.passes_asked_for == 2
 
 
-def test_a_prompt_that_nobody_answers_for_a_quarter_of_an_hour_makes_no_pass_old(
-    demo_in_world: Demo, world: World
-) -> None:
+def test_while_a_microphone_prompt_waits_for_an_answer_no_pass_is_requested(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     demo.page.evaluate(_PENDING_PERMISSION, 0)
     demo.sign_in()
     demo.page.get_by_role("radio", name="Voice").check()
     demo.button("Start conversation").click()
-    expect(hint(demo)).to_have_text("Allow the microphone. The page asks for a pass after that.")
+    expect(find_hint(demo)).to_have_text("Allow the microphone. The page asks for a pass after that.")
 
     world.emulator.advance(16 * 60)
     demo.wait(16 * 60)
@@ -110,14 +108,14 @@ def test_a_prompt_that_nobody_answers_for_a_quarter_of_an_hour_makes_no_pass_old
     assert (asked_for_meanwhile, world.passes_asked_for) == (0, 1)
 
 
-def test_a_conversation_without_minutes_left_ends_at_the_next_drop(demo_in_world: Demo, world: World) -> None:
+def test_a_user_without_minutes_cannot_reconnect_after_a_drop(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.conversation_seconds = 60
-    token = signed_in(demo)
+    token = sign_in_and_read_token(demo)
     demo.start()
     demo.page.evaluate(OPEN_CONVERSATIONS, [token, 4])
     demo.say("I want to sell eggs for 2 dollars each")
-    expect(demo.products).to_contain_text("eggs")  # an open conversation is not cut
+    expect(demo.products).to_contain_text("eggs")  # an open conversation continues without minutes
 
     world.cable.pull()
     expect(demo.status).to_contain_text("Reconnecting")
@@ -127,7 +125,9 @@ def test_a_conversation_without_minutes_left_ends_at_the_next_drop(demo_in_world
     expect(demo.status).to_have_text(
         "Disconnected quota_exceeded The minutes of conversation are used up. Try again later."
     )
-    expect(hint(demo)).to_have_text(re.compile(r"^Resets (tomorrow|on [\w ]+) at \d\d:\d\d\. If you ask for help, say"))
+    expect(find_hint(demo)).to_have_text(
+        re.compile(r"^Resets (tomorrow|on [\w ]+) at \d\d:\d\d\. If you ask for help, say")
+    )
     expect(demo.minutes).to_have_attribute("aria-valuetext", "5:00 of 5:00 used or set aside")
 
 
@@ -138,24 +138,24 @@ def test_while_elevenlabs_is_down_the_page_waits_and_then_connects(demo_in_world
 
     demo.button("Start conversation").click()
     expect(demo.status).to_contain_text("Waiting elevenlabs_")
-    expect(hint(demo)).to_have_text(re.compile(r"^The next try is in \d+ s\.$"))
+    expect(find_hint(demo)).to_have_text(re.compile(r"^The next try is in \d+ s\.$"))
     world.emulator.faults.clear()
     demo.wait(40)
 
     expect(demo.status).to_have_text("Connected")
 
 
-def test_waiting_can_be_ended(demo_in_world: Demo, world: World) -> None:
+def test_the_user_can_end_the_wait(demo_in_world: Demo, world: World) -> None:
     demo = demo_in_world
     world.emulator.faults["signed_url"] = Fault(status=503)
     demo.sign_in()
     demo.button("Start conversation").click()
     expect(demo.status).to_contain_text("Waiting")
-    asked = world.passes_asked_for
+    before = world.passes_asked_for
 
     demo.button("End conversation").click()
     demo.wait(60)
 
     expect(demo.status).to_have_text("Disconnected You ended the conversation.")
     expect(demo.button("Start conversation")).to_be_focused()
-    assert world.passes_asked_for == asked
+    assert world.passes_asked_for == before

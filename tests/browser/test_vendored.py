@@ -1,4 +1,4 @@
-"""The vendored SDK is what its manifest says, byte for byte."""
+"""The vendored SDK has exactly the files that its manifest lists, and the licences of what it includes."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 from starlette.types import ASGIApp
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
-from tests.browser.conftest import Demo, _opening
+from tests.browser.conftest import Demo, _open_demos
 from tests.servers import running
 from voicepass.demo import AGENT_ID, EMULATOR_PATH, create_demo
 
@@ -20,19 +20,19 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits that the demo runs under, and how many ended conversations reach one if they still count."""
+    """The limits of the demo, and the number of ended conversations that would reach one if they still counted."""
 
     settings: dict[str, Any]
     ended_conversations: int
     minutes_at_the_end: str
 
 
-# `None` instead of the demo's policy file: three conversations at once, ten minutes set aside for each.
+# `None` replaces the demo's policy file: three conversations at once, and ten minutes reserved for each.
 DEFAULT = Limits(
     settings={"voicepass_policy_file": None}, ended_conversations=3, minutes_at_the_end=r"10:\d\d of 60:00"
 )
-# The demo's own policy file: five minutes a day, one set aside for each conversation.
-OF_THE_DEMO = Limits(settings={}, ended_conversations=5, minutes_at_the_end=r"1:\d\d of 5:00")
+# The demo's own policy file: five minutes a day, and one reserved for each conversation.
+DEMO = Limits(settings={}, ended_conversations=5, minutes_at_the_end=r"1:\d\d of 5:00")
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def demo_without_webhook(
     limits: Limits = request.param
     emulator = Emulator(agents=[EmulatedAgent(agent_id=AGENT_ID)])
 
-    def demo_at(url: str) -> ASGIApp:
+    def make_demo(url: str) -> ASGIApp:
         emulator.public_ws_base = f"{url.replace('http', 'ws')}{EMULATOR_PATH}"
         return create_demo(url, emulator=emulator, elevenlabs_webhook_secret=None, **limits.settings)
 
-    with running(demo_at) as url, _opening(chromium, url, playwright_thread) as opened:
-        yield playwright_thread.submit(opened).result(), emulator, limits
+    with running(make_demo) as url, _open_demos(chromium, url, playwright_thread) as open_page:
+        yield playwright_thread.submit(open_page).result(), emulator, limits
 
 
-@pytest.mark.parametrize("demo_without_webhook", [DEFAULT, OF_THE_DEMO], ids=["default", "demo"], indirect=True)
+@pytest.mark.parametrize("demo_without_webhook", [DEFAULT, DEMO], ids=["default", "demo"], indirect=True)
 def test_after_as_many_short_conversations_as_the_limit_allows_the_next_is_granted(
     demo_without_webhook: tuple[Demo, Emulator, Limits],
 ) -> None:

@@ -18,7 +18,7 @@ from jose import jwt
 from typer.testing import CliRunner
 
 from tests.canaries import API_KEY, JWT_SECRET, secrets_in
-from tests.elevenlabs_emulator.wire import talking
+from tests.elevenlabs_emulator.wire import open_conversation
 from tests.servers import free_port, started
 from voicepass import cli
 
@@ -212,8 +212,8 @@ def test_the_emulator_accepts_the_processing_time_of_conversations(tmp_path: Pat
     port = free_port()
 
     with run_server("emulator", "--port", str(port), "--open", "--processing-seconds", "3600", cwd=tmp_path):
-        with talking(f"ws://127.0.0.1:{port}/v1/convai/conversation?agent_id=agent_demo") as talk:
-            talk.says()
+        with open_conversation(f"ws://127.0.0.1:{port}/v1/convai/conversation?agent_id=agent_demo") as talk:
+            talk.read_answer()
         base = f"http://127.0.0.1:{port}/v1/convai"
         with httpx.Client(base_url=base, headers={"xi-api-key": "sk_emulator"}, trust_env=False) as http:
             deadline = time.monotonic() + 5

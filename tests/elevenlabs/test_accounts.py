@@ -1,4 +1,4 @@
-"""ElevenLabs' accounts of conversations, read at the HTTP edge: one by its id, and many in pages."""
+"""ElevenLabs' records of conversations, read at the HTTP edge: one by its id, or many in pages."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import respx
 
 from tests.conftest import AGENT_ID, NOW, UPSTREAM, Clock
-from tests.settlement.given import provider_at, row
+from tests.settlement.given import make_row, open_provider
 from tests.tables import table
 from voicepass.errors import BadAnswer, Busy, ConversationUnknown, Unavailable
 from voicepass.model import Agent, Transport
@@ -42,15 +42,15 @@ async def test_only_an_answer_of_elevenlabs_itself_makes_a_conversation_unknown(
 ) -> None:
     upstream.get(ACCOUNT).respond(**answer)
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         with pytest.raises(error):
             await provider.fetch_conversation(UPSTREAM, "conv_1")
 
 
-async def test_a_transcript_longer_than_any_credential_is_read(upstream: respx.MockRouter) -> None:
+async def test_a_record_with_a_long_transcript_is_read(upstream: respx.MockRouter) -> None:
     upstream.get(ACCOUNT).respond(json={"status": "done", "transcript": ["x" * 1024 * 1024]})
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         assert (await provider.fetch_conversation(UPSTREAM, "conv_1"))["status"] == "done"
 
 
@@ -61,7 +61,7 @@ async def test_a_key_that_may_only_read_is_not_preferred_for_passes(upstream: re
         return httpx.Response(401, json={"detail": {"status": "missing_permissions"}})
 
     upstream.get(ACCOUNT).mock(side_effect=answer)
-    async with provider_at(UPSTREAM, Clock(), "sk_writer", "sk_reader") as provider:
+    async with open_provider(UPSTREAM, Clock(), "sk_writer", "sk_reader") as provider:
         await provider.fetch_conversation(UPSTREAM, "conv_1")
         agent = Agent(alias="default", agent_id=AGENT_ID, base_url=UPSTREAM)
         await provider.fetch_credential(agent, Transport.WEBSOCKET)
@@ -70,19 +70,19 @@ async def test_a_key_that_may_only_read_is_not_preferred_for_passes(upstream: re
     assert upstream["signed_url"].call_count == 1
 
 
-async def test_an_id_cannot_lead_the_call_elsewhere(upstream: respx.MockRouter) -> None:
+async def test_an_id_cannot_change_the_path_of_the_call(upstream: respx.MockRouter) -> None:
     route = upstream.get(path__regex=r".*").respond(json={"status": "done"})
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         await provider.fetch_conversation(UPSTREAM, "../agents?x=1#y")
 
     assert route.calls.last.request.url.raw_path == b"/v1/convai/conversations/..%2Fagents%3Fx%3D1%23y"
 
 
-async def test_an_account_of_another_conversation_is_a_bad_answer(upstream: respx.MockRouter) -> None:
+async def test_a_record_of_another_conversation_is_a_bad_answer(upstream: respx.MockRouter) -> None:
     upstream.get(ACCOUNT).respond(json={"conversation_id": "conv_2", "status": "done"})
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         with pytest.raises(BadAnswer) as refused:
             await provider.fetch_conversation(UPSTREAM, "conv_1")
 
@@ -92,12 +92,12 @@ async def test_an_account_of_another_conversation_is_a_bad_answer(upstream: resp
 LIST = "/v1/convai/conversations"
 
 
-async def test_a_page_of_the_list_is_asked_for_by_agent_and_time(upstream: respx.MockRouter) -> None:
+async def test_a_page_of_the_list_is_requested_by_agent_and_time(upstream: respx.MockRouter) -> None:
     route = upstream.get(LIST).respond(
-        json={"conversations": [row("conv_1", "done", 42), 7, None], "has_more": True, "next_cursor": "c/2"}
+        json={"conversations": [make_row("conv_1", "done", 42), 7, None], "has_more": True, "next_cursor": "c/2"}
     )
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         page = await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW + 0.5, until=NOW + 60.5, cursor="c/1")
 
     assert [each["conversation_id"] for each in page.rows] == ["conv_1"]
@@ -116,7 +116,7 @@ async def test_a_page_of_the_list_is_asked_for_by_agent_and_time(upstream: respx
 async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dict[str, Any]) -> None:
     upstream.get(LIST).respond(json={"conversations": [], **last})
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         page = await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)
 
     assert page == ([], "")
@@ -138,11 +138,9 @@ async def test_the_last_page_has_no_cursor(upstream: respx.MockRouter, last: dic
         {"status_code": 422, "json": {"detail": []}},
     ],
 )
-async def test_an_answer_that_is_no_page_of_conversations_is_a_bad_answer(
-    upstream: respx.MockRouter, answer: dict[str, Any]
-) -> None:
+async def test_an_answer_that_is_not_a_page_is_a_bad_answer(upstream: respx.MockRouter, answer: dict[str, Any]) -> None:
     upstream.get(LIST).respond(**answer)
 
-    async with provider_at(UPSTREAM, Clock()) as provider:
+    async with open_provider(UPSTREAM, Clock()) as provider:
         with pytest.raises(BadAnswer):
             await provider.list_conversations(UPSTREAM, AGENT_ID, since=NOW, until=NOW)

@@ -1,4 +1,4 @@
-"""The one table of ElevenLabs' codes: it agrees with itself, with the emulator, and with what is generated from it.
+"""The table of ElevenLabs' codes is consistent, and it matches the emulator and the code generated from it.
 
 To write its part of client.js: `python -m tests.elevenlabs.test_codes`.
 """
@@ -24,13 +24,13 @@ BEGIN = "// codes: written by `python -m tests.elevenlabs.test_codes` from eleve
 END = "// end of codes\n"
 
 
-def generated() -> str:
-    """The part of client.js that says what ElevenLabs' codes mean: one row for each cause that it reports."""
+def generate() -> str:
+    """Generate the part of client.js that says what ElevenLabs' codes mean, with one row per cause."""
     shown = [cause for cause in CAUSES.values() if cause.browser]
     rows = ""
     for reported in dict.fromkeys(cause.browser["cause"] for cause in shown):
         causes = [cause for cause in shown if cause.browser["cause"] == reported]
-        reasons = "|".join(as_javascript(reason) for cause in causes for reason in cause.reasons)
+        reasons = "|".join(write_javascript(reason) for cause in causes for reason in cause.reasons)
         names: list[str | int | None] = [cause.browser["name"] for cause in causes if "name" in cause.browser]
         names += [cause.close for cause in causes if cause.is_usual]
         pattern = f"/{reasons}/i" if reasons else "null"
@@ -44,20 +44,20 @@ def generated() -> str:
     )
 
 
-def as_javascript(pattern: str) -> str:
-    """The pattern without the named groups, which only the doctor needs."""
+def write_javascript(pattern: str) -> str:
+    """Return the pattern without its named groups, which only the doctor needs."""
     return re.sub(r"\(\?P<\w+>([^()]*)\)", r"\1", pattern).replace("/", "\\/")
 
 
-def with_generated(client: str) -> str:
+def replace_generated(client: str) -> str:
     before, _, rest = client.partition(BEGIN)
-    return before + BEGIN + generated() + END + rest.partition(END)[2]
+    return before + BEGIN + generate() + END + rest.partition(END)[2]
 
 
 def test_the_clients_table_is_generated_from_the_codes() -> None:
     client = CLIENT.read_text()
 
-    assert client == with_generated(client)
+    assert client == replace_generated(client)
     causes = set(re.findall(r'^  \| "(\w+)"', CLIENT.with_suffix(".d.ts").read_text(), re.MULTILINE))
     shown = [cause.browser for cause in CAUSES.values() if cause.browser]
     assert {row["cause"] for row in shown} <= causes
@@ -83,8 +83,8 @@ def test_every_refusal_of_elevenlabs_has_a_cause_and_every_cause_a_refusal_that_
     assert all(cause.refusal for cause in (*BY_CODE.values(), *BY_STATUS.values()))
 
 
-# What the emulator sends has no meaning there. Here is the meaning of each.
-MEANT = {
+# The emulator sends these closings but does not define what they mean. Here is the cause of each.
+CAUSE_OF_CLOSING = {
     "unauthorized": "not_authorized",
     "unknown_agent": "agent_unknown",
     "host_not_allowed": "host_not_allowed",
@@ -104,9 +104,9 @@ MEANT = {
 }
 
 
-def test_the_table_knows_every_close_of_the_emulator() -> None:
-    assert MEANT.keys() == CLOSINGS.keys()
-    for name, cause in MEANT.items():
+def test_the_table_has_a_cause_for_every_close_of_the_emulator() -> None:
+    assert CAUSE_OF_CLOSING.keys() == CLOSINGS.keys()
+    for name, cause in CAUSE_OF_CLOSING.items():
         row = CLOSINGS[name]
         found, _ = find_in_text(row.reason) or (BY_CLOSE[row.code], {})
 
@@ -115,8 +115,8 @@ def test_the_table_knows_every_close_of_the_emulator() -> None:
             assert BY_EVENT[row.error_type].check == found.check, name  # Languages and other overrides have one type.
 
 
-# By the status that a fault of the emulator forces.
-REFUSED = {
+# The cause for each status that a fault of the emulator sends.
+CAUSE_OF_STATUS = {
     400: "agent_unknown",
     401: "api_key_refused",
     402: "quota_exhausted",
@@ -132,8 +132,8 @@ REFUSED = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("envelope", ["legacy", "live"])
-async def test_the_table_knows_every_refusal_of_the_emulator(envelope: Literal["legacy", "live"]) -> None:
-    for status, cause in REFUSED.items():
+async def test_the_table_has_a_cause_for_every_refusal_of_the_emulator(envelope: Literal["legacy", "live"]) -> None:
+    for status, cause in CAUSE_OF_STATUS.items():
         with pytest.raises(HTTPException) as sent:
             await Fault(status=status, envelope=envelope).refuse()
         refusal = refusal_for(status, json.dumps({"detail": sent.value.detail}).encode(), retry_after=None, now=0)
@@ -147,7 +147,7 @@ async def test_the_table_knows_every_refusal_of_the_emulator(envelope: Literal["
     [("sk_wrong", "agent_a", "api_key_refused"), ("sk_reader", "agent_a", "permission_missing"),
      ("sk_writer", "agent_b", "agent_unknown")],
 )  # fmt: skip
-async def test_the_table_knows_why_the_emulator_signs_nothing(key: str, agent_id: str, cause: str) -> None:
+async def test_the_table_has_the_cause_of_a_missing_signed_url(key: str, agent_id: str, cause: str) -> None:
     keys = {"sk_reader": frozenset({"convai_read"}), "sk_writer": frozenset({"convai_write"})}
     emulator = create_emulator(Emulator(agents=[EmulatedAgent(agent_id="agent_a")], api_keys=keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(emulator), base_url="http://127.0.0.1") as client:
@@ -159,11 +159,11 @@ async def test_the_table_knows_why_the_emulator_signs_nothing(key: str, agent_id
     assert describe_refusal(refusal).cause == cause
 
 
-def test_the_emulator_says_nothing_of_meaning() -> None:
+def test_the_emulator_does_not_say_what_a_closing_means() -> None:
     fields = {field.name for field in dataclasses.fields(next(iter(CLOSINGS.values())))}
 
     assert fields == {"name", "code", "reason", "moment", "basis", "source", "error_type", "template", "record"}
 
 
 if __name__ == "__main__":
-    CLIENT.write_text(with_generated(CLIENT.read_text()))
+    CLIENT.write_text(replace_generated(CLIENT.read_text()))

@@ -1,4 +1,4 @@
-"""The adapter at its HTTP edge: what it asks for, what it hands on, and what each of ElevenLabs' refusals becomes."""
+"""The adapter at its HTTP edge: what it requests and returns, and how it translates each refusal of ElevenLabs."""
 
 import asyncio
 import gzip
@@ -26,16 +26,16 @@ from voicepass.outbound import http_transport
 pytestmark = pytest.mark.anyio
 
 
-def agent_at(base_url: str) -> Agent:
+def make_agent(base_url: str) -> Agent:
     return Agent(alias="default", agent_id=AGENT_ID, base_url=base_url)
 
 
-AGENT = agent_at(UPSTREAM)
+AGENT = make_agent(UPSTREAM)
 NOW = 1_790_000_000.0
 
 
 @asynccontextmanager
-async def adapter(
+async def open_adapter(
     base_url: str = UPSTREAM, *, api_keys: Sequence[str] = (API_KEY,), deadline_seconds: float = 4.0
 ) -> AsyncIterator[ElevenLabs]:
     async with http_transport(connect_seconds=deadline_seconds / 4) as transport:
@@ -52,8 +52,8 @@ async def adapter(
 
 
 @pytest.mark.usefixtures("upstream")
-async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end() -> None:
-    async with adapter() as provider:
+async def test_a_signed_url_is_returned_with_its_conversation_and_its_expiry() -> None:
+    async with open_adapter() as provider:
         credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.secret == signed_url()
@@ -71,12 +71,12 @@ async def test_a_signed_url_is_handed_on_with_its_conversation_and_its_end() -> 
         ({"signed_url": f"{UPSTREAM.replace('https', 'wss')}/x?conversation_id=conv_2&token=t"}, "conv_2"),
     ],
 )
-async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
+async def test_the_conversation_id_is_read_from_the_url_or_else_from_the_answer(
     upstream: respx.MockRouter, answer: dict[str, str], conversation_id: str | None
 ) -> None:
     upstream["signed_url"].respond(json=answer)
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.conversation_id == conversation_id
@@ -114,41 +114,41 @@ async def test_the_conversation_is_read_from_the_url_or_else_from_the_answer(
         ["wss://api.elevenlabs.io/x?a=b"],
     ],
 )
-async def test_a_url_that_leads_elsewhere_is_never_handed_on(upstream: respx.MockRouter, url: object) -> None:
+async def test_a_url_that_is_not_a_signed_url_of_this_agent_is_refused(upstream: respx.MockRouter, url: object) -> None:
     upstream["signed_url"].respond(json={"signed_url": url})
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         with pytest.raises(BadAnswer) as refused:
             await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert secrets_in(refused.value.operator_note) == []
 
 
-async def test_another_host_of_elevenlabs_is_handed_on_and_logged(upstream: respx.MockRouter) -> None:
+async def test_a_url_on_another_host_of_elevenlabs_is_returned_and_logged(upstream: respx.MockRouter) -> None:
     upstream["signed_url"].respond(json={"signed_url": signed_url(host="api.us.elevenlabs.io")})
 
     with capture_logs() as logged:
-        async with adapter() as provider:
+        async with open_adapter() as provider:
             credential = await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert credential.secret.startswith("wss://api.us.elevenlabs.io/")
     assert [line["event"] for line in logged] == ["signed_url.host_differed"]
 
 
-async def test_a_host_of_elevenlabs_is_foreign_to_a_base_url_elsewhere() -> None:
+async def test_a_url_on_a_host_of_elevenlabs_is_refused_if_the_base_url_is_not_elevenlabs() -> None:
     with respx.mock(base_url="https://proxy.example", using="voicepass") as router:
         router.get(SIGNED_URL_PATH).respond(json={"signed_url": signed_url()})
 
-        async with adapter("https://proxy.example") as provider:
+        async with open_adapter("https://proxy.example") as provider:
             with pytest.raises(BadAnswer):
-                await provider.fetch_credential(agent_at("https://proxy.example"), Transport.WEBSOCKET)
+                await provider.fetch_credential(make_agent("https://proxy.example"), Transport.WEBSOCKET)
 
 
 @table("token", [None, "", 7, "a b", "a\r\nX: y"])
-async def test_an_unusable_token_is_never_handed_on(upstream: respx.MockRouter, token: object) -> None:
+async def test_an_unusable_token_is_refused(upstream: respx.MockRouter, token: object) -> None:
     upstream.get("/v1/convai/conversation/token").respond(json={"token": token})
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         with pytest.raises(BadAnswer):
             await provider.fetch_credential(AGENT, Transport.WEBRTC)
 
@@ -173,11 +173,11 @@ async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, an
     upstream.reset()
     upstream["signed_url"].respond(**answer)
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         with pytest.raises(BadAnswer):
             await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
-    assert len(upstream.calls) == 1, "a redirect was followed, and with it went the key"
+    assert len(upstream.calls) == 1, "a redirect was followed, which sends the key to another host"
 
 
 @table(
@@ -191,12 +191,12 @@ async def test_an_unusable_answer_is_a_bad_answer(upstream: respx.MockRouter, an
         (httpx.RemoteProtocolError, Unavailable),
     ],
 )
-async def test_a_broken_line_becomes_a_refusal_with_a_remedy(
+async def test_a_connection_error_becomes_a_refusal_that_names_the_error(
     upstream: respx.MockRouter, error: type[httpx.TransportError], refusal: type[ElevenLabsRefusal]
 ) -> None:
     upstream["signed_url"].mock(side_effect=error(API_KEY))
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         with pytest.raises(refusal) as refused:
             await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
@@ -214,8 +214,8 @@ async def test_a_broken_line_becomes_a_refusal_with_a_remedy(
     ],
     ids=["in the body", "before the body", "in a chunk", "in the headers"],
 )
-async def test_an_answer_that_is_cut_short_is_an_outage_and_the_call_is_made_again(part: bytes) -> None:
-    script = [good, good, good, good, good, None, good, None, None]  # five calls pay for one retry
+async def test_an_answer_that_is_cut_off_is_an_outage_and_the_call_is_retried(part: bytes) -> None:
+    script = [good, good, good, good, good, None, good, None, None]  # five calls allow one retry
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await asked(reader):
@@ -224,12 +224,12 @@ async def test_an_answer_that_is_cut_short_is_an_outage_and_the_call_is_made_aga
             if say is None:
                 return
 
-    async with listening(answer) as base_url, adapter(base_url) as provider:
+    async with listening(answer) as base_url, open_adapter(base_url) as provider:
         for _ in range(6):
-            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+            await provider.fetch_credential(make_agent(base_url), Transport.WEBSOCKET)
         after_the_retry = len(script)
         with pytest.raises(Unavailable) as refused:
-            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+            await provider.fetch_credential(make_agent(base_url), Transport.WEBSOCKET)
 
     assert after_the_retry == 2
     assert "is the base URL right" not in refused.value.operator_note
@@ -275,7 +275,7 @@ def current(code: str, kind: str = "x") -> dict[str, object]:
         (418, {}, "elevenlabs_bad_answer", "HTTP 418"),
     ],
 )
-def test_every_error_answer_becomes_its_code_and_tells_the_operator_what_to_do(
+def test_every_error_gets_its_code_and_a_note_with_the_remedy(
     status: int, body: object, code: str, remedy: str
 ) -> None:
     sent = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -287,39 +287,39 @@ def test_every_error_answer_becomes_its_code_and_tells_the_operator_what_to_do(
     assert "vendor words" not in refusal.detail
 
 
-def lacking(permission: str) -> dict[str, object]:
-    """The live service's answer to a key without a permission, as users quoted it."""
+def deny(permission: str) -> dict[str, object]:
+    """Make the live service's answer to a key without a permission, as users have quoted it."""
     message = f"The API key you used is missing the permission {permission} to execute this operation."
     kind, code, status = "authentication_error", "unauthorized", "missing_permissions"
     return {"detail": {"type": kind, "code": code, "message": message, "status": status}}
 
 
-def differing(status: object, code: object) -> dict[str, object]:
+def make_error(status: object, code: object) -> dict[str, object]:
     return {"detail": {"type": "x", "code": code, "message": "vendor words", "status": status, "request_id": "r"}}
 
 
 @table(
     ("status", "body", "vendor_code", "code", "remedy"),
     [
-        (401, lacking("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
-        (401, lacking("convai_write"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Write'"),
-        (401, lacking("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read. Give"),
-        (401, differing("quota_exceeded", "unauthorized"), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
-        (401, differing("quota_exceeded", None), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
-        (401, differing("detected_unusual_activity", "unauthorized"), "detected_unusual_activity",
+        (401, deny("convai_read"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Read'"),
+        (401, deny("convai_write"), "missing_permissions", "elevenlabs_key_rejected", "'ElevenAgents: Write'"),
+        (401, deny("user_read"), "missing_permissions", "elevenlabs_key_rejected", "permission user_read. Give"),
+        (401, make_error("quota_exceeded", "unauthorized"), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
+        (401, make_error("quota_exceeded", None), "quota_exceeded", "elevenlabs_quota_exhausted", "used up"),
+        (401, make_error("detected_unusual_activity", "unauthorized"), "detected_unusual_activity",
          "elevenlabs_key_rejected", "unusual"),
-        (401, differing("needs_authorization", "unauthorized"), "needs_authorization", "elevenlabs_key_rejected",
+        (401, make_error("needs_authorization", "unauthorized"), "needs_authorization", "elevenlabs_key_rejected",
          "received no API key"),
         (401, current("unauthorized"), "unauthorized", "elevenlabs_key_rejected", "mistyped, revoked"),
-        (404, differing("conversation_history_not_found", "conversation_not_found"),
+        (404, make_error("conversation_history_not_found", "conversation_not_found"),
          "conversation_history_not_found", "elevenlabs_agent_unknown", ""),
-        (401, differing("unauthorized", "missing_permissions"), "missing_permissions", "elevenlabs_key_rejected",
+        (401, make_error("unauthorized", "missing_permissions"), "missing_permissions", "elevenlabs_key_rejected",
          "lacks the permission convai_write"),
-        (429, differing("system_busy", "rate_limit_exceeded"), "system_busy", "elevenlabs_busy", "limit"),
-        (401, differing("something_new", "unauthorized"), "something_new", "elevenlabs_key_rejected", "mistyped"),
+        (429, make_error("system_busy", "rate_limit_exceeded"), "system_busy", "elevenlabs_busy", "limit"),
+        (401, make_error("something_new", "unauthorized"), "something_new", "elevenlabs_key_rejected", "mistyped"),
     ],
 )  # fmt: skip
-def test_of_status_and_code_the_one_that_is_known_decides_and_status_comes_first(
+def test_a_known_status_decides_and_otherwise_a_known_code(
     status: int, body: object, vendor_code: str, code: str, remedy: str
 ) -> None:
     refusal = refusal_for(status, json.dumps(body).encode(), retry_after=None, now=NOW)
@@ -329,10 +329,10 @@ def test_of_status_and_code_the_one_that_is_known_decides_and_status_comes_first
 
 
 @table("odd", [None, 5, True, 1.5, "", [], {}, ["quota_exceeded"], {"quota_exceeded": 1}])
-def test_a_status_or_code_that_is_no_text_is_passed_over(odd: object) -> None:
-    for body in (differing(odd, "quota_exceeded"), differing("quota_exceeded", odd)):
+def test_a_status_or_code_that_is_not_text_is_ignored(odd: object) -> None:
+    for body in (make_error(odd, "quota_exceeded"), make_error("quota_exceeded", odd)):
         assert vendor_error(json.dumps(body).encode()) == ("quota_exceeded", "vendor words")
-    assert vendor_error(json.dumps(differing(odd, odd)).encode())[0] == ""
+    assert vendor_error(json.dumps(make_error(odd, odd)).encode())[0] == ""
 
 
 @table(
@@ -351,7 +351,7 @@ def test_a_status_or_code_that_is_no_text_is_passed_over(odd: object) -> None:
         b"",
     ],
 )
-def test_an_error_of_any_shape_is_refused_in_one_short_printable_line(body: bytes) -> None:
+def test_an_error_of_any_shape_gives_one_short_printable_note(body: bytes) -> None:
     refusal = refusal_for(401, body, retry_after=None, now=NOW)
 
     assert refusal.code == "elevenlabs_key_rejected"
@@ -378,15 +378,13 @@ def test_an_error_of_any_shape_is_refused_in_one_short_printable_line(body: byte
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_understood_in_every_form_and_kept_within_reason(
-    retry_after: str | None, seconds: int, status: int
-) -> None:
+def test_retry_after_is_read_in_every_form_up_to_a_minute(retry_after: str | None, seconds: int, status: int) -> None:
     refusal = refusal_for(status, b"{}", retry_after=retry_after, now=NOW)
 
     assert refusal.retry_after_seconds == seconds
 
 
-def test_the_vendors_words_cannot_forge_or_flood_the_log() -> None:
+def test_the_vendors_message_cannot_forge_a_log_line_or_flood_the_log() -> None:
     words = 'a\n{"event": "pass.granted"}\x1b[31m\u2028' + "x" * 10_000
 
     note = refusal_for(500, json.dumps(legacy("x", words)).encode(), retry_after=None, now=NOW).operator_note
@@ -396,7 +394,7 @@ def test_the_vendors_words_cannot_forge_or_flood_the_log() -> None:
 
 
 async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")  # an answer that comes before its question is another fault
+    await reader.readuntil(b"\r\n\r\n")  # an answer before the request would be another fault
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n")
     while not writer.is_closing():
         writer.write(b" ")
@@ -404,24 +402,24 @@ async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         await asyncio.sleep(0.02)
 
 
-async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     del writer
     await reader.read()
 
 
-@pytest.mark.parametrize("behave", [trickle, silence])
-async def test_no_upstream_outlives_the_deadline(behave: Any) -> None:
+@pytest.mark.parametrize("behave", [trickle, never_answer])
+async def test_a_call_to_a_slow_or_silent_upstream_ends_at_the_deadline(behave: Any) -> None:
     loop = asyncio.get_running_loop()
-    async with listening(behave) as base_url, adapter(base_url, deadline_seconds=0.3) as provider:
+    async with listening(behave) as base_url, open_adapter(base_url, deadline_seconds=0.3) as provider:
         begun = loop.time()
 
         with pytest.raises(Timeout):
-            await provider.fetch_credential(agent_at(base_url), Transport.WEBSOCKET)
+            await provider.fetch_credential(make_agent(base_url), Transport.WEBSOCKET)
 
         assert loop.time() - begun < 3
 
 
-async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: respx.MockRouter) -> None:
+async def test_a_caller_who_hangs_up_does_not_block_the_next_call(upstream: respx.MockRouter) -> None:
     release = asyncio.Event()
 
     async def answer_late(_request: httpx.Request) -> httpx.Response:
@@ -430,7 +428,7 @@ async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: r
 
     upstream["signed_url"].mock(side_effect=answer_late)
 
-    async with adapter() as provider:
+    async with open_adapter() as provider:
         caller = asyncio.create_task(provider.fetch_credential(AGENT, Transport.WEBSOCKET))
         await asyncio.sleep(0)
         caller.cancel()
@@ -442,7 +440,7 @@ async def test_a_caller_who_hangs_up_loses_no_connection_of_the_pool(upstream: r
     assert credential.conversation_id == "conv_1"
 
 
-def rejecting(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:
+def make_key_check(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.headers["xi-api-key"] in bad_keys:
             return httpx.Response(401, json=legacy("invalid_api_key"))
@@ -451,13 +449,11 @@ def rejecting(*bad_keys: str) -> Callable[[httpx.Request], httpx.Response]:
     return answer
 
 
-async def test_while_keys_are_rotated_the_one_that_works_is_tried_once_and_remembered(
-    upstream: respx.MockRouter,
-) -> None:
-    upstream["signed_url"].mock(side_effect=rejecting("sk_old"))
+async def test_while_keys_are_rotated_the_working_key_is_found_once_and_reused(upstream: respx.MockRouter) -> None:
+    upstream["signed_url"].mock(side_effect=make_key_check("sk_old"))
 
     with capture_logs() as logged:
-        async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+        async with open_adapter(api_keys=("sk_old", "sk_new")) as provider:
             for _ in range(3):
                 await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
@@ -466,31 +462,31 @@ async def test_while_keys_are_rotated_the_one_that_works_is_tried_once_and_remem
     assert "sk_" not in str(logged)
 
 
-async def test_two_rejected_keys_are_one_refusal(upstream: respx.MockRouter) -> None:
-    upstream["signed_url"].mock(side_effect=rejecting("sk_old", "sk_new"))
+async def test_two_rejected_keys_cause_one_refusal(upstream: respx.MockRouter) -> None:
+    upstream["signed_url"].mock(side_effect=make_key_check("sk_old", "sk_new"))
 
-    async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+    async with open_adapter(api_keys=("sk_old", "sk_new")) as provider:
         with pytest.raises(KeyRejected):
             await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 2
 
 
-async def test_another_fault_than_the_key_spends_no_second_key(upstream: respx.MockRouter) -> None:
+async def test_the_second_key_is_not_tried_if_the_refusal_is_not_about_the_key(upstream: respx.MockRouter) -> None:
     upstream["signed_url"].respond(404, json=legacy("document_not_found"))
 
-    async with adapter(api_keys=("sk_old", "sk_new")) as provider:
+    async with open_adapter(api_keys=("sk_old", "sk_new")) as provider:
         with pytest.raises(AgentUnknown):
             await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
 
     assert len(upstream.calls) == 1
 
 
-# After an answer that the next call would get as well, nobody asks for a while.
+# The pause after an answer that the next call would get as well.
 
 
 class Ticks:
-    """Monotonic time that a test turns."""
+    """A monotonic clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -500,7 +496,7 @@ class Ticks:
 
 
 @asynccontextmanager
-async def pausing(ticks: Ticks) -> AsyncIterator[ElevenLabs]:
+async def open_with_ticks(ticks: Ticks) -> AsyncIterator[ElevenLabs]:
     async with http_transport(connect_seconds=1) as transport:
         provider = ElevenLabs(
             transport=transport,
@@ -514,7 +510,7 @@ async def pausing(ticks: Ticks) -> AsyncIterator[ElevenLabs]:
         await provider.aclose()
 
 
-async def refusal_of(provider: ElevenLabs) -> ElevenLabsRefusal | None:
+async def fetch_refusal(provider: ElevenLabs) -> ElevenLabsRefusal | None:
     try:
         await provider.fetch_credential(AGENT, Transport.WEBSOCKET)
     except ElevenLabsRefusal as refusal:
@@ -522,20 +518,18 @@ async def refusal_of(provider: ElevenLabs) -> ElevenLabsRefusal | None:
     return None
 
 
-async def test_a_rejected_key_is_not_asked_with_again_for_a_time_that_grows_to_30_seconds(
-    upstream: respx.MockRouter,
-) -> None:
+async def test_after_a_rejected_key_calls_pause_for_a_time_that_grows_to_30_seconds(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     route.respond(401, json={"detail": {"status": "invalid_api_key", "message": "m"}})
     ticks = Ticks()
     pauses = []
-    async with pausing(ticks) as provider:
+    async with open_with_ticks(ticks) as provider:
         for _ in range(7):
-            await refusal_of(provider)
+            await fetch_refusal(provider)
             began, calls = ticks.now, route.call_count
             while route.call_count == calls:
                 ticks.now += 0.5
-                refused = await refusal_of(provider)
+                refused = await fetch_refusal(provider)
                 assert isinstance(refused, KeyRejected)
                 assert refused.retry_after_seconds is None
             pauses.append(ticks.now - began)
@@ -544,20 +538,20 @@ async def test_a_rejected_key_is_not_asked_with_again_for_a_time_that_grows_to_3
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
 
 
-async def test_a_good_answer_ends_the_pause_and_its_growth(upstream: respx.MockRouter) -> None:
+async def test_a_good_answer_resets_the_pause(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     rejected = httpx.Response(401, json={"detail": {"status": "invalid_api_key", "message": "m"}})
     good = httpx.Response(200, json={"signed_url": signed_url()})
     route.side_effect = [rejected, rejected, good, rejected, good]
     ticks = Ticks()
-    async with pausing(ticks) as provider:
-        got = [await refusal_of(provider)]
+    async with open_with_ticks(ticks) as provider:
+        got = [await fetch_refusal(provider)]
         ticks.now += 1
-        got.append(await refusal_of(provider))
+        got.append(await fetch_refusal(provider))
         ticks.now += 2
-        got += [await refusal_of(provider), await refusal_of(provider)]
+        got += [await fetch_refusal(provider), await fetch_refusal(provider)]
         ticks.now += 1
-        got.append(await refusal_of(provider))
+        got.append(await fetch_refusal(provider))
 
     assert [refusal is None for refusal in got] == [False, False, True, False, True]
 
@@ -567,16 +561,16 @@ async def test_a_429_pauses_every_call_of_its_workspace(upstream: respx.MockRout
     busy = httpx.Response(429, headers={"Retry-After": "7"}, json={"detail": {"status": "rate_limit_exceeded"}})
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
     ticks = Ticks()
-    async with pausing(ticks) as provider:
-        asked = await refusal_of(provider)
+    async with open_with_ticks(ticks) as provider:
+        first = await fetch_refusal(provider)
         ticks.now += 2.5
-        others = [await refusal_of(provider) for _ in range(20)]
+        others = [await fetch_refusal(provider) for _ in range(20)]
         word = await provider.explain_pause()
         ticks.now += 4.5
-        after = await refusal_of(provider)
+        after = await fetch_refusal(provider)
 
-    assert asked is not None
-    assert (asked.retry_after_seconds, asked.has_reached_elevenlabs) == (7, True)
+    assert first is not None
+    assert (first.retry_after_seconds, first.has_reached_elevenlabs) == (7, True)
     assert {type(other) for other in others} == {Busy}
     assert {(other.retry_after_seconds, other.has_reached_elevenlabs) for other in others if other} == {(5, False)}
     assert word == "refuses, and is left alone for now"
@@ -584,43 +578,45 @@ async def test_a_429_pauses_every_call_of_its_workspace(upstream: respx.MockRout
     assert route.call_count == 2
 
 
-async def test_a_429_that_asks_for_an_hour_is_obeyed_for_a_minute(upstream: respx.MockRouter) -> None:
+async def test_a_429_that_asks_for_an_hour_pauses_calls_for_a_minute(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": {"status": "rate_limit_exceeded"}})
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
     ticks = Ticks()
-    async with pausing(ticks) as provider:
-        asked = await refusal_of(provider)
+    async with open_with_ticks(ticks) as provider:
+        first = await fetch_refusal(provider)
         ticks.now += 59
-        held_back = await refusal_of(provider)
+        held_back = await fetch_refusal(provider)
         ticks.now += 1
-        after = await refusal_of(provider)
+        after = await fetch_refusal(provider)
 
-    assert [refusal and refusal.retry_after_seconds for refusal in (asked, held_back, after)] == [60, 1, None]
+    assert [refusal and refusal.retry_after_seconds for refusal in (first, held_back, after)] == [60, 1, None]
 
 
-async def test_a_key_that_is_rejected_for_one_agent_holds_back_no_other(upstream: respx.MockRouter) -> None:
+async def test_a_key_that_one_agent_rejects_does_not_pause_calls_for_another(
+    upstream: respx.MockRouter,
+) -> None:
     other = Agent(alias="other", agent_id="agent_other", base_url=UPSTREAM)
     route = upstream["signed_url"]
     route.side_effect = [
         httpx.Response(403, json={"detail": "m"}),
         httpx.Response(200, json={"signed_url": signed_url()}),
     ]
-    async with pausing(Ticks()) as provider:
+    async with open_with_ticks(Ticks()) as provider:
         with pytest.raises(KeyRejected):
             await provider.fetch_credential(other, Transport.WEBSOCKET)
         with pytest.raises(KeyRejected):
             await provider.fetch_credential(other, Transport.WEBSOCKET)
 
-        assert await refusal_of(provider) is None
+        assert await fetch_refusal(provider) is None
     assert route.call_count == 2
 
 
-async def test_a_429_without_retry_after_delays_no_other_call(upstream: respx.MockRouter) -> None:
+async def test_a_429_without_retry_after_does_not_pause_other_calls(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, json={"detail": {"status": "concurrent_limit_exceeded"}})
     route.side_effect = [busy, httpx.Response(200, json={"signed_url": signed_url()})]
-    async with pausing(Ticks()) as provider:
-        got = [await refusal_of(provider), await refusal_of(provider)]
+    async with open_with_ticks(Ticks()) as provider:
+        got = [await fetch_refusal(provider), await fetch_refusal(provider)]
 
     assert [refusal is None for refusal in got] == [False, True]

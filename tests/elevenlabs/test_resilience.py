@@ -1,4 +1,4 @@
-"""Retries, breaker, bulkhead and deadline, with a clock that nobody waits for."""
+"""Retries, breaker, bulkhead and deadline, with a clock that the test sets."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -23,11 +23,11 @@ DEADLINE_SECONDS = 4.0
 
 
 class OutageRefusal(Unavailable):
-    """What an attempt raises, unlike the breaker."""
+    """Raised by an attempt, so that a test can tell it from the breaker's refusal."""
 
 
 class Upstream:
-    """An upstream with a guard before it, and the clock of both."""
+    """An upstream, the guard in front of it, and their clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -57,31 +57,31 @@ class Upstream:
         return "an answer"
 
     async def ask(self) -> object:
-        """Return the answer, or what was raised instead."""
+        """Return the answer, or the exception."""
         try:
             return await self.guard.call(self._attempt, bulkhead=self.bulkhead)
-        except Exception as error:  # noqa: BLE001 - what it was is the subject
+        except Exception as error:  # noqa: BLE001 - the test looks at it
             return error
 
     async def ask_often(self, times: int) -> list[object]:
         return [await self.ask() for _ in range(times)]
 
 
-def failure(*, is_outage: bool = False, may_retry: bool = True, pause_seconds: float = 0.0) -> ElevenLabsRefusal:
+def make_failure(*, is_outage: bool = False, may_retry: bool = True, pause_seconds: float = 0.0) -> ElevenLabsRefusal:
     kind = OutageRefusal if is_outage else Busy
     return kind(may_retry=may_retry, pause_seconds=pause_seconds)
 
 
-OUTAGE = failure(is_outage=True)
+OUTAGE = make_failure(is_outage=True)
 
 
 # Retries ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requests", [1, 4, 5, 6, 37, 1000])
-async def test_when_all_fails_ten_calls_are_retried_and_then_one_in_five(requests: int) -> None:
+async def test_when_all_calls_fail_ten_are_retried_and_then_one_in_five(requests: int) -> None:
     upstream = Upstream()
-    upstream.failing = failure()
+    upstream.failing = make_failure()
 
     await upstream.ask_often(requests)
 
@@ -97,10 +97,10 @@ async def test_the_first_call_after_a_start_is_retried() -> None:
     assert upstream.calls == 2
 
 
-async def test_of_an_hour_of_success_ten_retries_are_kept() -> None:
+async def test_after_many_successes_at_most_ten_retries_are_saved() -> None:
     upstream = Upstream()
     await upstream.ask_often(1000)
-    upstream.failing = failure()
+    upstream.failing = make_failure()
     upstream.calls = 0
 
     await upstream.ask_often(10)
@@ -110,7 +110,7 @@ async def test_of_an_hour_of_success_ten_retries_are_kept() -> None:
     assert 100 + 10 <= upstream.calls <= 100 + 10 + 100 // 5
 
 
-async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
+async def test_the_caller_sees_only_the_answer_of_a_retry_that_succeeds() -> None:
     upstream = Upstream()
     await upstream.ask_often(5)
     upstream.failing = OUTAGE
@@ -124,12 +124,12 @@ async def test_a_second_try_that_succeeds_is_all_that_the_caller_sees() -> None:
 @pytest.mark.parametrize(
     ("failing", "slept"),
     [
-        (failure(), [0.05]),
-        (failure(pause_seconds=1), [1.05]),
-        (failure(pause_seconds=3.9), [3.95]),
-        (failure(pause_seconds=4), []),
-        (failure(pause_seconds=3600), []),
-        (failure(may_retry=False), []),
+        (make_failure(), [0.05]),
+        (make_failure(pause_seconds=1), [1.05]),
+        (make_failure(pause_seconds=3.9), [3.95]),
+        (make_failure(pause_seconds=4), []),
+        (make_failure(pause_seconds=3600), []),
+        (make_failure(may_retry=False), []),
         (AgentUnknown(), []),
     ],
 )
@@ -148,9 +148,9 @@ async def test_a_retry_waits_as_long_as_the_answer_says_and_never_past_the_deadl
 # The breaker --------------------------------------------------------------------------------------------------------
 
 
-async def opened() -> Upstream:
+async def open_breaker() -> Upstream:
     upstream = Upstream()
-    await upstream.ask_often(50)  # retries are left when it opens, so a probe that retries could
+    await upstream.ask_often(50)  # saves retries, so that a probe could retry if nothing prevented it
     upstream.failing = OUTAGE
     await upstream.ask_often(OUTAGES)
     upstream.calls = 0
@@ -176,29 +176,29 @@ async def test_five_outages_in_a_row_open_the_breaker_and_stop_all_calls() -> No
     assert upstream.guard.breaker.is_open
 
 
-async def test_what_is_an_answer_never_opens_it() -> None:
+async def test_a_refusal_that_is_an_answer_never_opens_the_breaker() -> None:
     upstream = Upstream()
     upstream.failing = AgentUnknown()
     await upstream.ask_often(100)
-    upstream.failing = failure(is_outage=False)
+    upstream.failing = make_failure(is_outage=False)
     await upstream.ask_often(100)
 
     assert not upstream.guard.breaker.is_open
 
 
-async def test_four_outages_in_a_row_do_not_open_the_breaker_however_often() -> None:
+async def test_four_outages_in_a_row_never_open_the_breaker() -> None:
     upstream = Upstream()
 
     for number in range(1000):
-        upstream.failing = failure(is_outage=True, may_retry=False) if number % OUTAGES else None
+        upstream.failing = make_failure(is_outage=True, may_retry=False) if number % OUTAGES else None
         await upstream.ask()
 
     assert not upstream.guard.breaker.is_open
 
 
-async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> None:
+async def test_only_one_caller_becomes_the_probe_and_its_success_closes_the_breaker() -> None:
     with capture_logs() as logged:
-        upstream = await opened()
+        upstream = await open_breaker()
         upstream.now += OPEN_SECONDS
         upstream.failing = None
 
@@ -214,8 +214,8 @@ async def test_of_all_who_come_one_is_the_probe_and_a_good_one_closes_it() -> No
     ]
 
 
-async def test_while_a_probe_hangs_nobody_else_is_let_through() -> None:
-    upstream = await opened()
+async def test_while_a_probe_hangs_all_other_calls_are_refused() -> None:
+    upstream = await open_breaker()
     answer = asyncio.Event()
 
     async def hang() -> str:
@@ -236,8 +236,8 @@ async def test_while_a_probe_hangs_nobody_else_is_let_through() -> None:
     assert not upstream.guard.breaker.is_open
 
 
-async def test_a_failed_probe_keeps_the_breaker_open_for_as_long_again() -> None:
-    upstream = await opened()
+async def test_a_failed_probe_keeps_the_breaker_open_for_the_same_time_again() -> None:
+    upstream = await open_breaker()
     for _ in range(3):
         upstream.now += OPEN_SECONDS
         await upstream.ask_often(10)
@@ -267,7 +267,7 @@ async def test_a_late_answer_to_an_old_call_does_not_close_the_breaker() -> None
 async def test_a_call_that_waited_for_a_slot_while_the_breaker_opened_is_not_made() -> None:
     upstream = Upstream()
     upstream.bulkhead = Bulkhead(most=5)
-    upstream.failing = failure(is_outage=True, may_retry=False)
+    upstream.failing = make_failure(is_outage=True, may_retry=False)
 
     answers = await asyncio.gather(*(upstream.ask() for _ in range(10)))
 
@@ -275,8 +275,8 @@ async def test_a_call_that_waited_for_a_slot_while_the_breaker_opened_is_not_mad
     assert upstream.calls == 5
 
 
-async def test_after_a_clock_jump_ahead_the_breaker_lets_only_a_probe_through() -> None:
-    upstream = await opened()
+async def test_after_a_clock_jump_one_good_probe_closes_the_breaker() -> None:
+    upstream = await open_breaker()
     upstream.now += 30 * 24 * 3600
     upstream.failing = None
 
@@ -287,8 +287,8 @@ async def test_after_a_clock_jump_ahead_the_breaker_lets_only_a_probe_through() 
 # Bulkhead and deadline ----------------------------------------------------------------------------------------------
 
 
-class Held:
-    """A bulkhead for two, in front of an upstream that answers when told to."""
+class HeldUpstream:
+    """A bulkhead for two calls, in front of an upstream that answers once `release` is set."""
 
     def __init__(self) -> None:
         self.bulkhead = Bulkhead(most=2)
@@ -311,8 +311,8 @@ class Held:
         return tasks
 
 
-async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> None:
-    held = Held()
+async def test_with_two_slots_two_calls_run_two_wait_and_the_fifth_is_refused_at_once() -> None:
+    held = HeldUpstream()
     callers = await held.fill(4)
 
     with pytest.raises(Overloaded):
@@ -326,7 +326,7 @@ async def test_two_are_called_two_wait_and_the_fifth_is_refused_at_once() -> Non
 
 
 async def test_a_background_call_never_takes_a_slot_from_a_user() -> None:
-    held = Held()
+    held = HeldUpstream()
     first = await held.fill(1)
     idle = asyncio.create_task(held.call(only_if_idle=True))
     await asyncio.sleep(0)
@@ -339,8 +339,8 @@ async def test_a_background_call_never_takes_a_slot_from_a_user() -> None:
     assert await asyncio.gather(*first, idle) == ["an answer"] * 2
 
 
-async def test_a_client_that_leaves_the_queue_leaves_nothing_behind() -> None:
-    held = Held()
+async def test_a_caller_that_hangs_up_while_waiting_frees_its_place() -> None:
+    held = HeldUpstream()
     callers = await held.fill(4)
 
     for caller in callers[2:]:
@@ -353,8 +353,8 @@ async def test_a_client_that_leaves_the_queue_leaves_nothing_behind() -> None:
     assert held.begun == 2
 
 
-async def test_a_call_whose_caller_is_gone_keeps_its_slot_until_it_is_over() -> None:
-    held = Held()
+async def test_a_call_whose_caller_has_hung_up_keeps_its_slot_until_it_ends() -> None:
+    held = HeldUpstream()
     callers = await held.fill(2)
 
     for caller in callers:
@@ -368,7 +368,7 @@ async def test_a_call_whose_caller_is_gone_keeps_its_slot_until_it_is_over() -> 
     assert held.bulkhead.in_flight == 0
 
 
-async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_failure() -> None:
+async def test_a_call_that_hangs_ends_at_the_deadline_and_counts_as_an_outage() -> None:
     breaker = Breaker(host="host", calls="passes", clock=asyncio.get_running_loop().time)
     guard = Guard(breaker=breaker, deadline_seconds=0.05)
     bulkhead = Bulkhead(most=10)
@@ -385,7 +385,7 @@ async def test_a_call_that_never_ends_is_over_at_the_deadline_and_counts_as_a_fa
 
 
 async def test_closing_waits_for_calls_in_flight() -> None:
-    held = Held()
+    held = HeldUpstream()
     callers = await held.fill(2)
     callers[0].cancel()
 

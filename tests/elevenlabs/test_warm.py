@@ -1,9 +1,9 @@
-"""The warm store: no wait where it holds something, never one URL twice, never an old one, never in a user's way."""
+"""The warm store gives URLs without a wait. It never gives a URL twice or an old one, and never delays a user."""
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -30,7 +30,7 @@ AGENT = Agent(alias="default", agent_id="agent_1", base_url="https://api.elevenl
 
 @dataclass
 class Time:
-    """Both clocks; they part only where a test sets one of them."""
+    """Both clocks; they differ only if a test sets one of them."""
 
     ticks: float = 0.0
     wall: float = START
@@ -42,7 +42,7 @@ class Time:
 
 @dataclass
 class Source(ElevenLabs):
-    """Gives numbered URLs, at once or when a test lets it, and remembers what was asked."""
+    """Gives numbered URLs, at once or when `gate` is set, and counts the calls."""
 
     time: Time
     key: int = 0
@@ -84,22 +84,19 @@ def source(time: Time) -> Source:
     return Source(time)
 
 
-Opened = Callable[..., WarmStore]
-
-
-def opened(source: Source, *, most: int = 10) -> WarmStore:
+def make_store(source: Source, *, most: int = 10) -> WarmStore:
     return WarmStore(source=source, most=most, clock=lambda: source.time.wall, ticks=lambda: source.time.ticks)
 
 
-async def settled() -> None:
+async def run_ready_tasks() -> None:
     """Run every task that can run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def taken(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
+async def take_and_refill(store: WarmStore, *, agent: Agent = AGENT) -> Credential:
     credential = await take_or_fetch(store, agent)
-    await settled()
+    await run_ready_tasks()
     return credential
 
 
@@ -117,17 +114,17 @@ def take_and_refuse(store: WarmStore) -> Iterator[Credential | None]:
         raise UserBlocked
 
 
-async def refused(store: WarmStore, refusal: Refusal) -> None:
+async def expect_refusal(store: WarmStore, refusal: Refusal) -> None:
     with pytest.raises(type(refusal)):
         await store.fetch_credential(AGENT, Transport.WEBSOCKET)
-    await settled()
+    await run_ready_tasks()
 
 
 async def test_the_first_user_waits_and_the_next_does_not(source: Source) -> None:
-    store = opened(source)
+    store = make_store(source)
 
-    first = await taken(store)
-    source.gate.clear()  # from now on ElevenLabs takes for ever
+    first = await take_and_refill(store)
+    source.gate.clear()  # from now on ElevenLabs does not answer
     second = await asyncio.wait_for(take_or_fetch(store), 1)
 
     assert (first.is_warm, second.is_warm) == (False, True)
@@ -135,10 +132,10 @@ async def test_the_first_user_waits_and_the_next_does_not(source: Source) -> Non
     await store.aclose()
 
 
-async def test_ten_thousand_who_come_at_once_get_ten_thousand_urls(source: Source) -> None:
-    store = opened(source, most=500)
+async def test_ten_thousand_users_at_once_get_ten_thousand_urls(source: Source) -> None:
+    store = make_store(source, most=500)
     for _ in range(600):
-        await taken(store)
+        await take_and_refill(store)
     assert store.held == {"default": 500}
 
     credentials = await asyncio.gather(*(take_or_fetch(store) for _ in range(10_000)))
@@ -149,55 +146,55 @@ async def test_ten_thousand_who_come_at_once_get_ten_thousand_urls(source: Sourc
 
 
 async def test_the_next_user_gets_a_url_that_was_given_back(source: Source) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
     with take_and_refuse(store) as credential:
         assert credential is not None
 
-    assert (await taken(store)) is credential
+    assert (await take_and_refill(store)) is credential
 
 
 async def test_a_url_that_is_given_back_after_its_key_was_rejected_is_not_held(source: Source) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
     with take_and_refuse(store) as credential:
         assert credential is not None
         source.refusal = KeyRejected()
-        await refused(store, source.refusal)
+        await expect_refusal(store, source.refusal)
 
     assert store.held == {"default": 0}
 
 
 async def test_a_url_that_is_given_back_after_its_key_was_replaced_is_not_held(source: Source) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
     with take_and_refuse(store) as credential:
         assert credential is not None
         source.key = 1
-        await taken(store)
+        await take_and_refill(store)
 
-    assert (await taken(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
+    assert (await take_and_refill(store)).secret.startswith("wss://x/websocket/conv_agent_1_1_")
 
 
-async def test_a_key_that_is_in_use_again_brings_no_old_url_back(source: Source) -> None:
-    store = opened(source)
+async def test_urls_of_an_old_key_are_not_used_when_that_key_is_in_use_again(source: Source) -> None:
+    store = make_store(source)
     for _ in range(3):
-        await taken(store)
+        await take_and_refill(store)
     source.key = 1
-    await taken(store)
+    await take_and_refill(store)
     source.key = 0
 
-    assert not (await taken(store)).is_warm
+    assert not (await take_and_refill(store)).is_warm
 
 
 @pytest.mark.parametrize("error", [LedgerUnavailable(), asyncio.CancelledError(), RuntimeError()], ids=repr)
 async def test_nobody_gets_a_url_that_the_ledger_may_have_granted(source: Source, error: BaseException) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
 
     with pytest.raises(type(error)), store.take(AGENT, Transport.WEBSOCKET) as ready:
         raise error
-    later = [await taken(store) for _ in range(10)]
+    later = [await take_and_refill(store) for _ in range(10)]
 
     assert ready is not None
     assert ready not in later
@@ -205,73 +202,73 @@ async def test_nobody_gets_a_url_that_the_ledger_may_have_granted(source: Source
 
 @pytest.mark.parametrize("refusal", [UserBlocked(), RateLimited()], ids=repr)
 async def test_a_url_is_given_back_if_the_ledger_granted_nothing(source: Source, refusal: Refusal) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
 
     with pytest.raises(type(refusal)), store.take(AGENT, Transport.WEBSOCKET) as ready:
         raise refusal
 
-    assert (await taken(store)) == ready
+    assert (await take_and_refill(store)) == ready
 
 
-async def test_users_who_are_refused_cause_no_call_and_no_url_more(source: Source) -> None:
-    store = opened(source, most=8)
+async def test_refused_users_cause_no_call_and_fill_no_store(source: Source) -> None:
+    store = make_store(source, most=8)
     for _ in range(8):
         await take_or_fetch(store)
-    await settled()
+    await run_ready_tasks()
     held, calls = store.held, source.ahead
 
     for _ in range(5):
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(take_and_refuse(store))
-            await settled()
-        await settled()
+            await run_ready_tasks()
+        await run_ready_tasks()
 
     assert (store.held, source.ahead) == (held, calls)
 
 
-async def test_no_more_is_held_than_twice_what_the_last_ten_seconds_took(source: Source, time: Time) -> None:
-    store = opened(source, most=8)
+async def test_the_store_holds_at_most_twice_the_urls_taken_in_the_last_ten_seconds(source: Source, time: Time) -> None:
+    store = make_store(source, most=8)
     for _ in range(3):
-        await taken(store)
+        await take_and_refill(store)
     after_three = dict(store.held)
     for _ in range(20):
-        await taken(store)
+        await take_and_refill(store)
     after_many = dict(store.held)
 
     time.passes(DEMAND_SECONDS + 1)
     for _ in range(30):
         time.passes(DEMAND_SECONDS + 1)
-        await taken(store)
+        await take_and_refill(store)
 
     assert (after_three, after_many) == ({"default": 6}, {"default": 8})
     assert store.held == {"default": 2}
     assert source.ahead + source.users <= 23 + 30 + 8
 
 
-async def test_nothing_is_fetched_where_nobody_comes(source: Source, time: Time) -> None:
-    store = opened(source)
-    await taken(store)
-    asked = source.ahead + source.users
+async def test_no_url_is_fetched_while_no_user_asks(source: Source, time: Time) -> None:
+    store = make_store(source)
+    await take_and_refill(store)
+    calls = source.ahead + source.users
 
     time.passes(3600)
-    await settled()
+    await run_ready_tasks()
 
-    assert asked == 3
+    assert calls == 3
     assert source.ahead + source.users == 3
-    assert store.held == {"default": 2}  # too old by now, and passed over by the next who comes
+    assert store.held == {"default": 2}  # they have expired, and the next user does not get them
 
 
 @pytest.mark.parametrize("age", [900 - SPARED_SECONDS, 900, 86_400])
 async def test_a_url_is_not_handed_out_within_two_minutes_of_its_expiry(source: Source, time: Time, age: float) -> None:
-    store = opened(source)
-    await taken(store)
+    store = make_store(source)
+    await take_and_refill(store)
     time.passes(900 - SPARED_SECONDS - 1)
-    good = await taken(store)
+    good = await take_and_refill(store)
     time.passes(age)
 
-    fresh = await taken(store)
+    fresh = await take_and_refill(store)
 
     assert good.is_warm
     assert not fresh.is_warm
@@ -279,21 +276,21 @@ async def test_a_url_is_not_handed_out_within_two_minutes_of_its_expiry(source: 
 
 
 @pytest.mark.parametrize("wall", [-86_400, 86_400])
-async def test_a_wall_clock_that_jumps_makes_no_old_url_young(source: Source, time: Time, wall: float) -> None:
-    store = opened(source)
-    await taken(store)
+async def test_an_expired_url_is_not_returned_after_a_wall_clock_jump(source: Source, time: Time, wall: float) -> None:
+    store = make_store(source)
+    await take_and_refill(store)
     time.wall += wall
     time.ticks += 900
 
-    assert not (await taken(store)).is_warm
+    assert not (await take_and_refill(store)).is_warm
 
 
 async def test_after_a_suspend_no_expired_url_is_returned(source: Source, time: Time) -> None:
-    store = opened(source)
-    await taken(store)
-    time.wall += 3600  # monotonic time stood still
+    store = make_store(source)
+    await take_and_refill(store)
+    time.wall += 3600  # the monotonic clock does not count the suspended time
 
-    assert not (await taken(store)).is_warm
+    assert not (await take_and_refill(store)).is_warm
 
 
 @pytest.mark.parametrize(
@@ -304,59 +301,59 @@ async def test_after_a_suspend_no_expired_url_is_returned(source: Source, time: 
         replace(AGENT, alias="seller", agent_id="agent_2"),
     ],
 )
-async def test_one_agents_urls_are_never_anothers(source: Source, other: Agent) -> None:
-    store = opened(source)
-    await taken(store)
+async def test_a_url_of_one_agent_is_never_given_for_another(source: Source, other: Agent) -> None:
+    store = make_store(source)
+    await take_and_refill(store)
 
-    credential = await taken(store, agent=other)
+    credential = await take_and_refill(store, agent=other)
 
     assert not credential.is_warm
     assert other.agent_id in credential.secret
 
 
 async def test_a_pass_made_with_an_old_key_is_not_returned(source: Source) -> None:
-    store = opened(source)
+    store = make_store(source)
     source.gate.clear()
     waiting = asyncio.create_task(store.fetch_credential(AGENT, Transport.WEBSOCKET))
-    await settled()  # one for the user, one ahead, both under way when the key changes
+    await run_ready_tasks()  # a call for the user and one for the store are in flight when the key changes
     source.key = 1
     source.gate.set()
     await waiting
-    await settled()
+    await run_ready_tasks()
 
-    credential = await taken(store)
+    credential = await take_and_refill(store)
 
     assert not credential.is_warm
     assert credential.secret.startswith("wss://x/websocket/conv_agent_1_1_")
 
 
 @pytest.mark.parametrize("refusal", [KeyRejected(), AgentUnknown()])
-async def test_a_key_or_an_agent_that_is_gone_empties_the_store(source: Source, refusal: Refusal) -> None:
-    store = opened(source)
+async def test_a_rejected_key_or_an_unknown_agent_empties_the_store(source: Source, refusal: Refusal) -> None:
+    store = make_store(source)
     for _ in range(3):
-        await taken(store)
+        await take_and_refill(store)
     assert store.held == {"default": 6}
 
     source.refusal = refusal
-    await taken(store)  # held before anyone knew
+    await take_and_refill(store)  # the store held it before the refusal
 
     assert store.held == {"default": 0}
     with pytest.raises(type(refusal)):
-        await taken(store)
+        await take_and_refill(store)
 
 
-async def test_warm_passes_bridge_an_outage_and_then_users_get_its_refusal(source: Source, time: Time) -> None:
-    store = opened(source)
+async def test_in_an_outage_users_get_the_warm_passes_and_then_the_refusal(source: Source, time: Time) -> None:
+    store = make_store(source)
     for _ in range(4):
-        await taken(store)
+        await take_and_refill(store)
     source.refusal = Unavailable()
 
-    bridged = [await taken(store) for _ in range(8)]
+    bridged = [await take_and_refill(store) for _ in range(8)]
     with pytest.raises(Unavailable):
-        await taken(store)
+        await take_and_refill(store)
     source.refusal = None
     time.passes(60)
-    after = [await taken(store) for _ in range(2)]
+    after = [await take_and_refill(store) for _ in range(2)]
 
     assert all(credential.is_warm for credential in bridged)
     assert [credential.is_warm for credential in after] == [False, True]
@@ -368,53 +365,53 @@ async def test_warm_passes_bridge_an_outage_and_then_users_get_its_refusal(sourc
 async def test_after_a_refusal_nothing_is_fetched_ahead_for_a_while(
     source: Source, time: Time, refusal: Refusal, pause: float
 ) -> None:
-    store = opened(source)
+    store = make_store(source)
     source.refusal = refusal
     for _ in range(20):
-        await refused(store, refusal)
-    asked = source.ahead
+        await expect_refusal(store, refusal)
+    calls = source.ahead
     time.passes(pause - 0.5)
-    await refused(store, refusal)
+    await expect_refusal(store, refusal)
     still = source.ahead
     time.passes(1)
-    await refused(store, refusal)
+    await expect_refusal(store, refusal)
 
-    assert (asked, still) == (2, 2)
+    assert (calls, still) == (2, 2)
     assert source.ahead > 2
 
 
 @pytest.mark.parametrize("unknown", ["expires_at", "conversation_id"])
-async def test_what_may_not_be_single_use_is_not_held(source: Source, unknown: str) -> None:
-    store = opened(source)
+async def test_a_url_without_an_expiry_or_conversation_id_is_not_held(source: Source, unknown: str) -> None:
+    store = make_store(source)
     source.changes = {unknown: None}
 
-    credentials = [await taken(store) for _ in range(3)]
+    credentials = [await take_and_refill(store) for _ in range(3)]
 
     assert not any(credential.is_warm for credential in credentials)
     assert store.held == {"default": 0}
 
 
-async def test_conversation_tokens_are_asked_for_one_by_one(source: Source) -> None:
-    store = opened(source)
+async def test_conversation_tokens_are_not_fetched_ahead(source: Source) -> None:
+    store = make_store(source)
 
     for _ in range(3):
         await store.fetch_credential(AGENT, Transport.WEBRTC)
-        await settled()
+        await run_ready_tasks()
 
     assert (source.users, source.ahead) == (3, 0)
 
 
-async def test_a_user_who_hangs_up_takes_nothing_from_the_others(source: Source) -> None:
-    store = opened(source)
+async def test_urls_fetched_for_users_who_hung_up_go_to_other_users(source: Source) -> None:
+    store = make_store(source)
     source.gate.clear()
     hanging = [asyncio.create_task(store.fetch_credential(AGENT, Transport.WEBSOCKET)) for _ in range(5)]
-    await settled()
+    await run_ready_tasks()
     for task in hanging:
         task.cancel()
     source.gate.set()
-    await settled()
+    await run_ready_tasks()
 
-    credentials = [await taken(store) for _ in range(8)]
+    credentials = [await take_and_refill(store) for _ in range(8)]
 
     assert len({credential.secret for credential in credentials}) == 8
     assert all(credential.is_warm for credential in credentials)

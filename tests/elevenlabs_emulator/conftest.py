@@ -12,7 +12,7 @@ from voicepass.telemetry.logs import configure_logging
 
 
 class _Stage:
-    """The app behind the one server of a test run: whatever a test has put on it."""
+    """The app of the one server of a test run. Each test sets `app`."""
 
     app: ASGIApp
 
@@ -24,14 +24,14 @@ class _Stage:
 @pytest.fixture(scope="session")
 def stage() -> Iterator[tuple[_Stage, str]]:
     stage = _Stage()
-    configure_logging(log_format="console", level="error")  # or websockets would log, at DEBUG, what it is asked
+    configure_logging(log_format="console", level="error")  # otherwise websockets logs each request at DEBUG
     with running(lambda _url: stage) as url:
         yield stage, url
 
 
 @pytest.fixture
 def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
-    """Serves an emulator, and compares what it answers with the vendor's models unless a fault breaks it."""
+    """Serves an emulator. Compares its answers with the vendor's models, unless a fault breaks them."""
     has_broken_answers = False
 
     def check(response: httpx.Response) -> None:
@@ -45,11 +45,11 @@ def serve(stage: tuple[_Stage, str]) -> Iterator[Serve]:
     hooks = {"response": [check]}
     with httpx.Client(base_url=stage[1], trust_env=False, verify=NO_CERTIFICATES, event_hooks=hooks) as http:
 
-        def served(emulator: Emulator) -> Service:
+        def serve_emulator(emulator: Emulator) -> Service:
             stage[0].app = create_emulator(emulator)
             return Service(emulator=emulator, url=stage[1], http=http)
 
-        yield served
+        yield serve_emulator
 
 
 @pytest.fixture

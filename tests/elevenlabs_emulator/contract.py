@@ -1,4 +1,4 @@
-"""What the emulator must send: the vendor's published message schema in our words, and the models of its Python SDK.
+"""What the emulator must send: the vendor's published message schema as models, and those of its Python SDK.
 
 The message schema is `packages/types/schemas/agent.asyncapi.yaml` of elevenlabs/packages. It lacks `queue_status`,
 which only the vendor's widget shows.
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 Frame = dict[str, Any]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -30,19 +30,19 @@ ErrorType = Literal[
 ]
 
 
-class Metadata(Strict):
+class Metadata(StrictModel):
     conversation_id: str
     agent_output_audio_format: AudioFormat
     user_input_audio_format: AudioFormat
 
 
-class Alignment(Strict):
+class Alignment(StrictModel):
     chars: list[str]
     char_start_times_ms: list[int]
     char_durations_ms: list[int]
 
 
-class Event(Strict):
+class Event(StrictModel):
     event_id: int
 
 
@@ -87,22 +87,22 @@ class ToolResponse(Event):
     is_called: bool
 
 
-class VadScore(Strict):
+class VadScore(StrictModel):
     vad_score: float = Field(ge=0, le=1)
 
 
-class QueueStatus(Strict):
+class QueueStatus(StrictModel):
     status: Literal["waiting", "admitted", "timed_out"]
 
 
-class Error(Strict):
+class Error(StrictModel):
     code: Literal[1000, 1002, 1008, 1011]
     message: str
     reason: str
     error_type: ErrorType | None = None
 
 
-# type -> the member that holds the event, and what is in it
+# type -> the member that contains the event, and the event's model
 FRAMES: dict[str, tuple[str, type[BaseModel]]] = {
     "agent_chat_response_part": ("text_response_part", ResponsePart),
     "agent_response": ("agent_response_event", AgentResponse),
@@ -144,7 +144,7 @@ ANSWERS: dict[str, str] = {
 }
 
 
-class LiveError(Strict):
+class LiveError(StrictModel):
     type: str
     code: str
     message: str
@@ -158,7 +158,7 @@ class InvalidParameter(BaseModel):
     type: str
 
 
-class ErrorAnswer(Strict):
+class ErrorAnswer(StrictModel):
     detail: LiveError | list[InvalidParameter] | Literal["Method Not Allowed"]
 
 
@@ -173,7 +173,7 @@ def check_answer(method: str, path: str, status: int, body: str) -> None:
 
 
 def check_strictly(model: str, body: str) -> None:
-    """Raise where the SDK, which takes any answer, would not have what its model says."""
+    """Raise if the answer does not match the SDK's model. The SDK itself accepts any answer."""
     _check_members(_find_adapter(model).validate_json(body, strict=True))
 
 
@@ -187,14 +187,14 @@ def _check_members(value: object) -> None:
         assert not value.model_extra, f"{type(value).__name__} has no {list(value.model_extra)}"
         for name, field in type(value).model_fields.items():
             member = getattr(value, name)
-            allowed = _literals(field.annotation)
+            allowed = _list_literals(field.annotation)
             assert member is None or not allowed or member in allowed, f"{type(value).__name__}.{name}: {member!r}"
             _check_members(member)
     for member in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_members(member)
 
 
-def _literals(annotation: Any) -> list[Any]:
-    """The values of an enumeration, which the SDK writes as `Union[Literal[…], Any]`."""
+def _list_literals(annotation: Any) -> list[Any]:
+    """List the values of an enumeration, which the SDK writes as `Union[Literal[…], Any]`."""
     members = typing.get_args(annotation)
     return [value for each in members if typing.get_origin(each) is Literal for value in typing.get_args(each)]

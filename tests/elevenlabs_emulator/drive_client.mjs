@@ -14,13 +14,13 @@ for (const closing of JSON.parse(names)) {
     body: JSON.stringify({ target: "conversation", closing, times: 1 }),
   });
   outcomes[closing] = await new Promise((resolve) => {
-    const told = (reason, { closeCode, closeReason }) => resolve([reason, closeCode, closeReason]);
+    const report = (reason, { closeCode, closeReason }) => resolve([reason, closeCode, closeReason]);
     ElevenLabsClient.Conversation.startSession({
       signedUrl,
       textOnly: true,
       dynamicVariables: { user_name: "Ada" },
-      onDisconnect: (details) => told(details.reason, details),
-    }).catch((error) => told("rejected", error));
+      onDisconnect: (details) => report(details.reason, details),
+    }).catch((error) => report("rejected", error));
   });
 }
 console.log(JSON.stringify(outcomes));

@@ -1,4 +1,4 @@
-"""Conversations as the API and the webhook show them, by the models of the vendor's SDK."""
+"""The API and the webhook show conversations as the models of the vendor's SDK describe them."""
 
 import json
 import queue
@@ -26,8 +26,8 @@ from tests.elevenlabs_emulator.wire import (
     TOKEN,
     Serve,
     Service,
+    open_conversation,
     parameters,
-    talking,
 )
 from tests.servers import free_port, running
 
@@ -68,41 +68,43 @@ def receiver(listener: Receiver) -> Receiver:
 
 
 @pytest.fixture
-def hooked(serve: Serve, receiver: Receiver) -> Service:
-    now = time.time()  # it stands still until a test advances it; the SDK takes no old signature
+def service(serve: Serve, receiver: Receiver) -> Service:
+    now = time.time()  # moves only when a test advances it; the SDK accepts no old signature
     return serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, clock=lambda: now))
 
 
 def converse(service: Service, *, seconds: float = 0) -> str:
     url = service.mint(include_conversation_id="true")
-    with talking(url) as talk:
-        talk.says()
+    with open_conversation(url) as talk:
+        talk.read_answer()
         service.advance(seconds)
     conversation_id = parameters(url)["conversation_id"]
     service.await_end(conversation_id)
     return conversation_id
 
 
-def asked(service: Service, conversation_id: str, *, key: str = KEY) -> tuple[int, dict[str, Any]]:
+def fetch_record(service: Service, conversation_id: str, *, key: str = KEY) -> tuple[int, dict[str, Any]]:
     answer = service.http.get(f"/v1/convai/conversations/{conversation_id}", headers={"xi-api-key": key})
     return answer.status_code, answer.json()
 
 
-def test_a_record_has_all_that_was_said_and_the_webhook_has_the_same(hooked: Service, receiver: Receiver) -> None:
-    url = hooked.mint(include_conversation_id="true") + "&source=js_sdk&version=1.25.0"
+def test_the_record_and_the_webhook_contain_the_whole_conversation(service: Service, receiver: Receiver) -> None:
+    url = service.mint(include_conversation_id="true") + "&source=js_sdk&version=1.25.0"
     conversation_id = parameters(url)["conversation_id"]
-    with talking(url, JS_VOICE_INITIATION | {"source_info": {"source": "js_sdk", "version": "1.25.0"}}) as talk:
-        greeting = talk.says()
+    with open_conversation(
+        url, JS_VOICE_INITIATION | {"source_info": {"source": "js_sdk", "version": "1.25.0"}}
+    ) as talk:
+        greeting = talk.read_answer()
         talk.send("", user_audio_chunk="AAAA")
-        hooked.advance(42)
+        service.advance(42)
         talk.send("user_message", text="I want to sell eggs for 2 dollars each")
-        repeated = talk.says()
+        repeated = talk.read_answer()
         call_id = talk.next("client_tool_call")["client_tool_call"]["tool_call_id"]
         talk.send("client_tool_result", tool_call_id=call_id, result="ok", is_error=False)
-        confirmed = talk.says()
+        confirmed = talk.read_answer()
 
     event = receiver.next()
-    record = asked(hooked, conversation_id)[1]
+    record = fetch_record(service, conversation_id)[1]
 
     check_strictly("GetConversationResponseModel", json.dumps(event["data"]))
     assert event["data"] == record
@@ -129,32 +131,32 @@ def test_a_record_has_all_that_was_said_and_the_webhook_has_the_same(hooked: Ser
     assert record["metadata"]["conversation_initiation_source"] == "js_sdk"
 
 
-def test_after_an_advance_the_times_agree(hooked: Service, receiver: Receiver) -> None:
-    hooked.advance(901)
-    token = jwt.get_unverified_claims(hooked.ask(TOKEN).json()["token"])
-    converse(hooked, seconds=42)
+def test_after_the_clock_is_advanced_all_times_match_it(service: Service, receiver: Receiver) -> None:
+    service.advance(901)
+    token = jwt.get_unverified_claims(service.ask(TOKEN).json()["token"])
+    converse(service, seconds=42)
 
     event = receiver.next()
 
-    now = int(hooked.emulator.now())
+    now = int(service.emulator.now())
     metadata = event["data"]["metadata"]
     assert event["event_timestamp"] == now
     assert metadata["start_time_unix_secs"] + metadata["call_duration_secs"] == now
     assert token["nbf"] == now - 42
 
 
-def test_a_deleted_conversation_is_unknown(hooked: Service) -> None:
-    conversation_id = converse(hooked)
+def test_a_deleted_conversation_is_unknown(service: Service) -> None:
+    conversation_id = converse(service)
     path, headers = f"/v1/convai/conversations/{conversation_id}", {"xi-api-key": KEY}
 
-    deleted = [hooked.http.delete(path, headers=headers).status_code for _ in range(2)]
+    deleted = [service.http.delete(path, headers=headers).status_code for _ in range(2)]
 
     assert deleted == [200, 404]
-    assert asked(hooked, conversation_id)[0] == 404
+    assert fetch_record(service, conversation_id)[0] == 404
 
 
-def test_a_webhook_reports_a_conversation_once_it_is_over(hooked: Service, receiver: Receiver) -> None:
-    conversation_id = converse(hooked, seconds=42)
+def test_one_webhook_reports_a_conversation_when_it_has_ended(service: Service, receiver: Receiver) -> None:
+    conversation_id = converse(service, seconds=42)
 
     event = receiver.next()
 
@@ -163,24 +165,24 @@ def test_a_webhook_reports_a_conversation_once_it_is_over(hooked: Service, recei
     assert (account["conversation_id"], account["user_id"]) == (conversation_id, JS_TEXT_INITIATION["user_id"])
     assert (account["status"], account["metadata"]["call_duration_secs"]) == ("done", 42)
     assert account["metadata"]["cost"] == 420
-    assert (200, account) == asked(hooked, conversation_id)
+    assert (200, account) == fetch_record(service, conversation_id)
     assert receiver.deliveries.empty()
 
 
-def test_a_conversation_is_unknown_until_it_is_opened_and_then_goes_from_state_to_state(
-    hooked: Service, receiver: Receiver
+def test_a_conversation_is_unknown_until_it_is_opened_and_then_changes_its_status(
+    service: Service, receiver: Receiver
 ) -> None:
-    url = hooked.mint(include_conversation_id="true")
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
 
-    before = asked(hooked, conversation_id)
-    with talking(url, None) as talk:
-        opened = asked(hooked, conversation_id)
+    before = fetch_record(service, conversation_id)
+    with open_conversation(url, None) as talk:
+        opened = fetch_record(service, conversation_id)
         talk.socket.send(json.dumps(JS_TEXT_INITIATION))
-        talk.says()
-        during = asked(hooked, conversation_id)
+        talk.read_answer()
+        during = fetch_record(service, conversation_id)
     receiver.next()
-    after = asked(hooked, conversation_id)
+    after = fetch_record(service, conversation_id)
 
     assert before[0] == 404
     assert [account["status"] for _, account in (opened, during, after)] == ["initiated", "in-progress", "done"]
@@ -190,7 +192,7 @@ def test_only_a_key_that_may_read_gets_a_conversation(serve: Serve) -> None:
     keys = {"sk_writer": frozenset({"convai_write"}), KEY: frozenset({"convai_read"})}
     service = serve(Emulator(agents=[AGENT], api_keys=keys))
 
-    answers = [asked(service, "conv_1", key=key) for key in (KEY, "sk_writer", "sk_wrong")]
+    answers = [fetch_record(service, "conv_1", key=key) for key in (KEY, "sk_writer", "sk_wrong")]
 
     assert [(status, body["detail"]["status"]) for status, body in answers] == [
         (404, "conversation_history_not_found"),
@@ -204,12 +206,12 @@ def test_only_a_key_that_may_read_gets_a_conversation(serve: Serve) -> None:
     ("closing", "status"),
     [("quota_exceeded", "done"), ("internal_error", "failed"), ("agent_misconfigured", "failed")],
 )
-def test_a_conversation_that_was_refused_has_its_error(
-    hooked: Service, receiver: Receiver, closing: str, status: str
+def test_the_record_of_a_refused_conversation_has_its_error(
+    service: Service, receiver: Receiver, closing: str, status: str
 ) -> None:
-    hooked.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
-    with talking(hooked.mint()) as talk:
-        code, reason = talk.closed()
+    service.http.put("/_emulator/faults", json={"target": "conversation", "closing": closing})
+    with open_conversation(service.mint()) as talk:
+        code, reason = talk.read_close()
 
     account = receiver.next()["data"]
 
@@ -218,7 +220,7 @@ def test_a_conversation_that_was_refused_has_its_error(
     assert account["metadata"]["termination_reason"] == reason
 
 
-def test_a_duration_may_be_fixed(serve: Serve, receiver: Receiver) -> None:
+def test_the_emulator_can_report_a_fixed_duration(serve: Serve, receiver: Receiver) -> None:
     service = serve(Emulator(agents=[AGENT], webhook_url=receiver.url, webhook_secret=SECRET, conversation_seconds=90))
     converse(service)
 
@@ -229,24 +231,24 @@ def put_conversations(service: Service, **settings: object) -> None:
     assert service.http.put("/_emulator/conversations", json=settings).status_code == 204
 
 
-def test_a_conversation_is_processing_for_a_while_and_its_duration_is_known_then(
-    hooked: Service, receiver: Receiver
+def test_a_conversation_is_processing_for_the_set_time_and_has_its_duration_meanwhile(
+    service: Service, receiver: Receiver
 ) -> None:
-    put_conversations(hooked, processing_seconds=30)
-    url = hooked.mint(include_conversation_id="true")
+    put_conversations(service, processing_seconds=30)
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
-    with talking(url) as talk:
-        talk.says()
-        hooked.advance(42)
-        open_still = asked(hooked, conversation_id)[1]
-    hooked.await_end(conversation_id)
+    with open_conversation(url) as talk:
+        talk.read_answer()
+        service.advance(42)
+        open_still = fetch_record(service, conversation_id)[1]
+    service.await_end(conversation_id)
 
-    hooked.advance(29)
-    processing = asked(hooked, conversation_id)[1]
+    service.advance(29)
+    processing = fetch_record(service, conversation_id)[1]
     was_early = not receiver.deliveries.empty()
-    hooked.advance(1)
+    service.advance(1)
     webhook = receiver.next()["data"]
-    done = asked(hooked, conversation_id)[1]
+    done = fetch_record(service, conversation_id)[1]
 
     accounts = (open_still, processing, webhook, done)
     assert [bool(account["transcript"]) for account in accounts] == [False, True, True, True]
@@ -257,38 +259,41 @@ def test_a_conversation_is_processing_for_a_while_and_its_duration_is_known_then
     assert not was_early
 
 
-def test_a_conversation_that_fails_is_processing_first(serve: Serve) -> None:
+def test_a_failed_conversation_is_processing_first(serve: Serve) -> None:
     service = serve(Emulator(agents=[AGENT], processing_seconds=30))
     service.http.put("/_emulator/faults", json={"target": "conversation", "closing": "internal_error"})
     url = service.mint(include_conversation_id="true")
-    with talking(url) as talk:
-        _, reason = talk.closed()
+    with open_conversation(url) as talk:
+        _, reason = talk.read_close()
     conversation_id = parameters(url)["conversation_id"]
     service.await_end(conversation_id)
 
-    processing = asked(service, conversation_id)[1]
+    processing = fetch_record(service, conversation_id)[1]
     service.advance(30)
-    failed = asked(service, conversation_id)[1]
+    failed = fetch_record(service, conversation_id)[1]
 
     assert (processing["status"], failed["status"]) == ("processing", "failed")
     assert failed["metadata"]["termination_reason"] == reason
 
 
 @pytest.mark.parametrize("settings", [{"processing_seconds": -1}, {"unopened": "lost"}, {"procesing_seconds": 1}])
-def test_a_wrong_setting_of_conversations_is_refused(hooked: Service, settings: dict[str, object]) -> None:
-    assert hooked.http.put("/_emulator/conversations", json=settings).status_code == 422
+def test_a_wrong_setting_of_conversations_is_refused(service: Service, settings: dict[str, object]) -> None:
+    assert service.http.put("/_emulator/conversations", json=settings).status_code == 422
 
 
-def test_an_unopened_conversation_is_initiated_where_the_setting_says_so(hooked: Service) -> None:
-    put_conversations(hooked, unopened="initiated")
-    url = hooked.mint(include_conversation_id="true")
+def test_an_unopened_conversation_has_the_status_initiated_if_that_is_set(service: Service) -> None:
+    put_conversations(service, unopened="initiated")
+    url = service.mint(include_conversation_id="true")
     conversation_id = parameters(url)["conversation_id"]
-    token_id = hooked.ask(TOKEN).json()["conversation_id"]
+    token_id = service.ask(TOKEN).json()["conversation_id"]
 
-    (status, unopened), (token_status, unopened_token) = asked(hooked, conversation_id), asked(hooked, token_id)
-    with talking(url) as talk:
-        talk.says()
-        opened = asked(hooked, conversation_id)[1]
+    (status, unopened), (token_status, unopened_token) = (
+        fetch_record(service, conversation_id),
+        fetch_record(service, token_id),
+    )
+    with open_conversation(url) as talk:
+        talk.read_answer()
+        opened = fetch_record(service, conversation_id)[1]
 
     assert (status, token_status) == (200, 200)
     assert [account["status"] for account in (unopened, unopened_token, opened)] == [
@@ -300,7 +305,7 @@ def test_an_unopened_conversation_is_initiated_where_the_setting_says_so(hooked:
     assert unopened_token["metadata"]["authorization_method"] == "livekit_token"
 
 
-def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(hooked: Service, receiver: Receiver) -> None:
+def test_a_fault_can_lose_double_reorder_or_delay_a_webhook(service: Service, receiver: Receiver) -> None:
     ids = []
     for fault in (
         {"delivery": "lost"},
@@ -308,12 +313,12 @@ def test_webhooks_are_lost_doubled_held_back_and_late_on_demand(hooked: Service,
         {"delivery": "held_back"},
         {"latency_seconds": 0.01},
     ):
-        hooked.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
-        ids.append(converse(hooked))
+        service.http.put("/_emulator/faults", json={"target": "webhook", "times": 1} | fault)
+        ids.append(converse(service))
 
     lost, twice, held_back, late = ids
     received: list[str] = []
-    while len(received) < 4:  # a webhook of an earlier test may come late
+    while len(received) < 4:  # a webhook of an earlier test may arrive late
         reported = receiver.next()["data"]["conversation_id"]
         received += [reported] if reported in ids else []
     assert lost not in received
@@ -328,10 +333,10 @@ def test_voicepass_accepts_the_default_secret_of_the_webhook(serve: Serve) -> No
     assert settings.webhook_secrets == [secret]
 
 
-def test_the_emulator_works_on_without_a_receiver(serve: Serve) -> None:
+def test_the_emulator_continues_without_a_receiver_of_webhooks(serve: Serve) -> None:
     service = serve(Emulator(agents=[AGENT], webhook_url=f"http://127.0.0.1:{free_port()}/hook"))
 
     converse(service)
     conversation_id = converse(service)
 
-    assert asked(service, conversation_id)[0] == 200
+    assert fetch_record(service, conversation_id)[0] == 200

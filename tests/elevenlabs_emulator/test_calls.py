@@ -9,10 +9,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, create_emulator
-from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, TOKEN, Serve, Service, parameters, talking
+from tests.elevenlabs_emulator.wire import AGENT, KEY, SIGN, TOKEN, Serve, Service, open_conversation, parameters
 from tests.servers import running
 
-# Members of the bodies that users quoted from the live service.
+# Members of bodies of the live service, as users have quoted them.
 QUOTED = {
     "a permission is missing": {
         "type": "authentication_error",
@@ -31,7 +31,7 @@ QUOTED = {
 
 
 @pytest.mark.parametrize("path", [SIGN, SIGN.replace("-", "_")])
-def test_both_spellings_of_the_path_mint_a_url_that_leads_back_here(service: Service, path: str) -> None:
+def test_both_spellings_of_the_path_return_a_url_of_the_emulator(service: Service, path: str) -> None:
     url = service.ask(path).json()["signed_url"]
 
     assert url.startswith(service.url.replace("http", "ws", 1) + "/v1/convai/conversation?")
@@ -75,7 +75,7 @@ def test_each_error_that_users_have_quoted_has_its_live_form(serve: Serve) -> No
     assert method.json() == {"detail": "Method Not Allowed"}
 
 
-def test_a_call_that_the_emulator_does_not_have_is_answered_with_a_sentence(service: Service) -> None:
+def test_a_call_that_the_emulator_does_not_have_gets_an_explanation(service: Service) -> None:
     for method, path in (("GET", "/v1/voices"), ("POST", "/v1/convai/conversations/conv_x/files")):
         answer = service.http.request(method, path)
 
@@ -83,7 +83,7 @@ def test_a_call_that_the_emulator_does_not_have_is_answered_with_a_sentence(serv
         assert answer.json()["detail"]["message"].startswith(f"The emulator does not have {method} {path}.")
 
 
-def test_a_page_of_any_origin_may_call(service: Service) -> None:
+def test_pages_of_any_origin_may_call_the_emulator(service: Service) -> None:
     asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
     preflight = service.http.options(TOKEN, headers=asked | {"Access-Control-Request-Headers": "xi-api-key"})
     call = service.http.get(TOKEN, headers={"Origin": "https://shop.example"})
@@ -102,7 +102,7 @@ def test_an_unknown_agent_is_not_found(service: Service, path: str) -> None:
     assert answer.json()["detail"]["message"] == "Document with id agent_x not found."
 
 
-def test_the_token_is_shaped_like_livekits_and_names_the_conversation(service: Service) -> None:
+def test_the_token_has_the_claims_of_livekit_and_names_the_conversation(service: Service) -> None:
     answer = service.ask(TOKEN, participant_name="ada").json()
 
     claims = jwt.get_unverified_claims(answer["token"])
@@ -126,15 +126,15 @@ def test_mounted_under_a_prefix_the_signed_url_has_the_prefix_and_works() -> Non
 
     with running(lambda _url: app) as url, httpx.Client(base_url=f"{url}/_elevenlabs", trust_env=False) as http:
         signed_url = Service(emulator=emulator, url=url, http=http).mint()
-        with talking(signed_url) as talk:
-            greeting = talk.says()
+        with open_conversation(signed_url) as talk:
+            greeting = talk.read_answer()
 
     assert signed_url.startswith(url.replace("http", "ws", 1) + "/_elevenlabs/v1/convai/conversation?")
     assert greeting == "Hello Ada! What would you like to sell today?"
     assert emulator.records.calls[0].path == SIGN
 
 
-def test_an_explicit_base_wins_over_the_callers_address(serve: Serve) -> None:
+def test_an_explicit_base_url_replaces_the_address_that_the_caller_used(serve: Serve) -> None:
     service = serve(Emulator(agents=[AGENT], public_ws_base="wss://shop.example/_elevenlabs/"))
 
     assert service.mint().startswith("wss://shop.example/_elevenlabs/v1/convai/conversation?")

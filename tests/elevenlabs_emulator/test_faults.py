@@ -1,4 +1,4 @@
-"""Faults on demand, by constructor and by the control routes."""
+"""Faults that a test orders, by the constructor or by the control routes."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from elevenlabs_emulator import EmulatedAgent, Emulator, Fault, create_emulator
-from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, parameters, talking
+from tests.elevenlabs_emulator.wire import AGENT, SIGN, TOKEN, Serve, Service, open_conversation, parameters
 from tests.tables import table
 
 
@@ -15,7 +15,7 @@ def _put(service: Service, **fault: object) -> None:
     assert service.http.put("/_emulator/faults", json=fault).status_code == 204
 
 
-def test_a_fault_lasts_for_its_calls_or_until_cleared(service: Service) -> None:
+def test_a_fault_lasts_for_its_number_of_calls_or_until_it_is_cleared(service: Service) -> None:
     _put(service, status=503, times=2)
     counted = [service.ask().status_code for _ in range(3)]
     _put(service, status=500)
@@ -35,7 +35,7 @@ def test_each_target_has_its_own_fault(service: Service) -> None:
     assert service.ask().status_code == 200
 
 
-def test_an_error_has_the_live_form_or_the_legacy_one_and_any_code_and_status(serve: Serve) -> None:
+def test_an_error_has_the_live_or_the_legacy_form_with_any_code_and_status(serve: Serve) -> None:
     service = serve(Emulator(agents=[AGENT], faults=[Fault(status=429)]))
     live = service.ask().json()["detail"]
     _put(service, status=401, code="unauthorized", vendor_status="missing_permissions", message="No.")
@@ -49,27 +49,27 @@ def test_an_error_has_the_live_form_or_the_legacy_one_and_any_code_and_status(se
     assert legacy == {"status": "system_busy", "message": "The emulator was told to fail."}
 
 
-def test_broken_bodies_are_broken_in_the_way_they_are_named(service: Service) -> None:
-    def broken(body: str) -> httpx.Response:
+def test_each_broken_body_has_the_mistake_that_its_name_says(service: Service) -> None:
+    def ask_for_broken(body: str) -> httpx.Response:
         _put(service, body=body)
         answer = service.ask(include_conversation_id="true")
         assert answer.status_code == 200
         return answer
 
-    def spoilt(body: str) -> Any:
-        return broken(body).json()["signed_url"]
+    def read_broken_url(body: str) -> Any:
+        return ask_for_broken(body).json()["signed_url"]
 
-    assert broken("html200").headers["content-type"].startswith("text/html")
+    assert ask_for_broken("html200").headers["content-type"].startswith("text/html")
     for body in ("not_json", "truncated"):
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
-            broken(body).json()
-    assert broken("no_credential").json() == {}
-    assert isinstance(spoilt("wrong_type"), list)
-    assert len(broken("oversized").content) > 10 * 1024 * 1024
-    assert spoilt("foreign_host").startswith("wss://api.elevenlabs.io.attacker.invalid/v1/")
-    assert spoilt("http_scheme").startswith("http://127.0.0.1")
-    assert parameters(spoilt("other_agent"))["agent_id"] == "agent_other"
-    assert "conversation_id" not in parameters(spoilt("missing_conversation_id"))
+            ask_for_broken(body).json()
+    assert ask_for_broken("no_credential").json() == {}
+    assert isinstance(read_broken_url("wrong_type"), list)
+    assert len(ask_for_broken("oversized").content) > 10 * 1024 * 1024
+    assert read_broken_url("foreign_host").startswith("wss://api.elevenlabs.io.attacker.invalid/v1/")
+    assert read_broken_url("http_scheme").startswith("http://127.0.0.1")
+    assert parameters(read_broken_url("other_agent"))["agent_id"] == "agent_other"
+    assert "conversation_id" not in parameters(read_broken_url("missing_conversation_id"))
 
 
 def test_a_client_that_follows_a_redirect_is_recorded_twice(service: Service) -> None:
@@ -112,7 +112,7 @@ def test_a_slow_answer_takes_longer_than_the_callers_timeout(service: Service, f
         {"target": "conversation", "closing": "internal_error", "status": 500},
     ],
 )
-def test_a_wrong_fault_is_refused_with_the_keys_that_exist(service: Service, fault: dict[str, object]) -> None:
+def test_a_wrong_fault_is_refused_and_the_existing_keys_are_listed(service: Service, fault: dict[str, object]) -> None:
     refusal = service.http.put("/_emulator/faults", json=fault)
 
     assert refusal.status_code == 422
@@ -136,12 +136,12 @@ def test_every_control_is_listed_and_its_example_works(service: Service) -> None
     assert set(answers) == {200, 204}
 
 
-def test_an_agent_can_be_put_over_the_wire(service: Service) -> None:
+def test_an_agent_can_be_added_by_http(service: Service) -> None:
     agent = {"agent_id": "agent_new", "requires_auth": False, "first_message": "Welcome!"}
 
     put = service.http.put("/_emulator/agents", json=agent)
-    with talking(service.public_url("agent_new")) as talk:
-        greeting = talk.says()
+    with open_conversation(service.public_url("agent_new")) as talk:
+        greeting = talk.read_answer()
     misspelt = service.http.put("/_emulator/agents", json=agent | {"requires_atuh": True})
 
     assert (put.status_code, misspelt.status_code) == (204, 422)
@@ -149,13 +149,13 @@ def test_an_agent_can_be_put_over_the_wire(service: Service) -> None:
     assert greeting == "Welcome!"
 
 
-def test_the_clock_can_be_advanced_past_a_urls_end_but_never_back(service: Service) -> None:
+def test_the_clock_can_be_advanced_until_a_url_expires_but_never_set_back(service: Service) -> None:
     url = service.mint()
 
     advanced = service.http.post("/_emulator/clock", json={"advance_seconds": 901})
     back = service.http.post("/_emulator/clock", json={"advance_seconds": -901})
-    with talking(url) as talk:
-        refusal = talk.closed()
+    with open_conversation(url) as talk:
+        refusal = talk.read_close()
 
     assert (advanced.status_code, back.status_code) == (200, 422)
     assert refusal == (3000, "Could not authorize the conversation.")

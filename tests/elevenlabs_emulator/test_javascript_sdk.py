@@ -16,7 +16,7 @@ BUNDLE = HERE.parents[1] / "src" / "voicepass" / "demo" / "static" / "vendor" / 
 
 
 @pytest.mark.long
-def test_every_closing_reaches_the_clients_user(service: Service) -> None:
+def test_the_client_reports_every_closing_to_its_caller(service: Service) -> None:
     node = shutil.which("node")
     if node is None:
         if "REQUIRE_NPM" in os.environ:
@@ -25,9 +25,9 @@ def test_every_closing_reaches_the_clients_user(service: Service) -> None:
 
     command = [node, "--experimental-websocket", "--no-warnings", str(HERE / "drive_client.mjs"), str(BUNDLE)]
     arguments = [service.url, service.mint(), json.dumps(list(CLOSINGS))]
-    said = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+    output = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
 
-    outcomes = json.loads(said.splitlines()[-1])
+    outcomes = json.loads(output.splitlines()[-1])
     expected = {
         name: ["rejected" if row.moment == "before_metadata" else "error", row.code, row.reason or None]
         for name, row in CLOSINGS.items()

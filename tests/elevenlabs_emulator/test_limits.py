@@ -1,4 +1,4 @@
-"""Limits and overrides of an agent take effect."""
+"""The emulator applies an agent's limits and overrides."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.elevenlabs_emulator.wire import (
     KEY,
     Serve,
     Service,
-    talking,
+    open_conversation,
 )
 
 OVERRIDES = frozenset(
@@ -28,11 +28,11 @@ OVERRIDES = frozenset(
 
 
 def serve_agent(serve: Serve, **settings: Any) -> Service:
-    now = 1_800_000_000.0  # it stands still until a test advances it
+    now = 1_800_000_000.0  # moves only when a test advances it
     return serve(Emulator(agents=[AGENT.model_copy(update=settings)], clock=lambda: now))
 
 
-def overriding(**sections: Any) -> Frame:
+def make_initiation(**sections: Any) -> Frame:
     return JS_TEXT_INITIATION | {"conversation_config_override": sections}
 
 
@@ -44,31 +44,31 @@ def test_the_longest_duration_ends_the_conversation_by_the_emulators_clock(
 ) -> None:
     service = serve_agent(serve, max_duration_seconds=agent_seconds, allowed_overrides=OVERRIDES)
 
-    with talking(service.mint(), overriding(**override)) as talk:
-        talk.says()
+    with open_conversation(service.mint(), make_initiation(**override)) as talk:
+        talk.read_answer()
         service.advance(599)
         talk.send("user_message", text="hello")
-        talk.says()
+        talk.read_answer()
         service.advance(1)
-        closing = talk.closed()
+        closing = talk.read_close()
 
     error = talk.frames[-1]["error_event"]
     assert closing == (1000, "Max call duration exceeded")
     assert (error["code"], error["error_type"]) == (1000, "max_duration_exceeded")
 
 
-def test_an_agent_at_its_limit_queues_a_client_until_another_leaves(serve: Serve) -> None:
+def test_an_agent_at_its_limit_queues_a_client_until_another_disconnects(serve: Serve) -> None:
     service = serve_agent(serve, concurrency_limit=1)
     count = "/v1/convai/analytics/live-count"
 
-    with talking(service.mint()) as first, talking(service.mint()) as second:
-        first.says()
+    with open_conversation(service.mint()) as first, open_conversation(service.mint()) as second:
+        first.read_answer()
         waiting = second.next("queue_status")["queue_status_event"]
         live = service.http.get(count, headers={"xi-api-key": KEY}).json()
         service.advance(5)
         first.socket.close()
         admitted = second.next("queue_status")["queue_status_event"]
-        greeting = second.says()
+        greeting = second.read_answer()
         conversation_id = second.frames[0]["conversation_initiation_metadata_event"]["conversation_id"]
         second.socket.close()
         service.await_end(conversation_id)
@@ -94,9 +94,9 @@ def test_an_agent_at_its_limit_refuses_a_client_that_it_does_not_queue(
 ) -> None:
     service = serve_agent(serve, concurrency_limit=1, **settings)
 
-    with talking(service.mint()) as first, talking(service.mint()) as second:
-        first.says()
-        closing = second.closed()
+    with open_conversation(service.mint()) as first, open_conversation(service.mint()) as second:
+        first.read_answer()
+        closing = second.read_close()
 
     assert closing == (3008, "too many concurrent connections")
     assert second.kinds == kinds
@@ -105,13 +105,13 @@ def test_an_agent_at_its_limit_refuses_a_client_that_it_does_not_queue(
 def test_the_daily_limit_lasts_for_a_day(serve: Serve) -> None:
     service = serve_agent(serve, daily_limit=1)
 
-    with talking(service.mint()) as first:
-        first.says()
-    with talking(service.mint()) as second:
-        closing = second.closed()
+    with open_conversation(service.mint()) as first:
+        first.read_answer()
+    with open_conversation(service.mint()) as second:
+        closing = second.read_close()
     service.advance(24 * 3600)
-    with talking(service.mint()) as next_day:
-        greeting = next_day.says()
+    with open_conversation(service.mint()) as next_day:
+        greeting = next_day.read_answer()
 
     assert closing == (1008, "Agent has exceeded its daily call limit of 1")
     assert greeting.startswith("Hello Ada")
@@ -120,8 +120,8 @@ def test_the_daily_limit_lasts_for_a_day(serve: Serve) -> None:
 def test_an_archived_agent_opens_no_conversation(serve: Serve) -> None:
     service = serve_agent(serve, is_archived=True)
 
-    with talking(service.mint()) as talk:
-        assert talk.closed() == (3000, "The AI agent you are trying to reach does not exist")
+    with open_conversation(service.mint()) as talk:
+        assert talk.read_close() == (3000, "The AI agent you are trying to reach does not exist")
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_an_archived_agent_opens_no_conversation(serve: Serve) -> None:
 def test_an_allowed_override_changes_what_the_agent_says(serve: Serve, override: Any, first: str, second: str) -> None:
     service = serve_agent(serve, allowed_overrides=OVERRIDES, languages=frozenset({"de"}))
 
-    with talking(service.mint(), overriding(**override)) as talk:
-        greeting = talk.says()
+    with open_conversation(service.mint(), make_initiation(**override)) as talk:
+        greeting = talk.read_answer()
         talk.send("user_message", text="hello")
-        answer = talk.says()
+        answer = talk.read_answer()
 
     assert greeting.startswith(first)
     assert answer.startswith(second)
@@ -148,21 +148,21 @@ def test_an_allowed_override_changes_what_the_agent_says(serve: Serve, override:
 def test_an_allowed_override_turns_audio_off(serve: Serve) -> None:
     service = serve_agent(serve, allowed_overrides=OVERRIDES)
 
-    with talking(service.mint(), overriding(conversation={"text_only": True})) as text:
-        text.says()
+    with open_conversation(service.mint(), make_initiation(conversation={"text_only": True})) as text:
+        text.read_answer()
         text.send("user_message", text="goodbye")
-        text.closed()
+        text.read_close()
 
     assert "audio" not in text.kinds
 
 
-def test_the_agents_settings_say_which_events_are_sent(serve: Serve) -> None:
+def test_only_the_events_of_the_agents_settings_are_sent(serve: Serve) -> None:
     service = serve_agent(serve, client_events=frozenset({"vad_score"}))
 
-    with talking(service.mint(), JS_VOICE_INITIATION) as talk:
+    with open_conversation(service.mint(), JS_VOICE_INITIATION) as talk:
         talk.send("", user_audio_chunk="AAAA")
         talk.send("user_message", text="goodbye")
-        talk.closed()
+        talk.read_close()
 
     assert talk.kinds == ["conversation_initiation_metadata", "vad_score"]
 
@@ -177,5 +177,5 @@ def test_the_agents_settings_say_which_events_are_sent(serve: Serve) -> None:
 def test_an_allowed_override_is_checked(serve: Serve, override: Any, reason: str) -> None:
     service = serve_agent(serve, allowed_overrides=OVERRIDES)
 
-    with talking(service.mint(), overriding(**override)) as talk:
-        assert talk.closed() == (1008, reason)
+    with open_conversation(service.mint(), make_initiation(**override)) as talk:
+        assert talk.read_close() == (1008, reason)

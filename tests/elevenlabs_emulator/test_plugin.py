@@ -1,4 +1,4 @@
-"""The pytest plugin in a test suite that does not use voicepass."""
+"""The pytest plugin works in a test suite that does not use voicepass."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_another_test_suite_gets_a_running_emulator_for_each_test(tmp_path: Path
     suite = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "test_shop.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # the others take seconds to load
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # other plugins take seconds to load
         capture_output=True,
         text=True,
         check=False,

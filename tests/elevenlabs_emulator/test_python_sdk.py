@@ -28,7 +28,7 @@ SALE = "I want to sell eggs for 2 dollars each"
 
 
 class _Microphone(AudioInterface):
-    """Speaks for three seconds at once, and counts what the agent plays."""
+    """Sends three seconds of speech at once, and counts the bytes that the agent plays."""
 
     def __init__(self) -> None:
         self.played = 0
@@ -47,8 +47,8 @@ class _Microphone(AudioInterface):
         pass
 
 
-def _client(service: Service, *, key: str = KEY) -> ElevenLabs:
-    # The SDK never closes an HTTP client of its own making; this one its fixture closes.
+def _make_client(service: Service, *, key: str = KEY) -> ElevenLabs:
+    # The SDK never closes an HTTP client that it made itself. The fixture closes this one.
     return ElevenLabs(api_key=key, base_url=service.url, httpx_client=service.http)
 
 
@@ -56,7 +56,7 @@ class _Call:
     """One conversation held through the SDK."""
 
     def __init__(self, service: Service, **changed: Any) -> None:
-        self.said: queue.Queue[str] = queue.Queue()
+        self.replies: queue.Queue[str] = queue.Queue()
         self.created: queue.Queue[dict[str, object]] = queue.Queue()
         self.transcripts: list[str] = []
         self.ended = threading.Event()
@@ -70,11 +70,11 @@ class _Call:
             **changed,
         }
         self.conversation = Conversation(
-            _client(service),
+            _make_client(service),
             client_tools=tools,
-            callback_agent_response=self.said.put,
+            callback_agent_response=self.replies.put,
             callback_user_transcript=self.transcripts.append,
-            callback_disconnect=self._disconnected,
+            callback_disconnect=self._record_end,
             **options,
         )
         self.conversation.start_session()  # type: ignore[no-untyped-call]  # the SDK's
@@ -83,7 +83,7 @@ class _Call:
         self.created.put(parameters)
         return "created"
 
-    def _disconnected(self, details: DisconnectionDetails) -> None:
+    def _record_end(self, details: DisconnectionDetails) -> None:
         self.details = details
         self.ended.set()
 
@@ -91,19 +91,19 @@ class _Call:
         self.conversation.end_session()  # type: ignore[no-untyped-call]  # the SDK's
         return self.conversation.wait_for_session_end()
 
-    def refusal(self) -> tuple[int | None, str | None]:
+    def read_refusal(self) -> tuple[int | None, str | None]:
         assert self.ended.wait(5)
         self.conversation.wait_for_session_end()
         assert self.details is not None
         return self.details.close_code, self.details.close_reason
 
 
-def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: Service) -> None:
+def test_in_a_text_conversation_the_agent_takes_an_order_and_calls_the_client_tool(service: Service) -> None:
     call = _Call(service)
-    greeting = call.said.get(timeout=5)
+    greeting = call.replies.get(timeout=5)
 
     call.conversation.send_user_message(SALE)
-    repeated, confirmed = call.said.get(timeout=5), call.said.get(timeout=5)
+    repeated, confirmed = call.replies.get(timeout=5), call.replies.get(timeout=5)
     conversation_id = call.end()
 
     assert greeting == "Hello Ada! What would you like to sell today?"
@@ -117,12 +117,12 @@ def test_a_text_conversation_takes_an_order_and_calls_the_client_tool(service: S
     assert [(call.path, call.key) for call in service.emulator.records.calls] == [(SIGN, "right")]
 
 
-def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(serve: Serve) -> None:
+def test_in_a_voice_conversation_the_agent_gets_the_microphone_and_is_played(serve: Serve) -> None:
     microphone = _Microphone()
     service = serve(Emulator(agents=[AGENT.model_copy(update={"spoken_lines": (SALE,)})]))
 
     call = _Call(service, audio_interface=microphone)
-    lines = [call.said.get(timeout=5) for _ in range(3)]
+    lines = [call.replies.get(timeout=5) for _ in range(3)]
     call.end()
 
     assert call.transcripts == [SALE]
@@ -137,19 +137,19 @@ def test_a_voice_conversation_receives_the_microphone_and_plays_the_agent(serve:
         ({"config": None}, 1008, "Missing required dynamic variables in first message: {'user_name'}"),
     ],
 )
-def test_a_refusal_reaches_the_sdks_user(service: Service, changed: dict[str, Any], code: int, reason: str) -> None:
-    assert _Call(service, **changed).refusal() == (code, reason)
+def test_the_sdk_reports_a_refusal(service: Service, changed: dict[str, Any], code: int, reason: str) -> None:
+    assert _Call(service, **changed).read_refusal() == (code, reason)
 
 
-def test_every_closing_reaches_the_sdks_user(service: Service) -> None:
+def test_the_sdk_reports_every_closing(service: Service) -> None:
     for name, row in CLOSINGS.items():
         service.emulator.faults["conversation"] = Fault(target="conversation", closing=name, times=1)
 
-        assert _Call(service).refusal() == (row.code, row.reason), name
+        assert _Call(service).read_refusal() == (row.code, row.reason), name
 
 
 def test_a_refused_call_is_an_api_error(service: Service) -> None:
     with pytest.raises(ApiError) as raised:
-        _client(service, key="sk_wrong").conversational_ai.conversations.get_signed_url(agent_id=AGENT.agent_id)
+        _make_client(service, key="sk_wrong").conversational_ai.conversations.get_signed_url(agent_id=AGENT.agent_id)
 
     assert raised.value.status_code == 401

@@ -8,7 +8,16 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.elevenlabs_emulator.wire import AGENT, JS_TEXT_INITIATION, KEY, SIGN, TOKEN, Service, parameters, talking
+from tests.elevenlabs_emulator.wire import (
+    AGENT,
+    JS_TEXT_INITIATION,
+    KEY,
+    SIGN,
+    TOKEN,
+    Service,
+    open_conversation,
+    parameters,
+)
 
 
 def test_no_signature_reaches_the_servers_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -17,22 +26,22 @@ def test_no_signature_reaches_the_servers_log(service: Service, caplog: pytest.L
     url = service.mint(include_conversation_id="true")
     signature = parameters(url)["conversation_signature"]
 
-    with talking(url) as talk:
-        talk.says()
-    with talking(url.replace("&conversation_signature", "%26conversation_signature")) as smuggled:
-        smuggled.closed()
+    with open_conversation(url) as talk:
+        talk.read_answer()
+    with open_conversation(url.replace("&conversation_signature", "%26conversation_signature")) as misspelt:
+        misspelt.read_close()
     with pytest.raises(InvalidStatus):
         connect(url.replace("/conversation?", "/mistyped?"), proxy=None)
     httpx.get(url.replace("ws", "http", 1))
 
-    clients = {"websockets", "httpx", "httpcore"}  # they live in this process too, and log what they please
+    clients = {"websockets", "httpx", "httpcore"}  # these run in this process too, and may log signatures
     server_log = [entry.getMessage() for entry in caplog.records if entry.name.partition(".")[0] not in clients]
     accepted = [line for line in server_log if "WebSocket /v1/convai/conversation?" in line]
     assert len(accepted) == 2
     assert not [line for line in server_log if signature in line or KEY in line]
 
 
-def test_a_call_is_recorded_with_everything_but_its_secrets_until_cleared(service: Service) -> None:
+def test_a_call_is_recorded_without_its_secrets_until_the_record_is_cleared(service: Service) -> None:
     service.http.get(
         SIGN,
         params={"agent_id": AGENT.agent_id, "conversation_signature": "s-1", "mistake": KEY},
@@ -60,8 +69,8 @@ def test_a_conversation_is_recorded_from_its_opening_to_its_close(service: Servi
     url = service.mint(include_conversation_id="true") + "&source=js_sdk"
     conversation_id = parameters(url)["conversation_id"]
 
-    with talking(url) as talk:
-        talk.says()
+    with open_conversation(url) as talk:
+        talk.read_answer()
         talk.send("user_activity")
         talk.socket.close(1000, "User ended conversation")
 
@@ -79,7 +88,7 @@ def test_a_conversation_is_recorded_from_its_opening_to_its_close(service: Servi
     }
 
 
-def test_the_record_holds_no_secret_whatever_the_client_sends(service: Service) -> None:
+def test_the_record_contains_no_secret_that_the_client_sent(service: Service) -> None:
     url = service.mint()
     signature = parameters(url)["conversation_signature"]
     deep: object = "bottom"
@@ -90,8 +99,8 @@ def test_the_record_holds_no_secret_whatever_the_client_sends(service: Service) 
         "custom_llm_extra_body": {"key": KEY, signature: 1, "deep": deep},
     }
 
-    with talking(url, initiation) as talk:
-        talk.says()
+    with open_conversation(url, initiation) as talk:
+        talk.read_answer()
         talk.send(signature)
         talk.socket.close(1000, signature)
 

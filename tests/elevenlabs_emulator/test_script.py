@@ -6,12 +6,12 @@ from tests.tables import table
 EGGS = Order(item="eggs", price=2, unit="each")
 
 
-def _heard(*lines: str) -> tuple[list[str], Order]:
-    said, order = list[str](), Order()
+def _talk(*lines: str) -> tuple[list[str], Order]:
+    replies, order = list[str](), Order()
     for line in lines:
         words, order = answer(line, order)
-        said.append(words)
-    return said, order
+        replies.append(words)
+    return replies, order
 
 
 @table(
@@ -29,12 +29,12 @@ def _heard(*lines: str) -> tuple[list[str], Order]:
         (ORDERS[1], Order(item="honey", price=7.5, unit="jar"), "honey for $7.50 per jar"),
     ],
 )
-def test_a_plain_sentence_is_a_whole_order_and_is_repeated_back(line: str, expected: Order, repeated: str) -> None:
-    said, order = _heard(line)
+def test_the_agent_reads_an_order_from_one_sentence_and_repeats_it(line: str, expected: Order, repeated: str) -> None:
+    replies, order = _talk(line)
 
     assert order == expected
     assert order.is_complete
-    assert said == [f"Got it: {repeated}. I am creating the product now."]
+    assert replies == [f"Got it: {repeated}. I am creating the product now."]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_plain_sentence_is_a_whole_order_and_is_repeated_back(line: str, expec
     ],
 )
 def test_the_agent_asks_for_each_missing_part_of_an_order(lines: tuple[str, ...], questions: list[str]) -> None:
-    said, order = _heard(*lines)
+    replies, order = _talk(*lines)
 
-    assert said[:-1] == questions
+    assert replies[:-1] == questions
     assert order == EGGS
 
 
@@ -66,14 +66,14 @@ def test_the_agent_asks_for_each_missing_part_of_an_order(lines: tuple[str, ...]
         ("", "I did not get that."),
     ],
 )
-def test_small_talk_is_answered_and_orders_nothing(line: str, reply: str) -> None:
-    [said], order = _heard(line)
+def test_small_talk_gets_an_answer_and_changes_no_order(line: str, reply: str) -> None:
+    [said], order = _talk(line)
 
     assert said.startswith(reply)
     assert order == Order()
 
 
-def test_the_tools_outcome_is_confirmed_or_apologised_for() -> None:
+def test_the_agent_confirms_a_success_of_the_tool_and_apologises_for_a_failure() -> None:
     assert confirm(EGGS, "ok", is_error=False).startswith("Done! You are now selling eggs for $2 each.")
     assert confirm(EGGS, "closed", is_error=True) == "I am sorry, I could not create eggs: closed. Please try again."
 
@@ -81,6 +81,6 @@ def test_the_tools_outcome_is_confirmed_or_apologised_for() -> None:
 @pytest.mark.timeout(2)
 @pytest.mark.parametrize("line", ["sell " * 100_000, "$" * 100_000, "1" * 100_000, "a an " * 50_000])
 def test_a_hostile_line_is_answered_at_once(line: str) -> None:
-    [said], _ = _heard(line)
+    [reply], _ = _talk(line)
 
-    assert len(said) < 1_000
+    assert len(reply) < 1_000

@@ -1,11 +1,19 @@
-"""Agents, tools and the webhook: as the official SDK reads them, and how they are set over the wire."""
+"""Agents, tools and the webhook: the official SDK reads them, and control routes change them."""
 
 import pytest
 from elevenlabs import ElevenLabs
 from elevenlabs.core.api_error import ApiError
 
 from elevenlabs_emulator import EmulatedAgent, Emulator
-from tests.elevenlabs_emulator.wire import AGENT, JS_VOICE_INITIATION, KEY, Serve, Service, parameters, talking
+from tests.elevenlabs_emulator.wire import (
+    AGENT,
+    JS_VOICE_INITIATION,
+    KEY,
+    Serve,
+    Service,
+    open_conversation,
+    parameters,
+)
 
 EVERYTHING = {
     "requires_auth": True,
@@ -77,7 +85,7 @@ def test_the_official_sdk_reads_the_tool_and_the_webhook(sdk: tuple[ElevenLabs, 
     assert settings.webhooks.post_call_webhook_id == webhook.webhook_id
 
 
-def test_the_widget_gets_its_settings_without_a_key_but_of_a_private_agent_with_a_signature(serve: Serve) -> None:
+def test_the_widget_gets_settings_without_a_key_but_for_a_private_agent_needs_a_signature(serve: Serve) -> None:
     public = EmulatedAgent(agent_id="agent_public", requires_auth=False)
     service = serve(Emulator(agents=[AGENT, public]))
     private_path = f"/v1/convai/agents/{AGENT.agent_id}/widget"
@@ -101,7 +109,7 @@ def test_a_call_without_the_permission_that_it_needs_is_refused(sdk: tuple[Eleve
         assert refused.value.body["detail"]["status"] == "missing_permissions"
 
 
-def test_keys_and_the_webhook_can_be_put_over_the_wire(sdk: tuple[ElevenLabs, Service]) -> None:
+def test_keys_and_the_webhook_can_be_changed_by_http(sdk: tuple[ElevenLabs, Service]) -> None:
     client, service = sdk
 
     keys = service.http.put("/_emulator/keys", json={KEY: ["webhooks_write"]})
@@ -132,21 +140,21 @@ def test_languages_and_the_prompts_variables_are_checked(
     values = {"agent_id": AGENT.agent_id, "allowed_overrides": {"agent.language"}} | settings
     service = serve(Emulator(agents=[EmulatedAgent.model_validate(values)]))
 
-    with talking(service.mint(), JS_VOICE_INITIATION | {"conversation_config_override": override}) as talk:
+    with open_conversation(service.mint(), JS_VOICE_INITIATION | {"conversation_config_override": override}) as talk:
         if reason is None:
-            assert "Hello Ada" in talk.says()
+            assert "Hello Ada" in talk.read_answer()
         else:
-            assert talk.closed() == (1008, reason)
+            assert talk.read_close() == (1008, reason)
 
 
 def test_a_client_without_an_origin_is_refused_if_one_is_required(serve: Serve) -> None:
     values = {"agent_id": AGENT.agent_id, "allowed_hosts": {"shop.example"}, "requires_origin": True}
     service = serve(Emulator(agents=[EmulatedAgent.model_validate(values)]))
 
-    with talking(service.mint()) as nobody:
-        refused = nobody.closed()
-    with talking(service.mint(), origin="https://shop.example") as page:
-        greeting = page.says()
+    with open_conversation(service.mint()) as nobody:
+        refused = nobody.read_close()
+    with open_conversation(service.mint(), origin="https://shop.example") as page:
+        greeting = page.read_answer()
 
     assert refused[0] == 3000
     assert greeting.startswith("Hello Ada")

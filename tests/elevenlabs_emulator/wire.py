@@ -1,4 +1,4 @@
-"""What the tests of the emulator share: an emulator on a loopback port, and a client that sends raw frames."""
+"""What the emulator's tests share: an emulator on a loopback port, and a client that sends raw frames."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ AGENT = EmulatedAgent(agent_id="agent_market")
 KEY = "sk_emulator"
 SIGN = "/v1/convai/conversation/get-signed-url"
 TOKEN = "/v1/convai/conversation/token"
-# What the JavaScript SDK 1.25.0 sends first in a text conversation.
+# The first frame that the JavaScript SDK 1.25.0 sends in a text conversation.
 JS_TEXT_INITIATION: Frame = {
     "type": "conversation_initiation_client_data",
     "conversation_config_override": {"agent": {}, "tts": {}, "conversation": {"text_only": True}},
     "dynamic_variables": {"user_name": "Ada"},
     "user_id": "user-1",
 }
-# And in a voice conversation.
+# The first frame that it sends in a voice conversation.
 JS_VOICE_INITIATION: Frame = JS_TEXT_INITIATION | {
     "conversation_config_override": {"agent": {}, "tts": {}, "conversation": {}}
 }
@@ -35,7 +35,7 @@ JS_VOICE_INITIATION: Frame = JS_TEXT_INITIATION | {
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """An emulator that listens."""
+    """A running emulator."""
 
     emulator: Emulator
     url: str
@@ -54,7 +54,7 @@ class Service:
         self.http.post("/_emulator/clock", json={"advance_seconds": seconds}).raise_for_status()
 
     def await_end(self, conversation_id: str) -> None:
-        """Wait until the emulator, in its own thread, has closed the account of a conversation that ended."""
+        """Wait until the emulator, in its own thread, has noted the end of a conversation."""
         deadline = time.monotonic() + 5
         while self.emulator.accounts[conversation_id].seconds is None:
             assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ Serve = Callable[[Emulator], Service]
 
 @dataclass(kw_only=True)
 class Talk:
-    """A client's side of one conversation; it checks and keeps every frame that it receives."""
+    """The client's side of one conversation. It checks and keeps every frame that it receives."""
 
     socket: ClientConnection
     frames: list[Frame] = field(default_factory=list)
@@ -79,8 +79,8 @@ class Talk:
         self.socket.send(json.dumps({"type": kind} | members))
 
     def next(self, kind: str | None = None) -> Frame:
-        """The next frame, or the next of this type; the frames before it are kept too."""
-        deadline = time.monotonic() + 5  # for the whole wait: pings would prolong a limit on each frame
+        """Receive the next frame, or the next one of this type. The frames before it are kept too."""
+        deadline = time.monotonic() + 5  # for the whole wait, because pings would extend a limit on each frame
         while True:
             frame: Frame = json.loads(self.socket.recv(timeout=deadline - time.monotonic()))
             check_frame(frame)
@@ -88,11 +88,11 @@ class Talk:
             if kind is None or frame["type"] == kind:
                 return frame
 
-    def says(self) -> str:
+    def read_answer(self) -> str:
         return str(self.next("agent_response")["agent_response_event"]["agent_response"])
 
-    def closed(self) -> tuple[int, str]:
-        """The code and reason of the close frame, after reading all that came before it."""
+    def read_close(self) -> tuple[int, str]:
+        """Read all frames until the connection is closed; return the code and reason of the close frame."""
         with pytest.raises(ConnectionClosed) as closed:
             self.next("a type that no frame has")
         frame = closed.value.rcvd
@@ -101,7 +101,7 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talking(
+def open_conversation(
     url: str,
     initiation: Frame | None = JS_TEXT_INITIATION,
     *,

@@ -1,4 +1,4 @@
-"""The examples in real processes: an emulator, `voicepass serve` with their settings, and the shop's backend."""
+"""The examples in real processes: an emulator, `voicepass serve` with their settings, and a shop backend."""
 
 import re
 import shutil
@@ -28,15 +28,15 @@ SERVICE, SHOP, VITE, EMULATOR = "127.0.0.1:8000", "127.0.0.1:3000", "127.0.0.1:5
 TEXT_FILES = {".css", ".html", ".js", ".ts", ".tsx", ".json", ".env"}
 
 
-def environment_of(settings: str) -> dict[str, str]:
-    """The environment that an env file means."""
+def read_environment(settings: str) -> dict[str, str]:
+    """Read an env file's text as an environment."""
     lines = re.findall(r"^([A-Z_]+)=(.*)$", settings, re.MULTILINE)
     return CLEAN | dict(lines)
 
 
 @dataclass(frozen=True)
 class Street:
-    """Where everything runs in this test, in place of the addresses that the examples name."""
+    """Real addresses in this test, which replace those that the examples name."""
 
     addresses: dict[str, str]
 
@@ -53,10 +53,10 @@ class Street:
 
     @property
     def environment(self) -> dict[str, str]:
-        return environment_of(self.translate(SETTINGS))
+        return read_environment(self.translate(SETTINGS))
 
     def copy(self, example: str, to: Path) -> Path:
-        """A copy of an example, with this test's addresses."""
+        """Copy an example, and replace its addresses by those of this test."""
         folder = to / example
         shutil.copytree(EXAMPLES / example, folder, ignore=shutil.ignore_patterns("node_modules", "dist", ".next"))
         for path in folder.rglob("*"):
@@ -84,7 +84,7 @@ def emulator(addresses: dict[str, str]) -> Emulator:
         agents=[EmulatedAgent(agent_id="agent_demo")],
         api_keys={"sk_emulator": frozenset({"convai_write", "convai_read"})},
         webhook_url=f"http://{addresses[SERVICE]}/v1/webhooks/elevenlabs",
-        webhook_secret=environment_of(SETTINGS)["ELEVENLABS_WEBHOOK_SECRET"],
+        webhook_secret=read_environment(SETTINGS)["ELEVENLABS_WEBHOOK_SECRET"],
     )
 
 
@@ -102,7 +102,7 @@ def street(addresses: dict[str, str], emulator: Emulator, tmp_path_factory: pyte
 
 @dataclass(frozen=True)
 class Shopper:
-    """A browser window, and what went wrong in it."""
+    """A browser window, and the errors of its pages."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ def contexts(playwright_thread: ThreadPoolExecutor) -> Iterator[list[BrowserCont
 
 
 def open_window(chromium: Browser, contexts: list[BrowserContext], *, dark: bool = False) -> Shopper:
-    """Open a window as narrow as a phone. The test may put its clock forward. For Playwright's thread."""
+    """Open a window as narrow as a phone, with a clock that the test can advance. Call it in Playwright's thread."""
     context = chromium.new_context(
         viewport={"width": 390, "height": 844},
         color_scheme="dark" if dark else "light",
@@ -127,7 +127,7 @@ def open_window(chromium: Browser, contexts: list[BrowserContext], *, dark: bool
     context.set_default_timeout(15_000)
     context.clock.install()
     contexts.append(context)
-    # What the content delivery network would answer; the page compares the hash.
+    # Answers for the content delivery network; the page compares the hash.
     sdk = {"path": VENDOR / "lib.iife.js", "headers": {"Access-Control-Allow-Origin": "*"}}
     context.route("https://cdn.jsdelivr.net/**/lib.iife.js", lambda route: route.fulfill(**sdk))
     shopper = Shopper(context.new_page())

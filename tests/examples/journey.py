@@ -1,4 +1,4 @@
-"""What a shopper does in each example. They all have the same controls."""
+"""The steps of a shopper in each example. All examples have the same controls."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ def press(page: Page, name: str) -> None:
 
 
 def expect_status(page: Page, text: str) -> None:
-    # As long as the context waits for its elements: a busy machine needs seconds to open the microphone.
+    # Waits 15 s like the context, because a busy machine needs seconds to open the microphone.
     expect(page.get_by_role("status")).to_have_text(text, timeout=15_000)
 
 
@@ -30,7 +30,7 @@ def expect_focus(page: Page, role: str, name: str) -> None:
 
 
 def shop_and_talk(shopper: Shopper, emulator: Emulator, url: str, *, name: str) -> None:
-    """Sign in, write, talk, be refused, sign out. Each name is a user with minutes of their own."""
+    """Sign in, write, talk, be refused, sign out. Each name is a user with their own minutes."""
     page = shopper.page
     page.goto(url)
     sign_in(page, name)
@@ -67,7 +67,7 @@ def write_a_message(page: Page, name: str) -> None:
     page.keyboard.press("Enter")
 
     expect(transcript.locator(".agent")).not_to_have_count(1)
-    expect(transcript.locator(".user")).to_have_count(1)  # its echo is not a second line
+    expect(transcript.locator(".user")).to_have_count(1)  # the server's echo of it adds no second line
 
 
 def end_the_conversation(page: Page) -> None:
@@ -78,7 +78,7 @@ def end_the_conversation(page: Page) -> None:
 
 
 def read_the_minutes(page: Page) -> None:
-    """The page asks again every ten seconds; the webhook may arrive after the first time."""
+    """Wait for the minutes. The page asks every ten seconds, and the webhook may arrive after the first answer."""
     minutes = page.get_by_text("58 of 60 minutes left today")
     for _ in range(30):
         with page.expect_response("**/v1/usage"):
@@ -110,7 +110,7 @@ def say_goodbye(page: Page) -> None:
 
 
 def learn_why_it_does_not_begin(page: Page, emulator: Emulator) -> None:
-    """Break one thing after the other. Each time, the page says what a shopper can do."""
+    """Cause one failure after another, and check that the page says each time what a shopper can do."""
     emulator.faults["signed_url"] = Fault(status=401)
     expect_refusal(page, "Write", LATER)
     emulator.faults.clear()
@@ -133,7 +133,7 @@ def expect_refusal(page: Page, button: str, sentence: str) -> None:
 
 @dataclass
 class Line:
-    """The page's WebSocket to the agent: the test can cut it, and sees whether the microphone is silent."""
+    """The page's WebSocket to the agent. A test can close it, and can check whether the microphone is silent."""
 
     sockets: list[WebSocketRoute] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)

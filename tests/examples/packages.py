@@ -1,4 +1,4 @@
-"""npm for the tests of examples: packages are installed once for all tests of a run."""
+"""Installs the npm packages of an example."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The Compose file means what its README says, and its commands work without containers."""
+"""The Compose file matches its README, and its commands also work without containers."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from tests.examples.conftest import (
     SETTINGS,
     SHOP,
     Street,
-    environment_of,
     open_window,
+    read_environment,
 )
 from tests.examples.journey import end_the_conversation, sign_in, write_a_message
 from tests.servers import free_port, started
@@ -31,7 +31,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def test_the_browser_and_voicepass_reach_the_emulator_at_the_same_address() -> None:
-    settings = environment_of(SETTINGS)
+    settings = read_environment(SETTINGS)
     published = {port.removesuffix(f":{port.rpartition(':')[2]}") for port in COMPOSE["emulator"]["ports"]}
 
     assert published == {SERVICE, SHOP, EMULATOR}
@@ -40,32 +40,32 @@ def test_the_browser_and_voicepass_reach_the_emulator_at_the_same_address() -> N
     assert not any("ports" in COMPOSE[name] for name in ("voicepass", "page"))
 
 
-def test_each_container_waits_for_one_whose_health_is_checked() -> None:
+def test_each_container_waits_for_one_with_a_health_check() -> None:
     first_to_last = ["emulator", "voicepass", "page"]
     waits = {name: list(COMPOSE[name].get("depends_on", {})) for name in first_to_last}
 
     assert waits == {"emulator": [], "voicepass": ["emulator"], "page": ["voicepass"]}
     assert "HEALTHCHECK" in DOCKERFILE
-    assert "healthcheck" in COMPOSE["emulator"]  # the image's asks the port of voicepass
+    assert "healthcheck" in COMPOSE["emulator"]  # the image's own check calls the port of voicepass
     assert {service["image"] for service in COMPOSE.values()} == {"voicepass:0.1.0"}
     assert (EXAMPLES / "compose" / COMPOSE["emulator"]["build"]).resolve() == ROOT
     assert (EXAMPLES / "compose" / COMPOSE["voicepass"]["env_file"]).resolve() == EXAMPLES / "shop.env"
 
 
-def listed(instruction: str) -> list[str]:
+def read_arguments(instruction: str) -> list[str]:
     (arguments,) = re.findall(rf"^{instruction} (\[.*\])$", DOCKERFILE, re.MULTILINE)
     return [str(argument) for argument in json.loads(arguments)]
 
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_the_commands_of_the_containers_serve_a_page_that_talks(
+def test_with_the_commands_of_the_containers_a_shopper_can_talk(
     chromium: Browser, contexts: list[BrowserContext], tmp_path: Path
 ) -> None:
     addresses = {address: f"127.0.0.1:{free_port()}" for address in (SERVICE, SHOP, EMULATOR)}
     street = Street(addresses)
     page = street.copy("plain-html", tmp_path)
-    image = [sys.executable, *listed("ENTRYPOINT")[1:]]
+    image = [sys.executable, *read_arguments("ENTRYPOINT")[1:]]
     emulator = [*image, *map(street.translate, COMPOSE["emulator"]["command"]), "--port", street.port(EMULATOR)]
     paths = {
         "python": sys.executable,
@@ -77,7 +77,7 @@ def test_the_commands_of_the_containers_serve_a_page_that_talks(
     with ExitStack() as stack:
         for command, environment in (
             (emulator, CLEAN),
-            ([*image, *listed("CMD")], street.environment | {"PORT": street.port(SERVICE)}),
+            ([*image, *read_arguments("CMD")], street.environment | {"PORT": street.port(SERVICE)}),
             (shop, street.environment | COMPOSE["page"]["environment"] | {"PORT": street.port(SHOP)}),
         ):
             stack.enter_context(started(command, cwd=tmp_path, environment=environment))

@@ -1,4 +1,4 @@
-"""The example `fastapi-app`, as a shop would run it: in a process of its own, in Chromium, against the emulator."""
+"""The example `fastapi-app` as a shop runs it: in its own process, with Chromium and the emulator."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 async def page(shop: str) -> AsyncIterator[Page]:
     if shutil.which(CHROMIUM) is None:
-        missing = "this test drives Debian's Chromium, which is not here: apt-get install chromium"
+        missing = "this test needs Debian's Chromium: apt-get install chromium"
         if "REQUIRE_CHROMIUM" in os.environ:
             pytest.fail(missing)
         pytest.skip(missing)

@@ -1,4 +1,4 @@
-"""What every example promises by its files alone."""
+"""Rules that the files of every example must follow."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_the_first_page_lists_every_example() -> None:
     assert set(listed) == {folder.name for folder in EXAMPLES.iterdir() if folder.is_dir() and folder.name[0].isalpha()}
 
 
-def test_every_readme_is_short_and_its_links_lead_somewhere() -> None:
+def test_every_readme_is_short_and_its_links_have_targets() -> None:
     for example in (*PAGES, "compose"):
         text = (EXAMPLES / example / "README.md").read_text()
         assert len(text.split()) <= 120, example
@@ -61,13 +61,13 @@ def test_every_cause_has_a_sentence_for_a_shopper() -> None:
     assert [sentence for sentence in sentences if OPERATORS_WORDS.search(sentence)] == []
 
 
-def luminance(color: str) -> float:
+def compute_luminance(color: str) -> float:
     channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_every_text_can_be_read_in_light_and_in_dark() -> None:
+def test_every_text_has_enough_contrast_in_light_and_in_dark_mode() -> None:
     css = (EXAMPLES / "plain-html" / "shop.css").read_text()
     light, dark = (
         dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in re.findall(r":root \{.*?\}", css, re.DOTALL)
@@ -76,5 +76,5 @@ def test_every_text_can_be_read_in_light_and_in_dark() -> None:
     assert light.keys() == dark.keys()
     for colors in (light, dark):
         for text, under in PAIRS:
-            darker, lighter = sorted((luminance(colors[text]), luminance(colors[under])))
+            darker, lighter = sorted((compute_luminance(colors[text]), compute_luminance(colors[under])))
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, under, colors[text])

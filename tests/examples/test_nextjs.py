@@ -1,4 +1,4 @@
-"""The Next.js app: Auth.js says who is signed in, and Next.js forwards three paths to voicepass."""
+"""The Next.js app: Auth.js signs users in, and Next.js forwards three paths to voicepass."""
 
 import subprocess
 from pathlib import Path

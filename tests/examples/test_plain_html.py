@@ -12,14 +12,14 @@ from tests.examples.journey import LATER, expect_refusal, press, shop_and_talk, 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 
-def test_a_shopper_writes_talks_and_learns_why_it_ended(
+def test_a_shopper_writes_talks_and_reads_why_a_conversation_ended(
     chromium: Browser, contexts: list[BrowserContext], emulator: Emulator, street: Street, tmp_path: Path
 ) -> None:
     with street.shop(street.copy("plain-html", tmp_path)) as url:
         shop_and_talk(open_window(chromium, contexts), emulator, url, name="Paula")
 
 
-def test_the_page_says_so_when_voicepass_does_not_answer_at_all(
+def test_the_page_shows_a_sentence_when_voicepass_does_not_answer(
     chromium: Browser, contexts: list[BrowserContext], street: Street, tmp_path: Path
 ) -> None:
     with street.shop(street.copy("plain-html", tmp_path)) as url:

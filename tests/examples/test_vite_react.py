@@ -1,4 +1,4 @@
-"""The React page: with Vite's proxy, and from another origin than voicepass."""
+"""The React page behind Vite's proxy, and on another origin than voicepass."""
 
 import subprocess
 from pathlib import Path

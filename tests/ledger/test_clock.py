@@ -1,4 +1,4 @@
-"""The clock of the ledger's decisions: it follows the wall clock, and none of its steps."""
+"""The clock that the ledger decides by: it follows the wall clock but does not repeat its steps."""
 
 import time
 from itertools import pairwise
@@ -14,7 +14,7 @@ HOUR = 3600.0
 
 
 class Machine:
-    """A wall clock that can be set, and the time that really passes."""
+    """A wall clock that a test can set, and the real elapsed time."""
 
     def __init__(self) -> None:
         self.wall_time, self.elapsed = 1_800_000_000.0, 5000.0
@@ -40,7 +40,7 @@ def clock(machine: Machine) -> SteadyClock:
     return SteadyClock(wall=machine.wall, ticks=machine.ticks)
 
 
-def test_without_a_step_it_is_the_wall_clock_for_weeks(machine: Machine, clock: SteadyClock) -> None:
+def test_without_a_step_it_equals_the_wall_clock_for_weeks(machine: Machine, clock: SteadyClock) -> None:
     differences = []
     for _ in range(24 * 30):
         machine.wait(HOUR)
@@ -51,7 +51,7 @@ def test_without_a_step_it_is_the_wall_clock_for_weeks(machine: Machine, clock: 
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * 86_400, 30 * 86_400])
-def test_after_a_step_it_neither_jumps_nor_goes_back(machine: Machine, clock: SteadyClock, step: float) -> None:
+def test_after_a_step_it_does_not_jump_or_go_back(machine: Machine, clock: SteadyClock, step: float) -> None:
     before = clock()
     machine.wall_time += step
 
@@ -64,9 +64,7 @@ def test_after_a_step_it_neither_jumps_nor_goes_back(machine: Machine, clock: St
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-def test_it_agrees_with_the_wall_clock_again_after_thirty_four_times_the_step(
-    machine: Machine, clock: SteadyClock, step: float
-) -> None:
+def test_it_equals_the_wall_clock_after_34_times_the_step(machine: Machine, clock: SteadyClock, step: float) -> None:
     machine.wall_time += step
     differences = []
     for _ in range(36):
@@ -77,21 +75,21 @@ def test_it_agrees_with_the_wall_clock_again_after_thirty_four_times_the_step(
     assert max(differences[34:]) < 0.001
 
 
-def test_no_pass_is_released_as_unopened_while_it_can_be_opened_however_fast_the_clock_runs() -> None:
+def test_no_pass_that_can_be_opened_is_released_even_while_the_clock_runs_fast() -> None:
     assert NEVER_OPENED_SECONDS / (1 + SLEW) > UNUSED_SECONDS
 
 
-def test_time_that_a_machine_was_suspended_counts(machine: Machine, clock: SteadyClock) -> None:
+def test_the_time_during_which_a_machine_was_suspended_counts(machine: Machine, clock: SteadyClock) -> None:
     before = clock()
 
-    machine.wait(8 * HOUR)  # its ticks go on, as those of CLOCK_BOOTTIME do
+    machine.wait(8 * HOUR)  # its ticks count the suspended time, as CLOCK_BOOTTIME does
 
     assert clock() - before == pytest.approx(8 * HOUR)
     if hasattr(time, "CLOCK_BOOTTIME"):
         assert abs(elapsed_seconds() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
 
 
-def test_threads_that_share_it_see_it_grow(machine: Machine) -> None:
+def test_threads_that_share_it_never_see_it_go_back(machine: Machine) -> None:
     clock = SteadyClock(wall=machine.wall, ticks=elapsed_seconds)
     seen: list[list[float]] = [[] for _ in range(4)]
 

@@ -1,10 +1,20 @@
-"""What a step of a clock does to the ledger: nothing within a process, and no row of a clock that was ahead blocks."""
+"""A step of a clock changes no decision of a running ledger, and rows from a clock that was ahead block nobody."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from tests.ledger.given import (
+    START,
+    Engine,
+    TurnedClock,
+    credential,
+    find_refusal,
+    grant_pass,
+    limit,
+    reservation,
+    rows,
+)
 from voicepass.ledger import Ledger
 from voicepass.ledger.clock import SteadyClock
 from voicepass.ledger.sqlite import open_sqlite
@@ -20,7 +30,7 @@ PASSES = limit(1)
 
 
 class Machine:
-    """A machine whose wall clock is set to and fro, while real time passes."""
+    """A machine whose wall clock a test sets forward or back, and its real elapsed time."""
 
     def __init__(self) -> None:
         self.wall, self.ticks = TurnedClock(), TurnedClock()
@@ -33,22 +43,22 @@ class Machine:
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
 @pytest.mark.parametrize("reached", [PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL], ids=lambda each: each.name)
-async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
+async def test_a_clock_step_moves_a_reset_by_less_than_four_percent(
     engine: Engine, reached: object, step: float
 ) -> None:
     machine = Machine()
     limits = [each for each in (PASSES, CONVERSATIONS, MINUTES, MINUTES_OF_ALL) if each is reached]
-    async with engine.opened(machine.clock) as ledger:
-        await granted(ledger, limits)
-        before = await refusal(ledger, limits)
+    async with engine.open(machine.clock) as ledger:
+        await grant_pass(ledger, limits)
+        before = await find_refusal(ledger, limits)
         wait_seconds = 0 if before is None or before.retry_after_seconds is None else before.retry_after_seconds
         machine.wall.now += step
 
-        at_once = await refusal(ledger, limits)
+        at_once = await find_refusal(ledger, limits)
         machine.wait(wait_seconds * 0.96)
-        just_before = await refusal(ledger, limits)
+        just_before = await find_refusal(ledger, limits)
         machine.wait(wait_seconds * 0.08)
-        then = await refusal(ledger, limits)
+        then = await find_refusal(ledger, limits)
 
     assert wait_seconds > 0
     assert at_once is not None
@@ -58,9 +68,9 @@ async def test_a_step_moves_no_limit_by_more_than_three_hundredths(
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engine, step: float) -> None:
+async def test_a_clock_step_moves_a_leases_end_by_less_than_four_percent(engine: Engine, step: float) -> None:
     machine = Machine()
-    async with engine.opened(machine.clock) as ledger:
+    async with engine.open(machine.clock) as ledger:
         taken = await ledger.take_lease("reconciler", 120)
         machine.wall.now += step
 
@@ -74,35 +84,33 @@ async def test_a_step_moves_no_lease_by_more_than_three_hundredths(engine: Engin
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_after_a_step_elevenlabs_list_is_read_for_the_real_time(tmp_path: Path, step: float) -> None:
+async def test_after_a_clock_step_the_list_of_elevenlabs_is_read_by_the_wall_clock(tmp_path: Path, step: float) -> None:
     machine = Machine()
     async with open_sqlite(str(tmp_path / "ledger.db"), clock=machine.clock, wall=machine.wall) as ledger:
         machine.wall.now += step
         real = machine.wall.now
-        conversation_id = await granted(ledger)
+        conversation_id = await grant_pass(ledger)
         machine.wait(30)
         first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
         await ledger.note_opened(conversation_id, real + 10)
         await ledger.note_listed("agent_1", real + 15)
-        (noted,) = await rows(ledger, "SELECT listed_until FROM listings")
+        (listing,) = await rows(ledger, "SELECT listed_until FROM listings")
         machine.wait(250)
         second = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
 
-    assert noted["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
+    assert listing["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
     assert first is not None
     assert (first.since, first.until) == pytest.approx((real - 60, real + 15), abs=1)
     assert second is not None
     assert (second.since, second.until) == pytest.approx((real + 10, real + 265), abs=10)
 
 
-# -- rows of a clock that was ahead ----------------------------------------------------------------------------------
-# The clock of the ledger itself is set back: of a database, or of a machine across a restart.
+# -- rows from a clock that was ahead --------------------------------------------------------------------------------
+# Here the ledger's own clock goes back: that of a database server, or that of a machine between two starts.
 
 
 @pytest.mark.parametrize("back", [121.0, HOUR, 365 * 86_400.0])
-async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
-    ledger: Ledger, clock: TurnedClock, back: float
-) -> None:
+async def test_a_lease_with_an_impossible_end_is_taken_over(ledger: Ledger, clock: TurnedClock, back: float) -> None:
     await ledger.take_lease("reconciler", 120)
     clock.now -= back
 
@@ -110,10 +118,10 @@ async def test_a_lease_is_taken_over_if_it_ends_later_than_it_can(
     assert not await ledger.take_lease("reconciler", 120)
 
 
-async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_after_a_step_back_a_lease_ends_at_most_its_own_length_later(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.take_lease("reconciler", 120)
-    clock.now += 100  # 20 seconds are left,
-    clock.now -= 100  # and now it looks like 120
+    clock.now += 100  # 20 seconds are left
+    clock.now -= 100  # by the clock, 120 seconds are left
 
     held = await ledger.take_lease("reconciler", 120)
     clock.now += 120
@@ -123,7 +131,7 @@ async def test_a_step_back_prolongs_no_lease_beyond_its_length_from_then(ledger:
 
 
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
-async def test_a_lookup_of_a_clock_that_was_ahead_holds_nobody_up(
+async def test_a_lookup_that_began_by_a_clock_that_was_ahead_delays_nobody(
     ledger: Ledger, clock: TurnedClock, *, is_paused: bool
 ) -> None:
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -138,7 +146,7 @@ async def test_a_lookup_of_a_clock_that_was_ahead_holds_nobody_up(
     assert (is_running, turn.turn, again.turn) == (False, Turn.OURS, Turn.RUNNING)
 
 
-async def test_a_reservation_of_a_clock_that_was_ahead_is_not_waited_for(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_nobody_waits_for_a_reservation_by_a_clock_that_was_ahead(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.reserve(reservation(), [])
     during = await ledger.is_in_flight(reservation())
     clock.now -= HOUR
@@ -147,20 +155,20 @@ async def test_a_reservation_of_a_clock_that_was_ahead_is_not_waited_for(ledger:
     assert not await ledger.is_in_flight(reservation())
 
 
-async def test_what_elevenlabs_said_while_a_clock_was_ahead_is_not_news(ledger: Ledger, clock: TurnedClock) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, given, sealed=b"sealed")
+async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_recent(ledger: Ledger, clock: TurnedClock) -> None:
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, given, sealed=b"sealed")
     await ledger.note_unopened("conv_1", expires_seconds=930)
     news = await ledger.list_unopened(reservation())
     clock.now -= HOUR
 
-    assert [each.pass_id for each in news] == [asked.pass_id]
+    assert [each.pass_id for each in news] == [reserved.pass_id]
     assert await ledger.list_unopened(reservation()) == []
 
 
-async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
-    await granted(ledger)
+async def test_a_list_that_was_read_by_a_clock_that_was_ahead_is_read_again(ledger: Ledger, clock: TurnedClock) -> None:
+    await grant_pass(ledger)
     clock.now += HOUR
     await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
     await ledger.note_listed("agent_1", clock.now - 15)
@@ -172,6 +180,6 @@ async def test_a_list_that_was_read_while_a_clock_was_ahead_is_read_again(ledger
 
     assert listing is not None
     assert (listing.since, listing.until) == (START - 60, START + 45)
-    assert never_opened == [], "nothing is too old to be opened by a clock that was ahead"
+    assert never_opened == [], "by the correct clock, the pass can still be opened"
     (row,) = await rows(ledger, "SELECT listed_until FROM listings")
     assert row["listed_until"] == START + 45

@@ -1,4 +1,4 @@
-"""Extensions: more minutes for one user, until they end. Each test runs on both engines."""
+"""Extensions: more minutes for one user until a given time. Each test runs on both engines."""
 
 import asyncio
 import math
@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, granted, limit, refusal, rows
+from tests.ledger.given import START, TOKEN_ISSUER, Engine, TurnedClock, find_refusal, grant_pass, limit, rows
 from voicepass.errors import QuotaExceeded, RequestInvalid
 from voicepass.ledger import Ledger, extensions
 from voicepass.ledger.extensions import MAX_SECONDS, Extension
@@ -27,13 +27,13 @@ def extension(user_id: str = "u-1", *, minutes: int = 10, ends_in: float = HOUR,
 async def count_passes(ledger: Ledger, user_id: str = "u-1") -> int:
     """Take passes of ten minutes until the ledger refuses one; return how many there were."""
     for number in range(20):
-        if isinstance(await refusal(ledger, [TEN_MINUTES_A_DAY], user_id=user_id), QuotaExceeded):
+        if isinstance(await find_refusal(ledger, [TEN_MINUTES_A_DAY], user_id=user_id), QuotaExceeded):
             return number
     raise AssertionError("nothing was refused")
 
 
-async def extend(ledger: Ledger, asked: Extension) -> bool:
-    return await ledger.run(partial(extensions.extend, extension=asked))
+async def extend(ledger: Ledger, wanted: Extension) -> bool:
+    return await ledger.run(partial(extensions.extend, extension=wanted))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ async def test_an_extension_adds_to_the_minutes_of_its_user_only(
     assert await count_passes(ledger) == passes
 
 
-async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_an_extension_ends_at_its_time_or_when_it_is_revoked(ledger: Ledger, clock: TurnedClock) -> None:
     await extend(ledger, extension())
     await extend(ledger, extension("u-2", ends_in=2 * HOUR))
     before = await ledger.run(extensions.list_extensions)
@@ -78,11 +78,11 @@ async def test_an_extension_ends_by_itself_or_when_it_is_revoked(ledger: Ledger,
 async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Ledger) -> None:
     limits = [TEN_MINUTES_A_DAY, limit(9, window_seconds=DAY), limit(3, counted=Counted.CONVERSATIONS)]
     await extend(ledger, extension())
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
     before = await ledger.usage(USER, limits)
-    await granted(ledger, limits)
-    refused = await refusal(ledger, limits)
+    await grant_pass(ledger, limits)
+    refused = await find_refusal(ledger, limits)
 
     assert [(answer.limit.most, answer.used, answer.left) for answer in before] == [
         (1200, 600, 600),
@@ -96,25 +96,25 @@ async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Led
 @pytest.mark.parametrize(
     ("ends_in", "retry_after"),
     [
-        pytest.param(DAY + HOUR, DAY - 600, id="the first pass leaves the day while the extension lasts"),
-        pytest.param(DAY - 601, DAY, id="the extension ends first, so the second pass must leave the day too"),
-        pytest.param(DAY, DAY, id="it ends at the instant when the first pass leaves the day"),
+        pytest.param(DAY + HOUR, DAY - 600, id="the first pass leaves the window while the extension lasts"),
+        pytest.param(DAY - 601, DAY, id="the extension ends first, so the second pass must leave the window too"),
+        pytest.param(DAY, DAY, id="it ends at the instant when the first pass leaves the window"),
     ],
 )
-async def test_a_refusal_says_when_a_try_succeeds_also_if_the_extension_ends_before(
+async def test_a_refusal_says_when_a_retry_succeeds_even_if_the_extension_ends_first(
     ledger: Ledger, clock: TurnedClock, ends_in: float, retry_after: float
 ) -> None:
     await extend(ledger, extension(ends_in=ends_in))
-    await granted(ledger, [TEN_MINUTES_A_DAY])
+    await grant_pass(ledger, [TEN_MINUTES_A_DAY])
     clock.now += 600
-    await granted(ledger, [TEN_MINUTES_A_DAY])
+    await grant_pass(ledger, [TEN_MINUTES_A_DAY])
 
-    refused = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    refused = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
     assert refused is not None
     clock.now += refused.resets_at - clock.now - 1
-    too_early = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    too_early = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
     clock.now += 1
-    in_time = await refusal(ledger, [TEN_MINUTES_A_DAY])
+    in_time = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
 
     assert refused.retry_after_seconds == math.ceil(retry_after)
     assert too_early is not None
@@ -126,22 +126,22 @@ async def test_limits_of_agents_and_of_passes_are_not_extended(ledger: Ledger) -
     of_agent = [limit(600, counted=Counted.SECONDS, scope=Scope.AGENT, window_seconds=DAY)]
     of_passes = [limit(1, window_seconds=DAY)]
 
-    refused = [await refusal(ledger, limits) for limits in (of_agent, of_agent, of_passes)]
+    refused = [await find_refusal(ledger, limits) for limits in (of_agent, of_agent, of_passes)]
 
     assert [each is None for each in refused] == [True, False, False]
 
 
-async def test_whether_the_user_has_had_a_pass_is_said(ledger: Ledger) -> None:
-    await granted(ledger, [], user_id="u-1", token_issuer="https://b.example")
-    await granted(ledger, [], user_id="u-9", token_issuer="https://a.example")
+async def test_extend_tells_whether_the_user_ever_had_a_pass(ledger: Ledger) -> None:
+    await grant_pass(ledger, [], user_id="u-1", token_issuer="https://b.example")
+    await grant_pass(ledger, [], user_id="u-9", token_issuer="https://a.example")
 
-    asked = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
+    wanted = [extension(), extension(issuer="https://b.example"), extension(issuer="https://a.example"), extension("u")]
 
-    assert [await extend(ledger, each) for each in asked] == [True, True, False, False]
+    assert [await extend(ledger, each) for each in wanted] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("ends_in", [0.0, -1.0, MAX_SECONDS + 1.0, math.inf, math.nan])
-async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledger: Ledger, ends_in: float) -> None:
+async def test_an_extension_that_has_ended_or_is_too_long_is_refused(ledger: Ledger, ends_in: float) -> None:
     await extend(ledger, extension())
 
     with pytest.raises(RequestInvalid):
@@ -150,11 +150,11 @@ async def test_an_extension_that_has_ended_or_lasts_for_decades_is_refused(ledge
     assert await ledger.run(extensions.list_extensions) == [extension()]
 
 
-async def test_parallel_requests_of_an_extended_user_share_exactly_the_extended_minutes(engine: Engine) -> None:
+async def test_parallel_requests_of_a_user_get_exactly_the_extended_minutes(engine: Engine) -> None:
     async with engine.instances() as ledgers:
         await extend(ledgers[0], extension(minutes=35))
-        asked = [refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
-        refused = await asyncio.gather(*asked)
+        calls = [find_refusal(ledger, [TEN_MINUTES_A_DAY]) for ledger in ledgers for _ in range(12)]
+        refused = await asyncio.gather(*calls)
         (used,) = await rows(ledgers[0], "SELECT count(*) AS passes, sum(seconds) AS seconds FROM passes")
 
     assert sum(each is None for each in refused) == used["passes"] == 5

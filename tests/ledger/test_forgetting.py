@@ -1,4 +1,4 @@
-"""A user is forgotten: nothing names the user any more, and every other count stays as it was."""
+"""Forgetting a user: afterwards no row names the user, and every count stays as it was."""
 
 import sqlite3
 from contextlib import closing
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.given import START, Engine, Postgres, TurnedClock, credential, granted, limit, reservation, rows
+from tests.ledger.given import START, Engine, Postgres, TurnedClock, credential, grant_pass, limit, reservation, rows
 from tests.ledger.given import settlement as reported
 from voicepass.errors import ConversationUnknown, LedgerUnavailable, UserBlocked
 from voicepass.ledger import Ledger
@@ -38,7 +38,7 @@ async def forget(ledger: Ledger, *, even_if_open: bool = False, at_elevenlabs: b
 
 
 async def count_shared(ledger: Ledger) -> list[int]:
-    """What the limits of an agent and of all count, by sums and by rows."""
+    """Count what the limits of an agent and of all users count, by sums and by rows."""
     sums = await rows(ledger, "SELECT scope, length, slot, passes, failed, seconds, open FROM sums ORDER BY 1, 2, 3")
     totals = await rows(ledger, "SELECT count(*) AS n, sum(seconds) AS s FROM passes")
     failed = await rows(ledger, "SELECT count(*) AS n FROM failed_requests")
@@ -46,7 +46,7 @@ async def count_shared(ledger: Ledger) -> list[int]:
 
 
 async def list_tables(ledger: Ledger, engine: Engine) -> dict[str, set[str]]:
-    """The columns of each table."""
+    """List the columns of each table."""
     columns = (
         "SELECT m.name AS name, c.name AS column_name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
         " WHERE m.type = 'table'"
@@ -65,8 +65,8 @@ def read_files(folder: Path) -> bytes:
 
 
 async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
-    """Let the user leave a trace in every table that can name one. Returns a conversation that is not settled."""
-    settled = await granted(ledger, user_id=USER)
+    """Put the user into every table that can name one. Return a conversation that is not settled."""
+    settled = await grant_pass(ledger, user_id=USER)
     await ledger.settle(reported(settled, user_id=USER))
     failed = reservation(USER)
     await ledger.reserve(failed, [])
@@ -75,7 +75,7 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     lapsed, given = reservation(USER), credential()
     await ledger.reserve(lapsed, [])
     await ledger.grant(lapsed, given, sealed=b"sealed")
-    await granted(ledger, user_id="another-user")
+    await grant_pass(ledger, user_id="another-user")
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=ISSUER))
     extension = Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400)
     await ledger.run(partial(extend, extension=extension))
@@ -83,8 +83,8 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     return given.conversation_id or ""
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # what a pooler reaches is the same
-async def test_nothing_names_a_forgotten_user_and_the_sums_stay(
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)  # a pooler leads to the same tables
+async def test_no_table_names_a_forgotten_user_and_the_sums_stay(
     ledger: Ledger, engine: Engine, clock: TurnedClock, postgres: Postgres
 ) -> None:
     await use_everything(ledger, clock)
@@ -110,15 +110,15 @@ async def test_nothing_names_a_forgotten_user_and_the_sums_stay(
     assert hidden == ""
 
 
-async def test_the_file_holds_a_forgotten_user_until_it_is_rewritten(tmp_path: Path, clock: TurnedClock) -> None:
+async def test_the_file_contains_a_forgotten_user_until_it_is_rewritten(tmp_path: Path, clock: TurnedClock) -> None:
     engine = Engine("sqlite", str(tmp_path / "ledger.db"), clock)
-    async with engine.opened() as ledger:
+    async with engine.open() as ledger:
         await use_everything(ledger, clock)
         await forget(ledger)
         before = read_files(tmp_path)
         rewrite_file(engine.url)
         after = read_files(tmp_path)
-        assert await granted(ledger)
+        assert await grant_pass(ledger)
 
     assert USER.encode() in before
     assert USER.encode() not in after
@@ -143,9 +143,7 @@ def test_a_file_that_cannot_be_rewritten_is_reported(tmp_path: Path, content: st
     assert str(path) in refusal.value.operator_note
 
 
-async def test_a_late_report_settles_a_forgotten_pass_and_does_not_bring_the_user_back(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_late_report_settles_a_forgotten_pass_without_its_user(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await use_everything(ledger, clock)
     await forget(ledger)
 
@@ -162,8 +160,8 @@ async def test_a_late_report_settles_a_forgotten_pass_and_does_not_bring_the_use
         await ledger.read_seconds_left([], conversation_id=conversation_id)
 
 
-async def test_a_user_with_an_open_conversation_is_forgotten_only_on_demand(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger, user_id=USER)
+async def test_a_user_with_an_open_conversation_is_forgotten_only_by_force(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await grant_pass(ledger, user_id=USER)
     in_flight = reservation(USER)
     await ledger.reserve(in_flight, [])
     counts = await count_shared(ledger)
@@ -176,7 +174,7 @@ async def test_a_user_with_an_open_conversation_is_forgotten_only_on_demand(ledg
     assert refused.open_until is not None
     assert refused.open_until > clock.now
     assert done == Forgotten(2)
-    with pytest.raises(LedgerUnavailable):  # no URL leaves for a request that was in flight
+    with pytest.raises(LedgerUnavailable):  # the request in flight gets no URL
         await ledger.grant(in_flight, credential())
     assert [row["may_be_open"] for row in await ledger.run(list_erasures)] == [True]
     clock.now = refused.open_until
@@ -187,9 +185,7 @@ async def test_a_user_with_an_open_conversation_is_forgotten_only_on_demand(ledg
 
 
 @pytest.mark.parametrize("token_issuer", ["", ISSUER])
-async def test_a_block_of_a_forgotten_user_still_holds_and_can_be_removed_by_the_id(
-    ledger: Ledger, token_issuer: str
-) -> None:
+async def test_a_block_of_a_forgotten_user_applies_and_can_be_removed_by_id(ledger: Ledger, token_issuer: str) -> None:
     blocked = Block(kind=BlockKind.USER, key=USER, token_issuer=token_issuer)
     await ledger.block(blocked)
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer="https://other.example"))
@@ -209,7 +205,7 @@ async def test_a_block_of_a_forgotten_user_still_holds_and_can_be_removed_by_the
 
 async def test_users_of_other_issuers_keep_their_rows(ledger: Ledger) -> None:
     for token_issuer in ("https://a.example", ISSUER, "https://z.example"):
-        await ledger.settle(reported(await granted(ledger, user_id=USER, token_issuer=token_issuer)))
+        await ledger.settle(reported(await grant_pass(ledger, user_id=USER, token_issuer=token_issuer)))
     failed = reservation(USER, token_issuer="https://failed.example")
     await ledger.reserve(failed, [])
     await ledger.release(failed, has_reached=True)

@@ -1,4 +1,4 @@
-"""Real server processes on one ledger: limits hold across them, and what they acknowledged outlives their death."""
+"""Real server processes on one ledger: limits apply across them, and a kill loses no acknowledged pass."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ def serve(port: int) -> list[str]:
 
 @pytest.mark.parametrize(("engine", "instances"), [("postgres", 3), ("sqlite", 1)], indirect=["engine"])
 @pytest.mark.alone
-async def test_300_requests_of_one_user_get_exactly_20_passes_20_times_over(
+async def test_300_requests_of_each_of_20_users_get_exactly_20_passes(
     engine: Engine, instances: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     ports = [free_port() for _ in range(instances)]
@@ -100,7 +100,7 @@ async def test_50_requests_at_once_get_exactly_what_the_plan_and_its_extension_a
     urls = [f"http://127.0.0.1:{port}" for port in ports]
 
     async def ask(client: httpx.AsyncClient, user_id: str, *plans: str) -> int:
-        """Ask 50 times at once, in turn for each plan and at each instance; return how many new passes there are."""
+        """Ask 50 times at once, for each plan and at each instance in turn; return the number of the user's passes."""
         tokens = [make_token(sub=user_id, plan=plans[number % len(plans)]) for number in range(50)]
         calls = [
             client.post(f"{urls[number % instances]}/v1/signed-url", headers={"Authorization": f"Bearer {token}"})
@@ -109,7 +109,7 @@ async def test_50_requests_at_once_get_exactly_what_the_plan_and_its_extension_a
         answers = await asyncio.gather(*calls)
         assert {answer.status_code for answer in answers} <= {200, 429}
         passes.update(answer.json()["conversation_id"] for answer in answers if answer.status_code == 200)
-        async with engine.opened() as ledger:
+        async with engine.open() as ledger:
             (row,) = await rows(ledger, "SELECT count(*) AS n FROM passes WHERE user_id = :user", user=user_id)
         return int(row["n"])
 
@@ -132,8 +132,8 @@ async def test_50_requests_at_once_get_exactly_what_the_plan_and_its_extension_a
 
 
 @contextmanager
-def killed_at_the_end(port: int, tmp_path: Path, settings: dict[str, str]) -> Iterator[None]:
-    """Run a server that is killed with SIGKILL when the block ends, or sooner."""
+def run_and_kill(port: int, tmp_path: Path, settings: dict[str, str]) -> Iterator[None]:
+    """Run a server until the block ends, and kill it with SIGKILL."""
     process = subprocess.Popen(
         serve(port), cwd=tmp_path, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -150,7 +150,7 @@ def killed_at_the_end(port: int, tmp_path: Path, settings: dict[str, str]) -> It
 
 
 class Caller:
-    """Asks one server for passes without pause, eight at a time, until it is gone."""
+    """Asks one server for passes without pause, until the server is killed."""
 
     def __init__(self, url: str, user: dict[str, str], acknowledged: list[str]) -> None:
         self._url = url
@@ -167,7 +167,7 @@ class Caller:
 
 
 @pytest.mark.parametrize(("engine", "trials"), [("sqlite", 200), ("postgres", 50)], indirect=["engine"])
-async def test_a_server_killed_at_any_moment_loses_no_pass_that_it_handed_out(
+async def test_a_server_killed_at_any_moment_loses_no_pass_that_it_returned(
     engine: Engine, trials: int, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     settings = environment(elevenlabs, engine, UNLIMITED)
@@ -179,13 +179,13 @@ async def test_a_server_killed_at_any_moment_loses_no_pass_that_it_handed_out(
         for _ in range(trials):
             port = free_port()
             caller = Caller(f"http://127.0.0.1:{port}/v1/signed-url", user, acknowledged)
-            with killed_at_the_end(port, tmp_path, settings):
+            with run_and_kill(port, tmp_path, settings):
                 calls = [asyncio.create_task(caller.ask(client)) for _ in range(8)]
                 await asyncio.wait_for(caller.was_answered.wait(), timeout=20)
                 await asyncio.sleep(moments.uniform(0, 0.1))
             await asyncio.gather(*calls, return_exceptions=True)
 
-    async with engine.opened() as ledger:
+    async with engine.open() as ledger:
         kept = {row["conversation_id"]: row for row in await rows(ledger, "SELECT * FROM passes")}
         broken = [row for row in kept.values() if row["conversation_id"] is not None and row["granted_at"] is None]
         if engine.name == "sqlite":

@@ -1,4 +1,4 @@
-"""Each limit is exact at its edge and at the instant it said it would reset, and never more in any window."""
+"""Each limit is exact: at its last pass, at the instant of its reset, and in every window."""
 
 import asyncio
 import unicodedata
@@ -16,9 +16,9 @@ from tests.ledger.given import (
     START,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -30,7 +30,7 @@ from voicepass.model import Block, BlockKind, Counted, Scope, User
 pytestmark = pytest.mark.anyio
 
 DAY = 86_400
-SCOPES: dict[Scope, Callable[[int], dict[str, str]]] = {  # callers whom the scope counts together
+SCOPES: dict[Scope, Callable[[int], dict[str, str]]] = {  # makes callers that the scope counts together
     Scope.USER: lambda n: {"user_id": "u-1", "agent_alias": f"agent-{n}"},
     Scope.AGENT: lambda n: {"user_id": f"u-{n}", "agent_alias": "default"},
     Scope.ALL: lambda n: {"user_id": f"u-{n}", "agent_alias": f"agent-{n}"},
@@ -38,17 +38,17 @@ SCOPES: dict[Scope, Callable[[int], dict[str, str]]] = {  # callers whom the sco
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_passes_are_limited_in_a_window_that_rolls(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
+async def test_passes_are_limited_in_a_rolling_window(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     most, whom = [limit(2, scope=scope, window_seconds=60)], SCOPES[scope]
-    assert await refusal(ledger, most, **whom(0)) is None
+    assert await find_refusal(ledger, most, **whom(0)) is None
     clock.now = START + 10
-    assert await refusal(ledger, most, **whom(1)) is None
+    assert await find_refusal(ledger, most, **whom(1)) is None
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     clock.now = START + 59.75
-    late = await refusal(ledger, most, **whom(3))
+    late = await find_refusal(ledger, most, **whom(3))
     clock.now = START + 60
-    then = [await refusal(ledger, most, **whom(n)) for n in (4, 5)]
+    then = [await find_refusal(ledger, most, **whom(n)) for n in (4, 5)]
 
     assert isinstance(reached, RateLimited)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 50)
@@ -69,15 +69,15 @@ async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nob
         failed = reservation(**whom(n))
         await ledger.reserve(failed, most)
         await ledger.release(failed, has_reached=True)
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     strangers: dict[Scope, list[dict[str, str]]] = {
         Scope.USER: [{"user_id": "u-2"}, {"user_id": "u-1", "token_issuer": "https://other.example"}],
         Scope.AGENT: [{"user_id": "u-1", "agent_alias": "other"}],
         Scope.ALL: [],
     }
-    others = [await refusal(ledger, most, **stranger) for stranger in strangers[scope]]
+    others = [await find_refusal(ledger, most, **stranger) for stranger in strangers[scope]]
     clock.now = START + 60
-    later = await refusal(ledger, most, **whom(3))
+    later = await find_refusal(ledger, most, **whom(3))
 
     assert isinstance(reached, RateLimited)
     assert reached.resets_at == START + 60
@@ -85,7 +85,7 @@ async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nob
     assert later is None
 
 
-async def test_every_lapsed_reservation_is_deleted_and_no_younger_one(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_lapsed_reservations_are_deleted_and_younger_ones_are_kept(ledger: Ledger, clock: TurnedClock) -> None:
     for _ in range(3):
         await ledger.reserve(reservation(), [])
     clock.now = START + 899
@@ -106,20 +106,23 @@ async def test_conversations_are_limited_while_they_may_be_open(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(2, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    ended = await granted(ledger, most, **whom(0))  # open for 15.5 minutes, and for the 10 that it may last
+    ended = await grant_pass(ledger, most, **whom(0))  # counts for 15.5 minutes to open it and 10 to talk
     clock.now = START + 5
-    assert await refusal(ledger, most, **whom(1)) is None  # reserved, and never granted: 15 minutes
+    assert await find_refusal(ledger, most, **whom(1)) is None  # never granted, so it counts for 15 minutes
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     await ledger.settle(settlement(ended))
-    after_the_end = await refusal(ledger, most, **whom(3))
+    after_the_end = await find_refusal(ledger, most, **whom(3))
     clock.now = START + 904
-    before_the_lapse = await refusal(ledger, most, **whom(4))
+    before_the_lapse = await find_refusal(ledger, most, **whom(4))
     clock.now = START + 905
-    at_the_lapse = await refusal(ledger, most, **whom(5))
+    at_the_lapse = await find_refusal(ledger, most, **whom(5))
 
     assert isinstance(reached, TooManyConversations)
-    assert (reached.resets_at, reached.retry_after_seconds) == (START + 5 + 3, 3)  # the second may fail at any moment
+    assert (reached.resets_at, reached.retry_after_seconds) == (
+        START + 5 + 3,
+        3,
+    )  # the second reservation may be released at any moment
     assert (reached.limit_name, reached.most, reached.window_seconds) == (f"{scope}_conversations", 2, DAY)
     assert after_the_end is None
     assert before_the_lapse is not None
@@ -128,58 +131,54 @@ async def test_conversations_are_limited_while_they_may_be_open(
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_minutes_are_limited_by_what_is_set_aside_and_what_was_used(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
+async def test_minutes_are_limited_by_reservations_and_use(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     most, whom = [limit(700, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)], SCOPES[scope]
-    first = await granted(ledger, most, **whom(0))  # 600
+    first = await grant_pass(ledger, most, **whom(0))  # 600
     clock.now = START + 10
-    second = await granted(ledger, most, **whom(1))  # the 100 that are left
+    second = await grant_pass(ledger, most, **whom(1))  # the 100 that are left
 
-    reached = await refusal(ledger, most, **whom(2))
+    reached = await find_refusal(ledger, most, **whom(2))
     await ledger.settle(settlement(first, seconds=400))
-    third = await granted(ledger, most, **whom(3))
+    third = await grant_pass(ledger, most, **whom(3))
     clock.now = START + DAY
-    fourth = await granted(ledger, most, **whom(4))
+    fourth = await grant_pass(ledger, most, **whom(4))
 
     assert isinstance(reached, QuotaExceeded)
     assert (reached.resets_at, reached.retry_after_seconds) == (START + DAY, DAY - 10)
     assert [(await ledger.find_pass(each)).seconds for each in (first, second, third, fourth)] == [400, 100, 200, 400]
 
 
-async def test_who_used_more_than_was_set_aside_is_told_when_a_new_try_can_succeed(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_user_over_the_limit_learns_when_a_retry_can_succeed(ledger: Ledger, clock: TurnedClock) -> None:
     most = [limit(700, counted=Counted.SECONDS, window_seconds=DAY)]
     for after, seconds in ((0, 300), (10, 300), (20, 900), (30, 0), (40, 60)):
         clock.now = START + after
         if after == 0:
             conversations = []
-        conversations.append(await granted(ledger, [], seconds=600))
+        conversations.append(await grant_pass(ledger, [], seconds=600))
         await ledger.settle(settlement(conversations[-1], seconds=seconds))
 
-    reached = await refusal(ledger, most)
+    reached = await find_refusal(ledger, most)
 
     assert reached is not None
     assert reached.resets_at == START + 20 + DAY
     clock.now = reached.resets_at - 1
-    assert await refusal(ledger, most) is not None
+    assert await find_refusal(ledger, most) is not None
     clock.now = reached.resets_at
-    assert await refusal(ledger, most) is None
+    assert await find_refusal(ledger, most) is None
 
 
 @pytest.mark.parametrize("counted", Counted)
-async def test_a_limit_of_none_lets_nobody_through(ledger: Ledger, counted: Counted) -> None:
-    reached = await refusal(ledger, [limit(0, counted=counted)])
+async def test_a_limit_of_zero_refuses_everyone(ledger: Ledger, counted: Counted) -> None:
+    reached = await find_refusal(ledger, [limit(0, counted=counted)])
 
     assert reached is not None
     assert (reached.resets_at, reached.retry_after_seconds) == (START + 60, 60)
 
 
-async def test_the_first_limit_that_leaves_no_room_is_named_and_nothing_is_counted(ledger: Ledger) -> None:
+async def test_a_refusal_names_the_first_limit_that_is_reached_and_counts_nothing(ledger: Ledger) -> None:
     limits = [limit(5), limit(0, scope=Scope.AGENT), limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert reached is not None
     assert reached.operator_note == "the limit agent_passes is reached"
@@ -187,15 +186,15 @@ async def test_the_first_limit_that_leaves_no_room_is_named_and_nothing_is_count
     assert usage.used == 0
 
 
-async def test_usage_tells_what_is_left_and_when_more_will_be(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_usage_shows_what_is_left_and_when_the_limit_resets(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(3, counted=counted, window_seconds=DAY) for counted in (Counted.PASSES, Counted.CONVERSATIONS)]
     limits.append(limit(1000, counted=Counted.SECONDS, window_seconds=DAY))
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
     unused = await ledger.usage(user, limits)
-    await granted(ledger, limits)
-    await granted(ledger, limits, user_id="u-2")
+    await grant_pass(ledger, limits)
+    await grant_pass(ledger, limits, user_id="u-2")
     clock.now += 1
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
     used = await ledger.usage(user, limits)
 
@@ -211,16 +210,16 @@ async def test_usage_tells_what_is_left_and_when_more_will_be(ledger: Ledger, cl
     ]
 
 
-async def test_what_a_crash_left_reserved_is_free_again_after_15_minutes(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_a_reservation_that_a_crash_left_is_released_after_15_minutes(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=counted, window_seconds=DAY) for counted in Counted]
-    await ledger.reserve(reservation(), limits)  # and never granted, nor released
+    await ledger.reserve(reservation(), limits)  # never granted or released
 
     clock.now = START + 899
-    before = await refusal(ledger, limits)
+    before = await find_refusal(ledger, limits)
     clock.now = START + 900
 
     assert before is not None
-    assert await refusal(ledger, limits) is None
+    assert await find_refusal(ledger, limits) is None
 
 
 # -- any window ------------------------------------------------------------------------------------------------------
@@ -235,23 +234,23 @@ STEPS = st.lists(
 @pytest.mark.parametrize(("counted", "most"), [(Counted.PASSES, 3), (Counted.SECONDS, 180)])
 @given(steps=STEPS)
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_no_window_ever_holds_more_than_its_limit(
+async def test_no_window_ever_contains_more_than_its_limit(
     ledger: Ledger, clock: TurnedClock, counted: Counted, most: int, steps: Steps
 ) -> None:
     window = limit(most, counted=counted, window_seconds=60)
     held: list[tuple[float, int]] = []
-    user_id = uuid.uuid4().hex  # nobody that an earlier example has counted
+    user_id = uuid.uuid4().hex  # a user without passes of an earlier example
     for pause, gives_back in steps:
         clock.now += pause
-        asked = reservation(user_id, seconds=70)
+        reserved = reservation(user_id, seconds=70)
         counted_now = sum(1 if counted is Counted.PASSES else n for at, n in held if at > clock.now - 60)
         with suppress(LimitReached):
-            await ledger.reserve(asked, [window])
+            await ledger.reserve(reserved, [window])
             assert counted_now < most
             if gives_back:
-                await ledger.release(asked)
+                await ledger.release(reserved)
             else:
-                await ledger.grant(asked, credential())
+                await ledger.grant(reserved, credential())
                 held.append((clock.now, min(70, most - counted_now) if counted is Counted.SECONDS else 1))
             continue
         assert counted_now == most
@@ -260,11 +259,11 @@ async def test_no_window_ever_holds_more_than_its_limit(
         assert sum(n for at, n in held if end - 60 < at <= end) <= most
 
 
-# -- whose -----------------------------------------------------------------------------------------------------------
+# -- users with similar names ----------------------------------------------------------------------------------------
 
 
-def confusable() -> list[tuple[str, str]]:
-    """500 people who are all different, and would be one another if keys were glued, folded, trimmed or normalised."""
+def make_confusable_people() -> list[tuple[str, str]]:
+    """Make 500 different people, who would be mixed up if keys were joined, case-folded, trimmed or normalised."""
     texts = ["a", "A", "a ", " a", "a:b", "b", "a:b:c", "b:c", "c", "é", unicodedata.normalize("NFD", "é"), "ß", "ss"]
     texts += ["1", "01", "1.0", "user", "user 1", "1 a", "a%", "a_", "_", "%", "'", '"', "\\", "a\\", "null", "NULL"]
     texts += ["İ", "i", "ı", "I", "\u212a", "k", "K", "ﬁ", "fi", "a\u200d", "１", "²", "2", "Å", "\u212b", "A\u030a"]
@@ -274,16 +273,16 @@ def confusable() -> list[tuple[str, str]]:
 
 @ALONE_ON_POSTGRES
 @pytest.mark.alone
-async def test_500_people_with_confusable_names_share_nothing(ledger: Ledger) -> None:
-    people = confusable()
+async def test_500_people_with_confusable_names_share_no_limit(ledger: Ledger) -> None:
+    people = make_confusable_people()
     assert len(set(people)) == 500
 
-    async def all_ask() -> list[LimitReached | None]:
-        asked = [refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
-        return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*asked[n : n + 50])]
+    async def ask_all() -> list[LimitReached | None]:
+        calls = [find_refusal(ledger, [limit(1)], token_issuer=issuer, user_id=user_id) for issuer, user_id in people]
+        return [answer for n in range(0, 500, 50) for answer in await asyncio.gather(*calls[n : n + 50])]
 
-    assert await all_ask() == [None] * 500
-    again = await all_ask()
+    assert await ask_all() == [None] * 500
+    again = await ask_all()
 
     assert all(isinstance(each, RateLimited) for each in again)
 
@@ -304,10 +303,10 @@ async def test_500_people_with_confusable_names_share_nothing(ledger: Ledger) ->
         (Block(kind=BlockKind.EVERYONE), {}, None),
     ],
 )
-async def test_what_is_blocked_gets_no_pass_until_it_is_unblocked(
+async def test_a_blocked_user_or_agent_gets_no_pass_until_it_is_unblocked(
     ledger: Ledger, block: Block, blocked: dict[str, str], free: dict[str, str] | None
 ) -> None:
-    for _ in range(2):  # a block that stands already is no error
+    for _ in range(2):  # to block twice is no error
         await ledger.block(block)
 
     with pytest.raises(UserBlocked):

@@ -1,10 +1,20 @@
-"""What is really open: one lookup at a time, its result in the ledger, and sums that stay equal to their passes."""
+"""Lookups of open conversations: one at a time, their results in the ledger, and sums that stay equal to the passes."""
 
 import asyncio
 
 import pytest
 
-from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
+from tests.ledger.given import (
+    START,
+    Engine,
+    TurnedClock,
+    credential,
+    find_refusal,
+    grant_pass,
+    limit,
+    reservation,
+    rows,
+)
 from tests.ledger.given import settlement as settled_with
 from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
 from voicepass.ledger import Ledger
@@ -18,14 +28,12 @@ MINUTES = limit(1800, counted=Counted.SECONDS, window_seconds=DAY)
 MINUTES_OF_ALL = limit(1800, counted=Counted.SECONDS, scope=Scope.ALL, window_seconds=DAY)
 
 
-async def test_a_lookup_names_the_passes_that_count_those_of_unknown_state_first(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
-    first = await granted(ledger)
+async def test_a_lookup_lists_passes_that_count_and_unknown_ones_first(ledger: Ledger, clock: TurnedClock) -> None:
+    first = await grant_pass(ledger)
     clock.now += 1
-    second = await granted(ledger)
-    await granted(ledger, user_id="u-2")
-    ended = await granted(ledger)
+    second = await grant_pass(ledger)
+    await grant_pass(ledger, user_id="u-2")
+    ended = await grant_pass(ledger)
     await ledger.settle(settled_with(ended))
     await ledger.note_opened(first, START)
     await ledger.reserve(reservation(), [])
@@ -37,41 +45,41 @@ async def test_a_lookup_names_the_passes_that_count_those_of_unknown_state_first
 
 
 @pytest.mark.parametrize("counted", [Counted.CONVERSATIONS, Counted.SECONDS])
-async def test_a_lookup_names_ten_passes_at_most(ledger: Ledger, counted: Counted) -> None:
+async def test_a_lookup_lists_at_most_ten_passes(ledger: Ledger, counted: Counted) -> None:
     for _ in range(12):
-        await granted(ledger)
+        await grant_pass(ledger)
 
     turn = await ledger.begin_lookup(reservation(), limit(1, counted=counted), seconds=1)
 
     assert len(turn.passes) == 10
 
 
-async def test_a_lookup_for_everyone_names_the_passes_of_all(ledger: Ledger) -> None:
-    of_another = await granted(ledger, user_id="u-2")
+async def test_a_lookup_for_a_limit_of_all_lists_the_passes_of_all_users(ledger: Ledger) -> None:
+    of_another = await grant_pass(ledger, user_id="u-2")
 
     turn = await ledger.begin_lookup(reservation(), limit(1, counted=Counted.CONVERSATIONS, scope=Scope.ALL), seconds=1)
 
     assert [issued.conversation_id for issued in turn.passes] == [of_another]
 
 
-async def test_one_of_all_instances_looks_up_and_none_for_two_seconds_after_it_freed_nothing(
+async def test_one_instance_looks_up_and_none_for_two_seconds_after_a_failure(
     engine: Engine, clock: TurnedClock
 ) -> None:
     async with engine.instances() as instances:
 
-        async def turns() -> list[Turn]:
-            asked = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
-            return [turn.turn for turn in await asyncio.gather(*asked)]
+        async def begin_lookups() -> list[Turn]:
+            calls = (each.begin_lookup(reservation(), CONVERSATIONS, seconds=1) for each in instances * 4)
+            return [turn.turn for turn in await asyncio.gather(*calls)]
 
-        at_once = await turns()
+        at_once = await begin_lookups()
         await instances[0].end_lookup(reservation(), CONVERSATIONS, has_freed=False)
-        paused = await turns()
+        paused = await begin_lookups()
         clock.now += 1.9
-        still_paused = await turns()
+        still_paused = await begin_lookups()
         clock.now += 0.1
-        then = await turns()
+        then = await begin_lookups()
         await instances[-1].end_lookup(reservation(), CONVERSATIONS, has_freed=True)
-        after_one_that_freed = await turns()
+        after_one_that_freed = await begin_lookups()
         of_another = await instances[0].begin_lookup(reservation(user_id="u-2"), CONVERSATIONS, seconds=1)
 
     assert at_once.count(Turn.OURS) == then.count(Turn.OURS) == after_one_that_freed.count(Turn.OURS) == 1
@@ -80,9 +88,7 @@ async def test_one_of_all_instances_looks_up_and_none_for_two_seconds_after_it_f
     assert of_another.turn is Turn.OURS
 
 
-async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_may_take(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_lookup_that_a_crash_ended_blocks_others_for_its_time_only(ledger: Ledger, clock: TurnedClock) -> None:
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
     clock.now += 0.9
     during = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -93,28 +99,26 @@ async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_
     assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
 
 
-async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_what_a_crash_left(
+async def test_a_reservation_is_in_flight_for_ten_seconds_or_until_its_grant(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
-    asked = reservation()
+    reserved = reservation()
     before = await ledger.is_in_flight(reservation())
-    await ledger.reserve(asked, [])
+    await ledger.reserve(reserved, [])
     during = await ledger.is_in_flight(reservation())
     of_another = await ledger.is_in_flight(reservation(user_id="u-2"))
     clock.now += 10
     left_behind = await ledger.is_in_flight(reservation())
     clock.now -= 10
-    await ledger.grant(asked, credential())
+    await ledger.grant(reserved, credential())
     after = await ledger.is_in_flight(reservation())
 
     assert (before, during, of_another, left_behind, after) == (False, True, False, False, False)
 
 
-async def test_a_conversation_that_has_ended_is_open_no_longer_and_costs_the_time_since_its_grant(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_an_ended_conversation_costs_the_time_since_its_grant(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES]
-    conversation_id = await granted(ledger, limits)
+    conversation_id = await grant_pass(ledger, limits)
     clock.now += 90.5
 
     freed = [await ledger.note_ended(conversation_id), await ledger.note_ended(conversation_id)]
@@ -122,13 +126,13 @@ async def test_a_conversation_that_has_ended_is_open_no_longer_and_costs_the_tim
     found = await ledger.find_pass(conversation_id)
     assert freed == [True, False]
     assert (found.seconds, found.settled_at) == (91, None)
-    assert await refusal(ledger, limits) is None
+    assert await find_refusal(ledger, limits) is None
     await ledger.settle(settled_with(conversation_id, seconds=60))
     assert (await ledger.find_pass(conversation_id)).seconds == 60
 
 
 async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger, [MINUTES], seconds=600)
+    conversation_id = await grant_pass(ledger, [MINUTES], seconds=600)
     clock.now += 1000
 
     await ledger.note_ended(conversation_id)
@@ -137,31 +141,27 @@ async def test_an_ended_conversation_never_costs_more_than_was_reserved(ledger: 
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_what_has_ended_or_was_never_opened_is_taken_off_the_minutes_of_every_scope(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
-    """Also where its quarter of an hour was added up before."""
+async def test_ended_and_unopened_passes_give_minutes_back(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
+    """This is also true for passes whose quarter of an hour was summed up before."""
     limits = [limit(1800, counted=Counted.SECONDS, scope=scope, window_seconds=DAY)]
-    ended, unopened, _ = [await granted(ledger, limits, seconds=600) for _ in range(3)]
+    ended, unopened, _ = [await grant_pass(ledger, limits, seconds=600) for _ in range(3)]
     clock.now += 90
-    full = await refusal(ledger, limits)
+    full = await find_refusal(ledger, limits)
     await ledger.note_ended(ended)
-    clock.now += 1800  # their quarter is over, and the next question adds it up
+    clock.now += 1800  # their quarter of an hour is over, so the next question sums it up
     passing = reservation(seconds=1)
     await ledger.reserve(passing, limits)
     await ledger.release(passing)
     await ledger.note_unopened(unopened, expires_seconds=0)
 
-    third = await granted(ledger, limits, seconds=1800)
+    third = await grant_pass(ledger, limits, seconds=1800)
 
     assert isinstance(full, QuotaExceeded)
     assert (await ledger.find_pass(third)).seconds == 1800 - 90 - 0 - 600
 
 
-async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
-    conversation_id = await granted(ledger)
+async def test_a_pass_that_was_noted_as_open_is_never_released_as_unopened(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await grant_pass(ledger)
     await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
 
@@ -172,10 +172,8 @@ async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
     assert (found.opened_at, found.settled_at) == (START + 5, None)
 
 
-async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
-    conversation_id = await granted(ledger)
+async def test_an_unopened_pass_is_released_when_it_can_no_longer_be_opened(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await grant_pass(ledger)
     clock.now += 929
     released = [await ledger.note_unopened(conversation_id, expires_seconds=930)]
     clock.now += 1
@@ -185,11 +183,9 @@ async def test_what_nobody_opened_is_released_when_it_cannot_be_opened_any_more(
     assert (await ledger.find_pass(conversation_id)).settled_by == "expiry"
 
 
-async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_released_pass_counts_again_if_it_is_open_after_all(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
-    conversation_id = await granted(ledger, limits, seconds=600)
+    conversation_id = await grant_pass(ledger, limits, seconds=600)
     clock.now += 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
@@ -198,14 +194,12 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     found = await ledger.find_pass(conversation_id)
     assert counts_again
     assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
-    assert isinstance(await refusal(ledger, limits), TooManyConversations)
+    assert isinstance(await find_refusal(ledger, limits), TooManyConversations)
 
 
-async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     minutes = [limit(60, counted=Counted.SECONDS, window_seconds=DAY)]
-    opened, ended = await granted(ledger, minutes, seconds=600), await granted(ledger, seconds=60)
+    opened, ended = await grant_pass(ledger, minutes, seconds=600), await grant_pass(ledger, seconds=60)
     clock.now += 930
     for conversation_id in (opened, ended):
         await ledger.note_unopened(conversation_id, expires_seconds=0)
@@ -216,10 +210,8 @@ async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it
     assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
-async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
-    conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
+async def test_a_released_pass_is_charged_if_it_was_used_after_all(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await grant_pass(ledger, [MINUTES_OF_ALL], seconds=600)
     clock.now += 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
@@ -229,12 +221,12 @@ async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged
     assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
 
 
-async def test_every_pass_of_a_limit_of_all_is_asked_about_in_time_and_the_user_s_own_first(ledger: Ledger) -> None:
+async def test_lookups_for_a_limit_of_all_reach_every_pass_and_list_the_users_own_first(ledger: Ledger) -> None:
     everyone = limit(40, counted=Counted.CONVERSATIONS, scope=Scope.ALL)
-    others = {await granted(ledger, user_id=f"u-{n}") for n in range(30)}
+    others = {await grant_pass(ledger, user_id=f"u-{n}") for n in range(30)}
     for conversation_id in others:
         await ledger.note_unopened(conversation_id, expires_seconds=930)
-    own = await granted(ledger, user_id="u-own")
+    own = await grant_pass(ledger, user_id="u-own")
     seen: set[str | None] = set()
     for _ in range(60):
         turn = await ledger.begin_lookup(reservation("u-own"), everyone, seconds=1)
@@ -249,40 +241,38 @@ async def test_a_pass_that_is_not_granted_yet_may_fail_at_any_moment(ledger: Led
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
     await ledger.reserve(reservation(), limits)
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert reached is not None
     assert reached.retry_after_seconds == 3
 
 
-# When to try again.
+# When to retry.
 
 
-async def test_while_a_conversation_is_open_a_try_may_succeed_in_a_few_seconds(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_while_a_pass_is_open_a_retry_may_succeed_after_three_seconds(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
-    conversation_id = await granted(ledger, limits)
-    unknown = await refusal(ledger, limits)
+    conversation_id = await grant_pass(ledger, limits)
+    unknown = await find_refusal(ledger, limits)
 
     await ledger.note_unopened(conversation_id, expires_seconds=930)
-    unopened = await refusal(ledger, limits)
+    unopened = await find_refusal(ledger, limits)
     await ledger.note_opened(conversation_id, START)
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert unopened is not None
-    assert unopened.retry_after_seconds == 930  # then it is released
+    assert unopened.retry_after_seconds == 930  # after these seconds it is released
     assert unknown is not None
-    assert unknown.retry_after_seconds == 1560  # until it lapses: nobody knows whether it is open
+    assert unknown.retry_after_seconds == 1560  # until it lapses, because the ledger cannot tell whether it is open
     assert isinstance(reached, TooManyConversations)
     assert (reached.retry_after_seconds, reached.resets_at) == (3, clock.now + 3)
 
 
-async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(ledger: Ledger) -> None:
+async def test_a_refusal_names_a_limit_of_passes_before_one_that_a_lookup_may_change(ledger: Ledger) -> None:
     limits = [limit(1), limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY)]
-    await granted(ledger, limits)
+    await grant_pass(ledger, limits)
 
-    reached = await refusal(ledger, limits)
+    reached = await find_refusal(ledger, limits)
 
     assert isinstance(reached, RateLimited)
     assert reached.limit_name == "user_passes"
@@ -291,9 +281,7 @@ async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(
 # The sealed credential.
 
 
-async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transport_newest_first(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_unopened_passes_are_listed_by_user_agent_and_transport(ledger: Ledger, clock: TurnedClock) -> None:
     others = [
         reservation(user_id="u-2"),
         reservation(token_issuer="https://other.example"),
@@ -325,12 +313,10 @@ async def test_unopened_passes_are_kept_sealed_for_their_user_agent_and_transpor
 
 
 @pytest.mark.parametrize("event", ["opened", "ended", "settled", "expired", "too old to be opened"])
-async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
-    ledger: Ledger, clock: TurnedClock, event: str
-) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, given, sealed=b"sealed")
+async def test_a_sealed_credential_is_erased_when_it_is_useless(ledger: Ledger, clock: TurnedClock, event: str) -> None:
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, given, sealed=b"sealed")
     await ledger.note_unopened("conv_1", expires_seconds=930)
     kept = await rows(ledger, "SELECT sealed FROM passes")
     clock.now += 901
@@ -351,11 +337,11 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
 
 
-async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(ledger: Ledger) -> None:
-    asked, given = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
+async def test_a_pass_whose_settlement_arrived_first_keeps_no_sealed_credential(ledger: Ledger) -> None:
+    reserved, given = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
     await ledger.settle(settled_with("conv_1"))
 
-    await ledger.grant(asked, given, sealed=b"sealed")
+    await ledger.grant(reserved, given, sealed=b"sealed")
 
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []

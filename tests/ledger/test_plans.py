@@ -1,4 +1,4 @@
-"""No question grows with the ledger: each is answered from an index, on both engines, among 20,000 passes."""
+"""No query takes longer as the ledger grows: on both engines, each uses an index among 20,000 passes."""
 
 import json
 import re
@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.ledger.given import ALONE_ON_POSTGRES, START, Engine, credential, limit, plan, reservation, rows, settlement
+from tests.ledger.given import (
+    ALONE_ON_POSTGRES,
+    START,
+    Engine,
+    credential,
+    explain_rule,
+    limit,
+    reservation,
+    rows,
+    settlement,
+)
 from voicepass.ledger import Ledger, forgetting, opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.limits import count, find_room, prepare_question
@@ -78,17 +88,17 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
 
 
 @pytest.fixture
-async def filled(engine: Engine) -> AsyncIterator[Ledger]:
-    async with engine.opened() as ledger:
-        for first in range(0, 20_000, 2_000):  # in parts: each statement has two seconds
+async def filled_ledger(engine: Engine) -> AsyncIterator[Ledger]:
+    async with engine.open() as ledger:
+        for first in range(0, 20_000, 2_000):  # in parts, because a statement may take at most two seconds
             await rows(ledger, FILL, first=first, last=first + 1_999)
         await rows(ledger, "ANALYZE")
         yield ledger
 
 
 @ALONE_ON_POSTGRES
-async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: Engine) -> None:
-    plans = {name: await plan(filled, engine, rule) for name, rule in RULES.items()}
+async def test_every_query_uses_an_index(filled_ledger: Ledger, engine: Engine) -> None:
+    plans = {name: await explain_rule(filled_ledger, engine, rule) for name, rule in RULES.items()}
 
     scanned = re.compile(
         r"SCAN passes(?! USING (COVERING )?INDEX)" if engine.name == "sqlite" else r'"Seq Scan", [^}]*"passes"'
@@ -96,26 +106,26 @@ async def test_every_question_is_answered_from_an_index(filled: Ledger, engine: 
     assert [name for name, texts in plans.items() if any(map(scanned.search, texts))] == []
     unbounded = re.compile(
         r"SCAN passes USING" if engine.name == "sqlite" else r"a^"
-    )  # a whole index, for LIMIT to end
+    )  # reads a whole index until LIMIT ends it
     assert {name for name, texts in plans.items() if any(map(unbounded.search, texts))} <= {"listed", "refuse everyone"}
 
 
 @ALONE_ON_POSTGRES
-async def test_usage_counts_what_is_there(filled: Ledger) -> None:
+async def test_usage_counts_every_pass_in_the_window(filled_ledger: Ledger) -> None:
     user = User(issuer="https://login.example", id="u-1", name=None, claims={})
 
-    (answer,) = await filled.usage(user, [limit(1000, window_seconds=86_400 * 30)])
+    (answer,) = await filled_ledger.usage(user, [limit(1000, window_seconds=86_400 * 30)])
 
     assert answer.used == 40
 
 
 @ALONE_ON_POSTGRES
-async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Ledger, engine: Engine) -> None:
-    """PostgreSQL believes that nothing is open or young when all was settled at its last ANALYZE."""
-    await rows(filled, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
-    await rows(filled, "ANALYZE")
+async def test_a_query_about_a_user_reads_no_passes_of_other_users(filled_ledger: Ledger, engine: Engine) -> None:
+    """PostgreSQL expects no open or recent passes if all were settled and old at its last ANALYZE."""
+    await rows(filled_ledger, "UPDATE passes SET settled_at = reserved_at WHERE settled_at IS NULL")
+    await rows(filled_ledger, "ANALYZE")
     for first in range(0, 8_000, 2_000):
-        await rows(filled, OPENED, first=first, last=first + 1_999)
+        await rows(filled_ledger, OPENED, first=first, last=first + 1_999)
     limits = [limit(1_000_000, counted=counted, window_seconds=60) for counted in Counted]
 
     questions = {
@@ -123,7 +133,7 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
         "exact": lambda: rules.read_usage(START, WHOSE, limits),
         "lookup": lambda: opened.begin_lookup(START, reservation(), limits[2], seconds=1),
     }
-    plans = {name: json.dumps(await plan(filled, engine, rule)) for name, rule in questions.items()}
+    plans = {name: json.dumps(await explain_rule(filled_ledger, engine, rule)) for name, rule in questions.items()}
 
     assert [name for name, text in plans.items() if "passes_of_user" not in text] == []
     assert [name for name, text in plans.items() if "passes_by_time" in text or "unsettled" in text] == []
@@ -131,14 +141,14 @@ async def test_a_user_s_question_never_looks_at_the_passes_of_others(filled: Led
 
 @ALONE_ON_POSTGRES
 async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_one_to_grant(
-    filled: Ledger, engine: Engine
+    filled_ledger: Ledger, engine: Engine
 ) -> None:
-    """What a lookup needs to know is written and asked elsewhere."""
-    reserve = await plan(
-        filled, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
+    """Other transactions read and write what a lookup needs."""
+    reserve = await explain_rule(
+        filled_ledger, engine, lambda: rules.reserve(START, reservation(pass_id="p-new"), prepare_question(LIMITS))
     )
-    grant = await plan(
-        filled,
+    grant = await explain_rule(
+        filled_ledger,
         engine,
         lambda: rules.grant(START, reservation(pass_id="p-new"), credential("conv_new"), sealed=b"sealed"),
     )

@@ -1,4 +1,4 @@
-"""Behind a pooler each transaction may run on another session: bounds and locks must end with the transaction."""
+"""Behind a pooler each transaction may use another session, so time limits and locks must end with the transaction."""
 
 import asyncio
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.ledger.given import Engine, Postgres, credential, granted, limit, reservation, rows, settlement
+from tests.ledger.given import Engine, Postgres, credential, grant_pass, limit, reservation, rows, settlement
 from voicepass.errors import LedgerUnavailable, RateLimited
 from voicepass.ledger.dialogue import Dialogue
 from voicepass.ledger.postgres import open_postgres
@@ -23,19 +23,19 @@ pytestmark = [
 
 async def test_limits_are_exact_across_instances_that_share_three_sessions(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        asked = [ledgers[n % 3].reserve(reservation(), [limit(20)]) for n in range(100)]
+        calls = [ledgers[n % 3].reserve(reservation(), [limit(20)]) for n in range(100)]
 
-        outcomes = Counter(type(outcome) for outcome in await asyncio.gather(*asked, return_exceptions=True))
+        outcomes = Counter(type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True))
 
     assert outcomes == {type(None): 20, RateLimited: 80}
 
 
-async def test_a_pass_goes_its_whole_way(engine: Engine) -> None:
+async def test_a_pass_is_reserved_granted_and_settled_through_different_instances(engine: Engine) -> None:
     async with engine.instances() as ledgers:
-        conversation_id = await granted(ledgers[0], [limit(5)])
-        asked = reservation()
-        await ledgers[1].reserve(asked, [limit(5)])
-        await ledgers[2].grant(asked, credential("conv_2"))
+        conversation_id = await grant_pass(ledgers[0], [limit(5)])
+        reserved = reservation()
+        await ledgers[1].reserve(reserved, [limit(5)])
+        await ledgers[2].grant(reserved, credential("conv_2"))
         settled = [await ledgers[1].settle(settlement(each)) for each in (conversation_id, "conv_2")]
         corrections = await ledgers[0].fix_sums()
         await ledgers[2].check()
@@ -44,7 +44,7 @@ async def test_a_pass_goes_its_whole_way(engine: Engine) -> None:
     assert corrections == []
 
 
-async def test_every_bound_holds_in_a_transaction_and_ends_with_it(engine: Engine) -> None:
+async def test_every_time_limit_applies_in_a_transaction_and_ends_with_it(engine: Engine) -> None:
     names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
 
     def show(_now: float) -> Dialogue[list[str]]:
@@ -54,8 +54,8 @@ async def test_every_bound_holds_in_a_transaction_and_ends_with_it(engine: Engin
             shown += row.values()
         return shown
 
-    async with engine.opened(answer_seconds=2.5) as ledger:
-        await granted(ledger, [limit(1)])
+    async with engine.open(answer_seconds=2.5) as ledger:
+        await grant_pass(ledger, [limit(1)])
         inside = await ledger.run(show, locks=["l"])
         prepared = await rows(ledger, "SELECT name FROM pg_prepared_statements")
         with psycopg.connect(engine.url, prepare_threshold=None, autocommit=True) as other:  # on a used session
@@ -78,7 +78,7 @@ async def test_every_bound_holds_in_a_transaction_and_ends_with_it(engine: Engin
         (("/postgres", "/postgres?pgbouncer=true"), ["parameters that PostgreSQL's driver does not know: pgbouncer"]),
     ],
 )
-async def test_a_refusal_of_the_pooler_says_what_to_change(
+async def test_the_note_on_a_refusal_of_the_pooler_says_what_to_change(
     engine: Engine, change: tuple[str, str], expected: list[str]
 ) -> None:
     url = engine.url.replace(*change)
@@ -90,7 +90,7 @@ async def test_a_refusal_of_the_pooler_says_what_to_change(
     assert [part for part in expected if part not in refused.value.operator_note] == [], refused.value.operator_note
 
 
-async def test_a_pooler_without_room_is_named(engine: Engine, postgres: Postgres) -> None:
+async def test_the_note_names_a_pooler_without_free_connections(engine: Engine, postgres: Postgres) -> None:
     del engine
     with (
         tempfile.TemporaryDirectory(prefix="vp") as directory,

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 SECRET = "hunter2canary"
 
 
-async def note_of(url: str) -> str:
+async def read_note(url: str) -> str:
     with pytest.raises(LedgerUnavailable) as refused:
         async with open_postgres(url, clock=lambda: START):
             pass
@@ -29,27 +29,27 @@ async def note_of(url: str) -> str:
 
 @pytest.fixture
 def own_role(postgres: Postgres) -> Iterator[str]:
-    """A role that may connect once only, and may create nothing."""
+    """A role that may have one connection only, and may create nothing."""
     role = postgres.create_role(f"few_{os.urandom(4).hex()}")
     postgres.run(f"ALTER ROLE {role} CONNECTION LIMIT 1")
     yield role
     postgres.run(f"DROP ROLE {role}")
 
 
-async def test_each_refusal_of_the_server_reads_differently(postgres: Postgres, own_role: str) -> None:
+async def test_each_kind_of_refusal_has_its_own_note(postgres: Postgres, own_role: str) -> None:
     url = postgres.url("public", user=own_role).replace(f"{own_role}:@", f"{own_role}:{SECRET}@")
     notes = {
-        "rights": await note_of(url),
-        "role": await note_of(url.replace(own_role, "nobody_at_all")),
-        "database": await note_of(url.replace("/postgres?", "/missing?")),
-        "nobody listens": await note_of(f"postgresql://voicepass:{SECRET}@127.0.0.1:{free_port()}/postgres"),
-        "no such host": await note_of(f"postgresql://voicepass:{SECRET}@name.invalid/postgres"),
+        "rights": await read_note(url),
+        "role": await read_note(url.replace(own_role, "nobody_at_all")),
+        "database": await read_note(url.replace("/postgres?", "/missing?")),
+        "nobody listens": await read_note(f"postgresql://voicepass:{SECRET}@127.0.0.1:{free_port()}/postgres"),
+        "no such host": await read_note(f"postgresql://voicepass:{SECRET}@name.invalid/postgres"),
     }
     async with listening(postgres.relay) as address:
         server = urlsplit(address).netloc
-        notes["TLS"] = await note_of(f"postgresql://{own_role}:{SECRET}@{server}/postgres?sslmode=require")
+        notes["TLS"] = await read_note(f"postgresql://{own_role}:{SECRET}@{server}/postgres?sslmode=require")
     with psycopg.connect(url):
-        notes["connections"] = await note_of(url)
+        notes["connections"] = await read_note(url)
 
     expected = {
         "rights": "permission denied for schema public (SQLSTATE 42501). Give the role the rights",
@@ -67,8 +67,8 @@ async def test_each_refusal_of_the_server_reads_differently(postgres: Postgres, 
 @table(
     ("message", "sqlstate"),
     [
-        # From the sources of PostgreSQL 18 and pgbouncer 1.18, and from reports of Supavisor's users. No server of
-        # these tests sends them.
+        # The servers of these tests do not send these messages. They are from the sources of PostgreSQL 18 and
+        # pgbouncer 1.18, and from reports of Supavisor's users.
         ('FATAL:  password authentication failed for user "voicepass"', "28P01"),
         ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "u", database "d", SSL encryption', "28000"),
         ("FATAL:  sorry, too many clients already", "53300"),
@@ -79,11 +79,11 @@ async def test_each_refusal_of_the_server_reads_differently(postgres: Postgres, 
         ("FATAL:  the database system is starting up", "57P03"),
     ],
 )
-def test_a_connection_that_failed_has_the_sqlstate_that_its_message_stands_for(message: str, sqlstate: str) -> None:
+def test_the_note_adds_the_sqlstate_that_the_message_means(message: str, sqlstate: str) -> None:
     assert f"{message.replace('  ', ' ')} (SQLSTATE {sqlstate})" in explain_failure(psycopg.OperationalError(message))
 
 
-async def test_a_note_holds_no_value_of_a_row(postgres: Postgres) -> None:
+async def test_a_note_contains_no_value_of_a_row(postgres: Postgres) -> None:
     with psycopg.connect(postgres.fresh()) as connection:
         connection.execute("CREATE TABLE t (secret TEXT UNIQUE)")
         with pytest.raises(psycopg.Error) as failed:
@@ -111,14 +111,14 @@ async def test_a_note_holds_no_value_of_a_row(postgres: Postgres) -> None:
     ],
 )
 async def test_a_url_that_cannot_be_read_is_refused_and_unknown_parameters_are_named(url: str, expected: str) -> None:
-    note = await note_of(url)
+    note = await read_note(url)
 
     assert expected in note
     assert SECRET not in note
 
 
 @pytest.mark.long
-async def test_a_running_ledger_says_why_it_gets_no_connection(postgres: Postgres) -> None:
+async def test_the_note_of_a_running_ledger_says_why_it_gets_no_connection(postgres: Postgres) -> None:
     role = postgres.create_role(f"gone_{os.urandom(4).hex()}")
     async with open_postgres(postgres.fresh(user=role)) as ledger:
         await ledger.check()
@@ -130,5 +130,5 @@ async def test_a_running_ledger_says_why_it_gets_no_connection(postgres: Postgre
     assert re.search(r'role "gone_\w+" is not permitted to log in \(SQLSTATE 28000\)', refused.value.operator_note)
 
 
-def test_every_cause_gives_an_advice_of_its_own() -> None:
+def test_every_cause_has_its_own_advice() -> None:
     assert len({cause["advice"] for cause in CAUSES}) == len(CAUSES)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ledger.given import START, TurnedClock, granted, limit, reservation, settlement
+from tests.ledger.given import START, TurnedClock, grant_pass, limit, reservation, settlement
 from voicepass.errors import ConversationUnknown
 from voicepass.ledger import Ledger
 from voicepass.model import Counted, Scope
@@ -14,12 +14,10 @@ MONTH = limit(5000, counted=Counted.SECONDS, window_seconds=30 * 86_400)
 OTHERS = [limit(0), limit(1, counted=Counted.SECONDS, scope=Scope.ALL), limit(1, counted=Counted.CONVERSATIONS)]
 
 
-async def test_what_a_conversation_has_reserved_and_not_used_is_left_to_its_user(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_the_unused_part_of_a_reservation_is_left_to_its_user(ledger: Ledger, clock: TurnedClock) -> None:
     limits = [*OTHERS, MONTH, DAY]
-    await ledger.settle(settlement(await granted(ledger), seconds=100))
-    conversation_id = await granted(ledger)
+    await ledger.settle(settlement(await grant_pass(ledger), seconds=100))
+    conversation_id = await grant_pass(ledger)
     left = {"granted": await ledger.read_seconds_left(limits, conversation_id=conversation_id)}
     clock.now = START + 60
     left["a minute later"] = await ledger.read_seconds_left(limits, conversation_id=conversation_id)
@@ -44,9 +42,9 @@ async def test_what_a_conversation_has_reserved_and_not_used_is_left_to_its_user
 
 
 async def test_a_pass_without_a_conversation_id_has_its_seconds_left_too(ledger: Ledger) -> None:
-    asked = reservation()
-    await ledger.reserve(asked, [])
+    reserved = reservation()
+    await ledger.reserve(reserved, [])
 
-    assert await ledger.read_seconds_left([DAY], conversation_id=None, pass_id=asked.pass_id) == 1000
+    assert await ledger.read_seconds_left([DAY], conversation_id=None, pass_id=reserved.pass_id) == 1000
     with pytest.raises(ConversationUnknown):
         await ledger.read_seconds_left([DAY], conversation_id="conv_x")

@@ -1,4 +1,4 @@
-"""Restarts and rolling deploys under load: whoever heeds `/readyz` loses no request, and workers end and come back."""
+"""Restarts under load: a balancer that checks `/readyz` loses no request, and dead workers are replaced."""
 
 import asyncio
 import os
@@ -26,11 +26,11 @@ pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.alone, pytest.mar
 
 CALLERS = 16
 PROBE_SECONDS = 0.1
-DRAIN_SECONDS = 2  # many probes long: this machine may stand still for a second
+DRAIN_SECONDS = 2  # as long as 20 probes, because a busy machine may pause for a second
 
 
 class Instance:
-    """One `voicepass serve`, which may be started again on its port, and whether its last probe found it ready."""
+    """One `voicepass serve` that can be restarted on its port. It remembers whether the last probe found it ready."""
 
     def __init__(self, cwd: Path, settings: dict[str, str]) -> None:
         self._cwd = cwd
@@ -53,13 +53,13 @@ class Instance:
                 self.is_ready = False
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def until_ready(self) -> None:
+    async def wait_until_ready(self) -> None:
         while not self.is_ready:
             assert self._process.poll() is None, self._log.read_text()
             await asyncio.sleep(PROBE_SECONDS)
 
     async def end(self) -> int:
-        """Tell it to end; its exit code."""
+        """Send SIGTERM and return the exit code."""
         self._process.send_signal(signal.SIGTERM)
         return await asyncio.to_thread(self._process.wait, 60)
 
@@ -69,7 +69,7 @@ class Instance:
 
 
 class Balancer:
-    """Sends each request to the next ready instance, and to the one after it only where nobody listened."""
+    """Sends each request to the next ready instance, and to another one only if no process listened there."""
 
     def __init__(self, instances: Sequence[Instance], client: httpx.AsyncClient) -> None:
         self._instances = instances
@@ -79,7 +79,7 @@ class Balancer:
         self.conversations: set[str] = set()
 
     @asynccontextmanager
-    async def probing(self) -> AsyncIterator[None]:
+    async def run_probes(self) -> AsyncIterator[None]:
         async with httpx.AsyncClient(trust_env=False, timeout=1) as client:
             probes = [asyncio.create_task(instance.probe(client)) for instance in self._instances]
             try:
@@ -125,7 +125,7 @@ class Trial:
     ],
     indirect=["engine"],
 )
-async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readiness(
+async def test_restarts_under_load_lose_no_request_of_a_balancer_that_checks_readyz(
     engine: Engine, trial: Trial, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     user = {"Authorization": f"Bearer {make_token()}"}
@@ -139,10 +139,10 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
             codes.append(await instance.end())
             instance.is_ready = False
             instance.start()
-            await instance.until_ready()
+            await instance.wait_until_ready()
 
     async def call_until_all_are_restarted(balancer: Balancer, rolling: asyncio.Task[None]) -> None:
-        """Keep to the rate, but wait for each answer: a caller that fell behind would choose long before it sends."""
+        """Keep to the rate, but wait for each answer, because a late caller would use an old choice of instance."""
         while not rolling.done() or (balancer.answers.total() < trial.requests and not rolling.exception()):
             due = time.monotonic() + CALLERS / trial.requests_per_second
             await balancer.ask(user)
@@ -151,10 +151,10 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits(keepalive_expiry=2)) as client:
             balancer = Balancer(served, client)
-            async with balancer.probing():
+            async with balancer.run_probes():
                 for instance in served:
                     instance.start()
-                    await instance.until_ready()
+                    await instance.wait_until_ready()
                 begun = time.monotonic()
                 rolling = asyncio.create_task(restart_one_after_another())
                 await asyncio.gather(
@@ -164,7 +164,7 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
         for instance in served:
             instance.kill()
 
-    async with engine.opened() as ledger:
+    async with engine.open() as ledger:
         kept = {row["conversation_id"] for row in await rows(ledger, "SELECT conversation_id FROM passes")}
     seconds = time.monotonic() - begun
     print(f"{engine.name}: {trial.restarts} restarts in {seconds:.0f} s, answers {dict(balancer.answers)}")
@@ -175,7 +175,7 @@ async def test_restarts_under_load_lose_nothing_for_a_balancer_that_heeds_readin
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
-async def test_a_dead_worker_is_replaced_and_sigterm_drains_them_all(
+async def test_a_dead_worker_is_replaced_and_sigterm_drains_all_workers(
     engine: Engine, elevenlabs: str, make_token: MakeToken, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -184,7 +184,7 @@ async def test_a_dead_worker_is_replaced_and_sigterm_drains_them_all(
     command = [sys.executable, "-m", "voicepass", "serve", "--port", str(port), "--workers", "2"]
     log: list[str] = []
 
-    async def until_logged(line: str, *, times: int = 1) -> None:
+    async def wait_until_logged(line: str, *, times: int = 1) -> None:
         while "".join(log).count(line) < times:  # noqa: ASYNC110 - another thread reads it
             await asyncio.sleep(0.05)
 
@@ -192,24 +192,24 @@ async def test_a_dead_worker_is_replaced_and_sigterm_drains_them_all(
         trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
     ) as client:
         with started(command, cwd=tmp_path, environment=settings) as log:
-            await until_logged("Application startup complete", times=2)
+            await wait_until_logged("Application startup complete", times=2)
             workers = re.findall(r"Started server process \[(\d+)\]", "".join(log))
             os.kill(int(workers[0]), signal.SIGKILL)
-            await until_logged("Application startup complete", times=3)
+            await wait_until_logged("Application startup complete", times=3)
             answers = [await client.post(f"{url}/v1/signed-url", headers=user) for _ in range(50)]
 
             await client.put(f"{elevenlabs}/_emulator/faults", json={"latency_seconds": 2.5})
-            asked = [asyncio.create_task(client.post(f"{url}/v1/signed-url", headers=user)) for _ in range(20)]
-            async with engine.opened() as ledger:
+            calls = [asyncio.create_task(client.post(f"{url}/v1/signed-url", headers=user)) for _ in range(20)]
+            async with engine.open() as ledger:
                 while len(await rows(ledger, "SELECT * FROM passes")) < 50 + 20:
                     pass
             (parent,) = re.findall(r"Started parent process \[(\d+)\]", "".join(log))
             os.kill(int(parent), signal.SIGTERM)
             while (ready := await client.get(f"{url}/readyz")).status_code == 200:
                 pass
-            answers += await asyncio.gather(*asked)
+            answers += await asyncio.gather(*calls)
             await client.delete(f"{elevenlabs}/_emulator/faults")
-            await until_logged("Stopping parent process")
+            await wait_until_logged("Stopping parent process")
     assert {answer.status_code for answer in answers} == {200}
     assert ready.json()["code"] == "shutting_down"
     assert "".join(log).count("Finished server process") == 2

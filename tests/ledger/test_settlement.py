@@ -1,4 +1,4 @@
-"""A conversation has one owner and one row, and the row ends the same in whatever order its story is told."""
+"""A conversation has one owner and one row, and the row ends the same in whatever order its events arrive."""
 
 from collections.abc import Awaitable, Callable
 from itertools import permutations
@@ -13,9 +13,9 @@ from tests.ledger.given import (
     RecordingLedger,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -27,16 +27,16 @@ from voicepass.model import Counted, IssuedPass, Reservation, Standing
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_row_says_to_whom_a_conversation_was_issued(ledger: Ledger, clock: TurnedClock) -> None:
-    asked, given_out = reservation(), credential("conv_1")
-    await ledger.reserve(asked, [])
+async def test_a_row_names_the_user_and_the_pass_of_a_conversation(ledger: Ledger, clock: TurnedClock) -> None:
+    reserved, given_out = reservation(), credential("conv_1")
+    await ledger.reserve(reserved, [])
     clock.now = START + 2
-    await ledger.grant(asked, given_out)
+    await ledger.grant(reserved, given_out)
 
     found = await ledger.find_pass("conv_1")
 
     assert found == IssuedPass(
-        pass_id=asked.pass_id,
+        pass_id=reserved.pass_id,
         request_id="r-1",
         token_issuer="https://login.example",
         user_id="u-1",
@@ -73,7 +73,7 @@ async def test_a_ready_credential_is_reserved_and_granted_in_one_durable_transac
 async def test_a_ready_credential_of_another_users_conversation_is_refused_and_nothing_is_counted(
     ledger: Ledger,
 ) -> None:
-    await granted(ledger)
+    await grant_pass(ledger)
     (before,) = await rows(ledger, "SELECT conversation_id FROM passes")
     sums = await rows(ledger, "SELECT * FROM sums")
 
@@ -84,13 +84,11 @@ async def test_a_ready_credential_of_another_users_conversation_is_refused_and_n
     assert await rows(ledger, "SELECT * FROM sums") == sums
 
 
-async def test_the_ledger_tells_what_is_open_and_what_nothing_has_accounted_for(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_the_standing_counts_open_and_unsettled_conversations(ledger: Ledger, clock: TurnedClock) -> None:
     for conversation in ("conv_1", "conv_2", "conv_3"):
-        asked = reservation()
-        await ledger.reserve(asked, [])
-        await ledger.grant(asked, credential(conversation))
+        reserved = reservation()
+        await ledger.reserve(reserved, [])
+        await ledger.grant(reserved, credential(conversation))
     young = await ledger.read_standing()
     await ledger.settle(settlement("conv_3"))
     clock.now = START + 1000
@@ -103,16 +101,16 @@ async def test_the_ledger_tells_what_is_open_and_what_nothing_has_accounted_for(
 
 
 @pytest.mark.parametrize("unknown", ["conv_2", "CONV_1", "conv_1 ", "", "%", "conv_1' OR '1'='1"])
-async def test_no_other_conversation_is_found(ledger: Ledger, unknown: str) -> None:
-    asked = reservation()
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, credential("conv_1"))
+async def test_only_the_exact_conversation_id_is_found(ledger: Ledger, unknown: str) -> None:
+    reserved = reservation()
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, credential("conv_1"))
 
     with pytest.raises(ConversationUnknown):
         await ledger.find_pass(unknown)
 
 
-async def test_a_conversation_of_another_user_is_refused_and_stays_theirs(ledger: Ledger) -> None:
+async def test_a_conversation_of_another_user_is_refused_and_keeps_its_owner(ledger: Ledger) -> None:
     first = reservation()
     others = [reservation("u-2"), reservation(token_issuer="https://other.example"), reservation("U-1")]
     for each in (first, *others):
@@ -128,7 +126,7 @@ async def test_a_conversation_of_another_user_is_refused_and_stays_theirs(ledger
     assert len(await rows(ledger, "SELECT pass_id FROM passes")) == 1
 
 
-async def test_a_conversation_that_is_named_to_its_user_again_is_one_row(ledger: Ledger) -> None:
+async def test_a_conversation_that_is_granted_to_its_user_twice_has_one_row(ledger: Ledger) -> None:
     first, again = reservation(), reservation()
     for each in (first, again):
         await ledger.reserve(each, [])
@@ -136,10 +134,10 @@ async def test_a_conversation_that_is_named_to_its_user_again_is_one_row(ledger:
         await ledger.settle(settlement("conv_1", seconds=84))
 
     (row,) = await rows(ledger, "SELECT pass_id, seconds FROM passes")
-    assert (row["pass_id"], row["seconds"]) == (first.pass_id, 84), "what was used stays charged"
+    assert (row["pass_id"], row["seconds"]) == (first.pass_id, 84), "the seconds used are still charged"
 
 
-async def test_passes_without_a_conversation_id_do_not_meet(ledger: Ledger) -> None:
+async def test_passes_without_a_conversation_id_are_separate_rows(ledger: Ledger) -> None:
     nameless = credential("conv_1").__class__(secret="t", conversation_id=None, expires_at=None)
     for each in (reservation(), reservation("u-2")):
         await ledger.reserve(each, [])
@@ -148,22 +146,22 @@ async def test_passes_without_a_conversation_id_do_not_meet(ledger: Ledger) -> N
     assert len(await rows(ledger, "SELECT pass_id FROM passes WHERE granted_at IS NOT NULL")) == 2
 
 
-async def test_what_is_released_was_never_counted_and_what_is_granted_cannot_be_released(ledger: Ledger) -> None:
-    asked = reservation()
-    await ledger.reserve(asked, [limit(1)])
-    await ledger.release(asked)
+async def test_a_released_pass_is_not_counted_and_a_granted_pass_cannot_be_released(ledger: Ledger) -> None:
+    reserved = reservation()
+    await ledger.reserve(reserved, [limit(1)])
+    await ledger.release(reserved)
     for _ in range(2):
-        assert await refusal(ledger, [limit(1)], pass_id="p") is None
+        assert await find_refusal(ledger, [limit(1)], pass_id="p") is None
         await ledger.release(reservation(pass_id="p"))
-    await ledger.reserve(asked, [limit(1)])
-    await ledger.grant(asked, credential("conv_1"))
+    await ledger.reserve(reserved, [limit(1)])
+    await ledger.grant(reserved, credential("conv_1"))
 
-    await ledger.release(asked)
+    await ledger.release(reserved)
 
-    assert (await ledger.find_pass("conv_1")).pass_id == asked.pass_id
+    assert (await ledger.find_pass("conv_1")).pass_id == reserved.pass_id
 
 
-async def test_no_pass_leaves_without_its_row(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_a_pass_without_a_row_cannot_be_granted(ledger: Ledger, clock: TurnedClock) -> None:
     released, lapsed = reservation(), reservation()
     await ledger.reserve(released, [])
     await ledger.reserve(lapsed, [])
@@ -176,8 +174,8 @@ async def test_no_pass_leaves_without_its_row(ledger: Ledger, clock: TurnedClock
             await ledger.grant(gone, credential())
 
 
-async def test_what_a_conversation_used_replaces_what_was_set_aside(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await granted(ledger)
+async def test_the_seconds_that_were_used_replace_the_reserved_seconds(ledger: Ledger, clock: TurnedClock) -> None:
+    conversation_id = await grant_pass(ledger)
     clock.now += 100
 
     settled = await ledger.settle(settlement(conversation_id, seconds=42, user_id="u-2"))
@@ -187,30 +185,30 @@ async def test_what_a_conversation_used_replaces_what_was_set_aside(ledger: Ledg
     assert (settled.reported_user_id, settled.identity_mismatch) == ("u-2", True)
 
 
-async def test_numbers_as_large_as_they_may_come_are_kept(ledger: Ledger) -> None:
-    conversation_id = await granted(ledger)
+async def test_very_large_numbers_are_stored(ledger: Ledger) -> None:
+    conversation_id = await grant_pass(ledger)
 
     settled = await ledger.settle(settlement(conversation_id, seconds=2**40, cost=2**60))
 
     assert settled is not None
     assert (settled.seconds, settled.cost) == (2**40, 2**60)
-    assert await refusal(ledger, [limit(10**6, counted=Counted.SECONDS)]) is not None
+    assert await find_refusal(ledger, [limit(10**6, counted=Counted.SECONDS)]) is not None
 
 
 async def test_a_pass_that_was_never_used_gives_its_minutes_back(ledger: Ledger) -> None:
     minutes = [limit(600, counted=Counted.SECONDS), limit(1, counted=Counted.CONVERSATIONS)]
-    conversation_id = await granted(ledger, minutes)
-    assert await refusal(ledger, minutes) is not None
+    conversation_id = await grant_pass(ledger, minutes)
+    assert await find_refusal(ledger, minutes) is not None
 
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
-    assert await refusal(ledger, minutes) is None
+    assert await find_refusal(ledger, minutes) is None
 
 
-async def test_what_should_be_over_and_is_not_settled_is_due_oldest_first(ledger: Ledger, clock: TurnedClock) -> None:
+async def test_old_unsettled_passes_are_listed_oldest_first(ledger: Ledger, clock: TurnedClock) -> None:
     conversations = []
     for _ in range(4):
-        conversations.append(await granted(ledger))
+        conversations.append(await grant_pass(ledger))
         clock.now += 1
     await ledger.settle(settlement(conversations[1]))
     await ledger.reserve(reservation(), [])
@@ -228,14 +226,14 @@ async def test_what_should_be_over_and_is_not_settled_is_due_oldest_first(ledger
 
 # -- any order -------------------------------------------------------------------------------------------------------
 
-Story = dict[str, Callable[[], Awaitable[object]]]
+Events = dict[str, Callable[[], Awaitable[object]]]
 EVENTS = ["grant", "webhook", "webhook again", "reconciler", "expiry"]
 
 
-def story(ledger: Ledger, asked: Reservation, conversation_id: str) -> Story:
+def make_events(ledger: Ledger, reserved: Reservation, conversation_id: str) -> Events:
     webhook = settlement(conversation_id, seconds=42)
     return {
-        "grant": lambda: ledger.grant(asked, credential(conversation_id)),
+        "grant": lambda: ledger.grant(reserved, credential(conversation_id)),
         "webhook": lambda: ledger.settle(webhook),
         "webhook again": lambda: ledger.settle(webhook),
         "reconciler": lambda: ledger.settle(settlement(conversation_id, seconds=41, cost=None, source="reconciler")),
@@ -243,15 +241,15 @@ def story(ledger: Ledger, asked: Reservation, conversation_id: str) -> Story:
     }
 
 
-async def ending(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[object, ...]:
-    asked = reservation()
-    conversation_id = f"conv_{asked.pass_id}"
-    await ledger.reserve(asked, [])
-    tell = story(ledger, asked, conversation_id)
-    settled = [await tell[event]() for event in order]
+async def apply_events(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[object, ...]:
+    reserved = reservation()
+    conversation_id = f"conv_{reserved.pass_id}"
+    await ledger.reserve(reserved, [])
+    apply = make_events(ledger, reserved, conversation_id)
+    settled = [await apply[event]() for event in order]
     row = await ledger.find_pass(conversation_id)
     orphans = await rows(ledger, "SELECT * FROM orphans WHERE conversation_id = :id", id=conversation_id)
-    # What came before its pass waits without the name that the browser gave.
+    # A settlement that waits for its pass does not keep the user that the browser reported.
     assert row.reported_user_id == "u-1" or order.index("grant") > min(map(order.index, EVENTS[1:4]))
     assert len([each for each in settled if isinstance(each, IssuedPass)]) <= 2
     return row.seconds, row.cost, row.settled_by, row.user_id, len(orphans)
@@ -259,7 +257,7 @@ async def ending(ledger: Ledger, order: list[str] | tuple[str, ...]) -> tuple[ob
 
 @ALONE_ON_POSTGRES
 async def test_every_order_of_grant_webhook_reconciler_and_expiry_ends_the_same(ledger: Ledger) -> None:
-    endings = {order: await ending(ledger, order) for order in permutations(EVENTS)}
+    endings = {order: await apply_events(ledger, order) for order in permutations(EVENTS)}
 
     assert len(endings) == 120
     assert set(endings.values()) == {(42, 7, "webhook", "u-1", 0)}
@@ -276,16 +274,16 @@ ORDERS = st.lists(st.sampled_from([event for event in EVENTS if event != "grant"
 @given(order=ORDERS)
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_order_with_repetitions_ends_the_same(ledger: Ledger, order: list[str]) -> None:
-    assert await ending(ledger, order) == (42, 7, "webhook", "u-1", 0)
+    assert await apply_events(ledger, order) == (42, 7, "webhook", "u-1", 0)
 
 
-async def test_a_cost_in_dollars_is_kept_also_if_it_arrives_before_its_pass(ledger: Ledger) -> None:
-    conversation_id = await granted(ledger)
+async def test_a_cost_in_dollars_is_stored_even_if_it_arrives_before_its_pass(ledger: Ledger) -> None:
+    conversation_id = await grant_pass(ledger)
     await ledger.settle(settlement(conversation_id, cost_fiat=0.25))
     await ledger.settle(settlement("conv_early", cost_fiat=1.5))
-    asked = reservation()
-    await ledger.reserve(asked, [])
-    await ledger.grant(asked, credential("conv_early"))
+    reserved = reservation()
+    await ledger.reserve(reserved, [])
+    await ledger.grant(reserved, credential("conv_early"))
 
     found = [await ledger.find_pass(each) for each in (conversation_id, "conv_early")]
 

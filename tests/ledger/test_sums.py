@@ -1,4 +1,4 @@
-"""The sums of an agent and of all always equal their passes, and every limit is exact, whatever happened before."""
+"""The sums of an agent and of all users always equal their passes, and every limit is exact, after any history."""
 
 import asyncio
 import math
@@ -18,9 +18,9 @@ from tests.ledger.given import (
     Engine,
     TurnedClock,
     credential,
-    granted,
+    find_refusal,
+    grant_pass,
     limit,
-    refusal,
     reservation,
     rows,
     settlement,
@@ -53,7 +53,7 @@ Sums = dict[tuple[str, int, int], tuple[int, int, int]]
 
 
 async def read_sums(ledger: Ledger, *, oldest: float) -> tuple[Sums, Sums]:
-    """Return the sums, and what they have to be by the passes: passes, seconds and open passes of each slot."""
+    """Return the stored sums and the expected ones. Each has the passes, seconds and open passes of a slot."""
     kept = {length: (oldest - KEPT_SECONDS[length]) / length + 1 for length in LENGTHS}
     found: Sums = {
         (row["scope"], row["length"], row["slot"]): (row["passes"], row["seconds"], row["open"])
@@ -76,8 +76,8 @@ async def read_sums(ledger: Ledger, *, oldest: float) -> tuple[Sums, Sums]:
     return found, wanted
 
 
-def use(counted: Limit, passes: Sequence[Row], failed: Sequence[Row], now: float) -> list[tuple[float, int]]:
-    """Return what counts, pass by pass: (when it was reserved, how much), the newest first."""
+def list_amounts(counted: Limit, passes: Sequence[Row], failed: Sequence[Row], now: float) -> list[tuple[float, int]]:
+    """Return (time of the reservation, amount) of each pass that counts, newest first."""
     since = now - counted.window_seconds
     whose = [row for row in passes if is_of(counted.scope, row)]
     match counted.counted:
@@ -98,7 +98,7 @@ def is_of(scope: Scope, row: Row) -> bool:
     return all(row[name] == WHOSE[name] for name in names)
 
 
-def reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) -> float | None:
+def find_reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) -> float | None:
     since_then = 0
     for reserved_at, amount in counted:
         since_then += amount
@@ -108,7 +108,7 @@ def reset(counted: Sequence[tuple[float, int]], most: int, window_seconds: int) 
 
 
 class History:
-    """What happens to passes, step by step."""
+    """Applies events to passes, step by step."""
 
     def __init__(self, ledger: Ledger, clock: TurnedClock) -> None:
         self._ledger = ledger
@@ -123,9 +123,9 @@ class History:
         match what:
             case "grant":
                 facts = {"user_id": user_id, "agent_alias": agent, "seconds": 60 * (number % 16)}
-                self._conversations.append(await granted(self._ledger, [], **facts))
+                self._conversations.append(await grant_pass(self._ledger, [], **facts))
             case "reserve" | "reserve ready":
-                named = chosen if number % 5 == 0 else None  # sometimes a conversation that is issued already
+                named = chosen if number % 5 == 0 else None  # sometimes a conversation that has a pass already
                 self._reserved.append(reservation(user_id, agent_alias=agent))
                 with suppress(BadAnswer):
                     ready = credential(named) if what == "reserve ready" else None
@@ -134,8 +134,8 @@ class History:
                 with suppress(LedgerUnavailable):
                     await self._ledger.grant(self._reserved[number % len(self._reserved)], credential())
             case "release":
-                asked = self._reserved[number % len(self._reserved)]
-                await self._ledger.release(asked, has_reached=number % 2 == 0)
+                reserved = self._reserved[number % len(self._reserved)]
+                await self._ledger.release(reserved, has_reached=number % 2 == 0)
             case "settle" | "settle again":
                 source = "webhook" if what == "settle again" else "reconciler"
                 await self._ledger.settle(settlement(chosen, seconds=number % 1200, source=source))
@@ -181,7 +181,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, most=st.integers(1, 4000))
-async def test_whatever_happens_the_sums_equal_the_passes_and_the_limits_are_exact(
+async def test_after_any_history_the_sums_equal_the_passes_and_the_limits_are_exact(
     ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int
 ) -> None:
     await check_history(ledger, clock, steps, most)
@@ -210,37 +210,35 @@ async def check_history(ledger: Ledger, clock: TurnedClock, steps: list[tuple[st
     found, expected = await read_sums(ledger, oldest=history.latest)
     assert found == expected
     passes, failed = await rows(ledger, "SELECT * FROM passes"), await rows(ledger, "SELECT * FROM failed_requests")
-    for asked in LIMITS:
-        if asked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
-            continue  # the rows of failed requests are gone after two minutes, and the sums stay
-        await check_limit(ledger, asked, use(asked, passes, failed, clock.now), most)
+    for checked in LIMITS:
+        if checked.counted is Counted.REQUESTS and "step back" in [what for what, *_ in steps]:
+            continue  # failed requests are deleted after two minutes, but stay in the sums
+        await check_limit(ledger, checked, list_amounts(checked, passes, failed, clock.now), most)
 
 
-async def check_limit(ledger: Ledger, asked: Limit, counted: list[tuple[float, int]], most: int) -> None:
+async def check_limit(ledger: Ledger, checked: Limit, counted: list[tuple[float, int]], most: int) -> None:
     used = sum(amount for _, amount in counted)
-    whole = limit(min(most, used), scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+    whole = limit(min(most, used), scope=checked.scope, counted=checked.counted, window_seconds=checked.window_seconds)
 
     answer = await ledger.run(lambda now: count(now, whole, WHOSE))
 
     assert answer.used == used
-    if used and asked.counted is not Counted.CONVERSATIONS:
-        assert answer.resets_at == reset(counted, whole.most, asked.window_seconds)
+    if used and checked.counted is not Counted.CONVERSATIONS:
+        assert answer.resets_at == find_reset(counted, whole.most, checked.window_seconds)
     for spare in (0, 1):
-        edge = limit(used + spare, scope=asked.scope, counted=asked.counted, window_seconds=asked.window_seconds)
+        edge = limit(used + spare, scope=checked.scope, counted=checked.counted, window_seconds=checked.window_seconds)
         question = prepare_question([edge])
         try:
             room = await ledger.run(partial(find_room, question=question, whose=WHOSE, seconds=600))
         except LimitReached:
             room = 0
-        assert room == (0 if not spare else 1 if asked.counted is Counted.SECONDS else 600)
+        assert room == (0 if not spare else 1 if checked.counted is Counted.SECONDS else 600)
 
 
 @ALONE_ON_POSTGRES
-async def test_settlements_and_expiries_at_the_same_instant_keep_the_sums_right(
-    engine: Engine, clock: TurnedClock
-) -> None:
+async def test_settlements_and_expiries_at_once_keep_the_sums_correct(engine: Engine, clock: TurnedClock) -> None:
     async with engine.instances() as instances:
-        conversations = [await granted(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
+        conversations = [await grant_pass(instances[0], agent_alias=f"a-{n % 3}") for n in range(40)]
         clock.now += 3600
         changes: list[Coroutine[Any, Any, object]] = [
             instance.settle(settlement(each)) for each in conversations for instance in instances
@@ -268,9 +266,9 @@ DAMAGES = [
 @pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger: Ledger, clock: TurnedClock) -> None:
     for _ in range(3):
-        await granted(ledger, seconds=600)
+        await grant_pass(ledger, seconds=600)
         clock.now += 400
-    await ledger.settle(settlement(await granted(ledger)))
+    await ledger.settle(settlement(await grant_pass(ledger)))
     untouched = await ledger.fix_sums()
 
     for damage in DAMAGES:
@@ -284,12 +282,10 @@ async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger
     assert await ledger.fix_sums() == []
 
 
-async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
-    ledger: Ledger, clock: TurnedClock
-) -> None:
+async def test_old_passes_sums_and_orphans_are_deleted_and_new_ones_kept(ledger: Ledger, clock: TurnedClock) -> None:
     for name in ("old", "young"):
-        await granted(ledger, user_id=name, seconds=100)
-        await ledger.settle(settlement(f"conv_{name}"))  # it waits for a pass that never comes
+        await grant_pass(ledger, user_id=name, seconds=100)
+        await ledger.settle(settlement(f"conv_{name}"))  # an orphan, because its pass is never granted
         clock.now += 40 * DAY
     clock.now -= 40 * DAY
 
@@ -303,16 +299,14 @@ async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
 
 
 @pytest.mark.parametrize("scope", [Scope.AGENT, Scope.ALL])
-async def test_a_clock_that_was_ahead_for_a_while_hides_nothing(
-    ledger: Ledger, clock: TurnedClock, scope: Scope
-) -> None:
+async def test_passes_by_a_clock_that_was_ahead_still_count(ledger: Ledger, clock: TurnedClock, scope: Scope) -> None:
     limits = [limit(600, scope=scope, counted=Counted.SECONDS, window_seconds=DAY)]
     clock.now = START + 7200
-    await granted(ledger, limits, seconds=100)
+    await grant_pass(ledger, limits, seconds=100)
     clock.now = START
-    await granted(ledger, limits, seconds=500)
+    await grant_pass(ledger, limits, seconds=500)
 
     clock.now = START + 7200
-    reached = await refusal(ledger, limits, seconds=1)
+    reached = await find_refusal(ledger, limits, seconds=1)
 
     assert reached is not None

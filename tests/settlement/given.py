@@ -1,4 +1,4 @@
-"""What the tests of settlement share: a clock, a granted pass, a fake provider, and the emulator over real sockets."""
+"""What the tests of settlement share: a granted pass, a fake provider, and the emulator over real sockets."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -38,7 +38,7 @@ async def grant(ledger: Ledger, conversation_id: str = "conv_1", *, agent_id: st
 def make_settlements(
     ledger: Ledger, clock: Clock, *observers: Observer, bypasses: list[str] | None = None
 ) -> Settlements:
-    """Make the part that writes reports. `bypasses` gets the reason of each conversation without a pass."""
+    """Make the settlements. `bypasses` collects the reason of each conversation without a pass."""
     count = ([] if bypasses is None else bypasses).append
     return Settlements(
         ledger=ledger,
@@ -48,20 +48,22 @@ def make_settlements(
     )
 
 
-def account(status: str, **metadata: object) -> dict[str, object]:
+def make_record(status: str, **metadata: object) -> dict[str, object]:
     return {"status": status, "user_id": "u-1", "metadata": metadata}
 
 
-def row(conversation_id: str, status: str, seconds: object = 0, *, began: float = NOW, **facts: Any) -> dict[str, Any]:
-    """A row of the list of conversations, as ElevenLabs writes it."""
+def make_row(
+    conversation_id: str, status: str, seconds: object = 0, *, began: float = NOW, **facts: Any
+) -> dict[str, Any]:
+    """Make a row of the list of conversations, as ElevenLabs sends it."""
     known = {"agent_id": AGENT_ID, "start_time_unix_secs": int(began), "message_count": 2, "cost": 7}
     return {"conversation_id": conversation_id, "status": status, "call_duration_secs": seconds} | known | facts
 
 
 class FakeProvider(ElevenLabs):
-    """A provider that returns the given records and pages, raises a record that is an exception, and notes each call.
+    """A provider that returns the given records and pages, raises a record that is an exception, and lists each call.
 
-    `pages` are the list's, one after the other; without any the list is empty.
+    `pages` are the pages of the list of conversations, which is empty by default.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class FakeProvider(ElevenLabs):
         pages: list[list[dict[str, Any]]] | None = None,
         listing: Exception | None = None,
     ) -> None:
-        self.asked: list[str] = []
+        self.asked_about: list[str] = []
         self.asked_by_lookups: list[str] = []
         self.listed: list[tuple[float, float]] = []
         self._accounts = accounts or {}
@@ -84,7 +86,7 @@ class FakeProvider(ElevenLabs):
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> dict[str, object]:
         assert agent_base_url
-        self.asked.append(conversation_id)
+        self.asked_about.append(conversation_id)
         if is_lookup:
             self.asked_by_lookups.append(conversation_id)
         answer = self._accounts.get(conversation_id, self._accounts.get(agent_base_url, self._default))
@@ -107,8 +109,8 @@ class FakeProvider(ElevenLabs):
 
 
 @contextlib.contextmanager
-def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
-    """The emulator over real sockets, with one key that may write and have these permissions."""
+def run_emulator(*permissions: str) -> Iterator[tuple[Emulator, str]]:
+    """Run the emulator over real sockets, with one key that may write and has these permissions."""
     emulator = Emulator(
         agents=[EmulatedAgent(agent_id=AGENT_ID)], api_keys={API_KEY: frozenset({"convai_write", *permissions})}
     )
@@ -117,7 +119,7 @@ def elevenlabs(*permissions: str) -> Iterator[tuple[Emulator, str]]:
 
 
 @contextlib.asynccontextmanager
-async def provider_at(url: str, clock: Clock, *api_keys: str) -> AsyncIterator[ElevenLabs]:
+async def open_provider(url: str, clock: Clock, *api_keys: str) -> AsyncIterator[ElevenLabs]:
     async with http_transport(connect_seconds=4) as transport:
         workspace = Workspace(base_url=url, api_keys=api_keys or (API_KEY,))
         provider = ElevenLabs(transport=transport, workspaces=[workspace], deadline_seconds=4, max_calls=8, clock=clock)

@@ -8,14 +8,14 @@ from voicepass.settlement import Bypasses
 from voicepass.settlement.reports import Report, Status
 
 
-def report(conversation_id: str) -> Report:
+def make_report(conversation_id: str) -> Report:
     return Report(conversation_id=conversation_id, status=Status.OPEN, agent_id=AGENT_ID)
 
 
 def test_the_line_names_the_conversation_the_agent_the_reason_and_the_remedy() -> None:
     counted: list[str] = []
     with capture_logs() as logged:
-        Bypasses(agent_ids=[AGENT_ID], count=counted.append).report(report("conv_9"), reason="not_issued")
+        Bypasses(agent_ids=[AGENT_ID], count=counted.append).report(make_report("conv_9"), reason="not_issued")
 
     note = logged[0].pop("note")
     assert logged == [
@@ -32,13 +32,13 @@ def test_the_line_names_the_conversation_the_agent_the_reason_and_the_remedy() -
 
 
 @pytest.mark.long
-def test_ten_thousand_conversations_are_remembered_and_the_oldest_is_forgotten_first() -> None:
+def test_the_last_ten_thousand_conversations_are_reported_only_once() -> None:
     counted: list[str] = []
     bypasses = Bypasses(agent_ids=[AGENT_ID], count=counted.append)
     with capture_logs():
         for number in range(10_000):
-            bypasses.report(report(f"conv_{number}"), reason="public")
+            bypasses.report(make_report(f"conv_{number}"), reason="public")
         for conversation_id in ("conv_0", "conv_9999", "conv_10000", "conv_1", "conv_10000", "conv_0"):
-            bypasses.report(report(conversation_id), reason=conversation_id)
+            bypasses.report(make_report(conversation_id), reason=conversation_id)
 
     assert counted[10_000:] == ["conv_10000", "conv_0"]

@@ -1,4 +1,4 @@
-"""Before a user is refused, ElevenLabs' answers free their limits, and an unopened pass is returned again."""
+"""Before voicepass refuses a user, it asks ElevenLabs which conversations have ended, and returns an unopened pass."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import pytest
 from tests.canaries import API_KEY
 from tests.conftest import AGENT_ID, NOW, TOKEN_ISSUER, Clock, signed_url
 from tests.logs import capture_logs
-from tests.settlement.given import HERE, FakeProvider, account
+from tests.settlement.given import HERE, FakeProvider, make_record
 from tests.tables import table
 from voicepass.elevenlabs import ElevenLabs, Workspace
 from voicepass.elevenlabs.sealing import SealBrokenError, Seals
@@ -60,7 +60,7 @@ START = 1000.0
 
 
 class Ticks:
-    """Monotonic time that passes only by sleeping."""
+    """A monotonic clock that moves only when the code sleeps."""
 
     def __init__(self) -> None:
         self.now = START
@@ -76,14 +76,14 @@ class Ticks:
 
 
 class Setup:
-    """A ledger in memory, a clock, and the open passes with a provider."""
+    """A ledger in memory, a clock, and `OpenPasses` with a provider."""
 
     def __init__(self, ledger: Ledger, clock: Clock, provider: ElevenLabs) -> None:
         self.ledger, self.clock, self.ticks = ledger, clock, Ticks()
         self.settled: list[IssuedPass] = []
-        self.open_passes = self.instance(provider)
+        self.open_passes = self.open_instance(provider)
 
-    def instance(
+    def open_instance(
         self, provider: ElevenLabs, *, settlements: type[Settlements] = Settlements, deadline_seconds: float = 4.0
     ) -> OpenPasses:
         return OpenPasses(
@@ -104,7 +104,7 @@ class Setup:
         )
 
     async def grant(self, conversation_id: str, **facts: Any) -> Reservation:
-        given = reservation(**facts)
+        given = make_reservation(**facts)
         credential = Credential(
             secret=signed_url(conversation_id=conversation_id),
             conversation_id=conversation_id,
@@ -114,15 +114,15 @@ class Setup:
         await self.ledger.grant(given, credential, sealed=SEALS.seal(AGENT, given.pass_id, credential))
         return given
 
-    async def refusal(self) -> TooManyConversations | None:
+    async def find_refusal(self) -> TooManyConversations | None:
         try:
-            await self.ledger.reserve(reservation(), [LIMIT])
+            await self.ledger.reserve(make_reservation(), [LIMIT])
         except TooManyConversations as refusal:
             return refusal
         return None
 
 
-def reservation(**facts: Any) -> Reservation:
+def make_reservation(**facts: Any) -> Reservation:
     known: dict[str, Any] = {
         "pass_id": uuid.uuid4().hex,
         "request_id": "r-1",
@@ -154,18 +154,18 @@ THREE = ("conv_1", "conv_2", "conv_3")
 @table(
     ("answer", "is_freed", "settled_by", "seconds"),
     [
-        (account("done", call_duration_secs=42), True, "lookup", 42),
-        (account("failed", call_duration_secs=42), True, "lookup", 42),
-        (account("processing", call_duration_secs=42), True, None, 60),
-        (account("done"), True, None, 60),
-        (account("done", call_duration_secs=-5), True, None, 60),
-        (account("done", call_duration_secs=10**12), True, None, 60),
-        (account("done", call_duration_secs=42) | {"agent_id": "agent_other"}, False, None, 600),
-        (account("processing") | {"agent_id": "agent_other"}, False, None, 600),
-        (account("done", call_duration_secs=42) | {"agent_id": "seng_1"}, True, "lookup", 42),
-        (account("in-progress"), False, None, 600),
-        (account("initiated"), False, None, 600),
-        (account("a status of tomorrow", call_duration_secs=42), False, None, 600),
+        (make_record("done", call_duration_secs=42), True, "lookup", 42),
+        (make_record("failed", call_duration_secs=42), True, "lookup", 42),
+        (make_record("processing", call_duration_secs=42), True, None, 60),
+        (make_record("done"), True, None, 60),
+        (make_record("done", call_duration_secs=-5), True, None, 60),
+        (make_record("done", call_duration_secs=10**12), True, None, 60),
+        (make_record("done", call_duration_secs=42) | {"agent_id": "agent_other"}, False, None, 600),
+        (make_record("processing") | {"agent_id": "agent_other"}, False, None, 600),
+        (make_record("done", call_duration_secs=42) | {"agent_id": "seng_1"}, True, "lookup", 42),
+        (make_record("in-progress"), False, None, 600),
+        (make_record("initiated"), False, None, 600),
+        (make_record("a status of tomorrow", call_duration_secs=42), False, None, 600),
         ({}, False, None, 600),
         ({"status": 7}, False, None, 600),
         ({"status": ["done"]}, False, None, 600),
@@ -179,81 +179,81 @@ THREE = ("conv_1", "conv_2", "conv_3")
         (KeyRejected(), False, None, 600),
     ],
 )
-async def test_only_a_conversation_that_has_ended_makes_room(
+async def test_only_a_conversation_that_has_ended_frees_the_limit(
     answer: object, *, is_freed: bool, settled_by: str | None, seconds: int
 ) -> None:
-    provider = FakeProvider({"conv_2": answer}, default=account("in-progress"))
+    provider = FakeProvider({"conv_2": answer}, default=make_record("in-progress"))
     async with set_up(provider, conversations=THREE) as given:
-        before = await given.refusal()
+        before = await given.find_refusal()
 
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
-        after = await given.refusal()
+        after = await given.find_refusal()
         found = await given.ledger.find_pass("conv_2")
     assert before is not None
     assert (after is None) == is_freed
     assert (found.settled_by, found.seconds) == (settled_by, seconds)
-    assert set(provider.asked) == set(THREE) or isinstance(answer, KeyRejected)  # then the others are spared
+    assert set(provider.asked_about) == set(THREE) or isinstance(answer, KeyRejected)  # which ends the lookup
     assert [each.conversation_id for each in given.settled] == (["conv_2"] if settled_by else [])
 
 
-async def test_a_pass_that_cannot_be_opened_any_more_is_released_by_the_lookup() -> None:
+async def test_a_lookup_releases_a_pass_that_can_no_longer_be_opened() -> None:
     async with set_up(FakeProvider(default=ConversationUnknown()), conversations=THREE) as given:
         given.clock.now += 900
 
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
         found = [await given.ledger.find_pass(each) for each in THREE]
         assert [(each.settled_by, each.seconds) for each in found] == [("expiry", 0)] * 3
-        assert await given.refusal() is None
+        assert await given.find_refusal() is None
 
 
-async def test_the_result_is_stored_so_that_the_next_request_need_not_ask() -> None:
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+async def test_the_result_of_a_lookup_is_stored_and_later_requests_do_not_ask() -> None:
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        await given.open_passes.refresh(reservation(), LIMIT)
-        asked = len(provider.asked)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
+        questions = len(provider.asked_about)
 
         for _ in range(3):
-            assert await given.refusal() is None
-    assert (asked, len(provider.asked)) == (3, 3)
+            assert await given.find_refusal() is None
+    assert (questions, len(provider.asked_about)) == (3, 3)
 
 
 async def test_a_lookup_that_freed_nothing_is_not_repeated_for_two_seconds_on_any_instance() -> None:
-    provider = FakeProvider(default=account("in-progress"))
+    provider = FakeProvider(default=make_record("in-progress"))
     async with set_up(provider, conversations=THREE) as given:
-        instances = [given.open_passes, given.instance(provider)]
-        changed = [await instances[0].refresh(reservation(), LIMIT)]
-        changed += [await instance.refresh(reservation(), LIMIT) for instance in instances]
-        during = len(provider.asked)
+        instances = [given.open_passes, given.open_instance(provider)]
+        changed = [await instances[0].refresh(make_reservation(), LIMIT)]
+        changed += [await open_instance.refresh(make_reservation(), LIMIT) for open_instance in instances]
+        during = len(provider.asked_about)
         given.clock.now += 2
-        changed.append(await instances[1].refresh(reservation(), LIMIT))
+        changed.append(await instances[1].refresh(make_reservation(), LIMIT))
 
-    assert (during, len(provider.asked)) == (3, 6)
+    assert (during, len(provider.asked_about)) == (3, 6)
     assert changed == [True, False, False, True]
 
 
-async def test_ten_conversations_of_one_second_each_are_all_granted_one_after_the_other() -> None:
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+async def test_ten_short_conversations_in_a_row_are_all_granted() -> None:
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider) as given:
         for number in range(10):
             try:
                 await given.grant(f"conv_{number}")
             except TooManyConversations:
-                await given.open_passes.refresh(reservation(), LIMIT)
+                await given.open_passes.refresh(make_reservation(), LIMIT)
                 await given.grant(f"conv_{number}")
             given.clock.now += 1
 
-    assert len(provider.asked) == 9  # each ended conversation once, three at a time
+    assert len(provider.asked_about) == 9  # asks about each ended conversation once, three at a time
 
 
-async def test_callers_who_come_together_share_one_lookup() -> None:
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+async def test_callers_at_the_same_time_share_one_lookup() -> None:
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        changed = await asyncio.gather(*(given.open_passes.refresh(reservation(), LIMIT) for _ in range(40)))
+        changed = await asyncio.gather(*(given.open_passes.refresh(make_reservation(), LIMIT) for _ in range(40)))
 
         assert changed == [True] * 40
-        assert len(provider.asked) == 3
+        assert len(provider.asked_about) == 3
 
 
 EVERYONE = Limit(name="all", scope=Scope.ALL, counted=Counted.CONVERSATIONS, most=30, window_seconds=86_400)
@@ -272,58 +272,58 @@ PER_AGENT = Limit(name="agent", scope=Scope.AGENT, counted=Counted.CONVERSATIONS
 async def test_callers_whose_limits_count_other_passes_share_no_lookup(
     limits: Sequence[Limit], other: dict[str, Any], asking: dict[str, Any]
 ) -> None:
-    provider = FakeProvider(default=account("in-progress"))
+    provider = FakeProvider(default=make_record("in-progress"))
     async with set_up(provider, conversations=["conv_1"]) as given:
         await given.grant("conv_2", **other)
 
-        who = [reservation(), reservation(**asking)]
+        who = [make_reservation(), make_reservation(**asking)]
         await asyncio.gather(*map(given.open_passes.refresh, who, limits))
 
-    assert set(provider.asked) == {"conv_1", "conv_2"}
+    assert set(provider.asked_about) == {"conv_1", "conv_2"}
 
 
-async def test_a_caller_of_another_instance_waits_for_the_lookup_that_runs() -> None:
-    provider = HeldProvider(default=account("done", call_duration_secs=1))
+async def test_a_caller_of_another_instance_waits_for_the_running_lookup() -> None:
+    provider = HeldProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        first = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
+        first = asyncio.create_task(given.open_passes.refresh(make_reservation(), LIMIT))
         await provider.is_asked.wait()
-        second = asyncio.create_task(given.instance(provider).refresh(reservation(), LIMIT))
-        while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
+        second = asyncio.create_task(given.open_instance(provider).refresh(make_reservation(), LIMIT))
+        while not given.ticks.slept:  # noqa: ASYNC110 - the code under test polls too
             await asyncio.sleep(0)
         was_waiting = not second.done()
         provider.may_answer.set()
 
         assert was_waiting
         assert list(await asyncio.gather(first, second)) == [True, True]
-        assert len(provider.asked) == 3
-        assert await given.refusal() is None
+        assert len(provider.asked_about) == 3
+        assert await given.find_refusal() is None
 
 
-async def test_a_pass_that_is_about_to_be_granted_is_waited_for_and_asked_about() -> None:
+async def test_a_lookup_waits_for_a_pass_in_flight_and_asks_about_it() -> None:
     async with set_up(UNOPENED) as given:
-        asked = reservation()
-        await given.ledger.reserve(asked, [LIMIT])
-        lookup = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
-        while not given.ticks.slept:  # noqa: ASYNC110 - it polls, and so does this
+        reserved = make_reservation()
+        await given.ledger.reserve(reserved, [LIMIT])
+        lookup = asyncio.create_task(given.open_passes.refresh(make_reservation(), LIMIT))
+        while not given.ticks.slept:  # noqa: ASYNC110 - the code under test polls too
             await asyncio.sleep(0)
         fresh = Credential(secret="s", conversation_id="conv_9", expires_at=NOW + 900)
-        await given.ledger.grant(asked, fresh, sealed=SEALS.seal(AGENT, asked.pass_id, fresh))
+        await given.ledger.grant(reserved, fresh, sealed=SEALS.seal(AGENT, reserved.pass_id, fresh))
         await lookup
 
-        credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+        credential = await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
     assert credential == fresh
 
 
-async def test_a_pass_that_is_not_granted_is_waited_for_half_as_long_as_a_lookup_may_take() -> None:
+async def test_a_lookup_waits_half_of_its_time_for_a_pass_that_is_not_granted() -> None:
     async with set_up() as given:
-        await given.ledger.reserve(reservation(), [LIMIT])
+        await given.ledger.reserve(make_reservation(), [LIMIT])
 
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
     assert given.ticks.now - START == pytest.approx(4 * DEADLINE_SHARE / 2, abs=0.1)
 
 
-async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_what_it_said_counts() -> None:
+async def test_a_lookup_ends_after_a_third_of_the_deadline_and_uses_the_answers_so_far() -> None:
     class Slow(FakeProvider):
         async def fetch_conversation(
             self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
@@ -332,19 +332,19 @@ async def test_a_slow_elevenlabs_is_waited_for_only_a_third_of_the_deadline_and_
                 await asyncio.Event().wait()
             return await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
 
-    provider = Slow(default=account("done", call_duration_secs=1))
+    provider = Slow(default=make_record("done", call_duration_secs=1))
     async with set_up(conversations=THREE) as given:
         async with asyncio.timeout(5):
-            await given.instance(provider, deadline_seconds=0.3).refresh(reservation(), LIMIT)
+            await given.open_instance(provider, deadline_seconds=0.3).refresh(make_reservation(), LIMIT)
 
         found = [(await given.ledger.find_pass(each)).settled_by for each in THREE]
     assert found == ["lookup", None, "lookup"]
 
 
-async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
-    provider = HeldProvider(default=account("done", call_duration_secs=1))
+async def test_a_caller_who_hangs_up_does_not_cancel_the_lookup() -> None:
+    provider = HeldProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        caller = asyncio.create_task(given.open_passes.refresh(reservation(), LIMIT))
+        caller = asyncio.create_task(given.open_passes.refresh(make_reservation(), LIMIT))
         await provider.is_asked.wait()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -352,7 +352,7 @@ async def test_a_caller_who_hangs_up_cuts_off_nothing() -> None:
         provider.may_answer.set()
         await given.open_passes.aclose()
 
-        assert await given.refusal() is None
+        assert await given.find_refusal() is None
 
 
 class Failing(Settlements):
@@ -362,13 +362,13 @@ class Failing(Settlements):
 
 
 async def test_a_ledger_that_fails_during_a_lookup_fails_closed_and_the_next_lookup_waits() -> None:
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
         with pytest.raises(LedgerUnavailable):
-            await given.instance(provider, settlements=Failing).refresh(reservation(), LIMIT)
+            await given.open_instance(provider, settlements=Failing).refresh(make_reservation(), LIMIT)
 
-        assert not await given.open_passes.refresh(reservation(), LIMIT)
-        assert len(provider.asked) == 3
+        assert not await given.open_passes.refresh(make_reservation(), LIMIT)
+        assert len(provider.asked_about) == 3
 
 
 async def test_a_lookup_whose_ledger_fails_for_one_pass_ends_when_the_other_answers_are_written() -> None:
@@ -380,21 +380,21 @@ async def test_a_lookup_whose_ledger_fails_for_one_pass_ends_when_the_other_answ
                 await asyncio.sleep(0)
             return await super().apply(issued, report)
 
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
         with pytest.raises(LedgerUnavailable):
-            await given.instance(provider, settlements=FailingOnce).refresh(reservation(), LIMIT)
+            await given.open_instance(provider, settlements=FailingOnce).refresh(make_reservation(), LIMIT)
 
         assert sorted(str(each.conversation_id) for each in given.settled) == ["conv_1", "conv_3"]
 
 
 @table("is_closing", [True, False])
 async def test_a_lookup_that_fails_after_its_caller_hung_up_raises_nothing_anywhere(*, is_closing: bool) -> None:
-    provider = HeldProvider(default=account("done", call_duration_secs=1))
+    provider = HeldProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        open_passes = given.instance(provider, settlements=Failing)
+        open_passes = given.open_instance(provider, settlements=Failing)
         before = asyncio.all_tasks()
-        caller = asyncio.create_task(open_passes.refresh(reservation(), LIMIT))
+        caller = asyncio.create_task(open_passes.refresh(make_reservation(), LIMIT))
         await provider.is_asked.wait()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -409,34 +409,34 @@ async def test_a_lookup_that_fails_after_its_caller_hung_up_raises_nothing_anywh
     gc.collect()  # asyncio reports a lost exception when it collects the task, and then the test fails
 
 
-async def test_a_write_that_outlasts_the_time_for_questions_still_counts_and_is_observed() -> None:
+async def test_a_write_that_takes_longer_than_the_lookup_may_ask_still_counts() -> None:
     class Slow(Settlements):
         async def apply(self, issued: IssuedPass, report: Report) -> Outcome:
             outcome = await super().apply(issued, report)
             await asyncio.sleep(0.2)  # longer than a third of the deadline
             return outcome
 
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
-        open_passes = given.instance(provider, settlements=Slow, deadline_seconds=0.3)
-        await open_passes.refresh(reservation(), LIMIT)
+        open_passes = given.open_instance(provider, settlements=Slow, deadline_seconds=0.3)
+        await open_passes.refresh(make_reservation(), LIMIT)
 
-        is_paused = not await open_passes.refresh(reservation(), LIMIT)
-    assert not is_paused  # a lookup that freed nothing would be followed by a pause
+        is_paused = not await open_passes.refresh(make_reservation(), LIMIT)
+    assert not is_paused  # only a lookup that freed nothing is followed by a pause
     assert len(given.settled) == 3
 
 
-async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_with_for_a_minute() -> None:
+async def test_a_key_that_may_not_read_is_logged_once_an_hour() -> None:
     provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
     async with set_up(provider, conversations=THREE) as given:
         with capture_logs() as logged:
             for _ in range(121):
-                await given.open_passes.refresh(reservation(), LIMIT)
+                await given.open_passes.refresh(make_reservation(), LIMIT)
                 given.clock.now += 60
                 given.ticks.now += 60
                 if given.clock.now < NOW + 1500:
                     continue
-                for conversation_id in THREE:  # they have lapsed: three more
+                for conversation_id in THREE:  # the first three have lapsed, so grant new ones
                     with contextlib.suppress(TooManyConversations):
                         await given.grant(f"{conversation_id}_{given.clock.now}")
 
@@ -448,34 +448,34 @@ async def test_a_key_that_may_not_read_is_reported_once_an_hour_and_not_asked_wi
     assert {line["log_level"] for line in warnings} == {"warning"}
 
 
-async def test_after_a_rejected_key_lookups_ask_no_more_for_a_minute() -> None:
+async def test_after_a_rejected_key_lookups_do_not_ask_for_a_minute() -> None:
     provider = FakeProvider(default=KeyRejected(operator_note="it lacks convai_read"))
-    asked = []
+    questions = []
     async with set_up(provider, conversations=["conv_1"]) as given:
         for seconds in (0, 59, 1):
             given.clock.now += 3  # longer than the pause after a lookup
             given.ticks.now += seconds
-            await given.open_passes.refresh(reservation(), LIMIT)
-            asked.append(len(provider.asked))
+            await given.open_passes.refresh(make_reservation(), LIMIT)
+            questions.append(len(provider.asked_about))
 
-    assert asked == [1, 1, 2]
+    assert questions == [1, 1, 2]
 
 
-async def test_nobody_is_asked_about_a_pass_of_an_agent_that_is_no_longer_configured() -> None:
-    provider = FakeProvider(default=account("done", call_duration_secs=1))
+async def test_lookups_do_not_ask_about_passes_of_an_agent_that_is_no_longer_configured() -> None:
+    provider = FakeProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider) as given:
         await given.grant("conv_1", agent_id="agent_gone")
 
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
-async def test_a_question_without_an_answer_is_logged() -> None:
+async def test_a_lookup_that_gets_no_answer_is_logged() -> None:
     provider = FakeProvider(default=Unavailable(operator_note="it is down"))
     async with set_up(provider, conversations=["conv_1"]) as given:
         with capture_logs() as logged:
-            await given.open_passes.refresh(reservation(), LIMIT)
+            await given.open_passes.refresh(make_reservation(), LIMIT)
 
     assert logged == [
         {
@@ -494,7 +494,7 @@ async def test_only_a_lookup_takes_the_calls_that_are_kept_for_lookups(source: s
     async with set_up(conversations=["conv_1"]) as given:
         await fetch_report(provider, HERE, await given.ledger.find_pass("conv_1"), source=source)
 
-    assert provider.asked == ["conv_1"]
+    assert provider.asked_about == ["conv_1"]
     assert provider.asked_by_lookups == by_lookups
 
 
@@ -526,76 +526,84 @@ async def test_a_report_frees_a_limit_once_and_only_if_the_pass_counted_as_open(
 UNOPENED = FakeProvider(default=ConversationUnknown())
 
 
-async def test_an_unopened_pass_is_returned_again_the_newest_one() -> None:
+async def test_the_newest_unopened_pass_is_returned_again() -> None:
     refusal = TooManyConversations()
     async with set_up(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.refresh(reservation(), LIMIT)
-        credential = await given.open_passes.reissue(reservation(), AGENT, refusal)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
+        credential = await given.open_passes.reissue(make_reservation(), AGENT, refusal)
 
     assert (credential.secret, credential.conversation_id) == (signed_url(conversation_id="conv_3"), "conv_3")
     assert credential.expires_at == NOW + 900
 
 
 @pytest.mark.parametrize("facts", [{"user_id": "u-2"}, {"agent_id": "agent_2"}, {"transport": Transport.WEBRTC}])
-async def test_nobody_is_given_the_pass_of_another_user_agent_or_transport(facts: dict[str, Any]) -> None:
+async def test_a_pass_of_another_user_agent_or_transport_is_not_returned(facts: dict[str, Any]) -> None:
     refusal = TooManyConversations()
     async with set_up(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
         with pytest.raises(TooManyConversations) as raised:
-            await given.open_passes.reissue(reservation(**facts), AGENT, refusal)
+            await given.open_passes.reissue(make_reservation(**facts), AGENT, refusal)
 
     assert raised.value is refusal
 
 
 @table(
     "answer",
-    [account("in-progress"), account("processing"), account("done"), {}, Unavailable(), Timeout(), KeyRejected()],
+    [
+        make_record("in-progress"),
+        make_record("processing"),
+        make_record("done"),
+        {},
+        Unavailable(),
+        Timeout(),
+        KeyRejected(),
+    ],
 )
-async def test_a_pass_that_elevenlabs_does_not_call_unopened_is_not_returned_again(answer: object) -> None:
+async def test_only_a_pass_that_elevenlabs_calls_unopened_is_returned_again(answer: object) -> None:
     async with set_up(FakeProvider(default=answer), conversations=THREE) as given:
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
         with pytest.raises(TooManyConversations):
-            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+            await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
 
 
-async def test_that_nobody_opened_a_pass_holds_for_the_pause_after_a_lookup_and_no_longer() -> None:
+async def test_a_lookups_answer_that_a_pass_is_unopened_is_valid_only_for_a_few_seconds() -> None:
     async with set_up(UNOPENED, conversations=THREE) as given:
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
         given.clock.now += 2
-        within = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+        within = await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
         given.clock.now += 3
 
         with pytest.raises(TooManyConversations):
-            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+            await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
     assert within.conversation_id == "conv_3"
 
 
 async def test_a_pass_is_returned_again_only_while_it_is_valid_for_thirty_more_seconds() -> None:
     async with set_up(UNOPENED, conversations=["conv_1"]) as given:
         given.clock.now = NOW + 870
-        await given.open_passes.refresh(reservation(), LIMIT)
-        last = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+        await given.open_passes.refresh(make_reservation(), LIMIT)
+        last = await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
         given.clock.now += 1
 
         with pytest.raises(TooManyConversations):
-            await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+            await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
     assert last.conversation_id == "conv_1"
 
 
-async def test_a_sealed_value_that_does_not_open_is_reported_and_the_one_before_it_is_returned() -> None:
+async def test_a_seal_that_is_broken_is_logged_and_the_pass_before_it_is_returned() -> None:
     async with set_up(UNOPENED, conversations=["conv_1"]) as given:
-        changed = reservation()
+        changed = make_reservation()
         await given.ledger.reserve(changed, [LIMIT])
         newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
         sealed = bytearray(SEALS.seal(AGENT, changed.pass_id, newest) or b"")
         sealed[-1] ^= 1
         await given.ledger.grant(changed, newest, sealed=bytes(sealed))
 
-        await given.open_passes.refresh(reservation(), LIMIT)
+        await given.open_passes.refresh(make_reservation(), LIMIT)
 
         with capture_logs() as logged:
-            credential = await given.open_passes.reissue(reservation(), AGENT, TooManyConversations())
+            credential = await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
 
     assert credential.conversation_id == "conv_1"
     assert [(line["event"], line["pass_id"]) for line in logged] == [("pass.seal_broken", changed.pass_id)]
@@ -609,20 +617,20 @@ def credential() -> Credential:
     return Credential(secret=signed_url(), conversation_id="conv_1", expires_at=NOW + 900.5)
 
 
-def seals(*api_keys: str) -> Seals:
+def make_seals(*api_keys: str) -> Seals:
     return Seals([Workspace(base_url=HERE, api_keys=api_keys)])
 
 
-def test_what_was_sealed_opens_with_the_same_api_key_for_the_same_pass() -> None:
-    sealed = seals("sk_a").seal(AGENT, "p-1", credential())
+def test_a_sealed_credential_opens_with_the_same_api_key_for_the_same_pass() -> None:
+    sealed = make_seals("sk_a").seal(AGENT, "p-1", credential())
 
     assert sealed is not None
-    assert seals("sk_a").unseal(AGENT, "p-1", sealed) == credential()
-    assert seals("sk_b", "sk_a").unseal(AGENT, "p-1", sealed) == credential()
+    assert make_seals("sk_a").unseal(AGENT, "p-1", sealed) == credential()
+    assert make_seals("sk_b", "sk_a").unseal(AGENT, "p-1", sealed) == credential()
 
 
-def test_two_seals_of_one_credential_have_nothing_in_common() -> None:
-    one, other = (seals("sk_a").seal(AGENT, "p-1", credential()) for _ in range(2))
+def test_two_seals_of_one_credential_differ_in_nonce_and_text() -> None:
+    one, other = (make_seals("sk_a").seal(AGENT, "p-1", credential()) for _ in range(2))
 
     assert one is not None
     assert other is not None
@@ -649,13 +657,11 @@ def test_a_sealed_value_of_another_type_does_not_open(sealed: Any) -> None:
         ("sk_a", "p-1", lambda _sealed: b"\0" * 12),
     ],
 )
-def test_what_was_changed_moved_or_sealed_under_another_key_does_not_open(
-    api_key: str, pass_id: str, change: Any
-) -> None:
-    sealed = seals("sk_a").seal(AGENT, "p-1", credential())
+def test_a_changed_value_another_pass_or_another_key_opens_no_seal(api_key: str, pass_id: str, change: Any) -> None:
+    sealed = make_seals("sk_a").seal(AGENT, "p-1", credential())
 
     with pytest.raises(SealBrokenError):
-        seals(api_key).unseal(AGENT, pass_id, change(sealed))
+        make_seals(api_key).unseal(AGENT, pass_id, change(sealed))
 
 
 @pytest.mark.parametrize("missing", ["conversation_id", "expires_at"])

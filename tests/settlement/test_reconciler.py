@@ -1,4 +1,4 @@
-"""The list of conversations settles what no webhook reported, with few calls, on one instance at a time."""
+"""The reconciler settles what no webhook reported, from the list of conversations, on one instance at a time."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from tests.logs import capture_logs
 from tests.settlement.given import (
     HERE,
     FakeProvider,
-    account,
-    elevenlabs,
     grant,
+    make_record,
+    make_row,
     make_settlements,
-    provider_at,
-    row,
+    open_provider,
+    run_emulator,
 )
 from tests.simulation.virtual_time import FreezingLedger, VirtualTime, run
 from tests.tables import table
@@ -53,7 +53,7 @@ from voicepass.settlement.reconciler import (
 pytestmark = pytest.mark.anyio
 
 OLD = 20 * 60 + 1
-"""From this age on a pass is asked about by itself."""
+"""From this age on, the reconciler asks about a pass individually."""
 
 OPEN = (None, 600)
 EXPIRED = ("expiry", 0)
@@ -85,26 +85,26 @@ def make_reconciler(
 
 
 ROWS: dict[str, tuple[dict[str, Any], tuple[str | None, int]]] = {
-    "done": (row("conv_1", "done", 42), USED),
-    "failed": (row("conv_1", "failed", 42), USED),
-    "done, and it does not say how long": (row("conv_1", "done", None), (None, 300)),
-    "processing: the time since the grant counts until more is known": (row("conv_1", "processing", 42), (None, 300)),
-    "still open": (row("conv_1", "in-progress"), OPEN),
-    "an unknown status counts as open": (row("conv_1", "archived", 42), OPEN),
+    "done": (make_row("conv_1", "done", 42), USED),
+    "failed": (make_row("conv_1", "failed", 42), USED),
+    "done, without a duration": (make_row("conv_1", "done", None), (None, 300)),
+    "processing: the time since the grant counts": (make_row("conv_1", "processing", 42), (None, 300)),
+    "still open": (make_row("conv_1", "in-progress"), OPEN),
+    "an unknown status counts as open": (make_row("conv_1", "archived", 42), OPEN),
     "no status": ({"conversation_id": "conv_1"}, OPEN),
-    "a status that is no text": (row("conv_1", ["done"], 42), OPEN),  # type: ignore[arg-type]
-    "an id that no database holds": (row("conv_\ud800", "done", 42), OPEN),
-    "a negative duration": (row("conv_1", "done", -1), (None, 300)),
-    "a huge duration": (row("conv_1", "done", 10**9), (None, 300)),
-    "a duration that is no number": (row("conv_1", "done", "42"), (None, 300)),
-    "another conversation": (row("conv_2", "done", 42), OPEN),
-    "another agent": (row("conv_1", "done", 42, agent_id="agent_other"), OPEN),
+    "a status that is no text": (make_row("conv_1", ["done"], 42), OPEN),  # type: ignore[arg-type]
+    "an id that no database holds": (make_row("conv_\ud800", "done", 42), OPEN),
+    "a negative duration": (make_row("conv_1", "done", -1), (None, 300)),
+    "a huge duration": (make_row("conv_1", "done", 10**9), (None, 300)),
+    "a duration that is no number": (make_row("conv_1", "done", "42"), (None, 300)),
+    "another conversation": (make_row("conv_2", "done", 42), OPEN),
+    "another agent": (make_row("conv_1", "done", 42, agent_id="agent_other"), OPEN),
     "no conversation": ({"status": "done"}, OPEN),
 }
 
 
 @table("case", ROWS)
-async def test_a_row_of_the_list_settles_ends_or_leaves_a_pass(case: str) -> None:
+async def test_each_kind_of_row_settles_a_pass_ends_it_or_leaves_it_open(case: str) -> None:
     listed, expected = ROWS[case]
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
@@ -123,7 +123,7 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
         for number in range(250):
             await grant(ledger, f"conv_{number}")
         clock.now += 300
-        rows = [row(f"conv_{number}", "done", 42) for number in range(250)]
+        rows = [make_row(f"conv_{number}", "done", 42) for number in range(250)]
         provider = FakeProvider(pages=[rows[:100], rows[100:200], rows[200:]])
 
         await make_reconciler(ledger, provider, clock).run_round()
@@ -131,17 +131,18 @@ async def test_every_page_is_read_and_100_conversations_cost_one_call() -> None:
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(250)]
     assert settled == ["reconciler"] * 250
     assert len(provider.listed) == 3
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
-async def test_every_row_of_a_page_counts_however_many_it_has() -> None:
+async def test_every_row_of_a_page_counts_even_beyond_the_batch_size() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(3):
             await grant(ledger, f"conv_{number}")
         clock.now += 300
-        others = [row(f"conv_other_{number}", "in-progress", agent_id="agent_other") for number in range(MAX_ROWS)]
-        page = [row("conv_0", "done", 42), *others, row("conv_1", "done", 42), *others, row("conv_2", "done", 42)]
+        others = [make_row(f"conv_other_{number}", "in-progress", agent_id="agent_other") for number in range(MAX_ROWS)]
+        first, second, third = (make_row(f"conv_{number}", "done", 42) for number in range(3))
+        page = [first, *others, second, *others, third]
 
         await make_reconciler(ledger, FakeProvider(pages=[page]), clock).run_round()
 
@@ -151,7 +152,7 @@ async def test_every_row_of_a_page_counts_however_many_it_has() -> None:
 
 async def test_each_row_of_a_page_is_applied_once() -> None:
     clock = Clock()
-    page = [row("conv_9", "done", agent_id="agent_other"), row("conv_1", "done", 42, agent_id="agent_other")]
+    page = [make_row("conv_9", "done", agent_id="agent_other"), make_row("conv_1", "done", 42, agent_id="agent_other")]
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
         clock.now += 300
@@ -177,7 +178,7 @@ async def test_the_list_is_read_every_four_minutes() -> None:
     assert calls == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
-def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
+def test_a_slow_round_does_not_shift_the_times_of_the_later_rounds() -> None:
     time = VirtualTime()
     began: list[float] = []
 
@@ -194,7 +195,7 @@ def test_a_round_that_takes_its_time_does_not_delay_the_next() -> None:
     assert began == [60, 120, 180, 330, 390]
 
 
-async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_open_conversation() -> None:
+async def test_the_list_is_read_from_the_last_reading_on_or_from_the_oldest_open_conversation() -> None:
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         reconciler = make_reconciler(ledger, provider, clock)
@@ -202,16 +203,16 @@ async def test_each_reading_begins_where_the_last_one_ended_or_with_the_oldest_o
         clock.now += 100
         await reconciler.run_round()
         await grant(ledger, "conv_2")
-        provider.pages = [[row("conv_2", "in-progress", began=NOW + 101)]]
+        provider.pages = [[make_row("conv_2", "in-progress", began=NOW + 101)]]
         clock.now += LIST_SECONDS
         await reconciler.run_round()
         clock.now += LIST_SECONDS
         await reconciler.run_round()
 
     first, second, third = provider.listed
-    assert first == (NOW - 60, NOW + 85)  # a minute of overlap; what began in the last 15 s may be missing
+    assert first == (NOW - 60, NOW + 85)  # a minute of overlap; the list may lack those of the last 15 s
     assert second == (NOW + 85 - 60, NOW + 295)
-    assert third == (NOW + 101, NOW + 505)  # conv_1 is not in the list, so it can only begin later
+    assert third == (NOW + 101, NOW + 505)  # conv_1 is not in the list, so it has not begun
 
 
 async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_released() -> None:
@@ -230,10 +231,10 @@ async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_releas
     assert released.index(30) + 1 <= 20  # minutes
     assert released.index(30) * 60 >= NEVER_OPENED_SECONDS - 60
     assert set(released) == {0, 30}
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
-async def test_one_round_releases_more_passes_than_it_reads_at_once_and_logs_how_many() -> None:
+async def test_one_round_releases_more_passes_than_one_batch_and_logs_the_number() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(101):
@@ -245,7 +246,7 @@ async def test_one_round_releases_more_passes_than_it_reads_at_once_and_logs_how
     assert logged == [{"event": "passes.reconciled", "log_level": "info", "expired": 101}]
 
 
-async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
+async def test_no_pass_is_released_while_the_list_cannot_be_read_to_its_end() -> None:
     clock, provider = Clock(), FakeProvider(listing=Unavailable())
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
@@ -259,7 +260,7 @@ async def test_nothing_is_released_while_the_list_cannot_be_read_to_its_end() ->
 
 
 @pytest.mark.parametrize("cursors", [["1", "1"], ["1", "2", "1"], ["same"] * 2])
-async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(cursors: list[str]) -> None:
+async def test_the_reconciler_stops_reading_an_endless_list_and_settles_its_rows_so_far(cursors: list[str]) -> None:
     class Endless(FakeProvider):
         calls = 0
 
@@ -268,7 +269,7 @@ async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(curs
         ) -> ConversationsPage:
             del agent_base_url, agent_id, since, until, cursor
             self.calls += 1
-            return ConversationsPage([row("conv_1", "done", 42)], cursors[(self.calls - 1) % len(cursors)])
+            return ConversationsPage([make_row("conv_1", "done", 42)], cursors[(self.calls - 1) % len(cursors)])
 
     clock, provider = Clock(), Endless()
     async with open_sqlite(":memory:", clock=clock) as ledger:
@@ -285,9 +286,9 @@ async def test_an_endless_list_is_abandoned_and_its_rows_so_far_are_settled(curs
     assert "does not end" in next(line["note"] for line in logged if line["event"] == "reconciler.stopped")
 
 
-async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_settles_them() -> None:
+async def test_the_list_settles_a_conversation_of_more_than_20_minutes() -> None:
     clock = Clock()
-    provider = FakeProvider(pages=[[row("conv_1", "in-progress", began=NOW)]])
+    provider = FakeProvider(pages=[[make_row("conv_1", "in-progress", began=NOW)]])
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
         reconciler = Reconciler(
@@ -302,18 +303,18 @@ async def test_conversations_may_last_longer_than_20_minutes_and_the_list_still_
         for _ in range(50):
             clock.now += 60
             await reconciler.run_round()
-        asked = list(provider.asked)
-        provider.pages = [[row("conv_1", "done", 3000, began=NOW)]]
+        asked_before = list(provider.asked_about)
+        provider.pages = [[make_row("conv_1", "done", 3000, began=NOW)]]
         for _ in range(5):
             clock.now += 60
             await reconciler.run_round()
 
         found = await ledger.find_pass("conv_1")
-    assert asked == []
+    assert asked_before == []
     assert (found.settled_by, found.seconds) == ("reconciler", 3000)
 
 
-async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_again() -> None:
+async def test_a_conversation_that_appears_after_its_pass_was_released_counts_again() -> None:
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         reconciler = make_reconciler(ledger, provider, clock)
@@ -321,12 +322,12 @@ async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_a
         clock.now += NEVER_OPENED_SECONDS + 30
         await reconciler.run_round()
         released = await ledger.find_pass("conv_1")
-        provider.pages = [[row("conv_1", "in-progress", began=clock.now - 20)]]
+        provider.pages = [[make_row("conv_1", "in-progress", began=clock.now - 20)]]
         await grant(ledger, "conv_2")
         clock.now += LIST_SECONDS
         await reconciler.run_round()
         open_again = await ledger.find_pass("conv_1")
-        provider.pages = [[row("conv_1", "done", 42)]]
+        provider.pages = [[make_row("conv_1", "done", 42)]]
         clock.now += LIST_SECONDS
         await reconciler.run_round()
         found = await ledger.find_pass("conv_1")
@@ -336,29 +337,29 @@ async def test_a_conversation_that_turns_up_after_its_pass_was_released_counts_a
     assert (found.settled_by, found.seconds) == USED
 
 
-# One by one, for what the list does not tell.
+# Questions about single conversations, for passes that the list does not settle.
 
 
 ANSWERS: dict[str, tuple[object, float, tuple[str | None, int]]] = {
-    "done": (account("done", call_duration_secs=42), OLD, USED),
-    "failed": (account("failed", call_duration_secs=42), OLD, USED),
-    "done, and it does not say how long": (account("done"), OLD, OPEN),
-    "still open": (account("in-progress", call_duration_secs=0), OLD, OPEN),
-    "processing": (account("processing", call_duration_secs=0), OLD, OPEN),
-    "never really opened": (account("initiated", call_duration_secs=0), OLD, EXPIRED),
+    "done": (make_record("done", call_duration_secs=42), OLD, USED),
+    "failed": (make_record("failed", call_duration_secs=42), OLD, USED),
+    "done, without a duration": (make_record("done"), OLD, OPEN),
+    "still open": (make_record("in-progress", call_duration_secs=0), OLD, OPEN),
+    "processing": (make_record("processing", call_duration_secs=0), OLD, OPEN),
+    "never really opened": (make_record("initiated", call_duration_secs=0), OLD, EXPIRED),
     "never opened": (ConversationUnknown(), OLD, EXPIRED),
-    "a status of tomorrow": (account("archived", call_duration_secs=42), OLD, OPEN),
+    "a status of tomorrow": (make_record("archived", call_duration_secs=42), OLD, OPEN),
     "no status at all": ({"detail": []}, OLD, OPEN),
     "not readable": (BadAnswer(), OLD, OPEN),
     "not readable for a day": (BadAnswer(), UNACCOUNTED_SECONDS, IN_FULL),
-    "processing for a day": (account("processing"), UNACCOUNTED_SECONDS, IN_FULL),
+    "processing for a day": (make_record("processing"), UNACCOUNTED_SECONDS, IN_FULL),
     "out of order for a day": (Unavailable(), UNACCOUNTED_SECONDS, OPEN),
-    "done, after a day": (account("done", call_duration_secs=42), UNACCOUNTED_SECONDS, USED),
+    "done, after a day": (make_record("done", call_duration_secs=42), UNACCOUNTED_SECONDS, USED),
 }
 
 
 @table("case", ANSWERS)
-async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
+async def test_each_kind_of_answer_settles_a_pass_expires_it_or_leaves_it_open(case: str) -> None:
     answer, age_seconds, expected = ANSWERS[case]
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
@@ -372,7 +373,7 @@ async def test_an_answer_settles_expires_or_leaves_a_pass(case: str) -> None:
     assert (found.settled_by, found.seconds) == expected
 
 
-async def test_a_round_logs_what_it_could_not_read_what_it_charges_in_full_and_its_outcomes() -> None:
+async def test_a_round_logs_unreadable_records_full_charges_and_its_outcomes() -> None:
     clock, provider = Clock(), FakeProvider(default=BadAnswer(operator_note="the answer is not JSON"))
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for conversation_id in ("conv_1", "conv_2"):
@@ -398,7 +399,7 @@ async def test_a_round_logs_what_it_could_not_read_what_it_charges_in_full_and_i
     assert logged[-1] == outcomes
 
 
-async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> None:
+async def test_the_reconciler_does_not_ask_about_a_pass_that_the_list_may_still_settle() -> None:
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
@@ -407,10 +408,10 @@ async def test_a_pass_that_the_list_may_still_settle_is_not_asked_about() -> Non
 
         await make_reconciler(ledger, provider, clock).run_round()
 
-    assert provider.asked == []
+    assert provider.asked_about == []
 
 
-async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_day() -> None:
+async def test_a_pass_of_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_day() -> None:
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger, agent_id="agent_gone")
@@ -422,12 +423,12 @@ async def test_an_agent_that_is_no_longer_configured_is_charged_in_full_after_a_
         await reconciler.run_round()
         found = await ledger.find_pass("conv_1")
 
-    assert provider.asked == []
+    assert provider.asked_about == []
     assert left.settled_by is None
     assert (found.settled_by, found.seconds) == IN_FULL
 
 
-async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
+async def test_a_round_asks_about_20_passes_and_the_next_round_about_the_others() -> None:
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(25):
@@ -439,8 +440,8 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
         per_round = []
         for _ in range(3):
             await reconciler.run_round()
-            per_round.append(provider.asked[:])
-            provider.asked.clear()
+            per_round.append(provider.asked_about[:])
+            provider.asked_about.clear()
             clock.now += 60
 
     ids = [f"conv_{number}" for number in range(25)]
@@ -449,7 +450,10 @@ async def test_a_round_asks_for_20_and_the_next_for_the_others() -> None:
 
 @table("refusal", [Busy(), Unavailable(), Timeout(), QuotaExhausted(), KeyRejected(), Overloaded()])
 async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_still_asked(refusal: Exception) -> None:
-    clock, provider = Clock(), FakeProvider({"https://there": refusal}, default=account("done", call_duration_secs=42))
+    clock, provider = (
+        Clock(),
+        FakeProvider({"https://there": refusal}, default=make_record("done", call_duration_secs=42)),
+    )
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(6):
             await grant(ledger, f"conv_{number}", agent_id=AGENT_ID if number % 2 else "agent_there")
@@ -462,17 +466,17 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
 
         settled = [(await ledger.find_pass(f"conv_{number}")).settled_by for number in range(6)]
     assert settled == [None, "reconciler"] * 3
-    assert provider.asked == ["conv_0", "conv_1", "conv_3", "conv_5"]
+    assert provider.asked_about == ["conv_0", "conv_1", "conv_3", "conv_5"]
     assert [(line["event"], line.get("host")) for line in logged] == [
         ("reconciler.stopped", "https://there"),
         ("passes.reconciled", None),
     ]
 
 
-# One instance at a time, and nothing ends it.
+# One instance at a time, and no failure ends the reconciler.
 
 
-async def test_two_instances_ask_once(tmp_path: Path) -> None:
+async def test_of_two_instances_only_one_asks(tmp_path: Path) -> None:
     clock, provider = Clock(), FakeProvider()
     path = str(tmp_path / "ledger.db")
     async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
@@ -483,16 +487,16 @@ async def test_two_instances_ask_once(tmp_path: Path) -> None:
 
         held = await one.take_lease("reconciler", 60)
         await asyncio.gather(*(instance.run_round() for instance in instances))
-        while_held = len(provider.asked)
+        while_held = len(provider.asked_about)
         await one.end_lease("reconciler")
         await instances[0].run_round()
 
     assert held
     assert while_held == 0
-    assert len(provider.asked) == 1
+    assert len(provider.asked_about) == 1
 
 
-async def test_a_lease_is_nobody_elses_until_it_lapses_or_is_given_back() -> None:
+async def test_a_lease_belongs_to_one_instance_until_it_lapses_or_is_ended() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         got = [await ledger.take_lease("a", 10), await ledger.take_lease("a", 10), await ledger.take_lease("b", 10)]
@@ -540,7 +544,7 @@ def test_a_round_keeps_other_instances_away_until_shortly_before_the_next_one_an
     assert logged == lines
 
 
-async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_next_one(tmp_path: Path) -> None:
+async def test_after_a_round_that_fails_any_instance_may_run_the_next_one(tmp_path: Path) -> None:
     class Failing(FakeProvider):
         async def list_conversations(
             self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
@@ -548,7 +552,7 @@ async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_ne
             await super().list_conversations(agent_base_url, agent_id, since=since, until=until, cursor=cursor)
             raise LedgerUnavailable(operator_note="the disk is full")
 
-    clock, failing, working = Clock(), Failing(), FakeProvider(pages=[[row("conv_1", "done", 42)]])
+    clock, failing, working = Clock(), Failing(), FakeProvider(pages=[[make_row("conv_1", "done", 42)]])
     path = str(tmp_path / "ledger.db")
     async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
         await grant(one)
@@ -568,7 +572,12 @@ async def test_after_a_ledger_that_fails_in_a_round_any_instance_may_hold_the_ne
 
 async def test_a_listed_conversation_that_was_never_issued_is_reported_once() -> None:
     clock, bypasses = Clock(), list[str]()
-    rows = [row("conv_1", "in-progress"), row("conv_9", "done", 42), row("conv_9", "done", 42), {"status": "done"}]
+    rows = [
+        make_row("conv_1", "in-progress"),
+        make_row("conv_9", "done", 42),
+        make_row("conv_9", "done", 42),
+        {"status": "done"},
+    ]
     provider = FakeProvider(pages=[rows])
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
@@ -588,16 +597,16 @@ async def test_a_listed_conversation_that_was_never_issued_is_reported_once() ->
 
 async def test_the_list_is_read_for_conversations_without_a_pass_even_if_no_pass_is_open() -> None:
     clock, bypasses = Clock(), list[str]()
-    provider = FakeProvider(pages=[[row("conv_9", "in-progress", began=NOW - 30)]])
+    provider = FakeProvider(pages=[[make_row("conv_9", "in-progress", began=NOW - 30)]])
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await make_reconciler(ledger, provider, clock, bypasses=bypasses).run_round()
 
     assert bypasses == ["not_issued"]
 
 
-async def test_a_record_of_a_conversation_that_anyone_could_begin_is_reported() -> None:
+async def test_a_record_of_a_conversation_without_authorization_is_reported() -> None:
     clock, bypasses = Clock(), list[str]()
-    record = account("in-progress", authorization_method="public") | {"agent_id": AGENT_ID}
+    record = make_record("in-progress", authorization_method="public") | {"agent_id": AGENT_ID}
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
         await ledger.note_opened("conv_1", NOW)
@@ -608,13 +617,13 @@ async def test_a_record_of_a_conversation_that_anyone_could_begin_is_reported() 
     assert bypasses == ["public"]
 
 
-async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> None:
-    class Out:
+async def test_a_ledger_that_fails_ends_the_round_and_not_the_reconciler() -> None:
+    class FailingLedger:
         async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with capture_logs() as logged:
-        await make_reconciler(Out(), FakeProvider(), Clock()).run_round()  # type: ignore[arg-type]
+        await make_reconciler(FailingLedger(), FakeProvider(), Clock()).run_round()  # type: ignore[arg-type]
 
     assert logged == [
         {
@@ -626,7 +635,7 @@ async def test_a_ledger_that_is_out_ends_the_round_and_not_the_reconciler() -> N
     ]
 
 
-async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() -> None:
+async def test_no_failure_ends_the_reconciler_and_the_service_ends_it_at_once() -> None:
     clock, enough = Clock(), asyncio.Event()
 
     class Broken(FakeProvider):
@@ -635,7 +644,7 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
         ) -> dict[str, object]:
             await super().fetch_conversation(agent_base_url, conversation_id, is_lookup=is_lookup)
             clock.now += 200  # the lease has lapsed
-            if len(self.asked) == 3:
+            if len(self.asked_about) == 3:
                 enough.set()
                 await asyncio.Event().wait()
             raise RuntimeError("a bug")
@@ -655,17 +664,17 @@ async def test_nothing_ends_the_reconciler_but_the_service_and_that_at_once() ->
     assert asyncio.all_tasks() == before
 
 
-# And over real sockets, with the emulator.
+# Over real sockets, with the emulator.
 
 
 @contextlib.asynccontextmanager
 async def open_reconciler(url: str, ledger: Ledger, clock: Clock) -> AsyncIterator[Reconciler]:
-    async with provider_at(url, clock) as provider:
+    async with open_provider(url, clock) as provider:
         yield make_reconciler(ledger, provider, clock, base_urls={AGENT_ID: url})
 
 
 async def converse(emulator: Emulator, url: str, *, seconds: int) -> str:
-    """Hold a conversation of so many seconds, as far as the emulator's clock is concerned; returns its id."""
+    """Hold a conversation that lasts `seconds` by the emulator's clock; return its id."""
     conversation_signature, conversation_id = emulator.issue(AGENT_ID, bound=True)
     query = f"agent_id={AGENT_ID}&conversation_signature={conversation_signature}"
     initiation = {"type": "conversation_initiation_client_data", "user_id": "u-2", "dynamic_variables": {}}
@@ -675,14 +684,14 @@ async def converse(emulator: Emulator, url: str, *, seconds: int) -> str:
         emulator.advance(seconds)
     assert conversation_id is not None
     async with asyncio.timeout(5):
-        while emulator.accounts[conversation_id].seconds is None:  # noqa: ASYNC110 - no event of this loop tells it
-            await asyncio.sleep(0.001)  # the server notices the end in its own thread
+        while emulator.accounts[conversation_id].seconds is None:  # noqa: ASYNC110 - the server is in another thread
+            await asyncio.sleep(0.001)
     return conversation_id
 
 
-async def test_an_outage_is_waited_out() -> None:
+async def test_passes_are_settled_after_an_outage() -> None:
     clock = Clock()
-    with elevenlabs("convai_read") as (emulator, url):
+    with run_emulator("convai_read") as (emulator, url):
         async with open_sqlite(":memory:", clock=clock) as ledger, open_reconciler(url, ledger, clock) as reconciler:
             ids = [await converse(emulator, url, seconds=5) for _ in range(3)]
             for conversation_id in ids:
@@ -703,9 +712,9 @@ async def test_an_outage_is_waited_out() -> None:
     assert after == ["reconciler"] * 3
 
 
-async def test_a_key_that_may_not_read_is_named_with_the_remedy_once_a_round() -> None:
+async def test_a_key_that_may_not_read_is_logged_with_the_remedy_once_a_round() -> None:
     clock = Clock()
-    with elevenlabs() as (emulator, url):
+    with run_emulator() as (emulator, url):
         async with open_sqlite(":memory:", clock=clock) as ledger, open_reconciler(url, ledger, clock) as reconciler:
             for number in range(3):
                 await grant(ledger, f"conv_{number}")

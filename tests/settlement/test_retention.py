@@ -1,4 +1,4 @@
-"""What the ledger need not keep is deleted, with or without a reconciler."""
+"""Old data is deleted from the ledger, with or without a reconciler."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 DAY = 24 * 3600
 
 
-async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() -> None:
+async def test_a_round_deletes_passes_that_are_older_than_the_retention() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
@@ -31,7 +31,7 @@ async def test_a_round_forgets_what_is_older_than_the_ledger_is_to_remember() ->
     assert remembered == [1, 0]
 
 
-async def test_one_instance_deletes_and_the_others_do_not() -> None:
+async def test_an_instance_without_the_lease_deletes_nothing() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
@@ -43,7 +43,7 @@ async def test_one_instance_deletes_and_the_others_do_not() -> None:
         assert len(await ledger.list_passes(most=10)) == 1
 
 
-async def test_a_round_keeps_the_others_from_deleting_until_shortly_before_the_next_round() -> None:
+async def test_a_round_keeps_its_lease_until_shortly_before_the_next_round() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await delete_old_data(ledger, keep_seconds=1)
@@ -85,13 +85,13 @@ def test_a_round_follows_every_minute_even_if_one_fails() -> None:
     assert logged == [{"event": "retention.failed", "log_level": "error", "cause": "RuntimeError"}] * 2
 
 
-async def test_a_ledger_that_is_out_is_reported_and_ends_nothing() -> None:
-    class Out:
+async def test_a_ledger_that_fails_is_logged_and_raises_nothing() -> None:
+    class FailingLedger:
         async def take_lease(self, _name: str, _seconds: float) -> bool:
             raise LedgerUnavailable(operator_note="the disk is full")
 
     with capture_logs() as logged:
-        await delete_old_data(Out(), keep_seconds=NOW)  # type: ignore[arg-type]
+        await delete_old_data(FailingLedger(), keep_seconds=NOW)  # type: ignore[arg-type]
 
     assert logged == [
         {

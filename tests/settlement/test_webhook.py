@@ -32,7 +32,7 @@ FOREIGN_SECRET = "wsec_canary-of-another-workspace"
 def event(
     conversation_id: object = "conv_1", *, seconds: object = 42, user_id: object = "u-1", **changes: object
 ) -> bytes:
-    """A post-call event as ElevenLabs sends it, with much that is of no use here."""
+    """Make a post-call event as ElevenLabs sends it, including members that voicepass ignores."""
     account = {
         "agent_id": AGENT_ID,
         "conversation_id": conversation_id,
@@ -56,7 +56,7 @@ def signature(now: object, body: bytes, *, secret: str = SECRET) -> str:
 
 
 def hostile(now: int) -> dict[str, tuple[Sequence[str | bytes], bytes]]:
-    """Headers and bodies that ElevenLabs did not send, or not so: what each of them is, and the two."""
+    """Make headers and bodies that ElevenLabs would not send. The key of each says what is wrong with it."""
     body = event()
     good, right = signature(now, body), mac(now, body)
     changed = event(seconds=0)
@@ -143,7 +143,7 @@ def hostile(now: int) -> dict[str, tuple[Sequence[str | bytes], bytes]]:
     }
 
 
-def as_read(headers: Sequence[str | bytes]) -> str:
+def join_headers(headers: Sequence[str | bytes]) -> str:
     return ", ".join(value if isinstance(value, str) else value.decode("latin-1") for value in headers)
 
 
@@ -152,23 +152,23 @@ def test_a_hostile_signature_is_refused(case: str) -> None:
     headers, body = hostile(NOW)[case]
 
     with pytest.raises(SignatureInvalid) as refused:
-        verify_signature(as_read(headers), body, [SECRET, OLD_SECRET], NOW)
+        verify_signature(join_headers(headers), body, [SECRET, OLD_SECRET], NOW)
 
     assert refused.value.operator_note.startswith("signature refused: ")
     assert refused.value.detail == SignatureInvalid.detail
 
 
-def test_there_are_sixty_hostile_signatures_and_more() -> None:
+def test_there_are_at_least_sixty_hostile_signatures() -> None:
     assert len(hostile(NOW)) >= 60
 
 
 @pytest.mark.parametrize("signed_at", [NOW - 1800, NOW - 1, NOW, NOW + 300])
 @pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
-def test_both_secrets_count_while_they_are_rotated_for_30_minutes_and_5_ahead(signed_at: int, secret: str) -> None:
+def test_signatures_of_both_secrets_are_valid_for_30_minutes_and_5_minutes_ahead(signed_at: int, secret: str) -> None:
     verify_signature(signature(signed_at, event(), secret=secret), event(), [SECRET, OLD_SECRET], NOW)
 
 
-def test_a_secret_that_was_taken_out_counts_no_longer() -> None:
+def test_a_secret_that_was_removed_is_not_accepted() -> None:
     with pytest.raises(SignatureInvalid):
         verify_signature(signature(NOW, event(), secret=OLD_SECRET), event(), [SECRET], NOW)
 
@@ -181,7 +181,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
     assert "ELEVENLABS_WEBHOOK_SECRET is not set" in refused.value.operator_note
 
 
-# What a report means.
+# How a report is parsed.
 
 
 @table(
@@ -210,7 +210,7 @@ def test_without_a_secret_every_signature_is_refused(secrets: list[str]) -> None
         ([42], None),
     ],
 )
-def test_no_length_is_made_up(metadata: object, counted: tuple[int, int | None] | None) -> None:
+def test_a_record_without_a_duration_settles_nothing(metadata: object, counted: tuple[int, int | None] | None) -> None:
     settlement = parse_record("conv_1", {"metadata": metadata}, source="webhook").settlement
 
     assert (settlement and (settlement.seconds, settlement.cost)) == counted
@@ -252,7 +252,7 @@ def test_a_conversation_begins_at_a_number_of_seconds_also_after_the_year_2038(
         ("x" * 100_000, "x" * 256),
     ],
 )
-async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object, kept: str | None) -> None:
+async def test_any_user_id_that_the_browser_claims_can_be_stored(claimed: object, kept: str | None) -> None:
     settlement = parse_record(
         "conv_1", {"user_id": claimed, "metadata": {"call_duration_secs": 1}}, source="webhook"
     ).settlement
@@ -287,7 +287,7 @@ async def test_whatever_the_browser_claimed_to_be_can_be_stored(claimed: object,
         event("../agents"),
     ],
 )
-async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(body: bytes) -> None:
+async def test_a_signed_body_that_is_not_an_event_is_refused_and_changes_nothing(body: bytes) -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
@@ -297,7 +297,7 @@ async def test_a_signed_body_that_is_no_event_is_named_so_and_changes_nothing(bo
         assert (await ledger.find_pass("conv_1")).settled_at is None
 
 
-async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_free() -> None:
+async def test_an_event_without_a_duration_settles_nothing_because_zero_would_be_free() -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
@@ -307,7 +307,7 @@ async def test_an_event_without_a_duration_settles_nothing_for_none_would_be_fre
 
 
 @pytest.mark.parametrize("kind", ["post_call_audio", "call_initiation_failure", "something_new"])
-async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
+async def test_events_of_other_types_are_accepted_and_change_nothing(kind: str) -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
@@ -316,7 +316,7 @@ async def test_other_events_are_taken_in_and_change_nothing(kind: str) -> None:
         assert (await ledger.find_pass("conv_1")).settled_at is None
 
 
-async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no_event_a_sentence() -> None:
+async def test_an_event_that_settles_nothing_is_logged_and_a_body_that_is_not_an_event_is_explained() -> None:
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         with capture_logs() as logged:
             await receive(ledger, event(type="x" * 65))
@@ -338,9 +338,9 @@ async def test_an_event_that_settles_nothing_leaves_a_line_and_a_body_that_is_no
 
 
 async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None:
-    told = json.loads(event())
-    told["data"]["agent_id"] = "agent_other"
-    body = json.dumps(told).encode()
+    sent_event = json.loads(event())
+    sent_event["data"]["agent_id"] = "agent_other"
+    body = json.dumps(sent_event).encode()
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
         with capture_logs() as logged:
@@ -374,15 +374,15 @@ async def test_an_event_of_another_agent_settles_nothing_and_is_logged() -> None
         (None, None, None, False),
     ],
 )
-async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_is_not(
+async def test_a_wrong_user_id_from_the_browser_is_flagged_and_a_missing_one_is_not(
     user_id: str | None, variables: object, reported: str | None, *, is_mismatch: bool
 ) -> None:
-    told = json.loads(event(user_id=user_id))
-    told["data"]["conversation_initiation_client_data"] = {"dynamic_variables": variables}
+    sent_event = json.loads(event(user_id=user_id))
+    sent_event["data"]["conversation_initiation_client_data"] = {"dynamic_variables": variables}
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
-        await receive(ledger, json.dumps(told).encode())
+        await receive(ledger, json.dumps(sent_event).encode())
 
         found = await ledger.find_pass("conv_1")
     assert (found.reported_user_id, found.identity_mismatch) == (reported, is_mismatch)
@@ -400,7 +400,7 @@ async def test_a_false_name_is_flagged_wherever_the_browser_gave_it_and_no_name_
         (["public"], AGENT_ID, []),
     ],
 )
-async def test_an_event_of_a_conversation_that_anyone_could_begin_is_reported_once(
+async def test_a_conversation_without_authorization_is_reported_once(
     method: object, agent_id: str, reasons: list[str]
 ) -> None:
     sent = json.loads(event("conv_9"))
@@ -422,7 +422,7 @@ async def test_an_event_of_a_conversation_that_anyone_could_begin_is_reported_on
     ]
 
 
-# Late, twice, early: one ledger.
+# A webhook that arrives late, twice or early.
 
 
 async def receive(ledger: Ledger, body: bytes) -> None:
@@ -430,8 +430,8 @@ async def receive(ledger: Ledger, body: bytes) -> None:
     await webhook.receive(signature=signature(NOW, body), body=body)
 
 
-async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> None:
-    def broken(_settled: IssuedPass) -> None:
+async def test_an_observer_that_raises_does_not_stop_a_settlement_or_later_observers() -> None:
+    def raise_error(_settled: IssuedPass) -> None:
         raise OSError
 
     seen: list[IssuedPass] = []
@@ -439,25 +439,25 @@ async def test_an_observer_that_raises_changes_nothing_about_a_settlement() -> N
     async with open_sqlite(":memory:", clock=Clock()) as ledger:
         await grant(ledger)
 
-        settlements = make_settlements(ledger, Clock(), broken, seen.append)
+        settlements = make_settlements(ledger, Clock(), raise_error, seen.append)
         await settlements.settle(settlement)
 
         await grant(ledger, "conv_2")
-        settlements.observe = broken
+        settlements.observe = raise_error
         await settlements.settle(replace(settlement, conversation_id="conv_2"))
         second = await ledger.find_pass("conv_2")
     assert [settled.seconds for settled in seen] == [40]
     assert second.seconds == 40
 
 
-async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
-    asked = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="reconciler")
+async def test_every_order_of_grant_webhook_expiry_and_reconciler_ends_the_same() -> None:
+    reconciled = Settlement(conversation_id="conv_1", seconds=40, cost=None, user_id=None, source="reconciler")
     outcomes = set()
 
     orders = [
         order
         for order in itertools.permutations(["grant", "webhook", "webhook again", "expire", "reconcile"])
-        if order.index("grant") < order.index("reconcile")  # it asks of passes that were granted
+        if order.index("grant") < order.index("reconcile")  # it asks only about granted passes
     ]
     for order in orders:
         async with open_sqlite(":memory:", clock=Clock()) as ledger:
@@ -468,7 +468,7 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
                     case "expire":
                         await ledger.note_unopened("conv_1", expires_seconds=0)
                     case "reconcile":
-                        await ledger.settle(asked)
+                        await ledger.settle(reconciled)
                     case _:
                         await receive(ledger, event(user_id="u-mallory"))
             row = await ledger.find_pass("conv_1")
@@ -478,7 +478,7 @@ async def test_every_order_of_what_can_happen_ends_in_the_same_ledger() -> None:
     assert outcomes == {("webhook", 42, 420, "u-1")}
 
 
-async def test_a_settlement_that_waits_for_its_pass_is_kept_for_a_day_without_its_users_name() -> None:
+async def test_a_settlement_without_a_pass_is_kept_for_a_day_without_the_reported_user() -> None:
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await receive(ledger, event(user_id="u-mallory"))

@@ -1,4 +1,4 @@
-"""Cheaters: five tricks to have more than three conversations, or more than 60 minutes, at a time."""
+"""Cheaters: five tricks to get more than three conversations at a time, or more than 60 minutes a day."""
 
 import asyncio
 import random
@@ -12,17 +12,17 @@ from voicepass.errors import LimitReached
 
 
 class Cheater:
-    """One cheater; notes how far they get beyond the limits."""
+    """One cheater. It counts how often it gets more than the limits allow."""
 
     def __init__(self, user_id: str, *, service: Service, chance: random.Random, day_seconds: float) -> None:
         self.user_id = user_id
         self.chance = chance
         self.requests = self.refused = 0
         self.most_at_once = 0
-        """Conversations open and URLs that can still be opened, together."""
+        """The most open conversations and URLs that can still be opened, together."""
         self.beyond_open = 0
         self.beyond_minutes = 0
-        """New passes although the minutes of the day were used up."""
+        """The number of new passes that it got although the minutes of the day were used up."""
         self.day_seconds = day_seconds
         self._service = service
         self._conversations: dict[str, Conversation] = {}
@@ -46,7 +46,7 @@ class Cheater:
         return given
 
     async def ask_at_once(self, requests: int) -> list[Conversation]:
-        """Send requests in parallel; returns the different conversations that they lead to."""
+        """Send requests in parallel; return the different conversations that they get."""
         answers = await asyncio.gather(*(self.ask() for _ in range(requests)))
         return list({given.conversation_id: given for given in answers if given is not None}.values())
 
@@ -63,9 +63,6 @@ class Cheater:
     async def wait(self, least: float, most: float) -> None:
         await asyncio.sleep(self.chance.uniform(least, most))
 
-    def used_seconds(self) -> float:
-        return sum(conversation.seconds(self._service.clock()) for conversation in self._conversations.values())
-
     def _ended_seconds(self) -> float:
         now = self._service.clock()
         return sum(
@@ -75,7 +72,7 @@ class Cheater:
         )
 
     def _count(self) -> None:
-        """Count what this user can have at this instant; it only grows when a pass is given."""
+        """Count what this user has open or can open now. Only a new pass or an opening can raise the count."""
         now = self._service.clock()
         at_once = sum(given.is_open() or given.can_be_opened(now) for given in self._conversations.values())
         self.most_at_once = max(self.most_at_once, at_once)
@@ -96,7 +93,7 @@ async def hoard_urls(cheater: Cheater) -> None:
 
 
 async def send_parallel_requests(cheater: Cheater) -> None:
-    """Send 40 requests at once, open all that they lead to and never end; then again, shortly after."""
+    """Send 40 requests at once, open every conversation, end none, and repeat this shortly after."""
     for _ in range(2):
         for given in await cheater.ask_at_once(40):
             cheater.open(given)
@@ -104,7 +101,7 @@ async def send_parallel_requests(cheater: Cheater) -> None:
 
 
 async def never_end(cheater: Cheater) -> None:
-    """Open each pass at once, end none, and ask for more until all are over."""
+    """Open each pass at once, end none, and ask for more."""
     for _ in range(25):
         given = await cheater.ask()
         if given is not None:
@@ -113,7 +110,7 @@ async def never_end(cheater: Cheater) -> None:
 
 
 async def alternate_tabs_and_instances(cheater: Cheater) -> None:
-    """Ask the instances in turn, open at once, and end some just when the next request is on its way."""
+    """Ask the instances in turn, open at once, and end some while the next request is in flight."""
     earlier: list[Conversation] = []
     for turn in range(20):
         instance = turn % 2
@@ -128,7 +125,7 @@ async def alternate_tabs_and_instances(cheater: Cheater) -> None:
 
 
 async def open_at_last_second(cheater: Cheater) -> None:
-    """Open each URL just before it expires, never end, and ask again just when voicepass gives up on the URL."""
+    """Open each URL just before it expires, never end, and ask again when voicepass releases unopened passes."""
     hoard = await cheater.ask_at_once(5)
     await asyncio.sleep(URL_SECONDS - 1 - cheater.chance.uniform(0, 1))
     for given in hoard:
@@ -149,7 +146,7 @@ TRICKS: Final[dict[str, Callable[[Cheater], Awaitable[None]]]] = {
 
 
 async def cheat(cheater: Cheater, trick: Callable[[Cheater], Awaitable[None]]) -> None:
-    """Play the trick again and again, a few times in the day."""
+    """Repeat the trick a few times in the day."""
     while cheater.now < cheater.day_seconds - HOUR:
         await trick(cheater)
         await cheater.wait(10 * MINUTE, 6 * HOUR)

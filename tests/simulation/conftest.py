@@ -10,7 +10,7 @@ __all__ = ["postgres"]
 
 @pytest.fixture
 def quick_postgres(postgres: Postgres) -> Iterator[Postgres]:
-    """A server that does not sync its commits: the day has a hundred thousand of them, and no power cut."""
+    """A server that does not sync its commits, because a simulated day has a hundred thousand of them."""
     postgres.run("ALTER SYSTEM SET fsync = off")
     postgres.run("SELECT pg_reload_conf()")
     yield postgres

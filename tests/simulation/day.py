@@ -1,4 +1,4 @@
-"""A simulated day: honest users and cheaters, one report, and the ledger compared with what really happened."""
+"""A simulated day with honest users and cheaters. It reports what they got, and compares the ledger with ElevenLabs."""
 
 import asyncio
 import random
@@ -15,12 +15,12 @@ from tests.simulation.virtual_time import VirtualTime, run
 from voicepass.model import IssuedPass
 
 SETTLING_SECONDS: Final = HOUR
-"""After the day: long enough for every pass to be settled."""
+"""The time after the day in which every pass must be settled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """How many users there are, and for how long."""
+    """The number of users, and the length of the day."""
 
     honest: int
     cheaters: int
@@ -29,9 +29,9 @@ class Crowd:
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """What a habit took: passes handed out (also those returned again), and calls to ElevenLabs for them.
+    """Counts for one habit: granted passes (including those returned again), and calls to ElevenLabs for them.
 
-    `asked_about`: lookups, and the reconciler's questions about single conversations.
+    `asked_about` counts lookups, and the reconciler's questions about single conversations.
     """
 
     handed_out: int
@@ -40,13 +40,13 @@ class Calls:
 
     @property
     def per_pass(self) -> float:
-        """Without the list, which is read for everyone."""
+        """The calls per pass without readings of the list, which serve all users."""
         return (self.signed_urls + self.asked_about) / max(1, self.handed_out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the day came to."""
+    """The result of the day."""
 
     experience: dict[str, Experience]
     """By habit."""
@@ -55,11 +55,11 @@ class Report:
     calls_of_cheaters: Calls
     lists: int
     mistakes: list[str]
-    """Where the ledger differs from what happened at ElevenLabs."""
+    """Each difference between the ledger and what happened at ElevenLabs."""
 
     @property
     def refused(self) -> list[RefusedRequest]:
-        """Every refusal that an honest user saw."""
+        """Every refusal that an honest user got."""
         return [refused for each in self.experience.values() for refused in each.refused]
 
     @property
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def calls_per_pass(self) -> float:
-        """Of honest users, with every reading of the list."""
+        """The calls per pass of honest users, including every reading of the list."""
         return self._per_pass(list(self.calls_by_habit.values()))
 
     @property
@@ -80,7 +80,7 @@ class Report:
         return sum(cheater.beyond_open + cheater.beyond_minutes for cheater in self.cheaters)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the lines of the table: what was counted, and how many."""
+        """Return the lines of the table: names and counts."""
         honest, cheaters = list(self.calls_by_habit.values()), self.cheaters
         everyone = [*honest, self.calls_of_cheaters]
         return [
@@ -115,13 +115,13 @@ def simulate(crowd: Crowd, *, seed: int, has_webhook: bool, open_ledger: OpenLed
     service = Service(time=time, chance=random.Random(f"{seed} service"), has_webhook=has_webhook)
 
     async def live() -> Report:
-        async with service.running(open_ledger, instances=instances):
-            return await _live(crowd, seed, service)
+        async with service.run_instances(open_ledger, instances=instances):
+            return await _run_day(crowd, seed, service)
 
     return run(time, live)
 
 
-async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
+async def _run_day(crowd: Crowd, seed: int, service: Service) -> Report:
     experience = {habit: Experience() for habit in HABITS}
     users: dict[str, set[str]] = {habit: set() for habit in HABITS}
     cheaters = []
@@ -153,10 +153,10 @@ async def _live(crowd: Crowd, seed: int, service: Service) -> Report:
     return Report(
         experience=experience,
         calls_by_habit={
-            habit: _calls(elevenlabs, users[habit], handed_out=experience[habit].granted) for habit in HABITS
+            habit: _count_calls(elevenlabs, users[habit], handed_out=experience[habit].granted) for habit in HABITS
         },
         cheaters=cheaters,
-        calls_of_cheaters=_calls(
+        calls_of_cheaters=_count_calls(
             elevenlabs,
             {cheater.user_id for cheater in cheaters},
             handed_out=sum(cheater.requests - cheater.refused for cheater in cheaters),
@@ -173,7 +173,7 @@ async def _run(habit: Awaitable[None]) -> None:
     await habit
 
 
-def _calls(elevenlabs: ElevenLabsModel, user_ids: set[str], *, handed_out: int) -> Calls:
+def _count_calls(elevenlabs: ElevenLabsModel, user_ids: set[str], *, handed_out: int) -> Calls:
     return Calls(
         handed_out=handed_out,
         signed_urls=sum(each.user_id in user_ids for each in elevenlabs.conversations_by_id.values()),
@@ -182,12 +182,12 @@ def _calls(elevenlabs: ElevenLabsModel, user_ids: set[str], *, handed_out: int) 
 
 
 def compare(rows: Iterable[IssuedPass], conversations: Iterable[Conversation]) -> list[str]:
-    """Return every difference between the ledger and ElevenLabs: nothing lost, nothing counted twice."""
+    """List every difference between the ledger and ElevenLabs, such as a pass that is lost or counted twice."""
     by_id: dict[str, IssuedPass] = {}
     mistakes = []
     for row in rows:
         if row.conversation_id is None or row.conversation_id in by_id:
-            mistakes.append(f"the row {row.pass_id} has no conversation of its own")
+            mistakes.append(f"the row {row.pass_id} has no conversation, or that of another row")
         else:
             by_id[row.conversation_id] = row
     for conversation in conversations:
@@ -201,4 +201,4 @@ def compare(rows: Iterable[IssuedPass], conversations: Iterable[Conversation]) -
         seconds = conversation.reported_seconds if was_opened else 0
         if found.seconds != seconds or (found.settled_by == "expiry") == was_opened or found.settled_at is None:
             mistakes.append(f"{name} took {seconds} s; its row: {found.seconds} s, settled by {found.settled_by}")
-    return mistakes + [f"nobody knows the conversation {name} of a row" for name in by_id]
+    return mistakes + [f"a row has the conversation {name}, which ElevenLabs does not have" for name in by_id]

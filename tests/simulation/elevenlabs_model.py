@@ -1,4 +1,4 @@
-"""ElevenLabs as far as voicepass depends on it: single-use URLs, statuses, the list; every call is counted."""
+"""A model of what voicepass uses of ElevenLabs: single-use URLs, statuses and the list. It counts every call."""
 
 import asyncio
 import bisect
@@ -17,10 +17,10 @@ from voicepass.model import Agent, Credential, Settlement, Transport
 
 URL_SECONDS: Final = 900.0
 LONGEST_SECONDS: Final = 600.0
-"""The agent's maximum duration: ElevenLabs ends the conversation then."""
+"""The agent's maximum duration, after which ElevenLabs ends the conversation."""
 PAGE_ROWS: Final = 100
 _INITIATED_SECONDS: Final = 1.0
-"""A conversation that was just opened is still reported as `initiated` for so long."""
+"""How long the status of a conversation stays `initiated` after it was opened."""
 
 CallKind = str
 Deliver = Callable[[Settlement], Awaitable[None]]
@@ -32,7 +32,7 @@ class UrlRefusedError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Conversation:
-    """One signed URL and what became of it. `user_id`: to whom voicepass gave it first."""
+    """One signed URL and its conversation. `user_id` is the first user to whom voicepass gave it."""
 
     conversation_id: str
     url: str
@@ -50,7 +50,7 @@ class Conversation:
         return self.opened_at is None and now <= self.expires_at
 
     def seconds(self, now: float) -> float:
-        """How long it has lasted."""
+        """Return how long it has lasted."""
         if self.opened_at is None:
             return 0.0
         return (now if self.ended_at is None else self.ended_at) - self.opened_at
@@ -61,12 +61,12 @@ class Conversation:
 
 
 class ElevenLabsModel(ElevenLabs):
-    """`clock`: wall time. `deliver`: takes the post-call webhook, None without one."""
+    """The model. `clock` is the wall time. `deliver` receives the post-call webhook; None means no webhook."""
 
     def __init__(self, *, clock: Callable[[], float], chance: random.Random, deliver: Deliver | None) -> None:
         self.calls: Counter[CallKind] = Counter()
         self.asked_about: Counter[str] = Counter()
-        """Lookups and the reconciler's single calls, by the user to whom the conversation belongs."""
+        """The number of lookups and of the reconciler's single calls, by the conversation's user."""
         self.conversations_by_id: dict[str, Conversation] = {}
         self._by_url: dict[str, Conversation] = {}
         self._opened: list[Conversation] = []
@@ -75,7 +75,7 @@ class ElevenLabsModel(ElevenLabs):
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # What voicepass calls.
+    # Called by voicepass.
 
     async def fetch_credential(self, agent: Agent, transport: Transport, *, only_if_idle: bool = False) -> Credential:
         assert not only_if_idle
@@ -95,17 +95,22 @@ class ElevenLabsModel(ElevenLabs):
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False
     ) -> dict[str, object]:
         assert agent_base_url
-        asked = self.conversations_by_id[conversation_id]
+        conversation = self.conversations_by_id[conversation_id]
         self.calls["lookup" if is_lookup else "single conversation"] += 1
-        self.asked_about[asked.user_id or ""] += 1
+        self.asked_about[conversation.user_id or ""] += 1
         await asyncio.sleep(self._chance.uniform(0.1, 0.3))
-        status = self._status(asked)
-        if asked.opened_at is None and int(conversation_id.removeprefix("conv_")) % 2:
-            raise ConversationUnknown  # it is not documented which of the two answers an unopened one gets
-        metadata: dict[str, object] = {"call_duration_secs": asked.reported_seconds if status == "done" else 0}
-        if asked.opened_at is not None:
-            metadata["start_time_unix_secs"] = int(asked.opened_at)
-        return {"conversation_id": conversation_id, "status": status, "user_id": asked.user_id, "metadata": metadata}
+        status = self._status(conversation)
+        if conversation.opened_at is None and int(conversation_id.removeprefix("conv_")) % 2:
+            raise ConversationUnknown  # for unopened ones ElevenLabs documents neither answer, so return both
+        metadata: dict[str, object] = {"call_duration_secs": conversation.reported_seconds if status == "done" else 0}
+        if conversation.opened_at is not None:
+            metadata["start_time_unix_secs"] = int(conversation.opened_at)
+        return {
+            "conversation_id": conversation_id,
+            "status": status,
+            "user_id": conversation.user_id,
+            "metadata": metadata,
+        }
 
     async def list_conversations(
         self, agent_base_url: str, agent_id: str, *, since: float, until: float, cursor: str = ""
@@ -113,14 +118,14 @@ class ElevenLabsModel(ElevenLabs):
         assert (bool(agent_base_url), agent_id) == (True, AGENT_ID)
         self.calls["list"] += 1
         await asyncio.sleep(self._chance.uniform(0.2, 0.6))
-        first = bisect.bisect_left(self._opened, since, key=_began)
-        end = bisect.bisect_right(self._opened, until, key=_began)
+        first = bisect.bisect_left(self._opened, since, key=_read_start)
+        end = bisect.bisect_right(self._opened, until, key=_read_start)
         start = first + int(cursor or 0)
         rows = [self._row(listed) for listed in self._opened[start : min(start + PAGE_ROWS, end)]]
         next_start = start + PAGE_ROWS
         return ConversationsPage(rows, str(next_start - first) if next_start < end else "")
 
-    # What a browser does.
+    # Called by simulated browsers.
 
     def open(self, url: str) -> Conversation:
         """Open the conversation of a signed URL. Raises UrlRefusedError."""
@@ -133,11 +138,11 @@ class ElevenLabsModel(ElevenLabs):
         return opened
 
     def hang_up(self, conversation: Conversation) -> None:
-        """End a conversation; one that has ended stays as it is."""
+        """End a conversation. A conversation that has ended does not change."""
         conversation.has_ended.set()
 
     def drop(self, conversation: Conversation, *, notices_after: float) -> None:
-        """Lose the browser of a conversation without a word; ElevenLabs notices later."""
+        """Disconnect without a close frame. ElevenLabs ends the conversation `notices_after` seconds later."""
 
         async def notice() -> None:
             await asyncio.sleep(notices_after)
@@ -195,11 +200,11 @@ class ElevenLabsModel(ElevenLabs):
             "conversation_id": conversation.conversation_id,
             "agent_id": AGENT_ID,
             "status": status,
-            "start_time_unix_secs": int(_began(conversation)),
+            "start_time_unix_secs": int(_read_start(conversation)),
             "call_duration_secs": conversation.reported_seconds if status == "done" else 0,
         }
 
 
-def _began(conversation: Conversation) -> float:
+def _read_start(conversation: Conversation) -> float:
     assert conversation.opened_at is not None
     return conversation.opened_at

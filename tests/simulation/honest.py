@@ -1,4 +1,4 @@
-"""Honest users: ten habits. None of them reaches a limit, so every refusal by a limit is a wrong one."""
+"""Honest users with ten habits. None of them reaches a limit, so every refusal by a limit is wrong."""
 
 import asyncio
 import random
@@ -21,14 +21,14 @@ DAY_SECONDS: Final = 60 * MINUTE
 PASSES_PER_MINUTE: Final = 10
 PASSES_PER_DAY: Final = 200
 
-# As client.js has them.
+# The values of client.js.
 RETRIES: Final = 5
 PATIENCE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedRequest:
-    """A request of an honest user that a limit refused, and what the user really had then."""
+    """A request of an honest user that a limit refused, and the user's real use at that time."""
 
     user_id: str
     at: float
@@ -41,7 +41,7 @@ class RefusedRequest:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the user was below the limit. Honest users only ever reach it with passes that they lost."""
+        """Whether the user was below the limit. Honest users can reach it only with passes that they never opened."""
         is_of_open = self.limit_name == "user_open_conversations"
         return not is_of_open or self.open_conversations + self.usable_urls < OPEN_CONVERSATIONS
 
@@ -53,13 +53,13 @@ class Experience:
     requests: int = 0
     granted: int = 0
     refused: list[RefusedRequest] = field(default_factory=list)
-    """Each that the user saw, after the retries of client.js."""
+    """Each refusal that the user saw, after the retries of client.js."""
     spent_urls: int = 0
     """URLs that another page of the same user had opened."""
 
 
 class Person:
-    """One honest user. `day_seconds`: how long the simulated day is."""
+    """One honest user. `day_seconds` is the length of the simulated day."""
 
     def __init__(
         self, user_id: str, *, service: Service, chance: random.Random, experience: Experience, day_seconds: float
@@ -74,13 +74,13 @@ class Person:
         self._conversations: dict[str, Conversation] = {}
 
     async def ask(self) -> Conversation | None:
-        """Ask for a pass; returns None if it is refused, and notes that.
+        """Ask for a pass; if it is refused, record that and return None.
 
-        Waits as client.js does: five times, and for no longer than its patience in all.
+        Retries as client.js does: five times, and in total no longer than its time limit.
         """
         began = self._service.time.now
         for attempt in range(1, RETRIES + 2):
-            await self._be_no_faster_than_allowed()
+            await self._wait_for_rate_limit()
             self._check_honesty()
             self.experience.requests += 1
             try:
@@ -98,12 +98,12 @@ class Person:
         return None
 
     async def ask_and_open(self) -> Conversation | None:
-        """Ask for a pass and open it at once, as a page does; returns None if that fails."""
+        """Ask for a pass and open it at once, as a page does; return None if that fails."""
         given = await self.ask()
         return None if given is None else await self.open(given)
 
     async def open(self, given: Conversation) -> Conversation | None:
-        """Open a pass; returns None if ElevenLabs does not accept its URL any more."""
+        """Open a pass; return None if ElevenLabs no longer accepts its URL."""
         await self.wait(0.1, 0.5)
         try:
             return self._service.elevenlabs.open(given.url)
@@ -112,14 +112,14 @@ class Person:
             return None
 
     async def talk(self, seconds: float, given: Conversation | None = None) -> None:
-        """Have a conversation and end it, in a pass that is `given` or a new one."""
+        """Have a conversation and end it, with the `given` pass or a new one."""
         opened = await (self.ask_and_open() if given is None else self.open(given))
         if opened is not None:
             await self._listen(opened, seconds)
             self._service.elevenlabs.hang_up(opened)
 
     async def talk_until_drop(self, seconds: float, *, notices_after: float) -> None:
-        """Have a conversation whose connection is lost; ElevenLabs notices later."""
+        """Have a conversation whose connection breaks. ElevenLabs ends it `notices_after` seconds later."""
         opened = await self.ask_and_open()
         if opened is not None:
             await self._listen(opened, seconds)
@@ -131,9 +131,9 @@ class Person:
     async def wait_until(self, second_of_day: float) -> None:
         await asyncio.sleep(max(0.0, second_of_day - self._service.time.now))
 
-    def times(self, count: int) -> list[float]:
-        """Choose times of the day, more of them at its peaks."""
-        peaks = [(9.5, 1.0), (13.5, 1.5), (20.0, 2.0)]  # hours: the middle of each peak, and how wide it is
+    def choose_times(self, count: int) -> list[float]:
+        """Choose times of the day, most of them near its peaks."""
+        peaks = [(9.5, 1.0), (13.5, 1.5), (20.0, 2.0)]  # in hours: the middle and the width of each peak
         last = self._day_seconds - min(2 * HOUR, self._day_seconds / 2)
         chosen = [self.chance.gauss(*self.chance.choice(peaks)) / 24 * self._day_seconds for _ in range(count)]
         return sorted(min(max(0.0, time), last) for time in chosen)
@@ -143,13 +143,13 @@ class Person:
         return self._service.time.now > self._day_seconds
 
     async def _listen(self, opened: Conversation, seconds: float) -> None:
-        """Stay in the conversation for so long, or until ElevenLabs ends it."""
+        """Stay in the conversation for `seconds`, or until ElevenLabs ends it."""
         if seconds < LONGEST_SECONDS:
             await asyncio.sleep(seconds)
         else:
             await opened.has_ended.wait()
 
-    async def _be_no_faster_than_allowed(self) -> None:
+    async def _wait_for_rate_limit(self) -> None:
         while len(self._asked_at) == PASSES_PER_MINUTE - 1:
             if self._service.time.now - self._asked_at[0] > MINUTE + 1:
                 self._asked_at.popleft()
@@ -158,7 +158,7 @@ class Person:
         self._asked_at.append(self._service.time.now)
 
     def _check_honesty(self) -> None:
-        """Fail if this user is about to reach a limit: then the model is wrong."""
+        """Fail if this user is about to reach a limit, because then the model is wrong."""
         self._asked += 1
         assert self._asked < PASSES_PER_DAY
         open_now = self._open_conversations()
@@ -187,7 +187,7 @@ class Person:
 
 
 async def have_short_conversations(person: Person) -> None:
-    for time in person.times(3):
+    for time in person.choose_times(3):
         await person.wait_until(time)
         for _ in range(person.chance.randint(5, 12)):
             await person.talk(person.chance.uniform(1, 60))
@@ -195,8 +195,8 @@ async def have_short_conversations(person: Person) -> None:
 
 
 async def refresh_before_opening(person: Person) -> None:
-    """Use a page that takes a pass while it loads: one to four loads, then a conversation or none."""
-    for time in person.times(3):
+    """Use a page that gets a pass while it loads: load it one to four times, and then talk or not."""
+    for time in person.choose_times(3):
         await person.wait_until(time)
         for _ in range(person.chance.choice([1, 1, 2])):
             given = None
@@ -214,14 +214,14 @@ async def use_two_tabs(person: Person) -> None:
             await person.wait(0, 20)
             await person.talk(person.chance.uniform(20, 180))
 
-    for time in person.times(3):
+    for time in person.choose_times(3):
         await person.wait_until(time)
         await asyncio.gather(use_tab(), use_tab())
 
 
 async def refuse_microphone_at_first(person: Person) -> None:
-    """Use a page that takes the pass before it asks for the microphone; with client.js a refusal takes no pass."""
-    for time in person.times(4):
+    """Use a page that gets the pass before it asks for the microphone. (client.js asks for the microphone first.)"""
+    for time in person.choose_times(4):
         await person.wait_until(time)
         for _ in range(person.chance.randint(1, 2)):
             await person.ask()  # and refuse the microphone
@@ -230,17 +230,17 @@ async def refuse_microphone_at_first(person: Person) -> None:
 
 
 async def lose_connection(person: Person) -> None:
-    for time in person.times(2):
+    for time in person.choose_times(2):
         await person.wait_until(time)
         for _ in range(person.chance.randint(5, 11)):
             await person.talk_until_drop(2 * MINUTE, notices_after=person.chance.uniform(2, 20))
-            await person.wait(1, 4)  # client.js takes the next pass by itself
+            await person.wait(1, 4)  # client.js gets the next pass itself
 
 
 async def let_phone_sleep(person: Person) -> None:
-    for time in person.times(3):
+    for time in person.choose_times(3):
         await person.wait_until(time)
-        if person.chance.random() < 0.3:  # it falls asleep before the page opens its pass
+        if person.chance.random() < 0.3:  # the phone sleeps before the page opens its pass
             given = await person.ask()
             await asyncio.sleep(20 * MINUTE)
             if given is not None:
@@ -252,7 +252,7 @@ async def let_phone_sleep(person: Person) -> None:
 
 
 async def have_long_conversation(person: Person) -> None:
-    for time in person.times(1):
+    for time in person.choose_times(1):
         await person.wait_until(time)
         for _ in range(person.chance.choice([1, 1, 1, 5])):
             await person.talk(LONGEST_SECONDS)
@@ -261,8 +261,8 @@ async def have_long_conversation(person: Person) -> None:
 
 
 async def mount_twice(person: Person) -> None:
-    """Use a React page with its own code: two passes at the same moment, one of them is opened."""
-    for time in person.times(2):
+    """Use a React page with its own code, which gets two passes at the same moment and opens one."""
+    for time in person.choose_times(2):
         await person.wait_until(time)
         for _ in range(person.chance.randint(1, 6)):
             _, second = await asyncio.gather(person.ask(), person.ask())
@@ -280,8 +280,8 @@ async def come_back_every_hour(person: Person) -> None:
 
 
 async def press_five_times(person: Person) -> None:
-    """Press a button of a page with its own code: each press takes a pass, the page opens the last one."""
-    for time in person.times(4):
+    """Press a button of a page with its own code: each press gets a pass, and the page opens the last one."""
+    for time in person.choose_times(4):
         await person.wait_until(time)
         await asyncio.gather(person.ask(), person.ask())
         await person.wait(0.1, 1)

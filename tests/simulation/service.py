@@ -1,4 +1,4 @@
-"""voicepass as it is wired for production, in virtual time, in front of the model of ElevenLabs."""
+"""voicepass wired as in production, but in virtual time and with the model of ElevenLabs."""
 
 import asyncio
 import random
@@ -41,8 +41,8 @@ RECONCILE_SECONDS: Final = 60.0
 OpenLedger = Callable[[Clock], AbstractAsyncContextManager[Ledger]]
 
 
-class _Believing:
-    """Takes the header for the user's id: sign-in is no part of the simulation."""
+class _NoAuthenticator:
+    """Accepts any header as the user's id, because sign-in is no part of the simulation."""
 
     async def authenticate(self, credentials: Credentials) -> User:
         (user_id,) = credentials.authorization
@@ -74,7 +74,7 @@ class Service:
         return START + self.time.now
 
     async def ask(self, user_id: str, *, instance: int | None = None) -> Conversation:
-        """Ask an instance for a pass, any unless told which. Raises the Refusal. No URL goes to a second user."""
+        """Ask the given instance, or any, for a pass. Raises the Refusal. Checks that no URL goes to a second user."""
         chosen = self.instances[(self.chance.getrandbits(8) if instance is None else instance) % len(self.instances)]
         request = PassRequest(
             request_id=new_id(),
@@ -91,27 +91,27 @@ class Service:
         return conversation
 
     @asynccontextmanager
-    async def running(self, open_ledger: OpenLedger, *, instances: int) -> AsyncIterator[None]:
-        """Run so many instances on one ledger."""
+    async def run_instances(self, open_ledger: OpenLedger, *, instances: int) -> AsyncIterator[None]:
+        """Run this number of instances on one ledger."""
         async with AsyncExitStack() as stack:
             for _ in range(instances):
-                ledger = await stack.enter_async_context(self._opened(open_ledger))
-                await stack.enter_async_context(self._instance(ledger))
+                ledger = await stack.enter_async_context(self._open_ledger(open_ledger))
+                await stack.enter_async_context(self._run_instance(ledger))
             yield
 
     @asynccontextmanager
-    async def _opened(self, open_ledger: OpenLedger) -> AsyncIterator[Ledger]:
+    async def _open_ledger(self, open_ledger: OpenLedger) -> AsyncIterator[Ledger]:
         async with AsyncExitStack() as stack:
-            with self.time.frozen():
+            with self.time.freeze():
                 ledger = await stack.enter_async_context(open_ledger(self.clock))
             try:
                 yield FreezingLedger(ledger, self.time)
             finally:
-                with self.time.frozen():
+                with self.time.freeze():
                     await stack.aclose()
 
     @asynccontextmanager
-    async def _instance(self, ledger: Ledger) -> AsyncIterator[None]:
+    async def _run_instance(self, ledger: Ledger) -> AsyncIterator[None]:
         bypasses = Bypasses(agent_ids=[AGENT_ID], count=self.bypasses.append)
         settlements = Settlements(ledger=ledger, observe=lambda _settled: None, bypasses=bypasses, clock=self.clock)
         seals = Seals([Workspace(base_url=HERE, api_keys=[API_KEY])])
@@ -127,7 +127,7 @@ class Service:
         )
         limits = LimitTables()
         passes = Passes(
-            authenticator=_Believing(),
+            authenticator=_NoAuthenticator(),
             policy=Policy(
                 {DEFAULT_ALIAS: AgentRules(agent=AGENT, allow=(Rule({}),))},
                 limits.limits(),

@@ -1,4 +1,4 @@
-"""Over a day, no honest user is refused and no cheater gets more than the limits allow."""
+"""In a simulated day, no honest user is refused and no cheater gets more than the limits allow."""
 
 import os
 import time
@@ -27,7 +27,7 @@ def check(report: Report) -> None:
 
 
 @pytest.mark.long
-def test_in_a_small_crowd_nobody_honest_is_refused_and_no_cheater_exceeds_a_limit() -> None:
+def test_in_a_small_crowd_no_honest_user_is_refused_and_no_cheater_exceeds_a_limit() -> None:
     crowd = Crowd(honest=30, cheaters=5, day_seconds=1.5 * HOUR)
 
     report = simulate(
@@ -45,7 +45,7 @@ def test_in_a_small_crowd_nobody_honest_is_refused_and_no_cheater_exceeds_a_limi
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("has_webhook", [True, False], ids=["webhook", "no_webhook"])
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
-def test_in_a_day_nobody_honest_is_refused_and_no_cheater_exceeds_a_limit(
+def test_in_a_day_no_honest_user_is_refused_and_no_cheater_exceeds_a_limit(
     engine: str, tmp_path: Path, request: pytest.FixtureRequest, *, has_webhook: bool
 ) -> None:
     crowd = Crowd(honest=500, cheaters=20)

@@ -1,6 +1,6 @@
-"""An event loop whose time passes only while everyone waits for it: a day takes minutes.
+"""An event loop with virtual time: if all tasks wait, it skips to the next timer, so a day takes minutes.
 
-The loop's time stands still while a ledger works, so no real wait is mistaken for a wait in the simulated day.
+The virtual time does not move while a ledger works, so real waits do not count in the simulated day.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class VirtualTime:
-    """Seconds since the simulation began, and how many real operations are in flight."""
+    """Seconds since the simulation began, and the number of real operations in flight."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,8 +27,8 @@ class VirtualTime:
         return self._in_flight > 0
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Let no virtual time pass while something real is in flight."""
+    def freeze(self) -> Iterator[None]:
+        """Stop the virtual time while a real operation is in flight."""
         self._in_flight += 1
         try:
             yield
@@ -37,7 +37,7 @@ class VirtualTime:
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for the next timer, moves the time to it."""
+    """Moves the virtual time to the next timer instead of waiting for it."""
 
     def __init__(self, time: VirtualTime) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def run(time: VirtualTime, main: Callable[[], Coroutine[Any, Any, Result]]) -> R
 
 
 class FreezingLedger(Ledger):
-    """A real ledger; the time stands still while it works."""
+    """A real ledger that stops the virtual time while it works."""
 
     def __init__(self, ledger: Ledger, time: VirtualTime) -> None:
         self._ledger = ledger
@@ -78,5 +78,5 @@ class FreezingLedger(Ledger):
     async def run(
         self, rule: Callable[[float], Dialogue[Result]], *, locks: Sequence[str] = (), is_durable: bool = True
     ) -> Result:
-        with self._time.frozen():
+        with self._time.freeze():
             return await self._ledger.run(rule, locks=locks, is_durable=is_durable)
