@@ -156,6 +156,7 @@ async def test_nobody_signed_in_is_refused_before_anything_is_spent(upstream: re
         answers = [await client.post(PASS), await client.post("/voice/v1/conversation-token"), await client.get(USAGE)]
 
     assert [(answer.status_code, code_of(answer)) for answer in answers] == [(401, "token_missing")] * 3
+    assert {answer.json()["detail"] for answer in answers} == {"Sign in to start a conversation."}
     assert not upstream.calls
 
 

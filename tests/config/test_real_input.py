@@ -627,6 +627,8 @@ def test_a_note_says_by_what_a_name_differs_if_it_is_only_a_matter_of_writing(fo
         ({"iss": "https://c", "aud": "x"}, []),
         ({"iss": "https://d", "aud": "a"}, ["iss in the token: 'https://d'; configured: 'https://a', 'https://c'"]),
         ({"iss": "https://a", "aud": ["x", "a"]}, []),
+        ({"iss": "https://a", "aud": "ab"}, ["aud in the token: 'ab'; configured: 'a'"]),
+        ({"iss": "https://a"}, ["aud in the token: None; configured: 'a'"]),
     ],
 )
 def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[str, Any], expected: list[str]) -> None:
