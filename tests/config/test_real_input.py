@@ -441,7 +441,7 @@ def jwks_of(key: rsa.RSAPrivateKey) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("jwks_uri", "expected"),
     [
-        ("http://keycloak:8080/realms/a/certs", "keys"),
+        ("http://keycloak:8080/realms/a/certs", "fetched"),
         ("http://login:8080/realms/a/certs", "the discovery document names no https:// jwks_uri"),
         ("http://keycloak.attacker.example/certs", "the discovery document names no https:// jwks_uri"),
     ],
@@ -457,7 +457,7 @@ async def test_a_discovery_document_leads_over_plain_http_to_a_named_host_alone(
         router.get(jwks_uri).respond(json=jwks_of(RSA_KEY))
         try:
             await trusted.keys.check()
-            note = "keys"
+            note = "fetched"
         except KeysUnavailable as refusal:
             note = str(refusal.operator_note)
 

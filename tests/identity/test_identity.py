@@ -1,6 +1,7 @@
 """From a header to a user: what is accepted, and the hundreds of things that are not."""
 
 import dataclasses
+import json
 import random
 import string
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tests.identity.hostile_tokens import (
     MAX_CHARACTERS,
     Hostile,
     Mint,
+    base64url,
     hostile_tokens,
     signer_for,
     token_of_length,
@@ -520,6 +522,17 @@ async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_fail
     assert said == {(kind.__name__, kind.detail) for kind in (TokenInvalid, TokenExpired, HeadersTooLarge)}
     assert repeating == []
     assert silent == []
+
+
+@table("part", [0, 1])
+async def test_the_error_of_the_json_parser_is_the_cause_of_the_refusal(part: int) -> None:
+    segments = mint_for().token().split(".")
+    segments[part] = base64url(b"{")
+
+    with pytest.raises(TokenInvalid) as caught:
+        await authenticator_for(mint_for()).user_of(".".join(segments))
+
+    assert type(caught.value.__cause__) is json.JSONDecodeError
 
 
 async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:

@@ -261,6 +261,25 @@ async def test_where_no_key_can_be_used_the_refusal_and_the_log_say_why(issuer: 
     assert noted == expected
 
 
+async def test_a_fetch_without_an_answer_is_called_a_timeout_in_the_refusal_and_the_log(issuer: Issuer) -> None:
+    issuer.answers[JWKS_PATH] = silence
+    with capture_logs() as logged:
+        async with keys_of(issuer, fetch_seconds=0.05) as keys:
+            with pytest.raises(KeysUnavailable) as refused:
+                await keys.check()
+
+    assert refused.value.operator_note == f"no keys from {issuer.url}{JWKS_PATH} (TimeoutError)"
+    assert [(line["cause"], line["note"]) for line in logged] == [("TimeoutError", "TimeoutError")]
+
+
+async def test_100_keys_of_one_issuer_are_all_used(issuer: Issuer) -> None:
+    issuer.publish(*(EC_JWK | {"kid": f"key-{number}"} for number in range(100)))
+    async with keys_of(issuer) as keys:
+        seen = [await outcome(keys, kid) for kid in ("key-0", "key-99", "key-100")]
+
+    assert seen == ["key-0", "key-99", TokenInvalid]
+
+
 async def test_the_log_says_where_keys_came_from_and_how_many_can_be_used(issuer: Issuer) -> None:
     issuer.publish(OLD, NEW, None)
     with capture_logs() as logged:
