@@ -524,14 +524,15 @@ async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_fail
     assert silent == []
 
 
-@table("part", [0, 1])
-async def test_the_error_of_the_json_parser_is_the_cause_of_the_refusal(part: int) -> None:
+@table(("segment", "part"), [(0, "header"), (1, "payload")])
+async def test_the_operator_learns_which_part_is_no_json_and_the_parsers_error(segment: int, part: str) -> None:
     segments = mint_for().token().split(".")
-    segments[part] = base64url(b"{")
+    segments[segment] = base64url(b"{")
 
     with pytest.raises(TokenInvalid) as caught:
         await authenticator_for(mint_for()).user_of(".".join(segments))
 
+    assert caught.value.operator_note == f"token refused: the {part} is not strict JSON"
     assert type(caught.value.__cause__) is json.JSONDecodeError
 
 
@@ -548,6 +549,7 @@ async def refusal_of(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple
         ({"iss": "other"}, "token refused: iss is no configured issuer"),
         ({"exp": "soon"}, "token refused: exp is not a number"),
         ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
+        ({"iat": NOW + 900}, "token refused: iat lies in the future; if the token is good, compare the clocks"),
         ({"sub": 7.5}, "token refused: sub is neither text nor a whole number"),
         ({"sub": " "}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
     ],

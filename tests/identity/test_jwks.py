@@ -74,6 +74,14 @@ async def test_500_users_whose_keys_have_grown_old_wait_for_one_fetch(issuer: Is
     assert len(issuer.asked) == 2
 
 
+async def test_a_fetch_asks_for_json_without_compression_and_names_voicepass(issuer: Issuer) -> None:
+    async with keys_of(issuer) as keys:
+        await outcome(keys)
+
+    sent = set(issuer.last_request.lower().split("\r\n"))
+    assert {"accept: application/json", "accept-encoding: identity", "user-agent: voicepass"} <= sent
+
+
 async def test_a_user_who_hangs_up_takes_the_fetch_from_nobody(issuer: Issuer) -> None:
     hung_up = asyncio.Event()
 
