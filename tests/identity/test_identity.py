@@ -176,6 +176,18 @@ async def test_a_service_takes_tokens_of_its_one_algorithm_only(algorithm: str) 
     assert outcomes == [TokenInvalid] * 9
 
 
+async def test_an_iss_that_is_a_number_is_not_the_issuer_of_that_name() -> None:
+    mint = mint_for(token_issuer="7")
+
+    outcomes = [
+        await outcome(authenticator_for(mint), [f"Bearer {mint.token(claims=mint.claims(iss=iss))}"])
+        for iss in ("7", 7)
+    ]
+
+    assert isinstance(outcomes[0], User)
+    assert outcomes[1] is TokenInvalid
+
+
 @each_algorithm
 async def test_a_token_of_another_key_is_refused(algorithm: str) -> None:
     mint = mint_for(algorithm)
