@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.tables import table
 from voicepass.errors import AgentNotAllowed
-from voicepass.model import Agent, Scalar, User
+from voicepass.model import Agent, Counted, Limit, Scalar, Scope, User
 from voicepass.policy import (
     MAX_VARIABLE_CHARACTERS,
     AgentRules,
@@ -256,12 +256,26 @@ def test_a_value_that_no_token_can_hold_is_found() -> None:
     assert rule.list_impossible() == ["scp", "level"]
 
 
-def test_the_first_plan_that_admits_a_user_applies() -> None:
-    def plan(name: str, *rules: Rule) -> LimitPlan:
-        return LimitPlan(name=name, when=rules, limits=())
+def plan_of(name: str | None, *rules: Rule) -> LimitPlan:
+    limit = Limit(name="user_passes", scope=Scope.USER, counted=Counted.PASSES, most=1, window_seconds=60, plan=name)
+    return LimitPlan(name=name, when=rules, limits=(limit,))
 
-    plans = (plan("a", Rule({"plan": ("a",)}), Rule({"role": ("admin",)})), plan("b", Rule({"plan": ("a", "b")})))
-    policy = Policy({}, plans=plans)
+
+NO_PLAN = plan_of(None)
+PLANS = (plan_of("a", Rule({"plan": ("a",)}), Rule({"role": ("admin",)})), plan_of("b", Rule({"plan": ("a", "b")})))
+WITH_PLANS = Policy({}, limits=NO_PLAN.limits, plans=PLANS)
+
+
+def test_the_first_plan_that_admits_a_user_applies() -> None:
     given: list[dict[str, object]] = [{"plan": "a"}, {"plan": "b", "role": ["x", "admin"]}, {"plan": "b"}, {}]
 
-    assert [policy.plan_for(make_user(claims)).name for claims in given] == ["a", "a", "b", None]
+    plans = [WITH_PLANS.plan_for(make_user(claims)) for claims in given]
+
+    assert plans == [PLANS[0], PLANS[0], PLANS[1], NO_PLAN]
+
+
+@table(("plan", "set_by"), [("a", "a"), ("b", "b"), ("gone", None), (None, None)])
+def test_a_plan_has_its_own_limits_and_a_plan_that_is_gone_has_those_without_a_plan(
+    plan: str | None, set_by: str | None
+) -> None:
+    assert [limit.plan for limit in WITH_PLANS.limits_of(plan)] == [set_by]

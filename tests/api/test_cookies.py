@@ -217,16 +217,19 @@ async def test_a_cookie_may_come_in_parts_or_twice_if_all_name_one_user(
     texts |= {"expired": make_token(exp=1_700_000_000)}
     texts |= {f"other_{n}": other[n * 80 :][: 80 if n < 2 else None] for n in range(3)}
     parts = [texts["token"][:80], texts["token"][80:160], texts["token"][160:]]
-    seen = {}
-    for name, (cookies, _) in COOKIES.items():
+    seen, conflicts = {}, set()
+    for name, (cookies, expected) in COOKIES.items():
         headers = [("cookie", cookie.format(*parts, **texts)) for cookie in cookies]
         response = await api.post(
             "/v1/signed-url", content=b"{}", headers=[*headers, *(JSON | {"origin": OURS}).items()]
         )
         answer = response.json()
         seen[name] = (response.status_code, answer.get("user_id") or answer.get("code"))
+        if expected == CONFLICT:
+            conflicts.add(answer["detail"])
 
     assert seen == {name: expected for name, (_, expected) in COOKIES.items()}
+    assert conflicts == {"Two session cookies name different users. Sign out and sign in again."}
 
 
 @with_the_cookie

@@ -154,6 +154,7 @@ async def test_a_user_who_is_not_signed_in_is_refused_before_elevenlabs_is_asked
         answers = [await client.post(PASS), await client.post("/voice/v1/conversation-token"), await client.get(USAGE)]
 
     assert [(answer.status_code, read_code(answer)) for answer in answers] == [(401, "token_missing")] * 3
+    assert {answer.json()["detail"] for answer in answers} == {"Sign in to start a conversation."}
     assert not upstream.calls
 
 

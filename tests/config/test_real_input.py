@@ -441,7 +441,7 @@ def make_jwks(key: rsa.RSAPrivateKey) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("jwks_uri", "expected"),
     [
-        ("http://keycloak:8080/realms/a/certs", "keys"),
+        ("http://keycloak:8080/realms/a/certs", "fetched"),
         ("http://login:8080/realms/a/certs", "the discovery document names no https:// jwks_uri"),
         ("http://keycloak.attacker.example/certs", "the discovery document names no https:// jwks_uri"),
     ],
@@ -459,7 +459,7 @@ async def test_a_discovery_document_may_name_an_http_url_of_a_listed_host_only(j
         router.get(jwks_uri).respond(json=make_jwks(RSA_KEY))
         try:
             await trusted.keys.check()
-            note = "keys"
+            note = "fetched"
         except KeysUnavailable as refusal:
             note = str(refusal.operator_note)
 
@@ -631,6 +631,8 @@ def test_a_note_says_how_a_name_differs_if_only_its_spelling_differs(found: obje
         ({"iss": "https://c", "aud": "x"}, []),
         ({"iss": "https://d", "aud": "a"}, ["iss in the token: 'https://d'; configured: 'https://a', 'https://c'"]),
         ({"iss": "https://a", "aud": ["x", "a"]}, []),
+        ({"iss": "https://a", "aud": "ab"}, ["aud in the token: 'ab'; configured: 'a'"]),
+        ({"iss": "https://a"}, ["aud in the token: None; configured: 'a'"]),
     ],
 )
 def test_explain_compares_with_the_blocks_of_the_tokens_own_issuer(claims: dict[str, Any], expected: list[str]) -> None:

@@ -30,6 +30,7 @@ class Issuer:
         self.asked: list[str] = []
         self.asked_at: list[float] = []
         self.was_asked = asyncio.Event()
+        self.last_request = ""
         self.answers: dict[str, Answer] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +41,8 @@ class Issuer:
             if not chunk or not request.startswith(b"GET "):
                 writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
-        path = request.split(b" ")[1].decode()
+        self.last_request = request.decode()
+        path = self.last_request.split(" ")[1]
         self.asked.append(path)
         self.asked_at.append(self.clock())
         self.was_asked.set()

@@ -1,6 +1,7 @@
 """From a header to a user: which tokens are accepted, and hundreds that are refused."""
 
 import dataclasses
+import json
 import random
 import string
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tests.identity.hostile_tokens import (
     MAX_CHARACTERS,
     Hostile,
     Mint,
+    base64url,
     make_deep_token,
     make_hostile_tokens,
     make_token_of_length,
@@ -170,6 +172,18 @@ async def test_a_service_accepts_tokens_of_its_one_algorithm_only(algorithm: str
     outcomes = [await authenticate(authenticator, [f"Bearer {other.token()}"]) for other in others]
 
     assert outcomes == [TokenInvalid] * 9
+
+
+async def test_an_iss_that_is_a_number_is_not_the_issuer_of_that_name() -> None:
+    mint = make_mint(token_issuer="7")
+
+    outcomes = [
+        await authenticate(build_authenticator(mint), [f"Bearer {mint.token(claims=mint.claims(iss=iss))}"])
+        for iss in ("7", 7)
+    ]
+
+    assert isinstance(outcomes[0], User)
+    assert outcomes[1] is TokenInvalid
 
 
 @each_algorithm
@@ -520,6 +534,18 @@ async def test_no_refusal_repeats_the_token_or_tells_the_caller_which_check_fail
     assert silent == []
 
 
+@table(("segment", "part"), [(0, "header"), (1, "payload")])
+async def test_the_operator_learns_which_part_is_no_json_and_the_parsers_error(segment: int, part: str) -> None:
+    segments = make_mint().token().split(".")
+    segments[segment] = base64url(b"{")
+
+    with pytest.raises(TokenInvalid) as caught:
+        await build_authenticator(make_mint()).user_of(".".join(segments))
+
+    assert caught.value.operator_note == f"token refused: the {part} is not strict JSON"
+    assert type(caught.value.__cause__) is json.JSONDecodeError
+
+
 async def get_refusal(authenticator: JwtAuthenticator, hostile: Hostile) -> tuple[Hostile, Refusal]:
     with pytest.raises(Refusal) as caught:
         await authenticator.authenticate(Credentials(authorization=(f"Bearer {hostile.token}",)))
@@ -533,6 +559,7 @@ async def get_refusal(authenticator: JwtAuthenticator, hostile: Hostile) -> tupl
         ({"iss": "other"}, "token refused: iss is no configured issuer"),
         ({"exp": "soon"}, "token refused: exp is not a number"),
         ({"nbf": NOW + 900}, "token refused: nbf lies in the future; if the token is good, compare the clocks"),
+        ({"iat": NOW + 900}, "token refused: iat lies in the future; if the token is good, compare the clocks"),
         ({"sub": 7.5}, "token refused: sub is neither text nor a whole number"),
         ({"sub": " "}, "token refused: the claim 'sub' is no user id: a whole number, or 1 to 255 visible characters"),
     ],

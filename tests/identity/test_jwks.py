@@ -75,6 +75,14 @@ async def test_500_requests_with_expired_cached_keys_wait_for_one_fetch(issuer: 
     assert len(issuer.asked) == 2
 
 
+async def test_a_fetch_asks_for_json_without_compression_and_names_voicepass(issuer: Issuer) -> None:
+    async with open_keys(issuer) as keys:
+        await find_key_name(keys)
+
+    sent = set(issuer.last_request.lower().split("\r\n"))
+    assert {"accept: application/json", "accept-encoding: identity", "user-agent: voicepass"} <= sent
+
+
 async def test_a_user_who_disconnects_does_not_cancel_the_fetch_of_others(issuer: Issuer) -> None:
     is_cancelled = asyncio.Event()
 
@@ -262,6 +270,25 @@ async def test_if_no_key_can_be_used_the_refusal_and_the_log_say_why(issuer: Iss
         expected[name] = f"no keys from {url} ({note})", [line | {"url": url}]
 
     assert noted == expected
+
+
+async def test_a_fetch_without_an_answer_is_called_a_timeout_in_the_refusal_and_the_log(issuer: Issuer) -> None:
+    issuer.answers[JWKS_PATH] = never_answer
+    with capture_logs() as logged:
+        async with open_keys(issuer, fetch_seconds=0.05) as keys:
+            with pytest.raises(KeysUnavailable) as refused:
+                await keys.check()
+
+    assert refused.value.operator_note == f"no keys from {issuer.url}{JWKS_PATH} (TimeoutError)"
+    assert [(line["cause"], line["note"]) for line in logged] == [("TimeoutError", "TimeoutError")]
+
+
+async def test_100_keys_of_one_issuer_are_all_used(issuer: Issuer) -> None:
+    issuer.publish(*(EC_JWK | {"kid": f"key-{number}"} for number in range(100)))
+    async with open_keys(issuer) as keys:
+        seen = [await find_key_name(keys, kid) for kid in ("key-0", "key-99", "key-100")]
+
+    assert seen == ["key-0", "key-99", TokenInvalid]
 
 
 async def test_the_log_says_where_keys_came_from_and_how_many_can_be_used(issuer: Issuer) -> None:

@@ -102,7 +102,7 @@ class JwtAuthenticator:
 
     async def _user_of_cookies(self, unverified_tokens: Sequence[str]) -> User:
         """Return the one user of these tokens. A token that is not valid does not count beside one that is."""
-        users: dict[tuple[str, str], User] = {}
+        users: set[tuple[str, str]] = set()
         refusals: list[TokenInvalid | TokenExpired] = []
         for unverified_token in unverified_tokens:
             try:
@@ -110,7 +110,7 @@ class JwtAuthenticator:
             except (TokenInvalid, TokenExpired) as refusal:
                 refusals.append(refusal)
             else:
-                users[user.issuer, user.id] = user
+                users.add((user.issuer, user.id))
         if not users:
             raise refusals[0]
         if len(users) > 1:
