@@ -25,6 +25,7 @@ from tests.ledger.given import (
 )
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger import Ledger
+from voicepass.ledger.rules import lapse
 from voicepass.model import Block, BlockKind, Counted, Scope, User
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +75,18 @@ async def test_every_lapsed_reservation_is_deleted_and_no_younger_one(ledger: Le
 
     assert answer.used == 1
     assert [row["user_id"] for row in left] == ["u-new", "u-young"]
+
+
+async def test_what_two_callers_delete_at_once_is_only_what_has_lapsed(ledger: Ledger, clock: TurnedClock) -> None:
+    await ledger.reserve(reservation("u-lapsed"), [])
+    clock.now = START + 1
+    await ledger.reserve(reservation("u-young"), [])
+    clock.now = START + 900
+
+    for _ in range(2):  # both callers have seen the lapsed reservation
+        await ledger.run(lapse)
+
+    assert [row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")] == ["u-young"]
 
 
 @pytest.mark.parametrize("scope", Scope)

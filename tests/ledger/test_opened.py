@@ -6,8 +6,10 @@ import pytest
 
 from tests.ledger.given import START, Engine, TurnedClock, credential, granted, limit, refusal, reservation, rows
 from tests.ledger.given import settlement as settled_with
+from tests.tables import table
 from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
 from voicepass.ledger import Ledger
+from voicepass.ledger.opened import LOOKUP_SECONDS
 from voicepass.model import Counted, Scope, Transport, Turn
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +93,18 @@ async def test_a_lookup_that_a_crash_cut_off_holds_nobody_up_for_longer_than_it_
     after = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
 
     assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
+
+
+async def test_an_instance_whose_clock_is_three_seconds_behind_waits_for_the_lookup_of_another(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=LOOKUP_SECONDS)
+    clock.now -= 3
+
+    is_running = await ledger.is_lookup_running(reservation(), CONVERSATIONS)
+    turn = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+
+    assert (is_running, turn.turn) == (True, Turn.RUNNING)
 
 
 async def test_a_reservation_that_is_about_to_be_granted_is_waited_for_but_not_what_a_crash_left(
@@ -191,13 +205,15 @@ async def test_a_released_pass_whose_conversation_is_open_after_all_counts_again
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
     conversation_id = await granted(ledger, limits, seconds=600)
     clock.now += 930
+    sums = await rows(ledger, "SELECT * FROM sums ORDER BY scope, length, slot")
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     counts_again = await ledger.note_opened(conversation_id, START + 899)
 
     found = await ledger.find_pass(conversation_id)
     assert counts_again
-    assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
+    assert (found.settled_at, found.settled_by, found.seconds, found.opened_at) == (None, None, 600, START + 899)
+    assert await rows(ledger, "SELECT * FROM sums ORDER BY scope, length, slot") == sums
     assert isinstance(await refusal(ledger, limits), TooManyConversations)
 
 
@@ -349,6 +365,40 @@ async def test_the_sealed_credential_is_erased_when_it_can_be_of_no_use(
 
     assert [bytes(row["sealed"]) for row in kept] == [b"sealed"]
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
+
+
+@table(
+    ("age_seconds", "kept"),
+    [
+        (119, {"sealed", "lookup", "failed"}),
+        (121, {"sealed", "lookup"}),
+        (899, {"sealed", "lookup"}),
+        (900, {"lookup"}),
+        (901, {"lookup"}),
+        (902, set()),  # the lookup was to end after a second
+    ],
+)
+async def test_what_may_still_be_of_use_is_not_erased(
+    ledger: Ledger, clock: TurnedClock, age_seconds: int, kept: set[str]
+) -> None:
+    for name in ("passes", "lookups", "failed_requests"):
+        await rows(ledger, f"DELETE FROM {name}")  # noqa: S608
+    sealed, failed = reservation(), reservation()
+    await ledger.reserve(sealed, [])
+    await ledger.grant(sealed, credential(), sealed=b"sealed")
+    await ledger.reserve(failed, [])
+    await ledger.release(failed, has_reached=True)
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    clock.now += age_seconds
+
+    await ledger.erase_sealed()
+
+    found = {
+        "sealed": await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL"),
+        "lookup": await rows(ledger, "SELECT key FROM lookups"),
+        "failed": await rows(ledger, "SELECT pass_id FROM failed_requests"),
+    }
+    assert {name for name, each in found.items() if each} == kept
 
 
 async def test_a_settlement_that_arrived_before_its_pass_leaves_nothing_sealed(ledger: Ledger) -> None:

@@ -29,7 +29,7 @@ from voicepass.errors import BadAnswer, LedgerUnavailable, LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Row
 from voicepass.ledger.limits import count, find_room, prepare_question
-from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS
+from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS, find_days
 from voicepass.model import Counted, Limit, Scope
 
 pytestmark = pytest.mark.anyio
@@ -282,6 +282,33 @@ async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger
         assert found == expected
     assert untouched == []
     assert await ledger.fix_sums() == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
+async def test_sums_that_equal_their_passes_are_left_as_they_are(ledger: Ledger, clock: TurnedClock) -> None:
+    for _ in range(3):
+        await granted(ledger)
+        clock.now += DAY
+    await ledger.delete_old(age_seconds=31 * DAY)  # which deletes the short slots of the first day
+    for _ in range(2):
+        await granted(ledger, seconds=600)
+        clock.now += 60
+    clock.now = START + 3 * DAY + 1560 + 30  # the first lapsed half a minute ago; the second lapses in half a minute
+
+    assert await ledger.fix_sums() == []
+
+
+async def test_the_days_from_the_oldest_pass_to_the_newest_are_compared_and_thirty_at_most(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    first = int(START // DAY)
+    days = [await ledger.run(find_days)]
+    for wait in (0, 2, 28):
+        clock.now += wait * DAY
+        await granted(ledger)
+        days.append(await ledger.run(find_days))
+
+    assert days == [range(0), range(first, first + 1), range(first, first + 3), range(first + 1, first + 31)]
 
 
 async def test_forgetting_deletes_old_passes_sums_and_orphans_and_no_young_ones(
