@@ -9,7 +9,7 @@ from tests.ledger.given import settlement as settled_with
 from tests.tables import table
 from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
 from voicepass.ledger import Ledger
-from voicepass.ledger.opened import LOOKUP_SECONDS
+from voicepass.ledger.opened import LOOKUP_SECONDS, Listing
 from voicepass.model import Counted, Scope, Transport, Turn
 
 pytestmark = pytest.mark.anyio
@@ -302,6 +302,25 @@ async def test_a_limit_of_passes_is_named_before_those_that_a_lookup_may_change(
 
     assert isinstance(reached, RateLimited)
     assert reached.limit_name == "user_passes"
+
+
+# ElevenLabs' list.
+
+
+async def test_the_list_of_an_agent_without_passes_is_read_from_where_the_last_reading_ended(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    await ledger.note_listed("agent_1", START - 15)
+    at_once = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    clock.now += 239
+    soon = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    clock.now += 1
+    then = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+
+    assert first == Listing(since=START - 1200 - 60, until=START - 15)
+    assert (at_once, soon) == (None, None)
+    assert then == Listing(since=START - 15 - 60, until=START + 240 - 15)
 
 
 # The sealed credential.
