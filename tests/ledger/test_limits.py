@@ -116,6 +116,44 @@ async def test_conversations_are_limited_while_they_may_be_open(
 
 
 @pytest.mark.parametrize("scope", Scope)
+async def test_a_conversation_counts_until_it_lapses_also_if_the_window_is_shorter(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    most, whom = [limit(1, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=60)], SCOPES[scope]
+    await granted(ledger, most, **whom(0))
+    clock.now = START + 1559
+    before = await refusal(ledger, most, **whom(1))
+    clock.now = START + 1560  # 930 and 600 seconds, and the rest of the minute
+
+    at_the_lapse = await refusal(ledger, most, **whom(2))
+
+    assert isinstance(before, TooManyConversations)
+    assert before.retry_after_seconds == 1
+    assert at_the_lapse is None
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_request_that_failed_counts_for_a_minute_and_not_as_a_pass(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    requests, whom = [limit(2, counted=Counted.REQUESTS, scope=scope)], SCOPES[scope]
+    for n in range(2):
+        asked = reservation(**whom(n))
+        await ledger.reserve(asked, requests)
+        await ledger.release(asked, has_reached=True)
+    clock.now = START + 59
+
+    reached = await refusal(ledger, requests, **whom(2))
+    of_passes = await refusal(ledger, [limit(1, scope=scope)], **whom(2))
+    clock.now = START + 60
+    then = await refusal(ledger, requests, **whom(3))
+
+    assert isinstance(reached, RateLimited)
+    assert reached.resets_at == START + 60
+    assert (of_passes, then) == (None, None)
+
+
+@pytest.mark.parametrize("scope", Scope)
 async def test_minutes_are_limited_by_what_is_set_aside_and_what_was_used(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:

@@ -176,13 +176,13 @@ async def test_a_pass_that_is_known_to_be_open_is_never_released_as_unopened(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
     conversation_id = await granted(ledger)
-    await ledger.note_opened(conversation_id, START + 5)
+    was_released = await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
 
     has_expired = await ledger.note_unopened(conversation_id, expires_seconds=930)
 
     found = await ledger.find_pass(conversation_id)
-    assert not has_expired
+    assert (was_released, has_expired) == (False, False)
     assert (found.opened_at, found.settled_at) == (START + 5, None)
 
 
@@ -232,17 +232,37 @@ async def test_a_pass_that_counts_again_is_charged_with_what_was_reserved_for_it
     assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
+@table(("ended_after", "was_open"), [(930, True), (1559, True), (1560, False), (5000, False)])
 async def test_a_released_pass_whose_conversation_has_ended_after_all_is_charged(
-    ledger: Ledger, clock: TurnedClock
+    ledger: Ledger, clock: TurnedClock, ended_after: int, *, was_open: bool
 ) -> None:
-    conversation_id = await granted(ledger, [MINUTES_OF_ALL], seconds=600)
-    clock.now += 930
+    clock.now = START
+    conversation_id = await granted(ledger, seconds=600)
+    clock.now = START + 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
+    clock.now = START + ended_after
+
+    counted_as_open = await ledger.note_ended(conversation_id)
+
+    found = await ledger.find_pass(conversation_id)
+    assert counted_as_open is was_open
+    assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
+
+
+async def test_a_conversation_that_ends_at_the_instant_of_its_grant_costs_nothing(ledger: Ledger) -> None:
+    conversation_id = await granted(ledger, [MINUTES], seconds=600)
 
     await ledger.note_ended(conversation_id)
 
-    found = await ledger.find_pass(conversation_id)
-    assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
+    assert (await ledger.find_pass(conversation_id)).seconds == 0
+
+
+async def test_of_no_conversation_there_is_no_pass(ledger: Ledger) -> None:
+    conversation_id = await granted(ledger)
+
+    found = [await ledger.find(asked) for asked in ([], ["conv_x"], [conversation_id, "conv_x"])]
+
+    assert [[each.conversation_id for each in passes] for passes in found] == [[], [], [conversation_id]]
 
 
 async def test_every_pass_of_a_limit_of_all_is_asked_about_in_time_and_the_user_s_own_first(ledger: Ledger) -> None:
