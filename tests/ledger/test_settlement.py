@@ -136,6 +136,8 @@ async def test_a_conversation_that_is_named_to_its_user_again_is_one_row(ledger:
         await ledger.grant(each, credential("conv_1"))
         await ledger.settle(settlement("conv_1", seconds=84))
 
+    await ledger.reserve(reservation(), [], ready=credential("conv_1"))
+
     (row,) = await rows(ledger, "SELECT pass_id, seconds FROM passes")
     assert (row["pass_id"], row["seconds"]) == (first.pass_id, 84), "what was used stays charged"
     assert await rows(ledger, "SELECT * FROM failed_requests") == []
