@@ -5,6 +5,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -203,12 +204,14 @@ async def test_a_limit_of_none_lets_nobody_through(ledger: Ledger, counted: Coun
 
 
 async def test_the_first_limit_that_leaves_no_room_is_named_and_nothing_is_counted(ledger: Ledger) -> None:
-    limits = [limit(5), limit(0, scope=Scope.AGENT), limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
+    of_a_plan = replace(limit(0, scope=Scope.AGENT), plan="pro")
+    limits = [limit(5), of_a_plan, limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
 
     reached = await refusal(ledger, limits)
 
     assert reached is not None
     assert reached.operator_note == "the limit agent_passes is reached"
+    assert reached.plan == "pro"
     (usage,) = await ledger.usage(User(issuer="https://login.example", id="u-1", name=None, claims={}), limits[:1])
     assert usage.used == 0
 
