@@ -347,4 +347,4 @@ async def test_a_cost_in_dollars_is_kept_also_if_it_arrives_before_its_pass(ledg
 
     found = [await ledger.find_pass(each) for each in (conversation_id, "conv_early")]
 
-    assert [each.cost_fiat for each in found] == [0.25, 1.5]
+    assert [(each.cost_fiat, each.settled_at) for each in found] == [(0.25, START), (1.5, START)]

@@ -30,6 +30,7 @@ from voicepass.errors import BadAnswer, LedgerUnavailable, LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Row
 from voicepass.ledger.limits import count, find_room, prepare_question
+from voicepass.ledger.records import check
 from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS, find_days, list_days
 from voicepass.model import Counted, Limit, Scope
 
@@ -346,6 +347,16 @@ async def test_the_days_from_the_oldest_pass_to_the_newest_are_compared_and_thir
         days.append(await ledger.run(find_days))
 
     assert days == [range(0), range(first, first + 1), range(first, first + 3), range(first + 1, first + 31)]
+
+
+async def test_a_check_that_writes_as_much_as_a_pass_leaves_nothing_in_the_sums(ledger: Ledger) -> None:
+    await granted(ledger)
+
+    await ledger.run(partial(check, name="check 1", is_whole=True))
+
+    assert await rows(ledger, "SELECT * FROM failed_requests") == []
+    found, expected = await read_sums(ledger, oldest=START)
+    assert found == expected
 
 
 async def test_the_sums_of_the_last_thirty_days_are_listed_with_those_of_today(
