@@ -93,6 +93,34 @@ async def test_usage_and_a_refusal_show_the_limit_with_its_extension(ledger: Led
     assert refused.most == 1200
 
 
+async def test_usage_says_when_the_oldest_pass_leaves_the_day_while_a_second_is_left(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    await extend(ledger, extension())
+    for seconds in (500, 699):
+        await grant_pass(ledger, [TEN_MINUTES_A_DAY], seconds=seconds)
+        clock.now += 10
+
+    (answer,) = await ledger.usage(USER, [TEN_MINUTES_A_DAY])
+
+    assert (answer.left, answer.resets_at) == (1, START + DAY)
+
+
+async def test_of_two_extensions_the_one_that_lasts_counts_when_a_new_try_succeeds(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    await extend(ledger, extension(minutes=30, ends_in=DAY - 601))
+    await extend(ledger, extension(minutes=5, ends_in=2 * DAY, issuer=TOKEN_ISSUER))
+    for seconds in (1200, 615, 600, 285):
+        await grant_pass(ledger, [TEN_MINUTES_A_DAY], seconds=seconds)
+        clock.now += 600
+
+    refused = await find_refusal(ledger, [TEN_MINUTES_A_DAY])
+
+    assert refused is not None
+    assert refused.resets_at == START + 600 + DAY  # then the last two passes count, and leave 15 seconds
+
+
 @pytest.mark.parametrize(
     ("ends_in", "retry_after"),
     [

@@ -5,6 +5,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +26,7 @@ from tests.ledger.given import (
 )
 from voicepass.errors import LimitReached, QuotaExceeded, RateLimited, TooManyConversations, UserBlocked
 from voicepass.ledger import Ledger
+from voicepass.ledger.rules import lapse
 from voicepass.model import Block, BlockKind, Counted, Scope, User
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +63,7 @@ async def test_passes_are_limited_in_a_rolling_window(ledger: Ledger, clock: Tur
 
 
 @pytest.mark.parametrize("scope", Scope)
-async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nobody_else(
+async def test_requests_that_failed_count_for_a_minute_for_nobody_else_and_not_as_passes(
     ledger: Ledger, clock: TurnedClock, scope: Scope
 ) -> None:
     most, whom = [limit(2, counted=Counted.REQUESTS, scope=scope, window_seconds=60)], SCOPES[scope]
@@ -70,6 +72,7 @@ async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nob
         await ledger.reserve(failed, most)
         await ledger.release(failed, has_reached=True)
     reached = await find_refusal(ledger, most, **whom(2))
+    of_passes = await find_refusal(ledger, [limit(1, scope=scope)], **whom(2))
     strangers: dict[Scope, list[dict[str, str]]] = {
         Scope.USER: [{"user_id": "u-2"}, {"user_id": "u-1", "token_issuer": "https://other.example"}],
         Scope.AGENT: [{"user_id": "u-1", "agent_alias": "other"}],
@@ -81,8 +84,7 @@ async def test_requests_that_failed_at_elevenlabs_count_for_a_minute_and_for_nob
 
     assert isinstance(reached, RateLimited)
     assert reached.resets_at == START + 60
-    assert set(others) <= {None}
-    assert later is None
+    assert {of_passes, *others, later} == {None}
 
 
 async def test_lapsed_reservations_are_deleted_and_younger_ones_are_kept(ledger: Ledger, clock: TurnedClock) -> None:
@@ -99,6 +101,18 @@ async def test_lapsed_reservations_are_deleted_and_younger_ones_are_kept(ledger:
 
     assert answer.used == 1
     assert [row["user_id"] for row in left] == ["u-new", "u-young"]
+
+
+async def test_what_two_callers_delete_at_once_is_only_what_has_lapsed(ledger: Ledger, clock: TurnedClock) -> None:
+    await ledger.reserve(reservation("u-lapsed"), [])
+    clock.now = START + 1
+    await ledger.reserve(reservation("u-young"), [])
+    clock.now = START + 900
+
+    for _ in range(2):  # both callers have seen the lapsed reservation
+        await ledger.run(lapse)
+
+    assert [row["user_id"] for row in await rows(ledger, "SELECT user_id FROM passes")] == ["u-young"]
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -127,6 +141,23 @@ async def test_conversations_are_limited_while_they_may_be_open(
     assert after_the_end is None
     assert before_the_lapse is not None
     assert before_the_lapse.resets_at == START + 905
+    assert at_the_lapse is None
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_conversation_counts_until_it_lapses_also_if_the_window_is_shorter(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    most, whom = [limit(1, counted=Counted.CONVERSATIONS, scope=scope, window_seconds=60)], SCOPES[scope]
+    await grant_pass(ledger, most, **whom(0))
+    clock.now = START + 1559
+    before = await find_refusal(ledger, most, **whom(1))
+    clock.now = START + 1560  # 930 and 600 seconds, and the rest of the minute
+
+    at_the_lapse = await find_refusal(ledger, most, **whom(2))
+
+    assert isinstance(before, TooManyConversations)
+    assert before.retry_after_seconds == 1
     assert at_the_lapse is None
 
 
@@ -176,12 +207,14 @@ async def test_a_limit_of_zero_refuses_everyone(ledger: Ledger, counted: Counted
 
 
 async def test_a_refusal_names_the_first_limit_that_is_reached_and_counts_nothing(ledger: Ledger) -> None:
-    limits = [limit(5), limit(0, scope=Scope.AGENT), limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
+    of_a_plan = replace(limit(0, scope=Scope.AGENT), plan="pro")
+    limits = [limit(5), of_a_plan, limit(0, scope=Scope.ALL, counted=Counted.SECONDS)]
 
     reached = await find_refusal(ledger, limits)
 
     assert reached is not None
     assert reached.operator_note == "the limit agent_passes is reached"
+    assert reached.plan == "pro"
     (usage,) = await ledger.usage(User(issuer="https://login.example", id="u-1", name=None, claims={}), limits[:1])
     assert usage.used == 0
 

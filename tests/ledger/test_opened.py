@@ -16,8 +16,10 @@ from tests.ledger.given import (
     rows,
 )
 from tests.ledger.given import settlement as settled_with
+from tests.tables import table
 from voicepass.errors import QuotaExceeded, RateLimited, TooManyConversations
 from voicepass.ledger import Ledger
+from voicepass.ledger.opened import LOOKUP_SECONDS, Listing
 from voicepass.model import Counted, Scope, Transport, Turn
 
 pytestmark = pytest.mark.anyio
@@ -99,6 +101,18 @@ async def test_a_lookup_that_a_crash_ended_blocks_others_for_its_time_only(ledge
     assert (during.turn, after.turn) == (Turn.RUNNING, Turn.OURS)
 
 
+async def test_an_instance_whose_clock_is_three_seconds_behind_waits_for_the_lookup_of_another(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=LOOKUP_SECONDS)
+    clock.now -= 3
+
+    is_running = await ledger.is_lookup_running(reservation(), CONVERSATIONS)
+    turn = await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+
+    assert (is_running, turn.turn) == (True, Turn.RUNNING)
+
+
 async def test_a_reservation_is_in_flight_for_ten_seconds_or_until_its_grant(
     ledger: Ledger, clock: TurnedClock
 ) -> None:
@@ -162,13 +176,13 @@ async def test_ended_and_unopened_passes_give_minutes_back(ledger: Ledger, clock
 
 async def test_a_pass_that_was_noted_as_open_is_never_released_as_unopened(ledger: Ledger, clock: TurnedClock) -> None:
     conversation_id = await grant_pass(ledger)
-    await ledger.note_opened(conversation_id, START + 5)
+    was_released = await ledger.note_opened(conversation_id, START + 5)
     clock.now += 1000
 
     has_expired = await ledger.note_unopened(conversation_id, expires_seconds=930)
 
     found = await ledger.find_pass(conversation_id)
-    assert not has_expired
+    assert (was_released, has_expired) == (False, False)
     assert (found.opened_at, found.settled_at) == (START + 5, None)
 
 
@@ -187,13 +201,15 @@ async def test_a_released_pass_counts_again_if_it_is_open_after_all(ledger: Ledg
     limits = [limit(1, counted=Counted.CONVERSATIONS, window_seconds=DAY), MINUTES_OF_ALL]
     conversation_id = await grant_pass(ledger, limits, seconds=600)
     clock.now += 930
+    sums = await rows(ledger, "SELECT * FROM sums ORDER BY scope, length, slot")
     await ledger.note_unopened(conversation_id, expires_seconds=0)
 
     counts_again = await ledger.note_opened(conversation_id, START + 899)
 
     found = await ledger.find_pass(conversation_id)
     assert counts_again
-    assert (found.settled_at, found.settled_by, found.seconds) == (None, None, 600)
+    assert (found.settled_at, found.settled_by, found.seconds, found.opened_at) == (None, None, 600, START + 899)
+    assert await rows(ledger, "SELECT * FROM sums ORDER BY scope, length, slot") == sums
     assert isinstance(await find_refusal(ledger, limits), TooManyConversations)
 
 
@@ -210,15 +226,37 @@ async def test_a_pass_that_counts_again_is_charged_its_reserved_seconds(ledger: 
     assert [(await ledger.find_pass(each)).seconds for each in (opened, ended)] == [60, 60]
 
 
-async def test_a_released_pass_is_charged_if_it_was_used_after_all(ledger: Ledger, clock: TurnedClock) -> None:
-    conversation_id = await grant_pass(ledger, [MINUTES_OF_ALL], seconds=600)
-    clock.now += 930
+@table(("ended_after", "was_open"), [(930, True), (1559, True), (1560, False), (5000, False)])
+async def test_a_released_pass_is_charged_if_it_was_used_after_all(
+    ledger: Ledger, clock: TurnedClock, ended_after: int, *, was_open: bool
+) -> None:
+    clock.now = START
+    conversation_id = await grant_pass(ledger, seconds=600)
+    clock.now = START + 930
     await ledger.note_unopened(conversation_id, expires_seconds=0)
+    clock.now = START + ended_after
+
+    counted_as_open = await ledger.note_ended(conversation_id)
+
+    found = await ledger.find_pass(conversation_id)
+    assert counted_as_open is was_open
+    assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
+
+
+async def test_a_conversation_that_ends_at_the_instant_of_its_grant_costs_nothing(ledger: Ledger) -> None:
+    conversation_id = await grant_pass(ledger, [MINUTES], seconds=600)
 
     await ledger.note_ended(conversation_id)
 
-    found = await ledger.find_pass(conversation_id)
-    assert (found.settled_at, found.seconds, found.opened_at) == (None, 600, START)
+    assert (await ledger.find_pass(conversation_id)).seconds == 0
+
+
+async def test_of_no_conversation_there_is_no_pass(ledger: Ledger) -> None:
+    conversation_id = await grant_pass(ledger)
+
+    found = [await ledger.find(asked) for asked in ([], ["conv_x"], [conversation_id, "conv_x"])]
+
+    assert [[each.conversation_id for each in passes] for passes in found] == [[], [], [conversation_id]]
 
 
 async def test_lookups_for_a_limit_of_all_reach_every_pass_and_list_the_users_own_first(ledger: Ledger) -> None:
@@ -278,6 +316,25 @@ async def test_a_refusal_names_a_limit_of_passes_before_one_that_a_lookup_may_ch
     assert reached.limit_name == "user_passes"
 
 
+# ElevenLabs' list.
+
+
+async def test_the_list_of_an_agent_without_passes_is_read_from_where_the_last_reading_ended(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    first = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    await ledger.note_listed("agent_1", START - 15)
+    at_once = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    clock.now += 239
+    soon = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+    clock.now += 1
+    then = await ledger.begin_listing("agent_1", every_seconds=240, recent_seconds=1200)
+
+    assert first == Listing(since=START - 1200 - 60, until=START - 15)
+    assert (at_once, soon) == (None, None)
+    assert then == Listing(since=START - 15 - 60, until=START + 240 - 15)
+
+
 # The sealed credential.
 
 
@@ -335,6 +392,40 @@ async def test_a_sealed_credential_is_erased_when_it_is_useless(ledger: Ledger, 
 
     assert [bytes(row["sealed"]) for row in kept] == [b"sealed"]
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []
+
+
+@table(
+    ("age_seconds", "kept"),
+    [
+        (119, {"sealed", "lookup", "failed"}),
+        (121, {"sealed", "lookup"}),
+        (899, {"sealed", "lookup"}),
+        (900, {"lookup"}),
+        (901, {"lookup"}),
+        (902, set()),  # the lookup was to end after a second
+    ],
+)
+async def test_what_may_still_be_of_use_is_not_erased(
+    ledger: Ledger, clock: TurnedClock, age_seconds: int, kept: set[str]
+) -> None:
+    for name in ("passes", "lookups", "failed_requests"):
+        await rows(ledger, f"DELETE FROM {name}")  # noqa: S608
+    sealed, failed = reservation(), reservation()
+    await ledger.reserve(sealed, [])
+    await ledger.grant(sealed, credential(), sealed=b"sealed")
+    await ledger.reserve(failed, [])
+    await ledger.release(failed, has_reached=True)
+    await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
+    clock.now += age_seconds
+
+    await ledger.erase_sealed()
+
+    found = {
+        "sealed": await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL"),
+        "lookup": await rows(ledger, "SELECT key FROM lookups"),
+        "failed": await rows(ledger, "SELECT pass_id FROM failed_requests"),
+    }
+    assert {name for name, each in found.items() if each} == kept
 
 
 async def test_a_pass_whose_settlement_arrived_first_keeps_no_sealed_credential(ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ from tests.ledger.given import (
     rows,
     settlement,
 )
+from tests.tables import table
 from voicepass.errors import BadAnswer, ConversationUnknown, LedgerUnavailable
 from voicepass.ledger import Ledger
 from voicepass.model import Counted, IssuedPass, Reservation, Standing
@@ -133,8 +134,11 @@ async def test_a_conversation_that_is_granted_to_its_user_twice_has_one_row(ledg
         await ledger.grant(each, credential("conv_1"))
         await ledger.settle(settlement("conv_1", seconds=84))
 
+    await ledger.reserve(reservation(), [], ready=credential("conv_1"))
+
     (row,) = await rows(ledger, "SELECT pass_id, seconds FROM passes")
     assert (row["pass_id"], row["seconds"]) == (first.pass_id, 84), "the seconds used are still charged"
+    assert await rows(ledger, "SELECT * FROM failed_requests") == []
 
 
 async def test_passes_without_a_conversation_id_are_separate_rows(ledger: Ledger) -> None:
@@ -183,6 +187,60 @@ async def test_the_seconds_that_were_used_replace_the_reserved_seconds(ledger: L
     assert settled == await ledger.find_pass(conversation_id)
     assert (settled.seconds, settled.cost, settled.settled_at, settled.settled_by) == (42, 7, START + 100, "webhook")
     assert (settled.reported_user_id, settled.identity_mismatch) == ("u-2", True)
+
+
+@table(
+    ("agent_id", "reported_agent_id", "is_settled"),
+    [
+        ("agent_1", "agent_1", True),
+        ("agent_1", "agent_2", False),
+        ("agent_1", None, True),
+        ("agent_1", "seng_1", True),
+        ("seng_1", "agent_1", True),
+    ],
+)
+async def test_a_settlement_of_another_agent_is_ignored(
+    ledger: Ledger, agent_id: str, reported_agent_id: str | None, *, is_settled: bool
+) -> None:
+    conversation_id = await grant_pass(ledger, agent_id=agent_id)
+
+    settled = await ledger.settle(settlement(conversation_id, agent_id=reported_agent_id))
+
+    assert (settled is not None) is is_settled
+    assert ((await ledger.find_pass(conversation_id)).settled_at is not None) is is_settled
+
+
+@table(
+    ("user_id", "variable_user_id", "reported"),
+    [
+        (None, None, None),
+        ("u-1", None, "u-1"),
+        (None, "u-1", "u-1"),
+        ("u-1", "u-2", "u-2"),
+        ("u-2", "u-1", "u-2"),
+        ("u-2", "u-3", "u-2"),
+    ],
+)
+async def test_of_two_user_ids_that_elevenlabs_reports_the_one_of_another_user_is_kept(
+    ledger: Ledger, user_id: str | None, variable_user_id: str | None, reported: str | None
+) -> None:
+    conversation_id = await grant_pass(ledger)
+
+    await ledger.settle(settlement(conversation_id, user_id=user_id, variable_user_id=variable_user_id))
+
+    assert (await ledger.find_pass(conversation_id)).reported_user_id == reported
+
+
+async def test_the_first_report_of_a_conversation_returns_its_pass_also_after_an_expiry(ledger: Ledger) -> None:
+    reported, expired = await grant_pass(ledger), await grant_pass(ledger)
+    await ledger.note_unopened(expired, expires_seconds=0)
+
+    of_reported = [await ledger.settle(settlement(reported, source=each)) for each in ("reconciler", "webhook")]
+    of_expired = [await ledger.settle(settlement(expired, source=each)) for each in ("reconciler", "webhook")]
+
+    assert [settled is not None for settled in of_reported] == [True, False]
+    assert [settled is not None for settled in of_expired] == [True, False]
+    assert (await ledger.find_pass(reported)).settled_by == "webhook"
 
 
 async def test_very_large_numbers_are_stored(ledger: Ledger) -> None:
@@ -287,4 +345,4 @@ async def test_a_cost_in_dollars_is_stored_even_if_it_arrives_before_its_pass(le
 
     found = [await ledger.find_pass(each) for each in (conversation_id, "conv_early")]
 
-    assert [each.cost_fiat for each in found] == [0.25, 1.5]
+    assert [(each.cost_fiat, each.settled_at) for each in found] == [(0.25, START), (1.5, START)]

@@ -25,11 +25,13 @@ from tests.ledger.given import (
     rows,
     settlement,
 )
+from tests.tables import table
 from voicepass.errors import BadAnswer, LedgerUnavailable, LimitReached
 from voicepass.ledger import Ledger
 from voicepass.ledger.dialogue import Row
 from voicepass.ledger.limits import count, find_room, prepare_question
-from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS
+from voicepass.ledger.records import check
+from voicepass.ledger.sums import KEPT_SECONDS, LENGTHS, find_days, list_days
 from voicepass.model import Counted, Limit, Scope
 
 pytestmark = pytest.mark.anyio
@@ -154,6 +156,13 @@ class History:
         self.latest = max(self.latest, self._clock.now)
 
 
+async def begin_history(ledger: Ledger, clock: TurnedClock) -> History:
+    for name in ("passes", "sums", "orphans", "failed_requests"):
+        await rows(ledger, f"DELETE FROM {name}")  # noqa: S608
+    clock.now = START + 0.25
+    return History(ledger, clock)
+
+
 EVENTS = [
     "grant",
     "reserve",
@@ -187,6 +196,38 @@ async def test_after_any_history_the_sums_equal_the_passes_and_the_limits_are_ex
     await check_history(ledger, clock, steps, most)
 
 
+GRANT, WAIT = ("grant", 10, "default"), ("wait", 700, "")
+"""A pass of ten minutes, and a wait of 100 seconds. In each history, the number 1 names the first pass."""
+
+
+@table(
+    "steps",
+    [
+        [GRANT, WAIT, ("expire", 1, "")],
+        [GRANT, WAIT, ("expire", 1, ""), ("open", 1, "")],
+        [GRANT, WAIT, ("expire", 1, ""), ("end", 1, "")],
+        [GRANT, WAIT, ("end", 1, ""), ("expire", 1, "")],
+        [GRANT, WAIT, ("end", 1, ""), ("settle", 43, "")],
+        [GRANT, WAIT, ("expire", 1, ""), ("settle", 43, "")],
+        [GRANT, WAIT, ("settle", 43, ""), ("settle again", 85, "")],
+        [("reserve", 1, "default"), ("release", 1, "")],
+        [("reserve", 1, "default"), ("reserve", 1, "other"), ("release", 2, "")],
+        [("reserve", 1, "default"), ("wait", 7000, "")],
+    ],
+)
+async def test_each_event_changes_the_sums_as_it_changes_its_pass(
+    ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]]
+) -> None:
+    history = await begin_history(ledger, clock)
+
+    for each in steps:
+        await history.step(*each)
+    await ledger.reserve(reservation("nobody", agent_alias="nobody"), [])  # deletes what has lapsed
+
+    found, expected = await read_sums(ledger, oldest=clock.now)
+    assert found == expected
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -198,10 +239,7 @@ async def test_after_sixty_histories_the_sums_equal_the_passes_and_the_limits_ar
 
 
 async def check_history(ledger: Ledger, clock: TurnedClock, steps: list[tuple[str, int, str]], most: int) -> None:
-    for table in ("passes", "sums", "orphans", "failed_requests"):
-        await rows(ledger, f"DELETE FROM {table}")  # noqa: S608
-    clock.now = START + 0.25
-    history = History(ledger, clock)
+    history = await begin_history(ledger, clock)
 
     for each in steps:
         await history.step(*each)
@@ -280,6 +318,74 @@ async def test_sums_that_differ_from_their_passes_are_found_and_corrected(ledger
         assert found == expected
     assert untouched == []
     assert await ledger.fix_sums() == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
+async def test_sums_that_equal_their_passes_are_left_as_they_are(ledger: Ledger, clock: TurnedClock) -> None:
+    for _ in range(3):
+        await grant_pass(ledger)
+        clock.now += DAY
+    await ledger.delete_old(age_seconds=31 * DAY)  # which deletes the short slots of the first day
+    for _ in range(2):
+        await grant_pass(ledger, seconds=600)
+        clock.now += 60
+    clock.now = START + 3 * DAY + 1560 + 30  # the first lapsed half a minute ago; the second lapses in half a minute
+
+    assert await ledger.fix_sums() == []
+
+
+async def test_the_days_from_the_oldest_pass_to_the_newest_are_compared_and_thirty_at_most(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    first = int(START // DAY)
+    days = [await ledger.run(find_days)]
+    for wait in (0, 2, 28):
+        clock.now += wait * DAY
+        await grant_pass(ledger)
+        days.append(await ledger.run(find_days))
+
+    assert days == [range(0), range(first, first + 1), range(first, first + 3), range(first + 1, first + 31)]
+
+
+async def test_a_check_that_writes_as_much_as_a_pass_leaves_nothing_in_the_sums(ledger: Ledger) -> None:
+    await grant_pass(ledger)
+
+    await ledger.run(partial(check, name="check 1", is_whole=True))
+
+    assert await rows(ledger, "SELECT * FROM failed_requests") == []
+    found, expected = await read_sums(ledger, oldest=START)
+    assert found == expected
+
+
+async def test_the_sums_of_the_last_thirty_days_are_listed_with_those_of_today(
+    ledger: Ledger, clock: TurnedClock
+) -> None:
+    today = int(START // DAY)
+    for day in (today - 30, today - 29, today, today + 1):
+        clock.now = day * DAY
+        await grant_pass(ledger)
+    clock.now = START
+
+    found = await ledger.run(list_days)
+
+    assert {(row["scope"], row["slot"]) for row in found} == {
+        (scope, day) for scope in ("agent default", "all") for day in (today - 29, today)
+    }
+    assert {row["length"] for row in found} == {DAY}
+
+
+@pytest.mark.parametrize("scope", [Scope.AGENT, Scope.ALL])
+async def test_a_limit_resets_with_the_pass_that_reached_it_however_many_share_its_slots(
+    ledger: Ledger, clock: TurnedClock, scope: Scope
+) -> None:
+    for after in (0, 1, 14, 4000):
+        clock.now = START + after
+        await grant_pass(ledger)
+
+    reached = await find_refusal(ledger, [limit(3, scope=scope, window_seconds=DAY)])
+
+    assert reached is not None
+    assert reached.resets_at == START + 1 + DAY
 
 
 async def test_old_passes_sums_and_orphans_are_deleted_and_new_ones_kept(ledger: Ledger, clock: TurnedClock) -> None:

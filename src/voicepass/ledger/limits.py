@@ -102,7 +102,7 @@ def find_room(now: float, question: Question, whose: Row, seconds: int) -> Dialo
         return None
     amounts = {Counted.SECONDS: max(1, seconds)}
     near = [limit for name, limit in question.columns.items() if row[name] + amounts.get(limit.counted, 1) > limit.most]
-    return (yield from _find_exact_room(now, near, whose, seconds)) if near else seconds
+    return (yield from _find_exact_room(now, near, whose, seconds))
 
 
 def _find_exact_room(now: float, limits: Sequence[Limit], whose: Row, seconds: int) -> Dialogue[int]:
@@ -239,7 +239,7 @@ def _window_seconds(limit: Limit) -> int:
 
 def _slot_length(window_seconds: int) -> int:
     """Return the longest slots of which at most one in twelve reaches beyond the window."""
-    return max((length for length in LENGTHS if length * 12 <= window_seconds), default=LENGTHS[0])
+    return max(length for length in LENGTHS if length * 12 <= window_seconds)
 
 
 def _of_user(limit: Limit) -> str:

@@ -61,9 +61,7 @@ def _granted_row(now: float, credential: Credential, sealed: bytes | None) -> di
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
     """Return a reservation as parameters."""
-    row = {name: getattr(reservation, name) for name in RESERVED}  # `asdict` takes longer than the insert
-    row["transport"] = reservation.transport.value
-    return row
+    return {name: getattr(reservation, name) for name in RESERVED}  # `asdict` takes longer than the insert
 
 
 def lapse(now: float) -> Dialogue[None]:
