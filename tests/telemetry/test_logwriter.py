@@ -83,21 +83,24 @@ def test_no_caller_waits_for_a_reader_that_does_not_read_and_dropped_lines_are_c
     assert lost.counts == [dropped]
 
 
-def log_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "log"]
+def list_log_threads(*, beside: set[threading.Thread]) -> list[threading.Thread]:
+    """The log's threads without those `beside`: an earlier test's thread may still wait for its reader."""
+    return [thread for thread in threading.enumerate() if thread.name == "log" and thread not in beside]
 
 
 def test_after_an_inner_buffer_ends_the_outer_one_keeps_its_thread(tmp_path: Path) -> None:
+    earlier = set(threading.enumerate())
     with (tmp_path / "log").open("wb") as file:
         writer = LogWriter(file.fileno(), on_resumed=LossRecorder())
         with writer.buffered():
-            threads = log_threads()
+            threads = list_log_threads(beside=earlier)
             with writer.buffered():
                 writer.write("inner")
             writer.write("outer")
-            after = log_threads()
+            after = list_log_threads(beside=earlier)
         writer.write("own")
 
+    assert len(threads) == 1
     assert after == threads
     assert (tmp_path / "log").read_text().splitlines() == ["inner", "outer", "own"]
     assert writer.dropped == 0
