@@ -86,7 +86,8 @@ def _must_be(field: FieldInfo) -> str:
         return "comma-separated"
     if get_origin(field.annotation) is dict:
         return "comma-separated pairs"
-    return "secret" if SecretStr.__name__ in str(field.annotation) else ""
+    secret = "public key" if field is Settings.model_fields["voicepass_jwt_public_key"] else "secret"
+    return secret if SecretStr.__name__ in str(field.annotation) else ""
 
 
 if __name__ == "__main__":
