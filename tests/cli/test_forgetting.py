@@ -20,6 +20,7 @@ from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Settlement
 
 AGENT = EmulatedAgent(agent_id="agent_1")
+NOTHING_FOUND = "the ledger had no pass of this user: if you expected some, check the id"
 
 
 @pytest.fixture
@@ -130,8 +131,14 @@ def test_conversations_are_deleted_at_elevenlabs_also_after_an_outage_in_the_mid
     assert "503" in left[0][1]
     assert [line[:7] for line in unreachable if "while asking 127.0.0.1" in line] == ["conv_2:", "conv_3:"]
     assert other_agent[-2:] == [f"conv_{number}: the policy has no agent agent_1" for number in (2, 3)]
-    assert done == ["forgotten: 0 passes of user u-1"]
+    assert done == ["forgotten: 0 passes of user u-1", NOTHING_FOUND]
     assert set(emulator.accounts) == {"conv_4"}, "conv_3 was gone before; the last run deleted conv_2"
+
+
+def test_a_mistyped_id_is_not_taken_for_a_forgotten_user(command: CommandLine) -> None:
+    printed = command("forget", "user", "u-l", settings=CLEAN)
+
+    assert printed.splitlines() == ["forgotten: 0 passes of user u-l", NOTHING_FOUND]
 
 
 def test_a_conversation_that_may_be_open_is_left_for_a_later_run(

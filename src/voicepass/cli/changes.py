@@ -129,6 +129,8 @@ def forget(
         if path := find_sqlite_path(settings):
             rewrite_file(path)
         typer.echo(f"forgotten: {done.passes} passes of user {escape_controls(user_id)}")
+        if not done.passes:
+            typer.echo("the ledger had no pass of this user: if you expected some, check the id", err=True)
         if now:
             typer.echo(f"blocked: user {escape_controls(user_id)}")
         if configuration is None:
