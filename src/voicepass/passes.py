@@ -235,7 +235,8 @@ class Passes:
         release.add_done_callback(self._forget_release)
         # A reservation that cannot be released lapses after 15 minutes.
         with suppress(LedgerUnavailable), attempt.step(StepName.RELEASE):
-            await asyncio.shield(release)
+            await asyncio.wait([release])
+            release.result()
 
     async def aclose(self) -> None:
         """Wait for the releases in flight."""

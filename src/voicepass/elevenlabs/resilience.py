@@ -144,7 +144,8 @@ class Guard:
         task = asyncio.create_task(self._call_within_deadline(attempt, ends_at))
         self._tasks.add(task)
         task.add_done_callback(partial(self._finish, bulkhead))
-        return await asyncio.shield(task)
+        await asyncio.wait([task])
+        return task.result()
 
     async def aclose(self) -> None:
         """Wait for the calls in flight whose callers are gone: until their deadline at most."""

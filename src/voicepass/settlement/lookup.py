@@ -58,7 +58,9 @@ class OpenPasses:
         if lookup is None:
             lookup = self._lookups[key] = asyncio.create_task(self._look_up(reservation, limit))
             lookup.add_done_callback(partial(self._forget_lookup, key))
-        return await asyncio.shield(lookup)
+        # Not `shield`: since Python 3.14 it logs an exception that comes after the caller is gone as an error.
+        await asyncio.wait([lookup])
+        return lookup.result()
 
     async def reissue(self, reservation: Reservation, agent: Agent, refusal: LimitReached) -> Credential:
         """Return the credential of an unopened pass that the user holds for this agent and transport.
