@@ -37,6 +37,7 @@ from benchmarks.peers.subjects import (
     Candidate,
     check,
     has_warm_store,
+    voicepass_of,
     wait_for_first_pass,
     write_tokens,
 )
@@ -176,6 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of a second, to check that everything works")
     parser.add_argument("--only", default=",".join(names), help="names, with commas")
+    parser.add_argument("--beside", type=Path, action="append", default=[], help="another checkout with a .venv")
     parser.add_argument("--delays", default=",".join(map(str, DELAYS_MS)), help="of the upstream in ms, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of one load")
@@ -190,6 +192,7 @@ def main() -> int:
         parser.error(f"--only accepts {', '.join(names)}, not {', '.join(unknown)}")
     candidates = [candidate for candidate in CANDIDATES if candidate.name in options.only.split(",")]
     candidates += [ALL_LIMITS] if options.all_limits else []
+    candidates[1:1] = [voicepass_of(checkout.resolve()) for checkout in options.beside]
     figures, others = Figures(), os.getloadavg()[0]
     try:
         ready = install_all(figures, candidates)

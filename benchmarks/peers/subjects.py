@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,6 +155,14 @@ CANDIDATES: Final = (
         environment={"NEXT_TELEMETRY_DISABLED": "1"},
     ),
 )
+
+
+def voicepass_of(checkout: Path) -> Candidate:
+    """Return the voicepass of another checkout, such as the one before a change. Its `.venv` must have voicepass."""
+    command = (str(checkout / ".venv/bin/python"), *_SERVE[1:])
+    return replace(
+        VOICEPASS, name=f"voicepass-{checkout.name}", title=f"voicepass of `{checkout.name}`", command=command
+    )
 
 
 def sign_token(user: int = 0, *, secret: str = JWT_SECRET, **claims: object) -> str:
