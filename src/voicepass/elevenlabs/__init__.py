@@ -87,8 +87,10 @@ class ElevenLabs:
             for calls in ("passes", "accounts")
         }
         # After a 429 with Retry-After, by the base URL; and after a rejected key.
-        self._busy: defaultdict[str, Pause] = defaultdict(lambda: Pause(clock=ticks))
-        self._rejected: defaultdict[tuple[Agent, Transport], Pause] = defaultdict(lambda: Pause(clock=ticks))
+        self._busy: defaultdict[str, Pause] = defaultdict(lambda: Pause(Busy, clock=ticks))
+        self._rejected: defaultdict[tuple[Agent, Transport], Pause] = defaultdict(
+            lambda: Pause(KeyRejected, clock=ticks)
+        )
         self.bulkhead = Bulkhead(most=max_calls)
         # Separate slots, so that questions about conversations never take a slot from a user who asks for a pass.
         self._records_bulkhead = Bulkhead(most=1)
@@ -103,21 +105,9 @@ class ElevenLabs:
         After a 429 with Retry-After, nobody asks this workspace for a while. After a rejected key, nobody asks for this
         agent for a while. Each caller gets the same refusal at once.
         """
-        busy, rejected = self._busy[agent.base_url], self._rejected[agent, transport]
-        busy.check()
-        rejected.check()
         ask, guard = partial(self._ask_for_credential, agent, transport), self._guards[agent.base_url, "passes"]
-        try:
-            credential = await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
-        except Busy as refusal:
-            busy.begin(refusal)
-            raise
-        except KeyRejected as refusal:
-            rejected.begin(refusal)
-            raise
-        busy.end()
-        rejected.end()
-        return credential
+        with self._busy[agent.base_url], self._rejected[agent, transport]:
+            return await guard.call(ask, bulkhead=self.bulkhead, only_if_idle=only_if_idle)
 
     async def fetch_conversation(
         self, agent_base_url: str, conversation_id: str, *, is_lookup: bool = False

@@ -188,13 +188,14 @@ class Guard:
 
 
 class Pause:
-    """Remembers a refusal, and raises it again until the pause is over.
+    """Refuses calls for a while after one was refused because ElevenLabs is busy, or has rejected the key.
 
-    If ElevenLabs is busy, the pause is as long as it asks for. After a rejected key the pause is 1 s, and each
-    following one is twice as long, 30 s at most. A success ends it.
+    Each call runs within the pause: `with pause: …`. If ElevenLabs is busy, the pause is as long as it asks for. After
+    a rejected key it is 1 s, and each following one is twice as long, 30 s at most. A success ends it.
     """
 
-    def __init__(self, *, clock: Ticks) -> None:
+    def __init__(self, kind: type[Busy | KeyRejected], *, clock: Ticks) -> None:
+        self._kind = kind
         self._clock = clock
         self._until = float("-inf")
         self._seconds = 0.0
@@ -205,7 +206,7 @@ class Pause:
         """Whether calls are refused."""
         return self._clock() < self._until
 
-    def check(self) -> None:
+    def __enter__(self) -> None:
         """Raise the refusal that began the pause, if the pause is not over."""
         if self._refusal is None or not self.is_on:
             return
@@ -218,17 +219,19 @@ class Pause:
             has_reached_elevenlabs=False,
         )
 
-    def begin(self, refusal: Busy | KeyRejected) -> None:
-        """Refuse calls for a while. Nothing happens if ElevenLabs is busy, and asks for no pause."""
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Begin the pause after a refusal of its kind, and end it after a success."""
+        if error is None:
+            self._until, self._seconds, self._refusal = float("-inf"), 0.0, None
+        elif isinstance(error, self._kind):
+            self._begin(error)
+
+    def _begin(self, refusal: Busy | KeyRejected) -> None:
         seconds = refusal.pause_seconds
         if isinstance(refusal, Busy) and not seconds:
-            return
+            return  # ElevenLabs asks for no pause.
         if isinstance(refusal, KeyRejected):
             if self.is_on:
                 return  # This call began before the pause: its refusal is not a new one.
             seconds = self._seconds = min(2 * self._seconds or FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         self._until, self._refusal = max(self._until, self._clock() + seconds), refusal
-
-    def end(self) -> None:
-        """Allow calls."""
-        self._until, self._seconds, self._refusal = float("-inf"), 0.0, None
