@@ -22,21 +22,8 @@ The map, in the order in which a pass goes through the modules:
 Beside it, `elevenlabs_emulator` is a separate package: an ElevenLabs for tests. It imports nothing of voicepass.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from voicepass.app import create_app, mount
-    from voicepass.config.settings import Settings
-    from voicepass.model import User
+from voicepass.app import create_app, mount
+from voicepass.config.settings import Settings
+from voicepass.model import User
 
 __all__ = ["Settings", "User", "create_app", "mount"]
-
-_HOMES = {"Settings": "config.settings", "User": "model", "create_app": "app", "mount": "app"}
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of four types
-    """Import one of the names above when it is first used: most commands of voicepass need none of them."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'voicepass' has no attribute {name!r}")
-    return getattr(import_module(f"voicepass.{_HOMES[name]}"), name)
