@@ -6,7 +6,6 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicepass.api.routes import APP_USER, pass_routes, user_routes
@@ -66,10 +65,7 @@ def _receive_again(request: Request) -> Receive:
     chunks: AsyncIterator[bytes] = request.stream()
 
     async def receive() -> Message:
-        try:
-            chunk = await anext(chunks)
-        except ClientDisconnect:
-            return {"type": "http.disconnect"}
+        chunk = await anext(chunks)
         return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
 
     return receive
