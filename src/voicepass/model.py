@@ -180,7 +180,7 @@ class Usage:
 class Reservation:
     """A pass that the ledger counts before it exists. `seconds` is the longest that its conversation may last."""
 
-    pass_id: str
+    pass_id: str = field(default_factory=new_id)
     request_id: str
     token_issuer: str
     user_id: str

@@ -11,29 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from voicepass.errors import (
-    InternalError,
-    LedgerUnavailable,
-    LimitReached,
-    QuotaExceeded,
-    RateLimited,
-    Refusal,
-    TooManyConversations,
-    UserBlocked,
-)
-from voicepass.model import (
-    Agent,
-    Credential,
-    Credentials,
-    Limit,
-    PassRequest,
-    Reservation,
-    Transport,
-    User,
-    VoicePass,
-    new_id,
-)
-from voicepass.policy import Policy
+from voicepass.errors import LedgerUnavailable, LimitReached, QuotaExceeded, Refusal, TooManyConversations, UserBlocked
+from voicepass.model import Agent, Credential, Credentials, Limit, PassRequest, Reservation, Transport, User, VoicePass
+from voicepass.policy import LimitPlan, Policy
 from voicepass.telemetry.attempt import Attempt, StepName
 
 
@@ -123,7 +103,7 @@ class Passes:
             attempt.outcome = "cancelled"
             raise
         except Exception as error:
-            attempt.outcome, attempt.is_operators_fault, attempt.cause = InternalError.code, True, error
+            attempt.is_operators_fault, attempt.cause = True, error  # its outcome stays internal_error
             raise
         else:
             attempt.outcome = "granted"
@@ -142,7 +122,7 @@ class Passes:
         reservation = self._make_reservation(request, user, agent, plan.name)
         try:
             with self.take_ready(agent, request.transport) as ready:
-                await self._reserve(attempt, reservation, agent, plan.limits, ready=ready)
+                await self._reserve(attempt, reservation, agent, plan, ready=ready)
             if ready is not None:
                 credential = ready
                 attempt.note_credential(credential)
@@ -159,14 +139,14 @@ class Passes:
                 credential = await self.open_passes.reissue(reservation, agent, refusal)
             attempt.note_credential(credential)
             attempt.is_reissued = True
-        except (RateLimited, UserBlocked):
+        except (LimitReached, UserBlocked):
             raise  # The ledger has counted nothing.
         except BaseException as error:
             await self._release(attempt, reservation, error)
             raise
         variables = self.policy.variables_for(user, agent)
         if self.tells_seconds_left:
-            variables["seconds_left"] = await self._read_seconds_left(plan.limits, reservation, credential)
+            variables["seconds_left"] = await self._read_seconds_left(plan, reservation, credential)
         return VoicePass(
             transport=request.transport,
             credential=credential,
@@ -177,7 +157,6 @@ class Passes:
 
     def _make_reservation(self, request: PassRequest, user: User, agent: Agent, plan: str | None) -> Reservation:
         return Reservation(
-            pass_id=new_id(),
             request_id=request.request_id,
             token_issuer=user.issuer,
             user_id=user.id,
@@ -189,13 +168,7 @@ class Passes:
         )
 
     async def _reserve(
-        self,
-        attempt: Attempt,
-        reservation: Reservation,
-        agent: Agent,
-        limits: Sequence[Limit],
-        *,
-        ready: Credential | None,
+        self, attempt: Attempt, reservation: Reservation, agent: Agent, plan: LimitPlan, *, ready: Credential | None
     ) -> None:
         """Reserve a pass. If a credential is ready, grant it in the same transaction.
 
@@ -203,12 +176,12 @@ class Passes:
         """
         step_name = StepName.RESERVE if ready is None else StepName.WARM
         sealed = None if ready is None else self.seal(agent, reservation.pass_id, ready)
-        reserve = partial(self.ledger.reserve, reservation, limits, ready=ready, sealed=sealed)
+        reserve = partial(self.ledger.reserve, reservation, plan.limits, ready=ready, sealed=sealed)
         try:
             with attempt.step(step_name):
                 await reserve()
         except (TooManyConversations, QuotaExceeded) as refusal:
-            (limit,) = [limit for limit in limits if limit.name == refusal.limit_name]
+            (limit,) = [limit for limit in plan.limits if limit.name == refusal.limit_name]
             with attempt.step(StepName.LOOKUP):
                 has_changed = await self.open_passes.refresh(reservation, limit)
             if not has_changed:
@@ -216,14 +189,12 @@ class Passes:
             with attempt.step(step_name):
                 await reserve()
 
-    async def _read_seconds_left(
-        self, limits: Sequence[Limit], reservation: Reservation, credential: Credential
-    ) -> int:
+    async def _read_seconds_left(self, plan: LimitPlan, reservation: Reservation, credential: Credential) -> int:
         """Return how long the user may still talk. A conversation ends at once if its agent misses a variable."""
         seconds_left = None
         with suppress(LedgerUnavailable):  # the pass is granted and counted
             seconds_left = await self.ledger.read_seconds_left(
-                limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
+                plan.limits, conversation_id=credential.conversation_id, pass_id=reservation.pass_id
             )
         return self.policy.conversation_seconds if seconds_left is None else seconds_left
 
