@@ -69,7 +69,7 @@ def test_ci_runs_the_same_check_on_each_python_that_the_package_names() -> None:
     named = [entry.rpartition(" ")[2] for entry in PROJECT["classifiers"] if "Python ::" in entry]
     (check,) = WORKFLOWS["ci"]["jobs"].values()
 
-    assert check["strategy"]["matrix"]["python"] == named == ["3.11", "3.12", "3.13"]
+    assert check["strategy"]["matrix"]["python"] == named == ["3.11", "3.12", "3.13", "3.14"]
     scripts = [step["run"] for step in check["steps"] if step.get("run", "").startswith(".")]
     assert scripts == [".ci/run"]
     assert os.access(ROOT / scripts[0], os.X_OK)
