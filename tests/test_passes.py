@@ -93,9 +93,8 @@ class Ports:
         limits: Sequence[Limit],
         *,
         ready: Credential | None,
-        sealed: bytes | None,
     ) -> None:
-        assert (limits, ready, sealed) == (LIMITS, self._ready, self._ready and SEALED)
+        assert (limits, ready) == (LIMITS, self._ready and dataclasses.replace(self._ready, sealed=SEALED))
         if reservation not in self.reservations:
             self.reservations.append(reservation)
         self._note("reserve")
@@ -105,9 +104,9 @@ class Ports:
         assert (agent, transport) == (AGENT, Transport.WEBSOCKET)
         return CREDENTIAL
 
-    async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None) -> None:
+    async def grant(self, reservation: Reservation, credential: Credential) -> None:
         self._note("grant")
-        assert (reservation, credential, sealed) == (self.reservations[-1], CREDENTIAL, SEALED)
+        assert (reservation, credential) == (self.reservations[-1], dataclasses.replace(CREDENTIAL, sealed=SEALED))
 
     async def release(self, reservation: Reservation, *, has_reached: bool) -> None:
         self.has_reached = has_reached

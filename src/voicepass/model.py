@@ -105,13 +105,14 @@ class Credential:
     """What opens one conversation: a signed URL (WebSocket) or a conversation token (WebRTC).
 
     `conversation_id` and `expires_at` (seconds since the epoch) are None if ElevenLabs did not name them. `is_warm`:
-    it was fetched before a user asked.
+    it was fetched before a user asked. `sealed`: itself, encrypted for the ledger, whose readers cannot use it.
     """
 
     secret: str = field(repr=False)
     conversation_id: str | None
     expires_at: float | None
     is_warm: bool = False
+    sealed: bytes | None = field(default=None, repr=False)
 
     @property
     def sha256(self) -> str:

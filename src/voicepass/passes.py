@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -32,15 +32,13 @@ class VoiceProvider(Protocol):
 class Ledger(Protocol):
     """Raises LedgerUnavailable if the ledger does not answer in time. A grant survives a power cut."""
 
-    async def reserve(
-        self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None, sealed: bytes | None
-    ) -> None:
+    async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None) -> None:
         """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step.
 
         If the credential is `ready`, the same step grants it.
         """
 
-    async def grant(self, reservation: Reservation, credential: Credential, /, *, sealed: bytes | None) -> None:
+    async def grant(self, reservation: Reservation, credential: Credential, /) -> None:
         """Bind the conversation to its user, or raise BadAnswer if another user has it."""
 
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None:
@@ -133,7 +131,7 @@ class Passes:
                 attempt.note_credential(credential)
                 with attempt.step(StepName.GRANT):  # The credential leaves voicepass only after this commit.
                     sealed = self.seal(agent, reservation.pass_id, credential)
-                    await self.ledger.grant(reservation, credential, sealed=sealed)
+                    await self.ledger.grant(reservation, replace(credential, sealed=sealed))
         except (TooManyConversations, QuotaExceeded) as refusal:
             with attempt.step(StepName.LOOKUP):
                 credential = await self.open_passes.reissue(reservation, agent, refusal)
@@ -175,8 +173,8 @@ class Passes:
         If a limit leaves no room, find out what the user really has open, and try once more.
         """
         step_name = StepName.RESERVE if ready is None else StepName.WARM
-        sealed = None if ready is None else self.seal(agent, reservation.pass_id, ready)
-        reserve = partial(self.ledger.reserve, reservation, plan.limits, ready=ready, sealed=sealed)
+        ready = ready and replace(ready, sealed=self.seal(agent, reservation.pass_id, ready))
+        reserve = partial(self.ledger.reserve, reservation, plan.limits, ready=ready)
         try:
             with attempt.step(step_name):
                 await reserve()

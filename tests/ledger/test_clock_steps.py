@@ -1,5 +1,6 @@
 """A step of a clock changes no decision of a running ledger, and rows from a clock that was ahead block nobody."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ async def test_nobody_waits_for_a_reservation_by_a_clock_that_was_ahead(ledger: 
 async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_recent(ledger: Ledger, clock: TurnedClock) -> None:
     reserved, given = reservation(), credential("conv_1")
     await ledger.reserve(reserved, [])
-    await ledger.grant(reserved, given, sealed=b"sealed")
+    await ledger.grant(reserved, replace(given, sealed=b"sealed"))
     await ledger.note_unopened("conv_1", expires_seconds=930)
     news = await ledger.list_unopened(reservation())
     clock.now -= HOUR

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,7 @@ async def use_everything(ledger: Ledger, clock: TurnedClock) -> str:
     await ledger.begin_lookup(reservation(USER), limit(1, counted=Counted.CONVERSATIONS), seconds=1)
     lapsed, given = reservation(USER), credential()
     await ledger.reserve(lapsed, [])
-    await ledger.grant(lapsed, given, sealed=b"sealed")
+    await ledger.grant(lapsed, replace(given, sealed=b"sealed"))
     await grant_pass(ledger, user_id="another-user")
     await ledger.block(Block(kind=BlockKind.USER, key=USER, token_issuer=ISSUER))
     extension = Extension(user_id=USER, token_issuer=ISSUER, minutes=30, ends_at=START + 86_400)

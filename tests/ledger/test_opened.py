@@ -1,6 +1,7 @@
 """Lookups of open conversations: one at a time, their results in the ledger, and sums that stay equal to the passes."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -350,7 +351,7 @@ async def test_unopened_passes_are_listed_by_user_agent_and_transport(ledger: Le
     for number, each in enumerate([*others, *own]):
         clock.now += 1
         await ledger.reserve(each, [])
-        await ledger.grant(each, given[number], sealed=bytes([number, 0, 255]))
+        await ledger.grant(each, replace(given[number], sealed=bytes([number, 0, 255])))
     unsealed, its = reservation(), credential()
     await ledger.reserve(unsealed, [])
     await ledger.grant(unsealed, its)
@@ -373,7 +374,7 @@ async def test_unopened_passes_are_listed_by_user_agent_and_transport(ledger: Le
 async def test_a_sealed_credential_is_erased_when_it_is_useless(ledger: Ledger, clock: TurnedClock, event: str) -> None:
     reserved, given = reservation(), credential("conv_1")
     await ledger.reserve(reserved, [])
-    await ledger.grant(reserved, given, sealed=b"sealed")
+    await ledger.grant(reserved, replace(given, sealed=b"sealed"))
     await ledger.note_unopened("conv_1", expires_seconds=930)
     kept = await rows(ledger, "SELECT sealed FROM passes")
     clock.now += 901
@@ -412,7 +413,7 @@ async def test_what_may_still_be_of_use_is_not_erased(
         await rows(ledger, f"DELETE FROM {name}")  # noqa: S608
     sealed, failed = reservation(), reservation()
     await ledger.reserve(sealed, [])
-    await ledger.grant(sealed, credential(), sealed=b"sealed")
+    await ledger.grant(sealed, replace(credential(), sealed=b"sealed"))
     await ledger.reserve(failed, [])
     await ledger.release(failed, has_reached=True)
     await ledger.begin_lookup(reservation(), CONVERSATIONS, seconds=1)
@@ -433,6 +434,6 @@ async def test_a_pass_whose_settlement_arrived_first_keeps_no_sealed_credential(
     await ledger.reserve(reserved, [])
     await ledger.settle(settled_with("conv_1"))
 
-    await ledger.grant(reserved, given, sealed=b"sealed")
+    await ledger.grant(reserved, replace(given, sealed=b"sealed"))
 
     assert await rows(ledger, "SELECT pass_id FROM passes WHERE sealed IS NOT NULL") == []

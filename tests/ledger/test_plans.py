@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ async def test_a_pass_within_its_limits_takes_three_statements_to_reserve_and_on
     grant = await explain_rule(
         filled_ledger,
         engine,
-        lambda: rules.grant(START, reservation(pass_id="p-new"), credential("conv_new"), sealed=b"sealed"),
+        lambda: rules.grant(START, reservation(pass_id="p-new"), replace(credential("conv_new"), sealed=b"sealed")),
     )
 
     assert (len(reserve), len(grant)) == (3, 1)

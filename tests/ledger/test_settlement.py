@@ -1,6 +1,7 @@
 """A conversation has one owner and one row, and the row ends the same in whatever order its events arrive."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -61,9 +62,9 @@ async def test_a_row_names_the_user_and_the_pass_of_a_conversation(ledger: Ledge
 async def test_a_ready_credential_is_reserved_and_granted_in_one_durable_transaction(ledger: Ledger) -> None:
     recording, ready = RecordingLedger(ledger), credential("conv_1")
     await ledger.reserve(reservation(pass_id="two steps"), [])
-    await ledger.grant(reservation(pass_id="two steps"), credential("conv_2"), sealed=b"sealed")
+    await ledger.grant(reservation(pass_id="two steps"), replace(credential("conv_2"), sealed=b"sealed"))
 
-    await recording.reserve(reservation(pass_id="one step"), [], ready=ready, sealed=b"sealed")
+    await recording.reserve(reservation(pass_id="one step"), [], ready=replace(ready, sealed=b"sealed"))
 
     two_steps, one_step = await rows(ledger, "SELECT * FROM passes ORDER BY conversation_id DESC")
     its_own = {"pass_id": "one step", "conversation_id": "conv_1", "credential_sha256": ready.sha256}

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ class Setup:
             expires_at=self.clock.now + 900,
         )
         await self.ledger.reserve(given, [LIMIT])
-        await self.ledger.grant(given, credential, sealed=SEALS.seal(AGENT, given.pass_id, credential))
+        await self.ledger.grant(given, replace(credential, sealed=SEALS.seal(AGENT, given.pass_id, credential)))
         return given
 
     async def find_refusal(self) -> TooManyConversations | None:
@@ -307,7 +308,7 @@ async def test_a_lookup_waits_for_a_pass_in_flight_and_asks_about_it() -> None:
         while not given.ticks.slept:  # noqa: ASYNC110 - the code under test polls too
             await asyncio.sleep(0)
         fresh = Credential(secret="s", conversation_id="conv_9", expires_at=NOW + 900)
-        await given.ledger.grant(reserved, fresh, sealed=SEALS.seal(AGENT, reserved.pass_id, fresh))
+        await given.ledger.grant(reserved, replace(fresh, sealed=SEALS.seal(AGENT, reserved.pass_id, fresh)))
         await lookup
 
         credential = await given.open_passes.reissue(make_reservation(), AGENT, TooManyConversations())
@@ -598,7 +599,7 @@ async def test_a_seal_that_is_broken_is_logged_and_the_pass_before_it_is_returne
         newest = Credential(secret="s", conversation_id="conv_2", expires_at=NOW + 900)
         sealed = bytearray(SEALS.seal(AGENT, changed.pass_id, newest) or b"")
         sealed[-1] ^= 1
-        await given.ledger.grant(changed, newest, sealed=bytes(sealed))
+        await given.ledger.grant(changed, replace(newest, sealed=bytes(sealed)))
 
         await given.open_passes.refresh(make_reservation(), LIMIT)
 

@@ -82,12 +82,7 @@ class Ledger(ABC):
         return 0.0
 
     async def reserve(
-        self,
-        reservation: Reservation,
-        limits: Sequence[Limit],
-        *,
-        ready: Credential | None = None,
-        sealed: bytes | None = None,
+        self, reservation: Reservation, limits: Sequence[Limit], *, ready: Credential | None = None
     ) -> None:
         """Count one more pass. Raises UserBlocked or LimitReached; then nothing is counted.
 
@@ -95,20 +90,17 @@ class Ledger(ABC):
         """
         question, whose = _prepare_question(tuple(limits)), rules.reserved_row(reservation)
         locks = [name_scope(scope, whose) for scope in (Scope.USER, *question.shared_scopes)]
-        rule = partial(rules.reserve, reservation=reservation, question=question, ready=ready, sealed=sealed)
+        rule = partial(rules.reserve, reservation=reservation, question=question, ready=ready)
         with self._note_failure():
             # If a power cut undoes a mere reservation, the grant finds no row, and no URL leaves.
             while not await self.run(rule, locks=locks, is_durable=ready is not None):
                 await self.run(rules.lapse, is_durable=False)
 
-    async def grant(self, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None) -> None:
-        """Bind the conversation to its user. Raises BadAnswer if it belongs to someone else.
-
-        `sealed` is the credential that `list_unopened` returns. Nobody can read it who has only the ledger.
-        """
+    async def grant(self, reservation: Reservation, credential: Credential) -> None:
+        """Bind the conversation to its user. Raises BadAnswer if it belongs to someone else."""
         locks = [] if credential.conversation_id is None else [_name_lock(credential.conversation_id)]
         with self._note_failure():
-            await self.run(lambda now: rules.grant(now, reservation, credential, sealed=sealed), locks=locks)
+            await self.run(lambda now: rules.grant(now, reservation, credential), locks=locks)
 
     @contextmanager
     def _note_failure(self) -> Iterator[None]:

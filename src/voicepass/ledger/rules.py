@@ -22,12 +22,7 @@ _RESERVE_AND_GRANT: Final = f"{SQL['reserve']} ON CONFLICT (conversation_id) DO 
 
 
 def reserve(
-    now: float,
-    reservation: Reservation,
-    question: Question,
-    *,
-    ready: Credential | None = None,
-    sealed: bytes | None = None,
+    now: float, reservation: Reservation, question: Question, *, ready: Credential | None = None
 ) -> Dialogue[bool]:
     """Count one more pass. Returns False, and does nothing, if lapsed reservations must be deleted first (`lapse`).
 
@@ -45,7 +40,7 @@ def reserve(
     # The pass counts as open until it has been used to the full, or a settlement says what happened.
     lapses_at = math.ceil((now + RELEASED_SECONDS + reservation.seconds) / 60) * 60.0
     row |= {"reserved_at": now, "lapses_at": lapses_at, "seconds": seconds}
-    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(now, ready, sealed)
+    row |= dict.fromkeys(GRANTED) if ready is None else _granted_row(now, ready)
     if ready is None:
         yield SQL["reserve"], row
     elif not (yield _RESERVE_AND_GRANT, row):
@@ -55,8 +50,9 @@ def reserve(
     return True
 
 
-def _granted_row(now: float, credential: Credential, sealed: bytes | None) -> dict[str, Any]:
-    return dict(zip(GRANTED, (now, credential.conversation_id, credential.sha256, sealed), strict=True))
+def _granted_row(now: float, credential: Credential) -> dict[str, Any]:
+    values = (now, credential.conversation_id, credential.sha256, credential.sealed)
+    return dict(zip(GRANTED, values, strict=True))
 
 
 def reserved_row(reservation: Reservation) -> dict[str, Any]:
@@ -73,15 +69,13 @@ def lapse(now: float) -> Dialogue[None]:
         yield from change_sums(row, passes=-1, seconds=-row["seconds"], opened=-1)
 
 
-def grant(
-    now: float, reservation: Reservation, credential: Credential, *, sealed: bytes | None = None
-) -> Dialogue[None]:
-    """Bind the conversation to the user it was reserved for, and keep the credential as `sealed`.
+def grant(now: float, reservation: Reservation, credential: Credential) -> Dialogue[None]:
+    """Bind the conversation to the user it was reserved for, and keep the sealed credential.
 
     Raises BadAnswer if ElevenLabs named a conversation that voicepass issued to someone else, and LedgerUnavailable if
     the reservation is gone: a pass without a row never leaves.
     """
-    row = {"pass_id": reservation.pass_id} | _granted_row(now, credential, sealed)
+    row = {"pass_id": reservation.pass_id} | _granted_row(now, credential)
     granted = yield SQL["grant"], row
     if not granted:
         yield from _explain_no_grant(reservation, row)
