@@ -72,7 +72,7 @@ RULES: dict[str, Callable[[], Dialogue[Any]]] = {
     "fix open sums": lambda: sums.fix_open(START),
     "is in flight": lambda: opened.is_in_flight(START, reservation()),
     "note unopened": lambda: opened.note_unopened(START, "conv_64", expires_seconds=930),
-    "note opened": lambda: opened.note_opened(START, "conv_7", START),
+    "note opened": lambda: opened.note_opened(START, "conv_7", 0),
     "note ended": lambda: opened.note_ended(START, "conv_64"),
     "unopened": lambda: opened.list_unopened(START, reservation()),
     "erase sealed": lambda: opened.erase_sealed(START),

@@ -21,7 +21,7 @@ async def test_the_unused_part_of_a_reservation_is_left_to_its_user(ledger: Ledg
     left = {"granted": await ledger.read_seconds_left(limits, conversation_id=conversation_id)}
     clock.now = START + 60
     left["a minute later"] = await ledger.read_seconds_left(limits, conversation_id=conversation_id)
-    await ledger.note_opened(conversation_id, START + 50)
+    await ledger.note_opened(conversation_id, 10)
     left["opened ten seconds ago"] = await ledger.read_seconds_left(limits, conversation_id=conversation_id)
     clock.now = START + 5000
     left["longer than reserved"] = await ledger.read_seconds_left(limits, conversation_id=conversation_id)

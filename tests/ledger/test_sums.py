@@ -144,7 +144,7 @@ class History:
             case "expire":
                 await self._ledger.note_unopened(chosen, expires_seconds=0)
             case "open":
-                await self._ledger.note_opened(chosen, self._clock.now)
+                await self._ledger.note_opened(chosen, 0)
             case "end":
                 await self._ledger.note_ended(chosen)
             case "forget":

@@ -364,7 +364,7 @@ async def test_each_kind_of_answer_settles_a_pass_expires_it_or_leaves_it_open(c
     clock = Clock()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
-        await ledger.note_opened("conv_1", NOW) if "opened" not in case else None
+        await ledger.note_opened("conv_1", 0) if "opened" not in case else None
         clock.now += age_seconds
 
         await make_reconciler(ledger, FakeProvider({"conv_1": answer}), clock).run_round()
@@ -378,10 +378,10 @@ async def test_a_round_logs_unreadable_records_full_charges_and_its_outcomes() -
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for conversation_id in ("conv_1", "conv_2"):
             await grant(ledger, conversation_id)
-            await ledger.note_opened(conversation_id, NOW)
+            await ledger.note_opened(conversation_id, 0)
         clock.now += UNACCOUNTED_SECONDS - OLD
         await grant(ledger, "conv_3")
-        await ledger.note_opened("conv_3", clock.now)
+        await ledger.note_opened("conv_3", 0)
         clock.now += OLD
         with capture_logs() as logged:
             await make_reconciler(ledger, provider, clock).run_round()
@@ -403,7 +403,7 @@ async def test_the_reconciler_does_not_ask_about_a_pass_that_the_list_may_still_
     clock, provider = Clock(), FakeProvider()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
-        await ledger.note_opened("conv_1", NOW)
+        await ledger.note_opened("conv_1", 0)
         clock.now += OLD - 1
 
         await make_reconciler(ledger, provider, clock).run_round()
@@ -434,7 +434,7 @@ async def test_a_round_asks_about_20_passes_and_the_next_round_about_the_others(
         for number in range(25):
             clock.now += 1
             await grant(ledger, f"conv_{number}")
-            await ledger.note_opened(f"conv_{number}", clock.now)
+            await ledger.note_opened(f"conv_{number}", 0)
         clock.now += OLD
         reconciler = make_reconciler(ledger, provider, clock)
         per_round = []
@@ -457,7 +457,7 @@ async def test_a_host_that_refuses_is_asked_once_a_round_and_the_others_are_stil
     async with open_sqlite(":memory:", clock=clock) as ledger:
         for number in range(6):
             await grant(ledger, f"conv_{number}", agent_id=AGENT_ID if number % 2 else "agent_there")
-            await ledger.note_opened(f"conv_{number}", NOW)
+            await ledger.note_opened(f"conv_{number}", 0)
         clock.now += OLD
         base_urls = {AGENT_ID: HERE, "agent_there": "https://there"}
 
@@ -481,7 +481,7 @@ async def test_of_two_instances_only_one_asks(tmp_path: Path) -> None:
     path = str(tmp_path / "ledger.db")
     async with open_sqlite(path, clock=clock) as one, open_sqlite(path, clock=clock) as other:
         await grant(one)
-        await one.note_opened("conv_1", NOW)
+        await one.note_opened("conv_1", 0)
         clock.now += OLD
         instances = [make_reconciler(ledger, provider, clock) for ledger in (one, other)]
 
@@ -604,12 +604,27 @@ async def test_the_list_is_read_for_conversations_without_a_pass_even_if_no_pass
     assert bypasses == ["not_issued"]
 
 
+@table("ahead", [-3600, 3600])
+async def test_elevenlabs_is_asked_in_real_time_also_if_the_clock_of_the_ledger_is_wrong(ahead: int) -> None:
+    clock = Clock()
+    async with open_sqlite(":memory:", clock=lambda: clock() + ahead) as ledger:
+        await grant(ledger)
+        clock.now += 300
+        provider = FakeProvider(pages=[[make_row("conv_1", "in-progress", began=clock.now - 30)]])
+
+        await make_reconciler(ledger, provider, clock).run_round()
+
+        found = await ledger.find_pass("conv_1")
+    assert provider.listed == [(NOW - 60, clock.now - 15)]
+    assert found.opened_at == clock.now - 30 + ahead
+
+
 async def test_a_record_of_a_conversation_without_authorization_is_reported() -> None:
     clock, bypasses = Clock(), list[str]()
     record = make_record("in-progress", authorization_method="public") | {"agent_id": AGENT_ID}
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
-        await ledger.note_opened("conv_1", NOW)
+        await ledger.note_opened("conv_1", 0)
         clock.now += OLD
 
         await make_reconciler(ledger, FakeProvider({"conv_1": record}), clock, bypasses=bypasses).run_round()
@@ -652,7 +667,7 @@ async def test_no_failure_ends_the_reconciler_and_the_service_ends_it_at_once() 
     before = asyncio.all_tasks()
     async with open_sqlite(":memory:", clock=clock) as ledger:
         await grant(ledger)
-        await ledger.note_opened("conv_1", NOW)
+        await ledger.note_opened("conv_1", 0)
         clock.now += OLD
         reconciler = make_reconciler(ledger, Broken(), clock, every_seconds=0.01)
 
@@ -696,7 +711,7 @@ async def test_passes_are_settled_after_an_outage() -> None:
             ids = [await converse(emulator, url, seconds=5) for _ in range(3)]
             for conversation_id in ids:
                 await grant(ledger, conversation_id)
-                await ledger.note_opened(conversation_id, NOW)
+                await ledger.note_opened(conversation_id, 0)
             clock.now += OLD
             emulator.faults["account"] = Fault(target="account", status=503)
             await reconciler.run_round()
@@ -718,7 +733,7 @@ async def test_a_key_that_may_not_read_is_logged_with_the_remedy_once_a_round() 
         async with open_sqlite(":memory:", clock=clock) as ledger, open_reconciler(url, ledger, clock) as reconciler:
             for number in range(3):
                 await grant(ledger, f"conv_{number}")
-                await ledger.note_opened(f"conv_{number}", NOW)
+                await ledger.note_opened(f"conv_{number}", 0)
             clock.now += OLD
 
             with capture_logs() as logged:

@@ -229,8 +229,7 @@ def open_ledger(
     """Open the ledger that VOICEPASS_DATABASE_URL names. It decides by a clock that does not step."""
     path = find_sqlite_path(settings)
     if path is not None:
-        steady = SteadyClock(wall=clock, ticks=elapsed_seconds)
-        return open_sqlite(path, clock=steady, wall=clock, answer_seconds=answer_seconds)
+        return open_sqlite(path, clock=SteadyClock(wall=clock, ticks=elapsed_seconds), answer_seconds=answer_seconds)
     try:
         from voicepass.ledger.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
     except ImportError as error:

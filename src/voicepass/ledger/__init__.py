@@ -19,7 +19,6 @@ from voicepass.errors import LedgerUnavailable
 from voicepass.ledger import opened, records, rules, sums
 from voicepass.ledger.dialogue import Dialogue, Row
 from voicepass.ledger.limits import name_scope, prepare_question
-from voicepass.ledger.opened import Listing
 from voicepass.model import Credential, IssuedPass, Limit, Reservation, Scope, Usage, User
 
 Result = TypeVar("Result")
@@ -76,10 +75,6 @@ class Ledger(ABC):
         Raises LedgerUnavailable after ANSWER_SECONDS. Then, and if the caller is cancelled, the rule is not run, or is
         rolled back, unless its commit is in flight already.
         """
-
-    def _ahead_seconds(self) -> float:
-        """Return how far the ledger's clock is ahead of the real time, which ElevenLabs uses."""
-        return 0.0
 
     async def reserve(
         self, reservation: Reservation, limits: Sequence[Limit], *, ready: Credential | None = None
@@ -142,27 +137,13 @@ class Ledger(ABC):
     is_in_flight = _make_method(opened.is_in_flight, is_durable=False)
     list_unopened = _make_method(opened.list_unopened, is_durable=False)
     note_unopened = _make_method(opened.note_unopened, name_lock=_name_lock)
-    _note_opened = _make_method(opened.note_opened, name_lock=_name_lock)
+    note_opened = _make_method(opened.note_opened, name_lock=_name_lock)
     note_ended = _make_method(opened.note_ended, name_lock=_name_lock)
     list_never_opened = _make_method(opened.list_never_opened)
     find = _make_method(opened.find)
-    _begin_listing = _make_method(opened.begin_listing)
-    _note_listed = _make_method(opened.note_listed)
+    begin_listing = _make_method(opened.begin_listing)
+    note_listed = _make_method(opened.note_listed)
     erase_sealed = _make_method(opened.erase_sealed)
-
-    async def note_opened(self, conversation_id: str, opened_at: float) -> bool:
-        """Note that a conversation is open since this real time. Returns whether its pass was released as unopened."""
-        return await self._note_opened(conversation_id, opened_at + self._ahead_seconds())
-
-    async def begin_listing(self, agent_id: str, *, every_seconds: float, recent_seconds: float) -> Listing | None:
-        """Return which part of the agent's list to read now, in real time; None if it was read just now."""
-        listing = await self._begin_listing(agent_id, every_seconds=every_seconds, recent_seconds=recent_seconds)
-        ahead = self._ahead_seconds()
-        return listing and Listing(since=listing.since - ahead, until=listing.until - ahead)
-
-    async def note_listed(self, agent_id: str, until: float) -> None:
-        """Note that the agent's list was read: all conversations that began before the real time `until`."""
-        await self._note_listed(agent_id, until + self._ahead_seconds())
 
     # Many passes, leases and blocks.
     list_unsettled = _make_method(records.list_unsettled)

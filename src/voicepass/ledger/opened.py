@@ -16,8 +16,6 @@ PAUSE_SECONDS: Final = 2.0
 """After a lookup that freed nothing, nobody starts another for this time."""
 UNOPENED_SECONDS: Final = 5.0
 """How long ElevenLabs' answer that nobody has opened a pass is valid: for one lookup and the pause after it."""
-LIST_LAG_SECONDS: Final = 15.0
-"""ElevenLabs' list may lack a conversation that began less than this ago."""
 LIST_OVERLAP_SECONDS: Final = 60.0
 """Each reading begins this long before the end of the last one, because ElevenLabs may write a record late."""
 FAILED_SECONDS: Final = 60.0
@@ -38,14 +36,6 @@ class SealedPass:
 
     pass_id: str
     sealed: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Which part of an agent's list of conversations to read: those that began from `since` to `until`."""
-
-    since: float
-    until: float
 
 
 def begin_lookup(now: float, reservation: Reservation, limit: Limit, *, seconds: float) -> Dialogue[LookupTurn]:
@@ -105,8 +95,12 @@ def note_unopened(now: float, conversation_id: str, /, *, expires_seconds: float
     return False
 
 
-def note_opened(_now: float, conversation_id: str, opened_at: float, /) -> Dialogue[bool]:
-    """Note that a conversation is open. If its pass was released as unopened, it counts again: then True."""
+def note_opened(now: float, conversation_id: str, age_seconds: float, /) -> Dialogue[bool]:
+    """Note that a conversation is open since so many seconds. True if its pass was released: then it counts again.
+
+    An age, because the ledger's clock may differ from the real time, which ElevenLabs uses.
+    """
+    opened_at = now - age_seconds
     for row in (yield rules.SQL["find_issued"], {"conversation_id": conversation_id}):
         if row["settled_by"] == "expiry":
             yield from _reopen(row, opened_at)
@@ -154,10 +148,8 @@ def erase_sealed(now: float) -> Dialogue[None]:
     yield SQL["delete_old_failed"], {"before": now - 2 * FAILED_SECONDS}
 
 
-def begin_listing(
-    now: float, agent_id: str, *, every_seconds: float, recent_seconds: float
-) -> Dialogue[Listing | None]:
-    """Return which part of the agent's list to read now; None if it was read a short time ago.
+def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_seconds: float) -> Dialogue[float | None]:
+    """Return how many seconds ago the agent's list is to begin; None if it was just read.
 
     The list is to cover conversations that began within `recent_seconds`. The reconciler asks about each older one.
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
@@ -172,17 +164,17 @@ def begin_listing(
         listed_until = known["listed_until"] if known["listed_until"] <= now else 0.0
     (row,) = yield SQL["to_list"], parameters
     yield SQL["begin_listing"], parameters
-    begins = [row["open_since"]] if row["open_since"] is not None else []
+    begins: list[float] = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
         begins.append(max(row["unseen_since"], listed_until) - LIST_OVERLAP_SECONDS)
     if not begins:  # The list may still have conversations that began without a pass.
         begins.append(max(listed_until, now - recent_seconds) - LIST_OVERLAP_SECONDS)
-    return Listing(since=min(begins), until=now - LIST_LAG_SECONDS)
+    return now - min(begins)
 
 
-def note_listed(_now: float, agent_id: str, until: float) -> Dialogue[None]:
-    """Note that the list was read to its end, for all conversations that began before `until`."""
-    yield SQL["note_listed"], {"agent_id": agent_id, "until": until}
+def note_listed(now: float, agent_id: str, age_seconds: float) -> Dialogue[None]:
+    """Note that the list was read: all conversations that began longer ago than this."""
+    yield SQL["note_listed"], {"agent_id": agent_id, "until": now - age_seconds}
 
 
 def list_never_opened(_now: float, agent_id: str, most: int, *, min_age_seconds: float) -> Dialogue[list[IssuedPass]]:

@@ -75,7 +75,6 @@ class SqliteLedger(Ledger):
     writer: ThreadPoolExecutor
     copier: ThreadPoolExecutor
     clock: Clock
-    wall: Clock
     answer_seconds: float
     _waiting: deque[Call] = field(default_factory=deque, init=False)
     _batch: asyncio.Future[list[Any]] | None = field(default=None, init=False)
@@ -105,9 +104,6 @@ class SqliteLedger(Ledger):
         if not outcome.done():
             note = f"SQLite gave no answer within {self.answer_seconds:g} s"
             outcome.set_exception(LedgerUnavailable(operator_note=note))
-
-    def _ahead_seconds(self) -> float:
-        return self.clock() - self.wall()
 
     async def finish(self) -> None:
         """Wait until every rule has its outcome, and no thread is at work."""
@@ -190,11 +186,9 @@ class SqliteLedger(Ledger):
 
 @asynccontextmanager
 async def open_sqlite(
-    path: str, *, clock: Clock, wall: Clock | None = None, answer_seconds: float = ANSWER_SECONDS
+    path: str, *, clock: Clock, answer_seconds: float = ANSWER_SECONDS
 ) -> AsyncIterator[SqliteLedger]:
     """Open the ledger at `path` (":memory:" for one that ends with the process), and update its schema.
-
-    It decides by `clock`. `wall` is the real time, which ElevenLabs has too; by default, it is `clock`.
 
     Raises LedgerUnavailable if the file cannot be opened: the service does not start without its ledger.
     """
@@ -205,9 +199,7 @@ async def open_sqlite(
             file = await loop.run_in_executor(writer, _open, path, answer_seconds - REPLY_SECONDS)
         except (sqlite3.Error, OSError) as error:
             raise LedgerUnavailable(operator_note=f"{path} cannot be opened: {error}") from error
-        ledger = SqliteLedger(
-            file=file, writer=writer, copier=copier, clock=clock, wall=wall or clock, answer_seconds=answer_seconds
-        )
+        ledger = SqliteLedger(file=file, writer=writer, copier=copier, clock=clock, answer_seconds=answer_seconds)
         try:
             yield ledger
         finally:

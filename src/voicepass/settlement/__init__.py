@@ -118,7 +118,8 @@ class Settlements:
                     released = await self.ledger.note_unopened(conversation_id, expires_seconds=NEVER_OPENED_SECONDS)
                     return Outcome.EXPIRED if released else Outcome.LEFT
                 case Status.OPEN:
-                    await self.ledger.note_opened(conversation_id, report.started_at or self.clock())
+                    age_seconds = 0.0 if report.started_at is None else self.clock() - report.started_at
+                    await self.ledger.note_opened(conversation_id, age_seconds)
                     return Outcome.LEFT
 
     def _check_agent(self, issued: IssuedPass, reported_agent_id: str | None) -> bool:

@@ -19,6 +19,8 @@ from voicepass.telemetry.logger import Logger
 LIST_SECONDS: Final = 210.0
 """The first round after this time reads the list: with a round a minute, every fourth round, even if rounds are not
 exactly on time. A reading costs one call for 100 conversations that began since the last reading."""
+LIST_LAG_SECONDS: Final = 15.0
+"""ElevenLabs' list may lack a conversation that began less than this ago."""
 MIN_RECENT_SECONDS: Final = 20 * 60.0
 RECENT_SPARE_SECONDS: Final = 60.0
 CALLS_PER_ROUND: Final = 20
@@ -118,13 +120,13 @@ class Reconciler:
     async def _read_list(self, agent_id: str, base_url: str) -> None:
         """Read the agent's list if it is time. Then release each pass that is too old to be opened and not listed."""
         recent_seconds = self._recent_seconds
-        listing = await self.ledger.begin_listing(agent_id, every_seconds=LIST_SECONDS, recent_seconds=recent_seconds)
-        if listing is not None:
-            since = listing.since
-            while since < listing.until:
-                until = min(since + _WINDOW_SECONDS, listing.until)
+        age = await self.ledger.begin_listing(agent_id, every_seconds=LIST_SECONDS, recent_seconds=recent_seconds)
+        if age is not None:
+            since, end = self.clock() - age, self.clock() - LIST_LAG_SECONDS
+            while since < end:
+                until = min(since + _WINDOW_SECONDS, end)
                 await self._read_window(agent_id, base_url, since, until)
-                await self.ledger.note_listed(agent_id, until)
+                await self.ledger.note_listed(agent_id, self.clock() - until)
                 since = until
         has_released = True
         while has_released:
