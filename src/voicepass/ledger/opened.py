@@ -96,9 +96,9 @@ def note_unopened(now: float, conversation_id: str, /, *, expires_seconds: float
 
 
 def note_opened(now: float, conversation_id: str, age_seconds: float, /) -> Dialogue[bool]:
-    """Note that a conversation is open since so many seconds. True if its pass was released: then it counts again.
+    """Note that a conversation began so many seconds ago. Returns whether its pass was released: then it counts again.
 
-    An age, because the ledger's clock may differ from the real time, which ElevenLabs uses.
+    It takes an age, because the ledger's clock may differ from the real time, which ElevenLabs uses.
     """
     opened_at = now - age_seconds
     for row in (yield rules.SQL["find_issued"], {"conversation_id": conversation_id}):
@@ -149,7 +149,7 @@ def erase_sealed(now: float) -> Dialogue[None]:
 
 
 def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_seconds: float) -> Dialogue[float | None]:
-    """Return how many seconds ago the agent's list is to begin; None if it was just read.
+    """Return from how many seconds ago on to read the agent's list; None if it was just read.
 
     The list is to cover conversations that began within `recent_seconds`. The reconciler asks about each older one.
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
@@ -173,7 +173,7 @@ def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_sec
 
 
 def note_listed(now: float, agent_id: str, age_seconds: float) -> Dialogue[None]:
-    """Note that the list was read: all conversations that began longer ago than this."""
+    """Note that the list was read up to the conversations that began so many seconds ago."""
     yield SQL["note_listed"], {"agent_id": agent_id, "until": now - age_seconds}
 
 
