@@ -342,6 +342,19 @@ async def test_a_lookup_ends_after_a_third_of_the_deadline_and_uses_the_answers_
     assert found == ["lookup", None, "lookup"]
 
 
+async def test_an_open_conversation_counts_from_its_start_or_from_now_if_its_record_has_none() -> None:
+    async with set_up(conversations=["conv_1", "conv_2"]) as given:
+        now = given.clock.now
+        records = {
+            "conv_1": make_record("in-progress", start_time_unix_secs=now - 40),
+            "conv_2": make_record("in-progress", start_time_unix_secs=None),
+        }
+        await given.open_instance(FakeProvider(records)).refresh(make_reservation(), LIMIT)
+
+        opened_at = [(await given.ledger.find_pass(conversation_id)).opened_at for conversation_id in records]
+    assert opened_at == [now - 40, now]
+
+
 async def test_a_caller_who_hangs_up_does_not_cancel_the_lookup() -> None:
     provider = HeldProvider(default=make_record("done", call_duration_secs=1))
     async with set_up(provider, conversations=THREE) as given:
