@@ -3,7 +3,7 @@
 import json
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import elevenlabs
@@ -54,17 +54,27 @@ class Receiver:
 
 
 @pytest.fixture(scope="module")
-def listener() -> Iterator[Receiver]:
-    receiver = Receiver()
-    with running(lambda _url: Starlette(routes=[Route("/hook", receiver.receive, methods=["POST"])])) as url:
-        receiver.url = f"{url}/hook"
-        yield receiver
+def listener() -> Iterator[Callable[[Receiver], str]]:
+    """A server that gives each receiver an address of its own: an earlier test's webhook may still be on its way."""
+    receivers: list[Receiver] = []
+
+    async def receive(request: Request) -> Response:
+        number: int = request.path_params["number"]
+        return await receivers[number].receive(request)
+
+    def add(receiver: Receiver) -> str:
+        receivers.append(receiver)
+        return f"{url}/hook/{len(receivers) - 1}"
+
+    with running(lambda _url: Starlette(routes=[Route("/hook/{number:int}", receive, methods=["POST"])])) as url:
+        yield add
 
 
 @pytest.fixture
-def receiver(listener: Receiver) -> Receiver:
-    listener.deliveries = queue.Queue()
-    return listener
+def receiver(listener: Callable[[Receiver], str]) -> Receiver:
+    receiver = Receiver()
+    receiver.url = listener(receiver)
+    return receiver
 
 
 @pytest.fixture
