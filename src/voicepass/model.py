@@ -105,7 +105,7 @@ class Credential:
     """What opens one conversation: a signed URL (WebSocket) or a conversation token (WebRTC).
 
     `conversation_id` and `expires_at` (seconds since the epoch) are None if ElevenLabs did not name them. `is_warm`:
-    it was fetched before a user asked. `sealed`: itself, encrypted for the ledger, whose readers cannot use it.
+    it was fetched before a user asked. `sealed`: the credential encrypted; who reads only the ledger cannot use it.
     """
 
     secret: str = field(repr=False)
@@ -116,7 +116,7 @@ class Credential:
 
     @property
     def sha256(self) -> str:
-        """The only form of the secret that voicepass stores or logs."""
+        """The only form of the secret that voicepass logs. The ledger stores it, and `sealed`."""
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
 

@@ -35,11 +35,11 @@ class Ledger(Protocol):
     async def reserve(self, reservation: Reservation, limits: Sequence[Limit], /, *, ready: Credential | None) -> None:
         """Count one more pass, or raise UserBlocked or LimitReached and count nothing: one atomic step.
 
-        If the credential is `ready`, the same step grants it.
+        If the credential is `ready`, the same step grants it, and keeps its `sealed` form.
         """
 
     async def grant(self, reservation: Reservation, credential: Credential, /) -> None:
-        """Bind the conversation to its user, or raise BadAnswer if another user has it."""
+        """Bind the conversation to its user and keep the `sealed` form, or raise BadAnswer if another user has it."""
 
     async def release(self, reservation: Reservation, /, *, has_reached: bool) -> None:
         """Stop counting a pass. If its request has reached ElevenLabs, it counts as a request for a minute."""
@@ -204,7 +204,7 @@ class Passes:
         release.add_done_callback(self._forget_release)
         # A reservation that cannot be released lapses after 15 minutes.
         with suppress(LedgerUnavailable), attempt.step(StepName.RELEASE):
-            await asyncio.wait([release])
+            await asyncio.wait([release])  # not `shield`, see settlement/lookup
             release.result()
 
     async def aclose(self) -> None:

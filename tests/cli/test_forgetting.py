@@ -20,7 +20,7 @@ from voicepass.ledger.sqlite import open_sqlite
 from voicepass.model import Settlement
 
 AGENT = EmulatedAgent(agent_id="agent_1")
-NOTHING_FOUND = "the ledger had no pass of this user: if you expected some, check the id"
+NOTHING_FOUND = "no pass of this user is left: the user was forgotten before, or the id is wrong"
 
 
 @pytest.fixture

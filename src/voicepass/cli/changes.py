@@ -130,7 +130,7 @@ def forget(
             rewrite_file(path)
         typer.echo(f"forgotten: {done.passes} passes of user {escape_controls(user_id)}")
         if not done.passes:
-            typer.echo("the ledger had no pass of this user: if you expected some, check the id", err=True)
+            typer.echo("no pass of this user is left: the user was forgotten before, or the id is wrong", err=True)
         if now:
             typer.echo(f"blocked: user {escape_controls(user_id)}")
         if configuration is None:

@@ -144,7 +144,7 @@ class Guard:
         task = asyncio.create_task(self._call_within_deadline(attempt, ends_at))
         self._tasks.add(task)
         task.add_done_callback(partial(self._finish, bulkhead))
-        await asyncio.wait([task])
+        await asyncio.wait([task])  # not `shield`, see settlement/lookup
         return task.result()
 
     async def aclose(self) -> None:
@@ -190,8 +190,8 @@ class Guard:
 class Pause:
     """Refuses calls for a while after one was refused because ElevenLabs is busy, or has rejected the key.
 
-    Each call runs within the pause: `with pause: …`. If ElevenLabs is busy, the pause is as long as it asks for. After
-    a rejected key it is 1 s, and each following one is twice as long, 30 s at most. A success ends it.
+    Put each call into `with pause:`, which refuses it while the pause is on. A busy ElevenLabs says how long the pause
+    is. After a rejected key it is 1 s, and each following one is twice as long, 30 s at most. A success ends it.
     """
 
     def __init__(self, kind: type[Busy | KeyRejected], *, clock: Ticks) -> None:

@@ -17,7 +17,7 @@ PAUSE_SECONDS: Final = 2.0
 UNOPENED_SECONDS: Final = 5.0
 """How long ElevenLabs' answer that nobody has opened a pass is valid: for one lookup and the pause after it."""
 LIST_OVERLAP_SECONDS: Final = 60.0
-"""Each reading begins this long before the end of the last one, because ElevenLabs may write a record late."""
+"""Each reading begins this much earlier: ElevenLabs may write a record late, and noting an age takes a moment."""
 FAILED_SECONDS: Final = 60.0
 """How long a request that failed counts: the window of `passes_per_minute`."""
 LOOKUP_SECONDS: Final = 10.0
@@ -96,7 +96,7 @@ def note_unopened(now: float, conversation_id: str, /, *, expires_seconds: float
 
 
 def note_opened(now: float, conversation_id: str, age_seconds: float, /) -> Dialogue[bool]:
-    """Note that a conversation began so many seconds ago. Returns whether its pass was released: then it counts again.
+    """Note that a conversation began `age_seconds` ago. Returns whether its pass was released: then it counts again.
 
     It takes an age, because the ledger's clock may differ from the real time, which ElevenLabs uses.
     """
@@ -149,7 +149,7 @@ def erase_sealed(now: float) -> Dialogue[None]:
 
 
 def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_seconds: float) -> Dialogue[float | None]:
-    """Return from how many seconds ago on to read the agent's list; None if it was just read.
+    """Return how many seconds back to read the agent's list. Returns None if it was just read.
 
     The list is to cover conversations that began within `recent_seconds`. The reconciler asks about each older one.
     It begins with the oldest conversation that is known to be open, or where the last reading ended.
@@ -166,14 +166,14 @@ def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_sec
     yield SQL["begin_listing"], parameters
     begins: list[float] = [row["open_since"]] if row["open_since"] is not None else []
     if row["unseen_since"] is not None:
-        begins.append(max(row["unseen_since"], listed_until) - LIST_OVERLAP_SECONDS)
-    if not begins:  # The list may still have conversations that began without a pass.
-        begins.append(max(listed_until, now - recent_seconds) - LIST_OVERLAP_SECONDS)
-    return now - min(begins)
+        begins.append(max(row["unseen_since"], listed_until))
+    if listed_until or not begins:  # The list may also have conversations that began without a pass.
+        begins.append(max(listed_until, now - recent_seconds))
+    return now - min(begins) + LIST_OVERLAP_SECONDS
 
 
 def note_listed(now: float, agent_id: str, age_seconds: float) -> Dialogue[None]:
-    """Note that the list was read up to the conversations that began so many seconds ago."""
+    """Note that the list was read up to the conversations that began `age_seconds` ago."""
     yield SQL["note_listed"], {"agent_id": agent_id, "until": now - age_seconds}
 
 

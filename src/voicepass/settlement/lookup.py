@@ -58,7 +58,7 @@ class OpenPasses:
         if lookup is None:
             lookup = self._lookups[key] = asyncio.create_task(self._look_up(reservation, limit))
             lookup.add_done_callback(partial(self._forget_lookup, key))
-        # Not `shield`: since Python 3.14 it logs an exception that comes after the caller is gone as an error.
+        # Not `shield`: if the caller is gone and the task then fails, Python 3.14 logs an error.
         await asyncio.wait([lookup])
         return lookup.result()
 
