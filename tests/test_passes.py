@@ -41,7 +41,7 @@ from voicepass.model import (
 )
 from voicepass.passes import Observer, Passes
 from voicepass.policy import AgentRules, Policy, Rule
-from voicepass.telemetry.attempt import Attempt
+from voicepass.telemetry.attempt import Attempt, StepName
 from voicepass.telemetry.lines import notify
 
 pytestmark = pytest.mark.anyio
@@ -220,6 +220,10 @@ async def test_a_failed_release_does_not_hide_the_first_error() -> None:
         await make_passes(ports).issue(make_request())
 
     assert ports.calls[-1] == "release"
+    assert [(step.name, step.has_failed) for step in ports.attempts[0].steps[-2:]] == [
+        (StepName.UPSTREAM, True),
+        (StepName.RELEASE, True),
+    ]
 
 
 class SlowRelease(Ports):

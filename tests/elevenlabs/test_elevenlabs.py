@@ -578,6 +578,30 @@ async def test_a_429_pauses_every_call_of_its_workspace(upstream: respx.MockRout
     assert route.call_count == 2
 
 
+async def test_a_call_that_began_before_the_pause_ends_it_if_it_succeeds(upstream: respx.MockRouter) -> None:
+    is_asked, release = asyncio.Event(), asyncio.Event()
+
+    async def answer(_request: httpx.Request) -> httpx.Response:
+        if is_asked.is_set():
+            return httpx.Response(429, headers={"Retry-After": "7"}, json={"detail": {"status": "rate_limit_exceeded"}})
+        is_asked.set()
+        await release.wait()
+        return httpx.Response(200, json={"signed_url": signed_url()})
+
+    upstream["signed_url"].mock(side_effect=answer)
+    async with open_with_ticks(Ticks()) as provider:
+        slow = asyncio.create_task(fetch_refusal(provider))
+        await is_asked.wait()
+        refused = await fetch_refusal(provider)
+        paused = await provider.explain_pause()
+        release.set()
+        await slow
+        then = await provider.explain_pause()
+
+    assert isinstance(refused, Busy)
+    assert (paused, then) == ("refuses, and is left alone for now", None)
+
+
 async def test_a_429_that_asks_for_an_hour_pauses_calls_for_a_minute(upstream: respx.MockRouter) -> None:
     route = upstream["signed_url"]
     busy = httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": {"status": "rate_limit_exceeded"}})
