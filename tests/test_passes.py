@@ -274,8 +274,12 @@ async def test_an_attempt_that_fails_in_any_way_is_observed_and_released(error: 
         await make_passes(ports).issue(make_request())
 
     assert ports.calls[-1] == "release"
-    assert [attempt.outcome for attempt in ports.attempts] == [outcome]
-    assert ports.attempts[0].user is not None
+    (attempt,) = ports.attempts
+    assert attempt.outcome == outcome
+    assert (attempt.is_operators_fault, attempt.cause) == (
+        (True, error) if outcome == "internal_error" else (False, None)
+    )
+    assert attempt.user is not None
 
 
 def make_limit_reached(kind: type[LimitReached]) -> LimitReached:

@@ -215,6 +215,20 @@ async def test_the_list_is_read_from_the_last_reading_on_or_from_the_oldest_open
     assert third == (NOW + 101 - 60, NOW + 505)  # conv_1 is not in the list, so it has not begun
 
 
+async def test_conversations_without_a_pass_are_seen_also_if_the_only_open_conversation_began_later() -> None:
+    clock, provider = Clock(), FakeProvider()
+    async with open_sqlite(":memory:", clock=clock) as ledger:
+        reconciler = make_reconciler(ledger, provider, clock)
+        await grant(ledger, "conv_1")
+        clock.now += 100
+        await reconciler.run_round()
+        clock.now += LIST_SECONDS
+        await ledger.note_opened("conv_1", 0)
+        await reconciler.run_round()
+
+    assert provider.listed[1] == (NOW + 100 - 15 - 60, NOW + 100 + LIST_SECONDS - 15)
+
+
 async def test_a_pass_that_is_too_old_to_be_opened_and_not_in_the_list_is_released() -> None:
     clock, provider = Clock(), FakeProvider()
     released = []
