@@ -34,7 +34,7 @@ def test_the_search_of_the_suites_log_finds_a_secret(canary_log: CanaryLog) -> N
 def test_a_secret_shows_in_no_repr() -> None:
     holders = [
         settings_with(),
-        Credential(secret=signed_url(), conversation_id="conv_1", expires_at=1.0),
+        Credential(secret=signed_url(), conversation_id="conv_1", expires_at=1.0, sealed=SIGNATURE.encode()),
         PassRequest(
             request_id="r",
             credentials=Credentials(authorization=(f"Bearer {SIGNATURE}",), cookies=(JWT_SECRET,)),
