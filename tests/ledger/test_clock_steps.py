@@ -100,7 +100,7 @@ async def test_after_a_clock_step_the_ledger_still_knows_how_long_ago_a_list_was
 
     assert listing["listed_until"] == pytest.approx(START + 15, abs=1)  # by the clock of the passes
     assert first == pytest.approx(30 + 60, abs=1)
-    assert second == pytest.approx(20 + 250 + 60, abs=10)
+    assert second == pytest.approx(15 + 250 + 60, abs=10)
 
 
 # -- rows from a clock that was ahead --------------------------------------------------------------------------------

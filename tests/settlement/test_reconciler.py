@@ -212,7 +212,7 @@ async def test_the_list_is_read_from_the_last_reading_on_or_from_the_oldest_open
     first, second, third = provider.listed
     assert first == (NOW - 60, NOW + 85)  # a minute of overlap; the list may lack those of the last 15 s
     assert second == (NOW + 85 - 60, NOW + 295)
-    assert third == (NOW + 101 - 60, NOW + 505)  # conv_1 is not in the list, so it has not begun
+    assert third == (NOW + 101 - 5, NOW + 505)  # conv_1 is not in the list, so it has not begun
 
 
 async def test_conversations_without_a_pass_are_seen_also_if_the_only_open_conversation_began_later() -> None:

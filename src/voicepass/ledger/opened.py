@@ -17,7 +17,9 @@ PAUSE_SECONDS: Final = 2.0
 UNOPENED_SECONDS: Final = 5.0
 """How long ElevenLabs' answer that nobody has opened a pass is valid: for one lookup and the pause after it."""
 LIST_OVERLAP_SECONDS: Final = 60.0
-"""Each reading begins this much earlier: ElevenLabs may write a record late, and noting an age takes a moment."""
+"""Each reading begins this long before the end of the last one, because ElevenLabs may write a record late."""
+NOTED_LATE_SECONDS: Final = 5.0
+"""The start of a conversation may be noted this much too late: its age grows until the ledger has it."""
 FAILED_SECONDS: Final = 60.0
 """How long a request that failed counts: the window of `passes_per_minute`."""
 LOOKUP_SECONDS: Final = 10.0
@@ -164,12 +166,12 @@ def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_sec
         listed_until = known["listed_until"] if known["listed_until"] <= now else 0.0
     (row,) = yield SQL["to_list"], parameters
     yield SQL["begin_listing"], parameters
-    begins: list[float] = [row["open_since"]] if row["open_since"] is not None else []
+    begins: list[float] = [] if row["open_since"] is None else [row["open_since"] - NOTED_LATE_SECONDS]
     if row["unseen_since"] is not None:
-        begins.append(max(row["unseen_since"], listed_until))
+        begins.append(max(row["unseen_since"], listed_until) - LIST_OVERLAP_SECONDS)
     if listed_until or not begins:  # The list may also have conversations that began without a pass.
-        begins.append(max(listed_until, now - recent_seconds))
-    return now - min(begins) + LIST_OVERLAP_SECONDS
+        begins.append(max(listed_until, now - recent_seconds) - LIST_OVERLAP_SECONDS)
+    return now - min(begins)
 
 
 def note_listed(now: float, agent_id: str, age_seconds: float) -> Dialogue[None]:
