@@ -154,7 +154,7 @@ def begin_listing(now: float, agent_id: str, *, every_seconds: float, recent_sec
     """Return how many seconds back to read the agent's list. Returns None if it was just read.
 
     The list is to cover conversations that began within `recent_seconds`. The reconciler asks about each older one.
-    It begins with the oldest conversation that is known to be open, or where the last reading ended.
+    It begins with the oldest conversation that is known to be open, or where the last reading ended if that is earlier.
     """
     parameters = {"agent_id": agent_id, "now": now, "oldest": now - _ASKABLE_SECONDS}
     parameters |= {"recent": now - recent_seconds, "reserved": now - recent_seconds - UNUSED_SECONDS}
